@@ -1,0 +1,91 @@
+"""The errors a user can meet, each of which says where, what, and what to do.
+
+    MMInstructError            anything this package raises on purpose
+    ├── UsageError             an argument, a name or a combination that makes no sense
+    ├── ConfigError            a prompt config that breaks its schema
+    ├── SourceError            annotation files that are missing, damaged or contradict themselves
+    │   └── DownloadError      a file that could not be fetched, or arrived with other bytes
+    ├── BackendError           an LLM that could not be reached or did not answer
+    │   ├── RequestRefused     this one request was refused for good (one row is lost, the run goes on)
+    │   │   └── ContextTooLong the prompt does not fit the model's window
+    │   ├── TransientError     worth another try: rate limits, 5xx, dropped connections, damaged bodies
+    │   └── BackendUnusable    no request can succeed: wrong key, unknown model, nobody listening
+    ├── StoreError             the response store can't be read or written (disk full, damaged file)
+    └── RunStopped             a run ended early; what had finished is in the store
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MMInstructError(Exception):
+    """Base of all errors raised on purpose; printed without a traceback by the CLI."""
+
+
+class UsageError(MMInstructError):
+    """An argument, a name or a combination of both that makes no sense."""
+
+
+class ConfigError(MMInstructError):
+    """A prompt config that breaks its schema."""
+
+
+class SourceError(MMInstructError):
+    """Annotation files that are missing, damaged or contradict themselves."""
+
+
+class DownloadError(SourceError):
+    """A file that could not be fetched, or that arrived with other bytes than published."""
+
+
+class BackendError(MMInstructError):
+    """An LLM that could not be reached or did not answer."""
+
+
+class RequestRefused(BackendError):
+    """One request was refused for good; asking again gives the same answer."""
+
+
+class ContextTooLong(RequestRefused):
+    """The prompt and its answer do not fit the model's context window."""
+
+
+class TransientError(BackendError):
+    """Worth another try.
+
+    Attributes:
+        retry_after_s: seconds the server asked to wait, or None.
+        cause: a short machine-readable cause such as ``http_429`` or ``timeout``.
+    """
+
+    def __init__(self, message: str, *, cause: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.cause = cause
+        self.retry_after_s = retry_after_s
+
+
+class BackendUnusable(BackendError):
+    """No request of this run can succeed: wrong key, unknown model, nobody listening."""
+
+
+class StoreError(MMInstructError):
+    """The response store can't be read or written."""
+
+
+class RunStopped(MMInstructError):
+    """A run ended early. Every completion that had finished is in the response store."""
+
+
+def did_you_mean(got: str, choices: Iterable[str]) -> str:
+    """The tail of an error about an unknown name: the nearest choice, else all of them.
+
+    >>> did_you_mean("lava", ["llava", "motion"])
+    " (did you mean 'llava'?)"
+    """
+    known = sorted(choices)
+    near = difflib.get_close_matches(got, known, n=1)
+    if near:
+        return f" (did you mean {near[0]!r}?)"
+    return f"; choose from: {', '.join(known)}" if known else ""

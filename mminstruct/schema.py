@@ -1,0 +1,163 @@
+"""The values that travel down the line: Context -> messages -> Request -> Completion -> turns -> row.
+
+All records are frozen. `Context` is what a source yields and what a prompt config renders; it is
+serialised as JSON (`encode_context`), so that one Arrow column carries any modality.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+
+Role = Literal["system", "user", "assistant"]
+FinishReason = Literal["stop", "length", "content_filter", "other"]
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """One annotated object, or a group of them.
+
+    Attributes:
+        label: category name in words, such as ``traffic light``.
+        bbox_xyxy_norm: min_x, min_y, max_x, max_y as fractions of width and height, 0..1,
+            origin at the top left, with min < max on both axes.
+        is_group: the box covers several touching objects of the label (COCO ``iscrowd``).
+    """
+
+    label: str
+    bbox_xyxy_norm: tuple[float, float, float, float]
+    is_group: bool = False
+
+    @property
+    def area(self) -> float:
+        """Fraction of the image that the box covers, 0..1."""
+        min_x, min_y, max_x, max_y = self.bbox_xyxy_norm
+        return (max_x - min_x) * (max_y - min_y)
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """The image (later: motion, audio ...) that the annotations describe; never its pixels.
+
+    Attributes:
+        file_name: name in its release, such as ``000000000042.jpg``.
+        url: where the publisher serves it, or None.
+        landing_url: the page of the original upload, or None.
+        width: pixels.
+        height: pixels.
+        license: identifier of the media's own licence (SPDX where one exists), or None if unknown.
+        license_url: the licence's text, or None.
+    """
+
+    file_name: str
+    url: str | None = None
+    landing_url: str | None = None
+    width: int | None = None
+    height: int | None = None
+    license: str | None = None
+    license_url: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """All annotations of one image, as a source gives them.
+
+    Attributes:
+        id: the image's identifier in its source, unique there and stable, such as ``000000000042``.
+        media: the image itself.
+        captions: stripped, distinct, in the source's order.
+        boxes: in the source's order.
+    """
+
+    id: str
+    media: Media
+    captions: tuple[str, ...] = ()
+    boxes: tuple[Box, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a chat, in the roles of the OpenAI chat format."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One question about the image and its answer."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a completion is drawn.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_p: nucleus mass, 0..1.
+        max_tokens: upper bound of the answer, in the model's tokens.
+        seed: None leaves the choice to the engine.
+    """
+
+    temperature: float = 0.7
+    top_p: float = 1.0
+    max_tokens: int = 1024
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One chat completion to ask for."""
+
+    messages: tuple[Message, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One finished answer.
+
+    Attributes:
+        text: the answer; empty is an answer too.
+        finish_reason: ``length`` means that max_tokens or the window cut it.
+        prompt_tokens: as the engine counted them, or None.
+        completion_tokens: as the engine counted them, or None.
+        model: what the engine says answered, or None.
+    """
+
+    text: str
+    finish_reason: FinishReason = "stop"
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    model: str | None = None
+
+
+_context_encoder = msgspec.json.Encoder()
+_context_decoder = msgspec.json.Decoder(Context)
+_canonical_encoder = msgspec.json.Encoder(order="deterministic")
+
+
+def encode_context(context: Context) -> str:
+    """The context as JSON; `decode_context` gives an equal value back."""
+    return _context_encoder.encode(context).decode()
+
+
+def decode_context(text: str | bytes) -> Context:
+    """The context that `encode_context` wrote."""
+    return _context_decoder.decode(text)
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with sorted keys and no white space: equal values give equal bytes."""
+    return _canonical_encoder.encode(value)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON of a value, in hex (64 characters)."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()

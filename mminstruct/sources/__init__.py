@@ -1,0 +1,136 @@
+"""Annotation sources: what to download, how to read it into Contexts, whose licence it is.
+
+A module ``sources/foo.py`` with a ``SOURCE`` object is the registration; modules whose name starts
+with an underscore hold what several sources share.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from mminstruct.errors import UsageError, did_you_mean
+from mminstruct.schema import Context
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """A published file.
+
+    Attributes:
+        url: where it is served.
+        size_bytes: its exact size.
+        md5: its MD5 in hex.
+    """
+
+    url: str
+    size_bytes: int
+    md5: str
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The files that hold one split.
+
+    Attributes:
+        paths: role -> file, such as ``{"captions": .../captions_train2017.json}``.
+        fingerprint: digest of the bytes that will be read; paths and dates don't enter it.
+    """
+
+    paths: dict[str, Path]
+    fingerprint: str
+
+
+@dataclass(slots=True)
+class ReadReport:
+    """What reading left out, counted by reason, so that nothing is dropped silently."""
+
+    contexts: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    def skip(self, reason: str, count: int = 1) -> None:
+        """Count something that was left out."""
+        self.skipped[reason] = self.skipped.get(reason, 0) + count
+
+
+@dataclass(frozen=True, slots=True)
+class SourceInfo:
+    """Facts about a source that rows, cards and `DatasetInfo` carry.
+
+    Attributes:
+        name: as typed on the command line, such as ``COCO2014``.
+        title: in words.
+        description: one paragraph.
+        homepage: URL.
+        citation: BibTeX.
+        license: SPDX identifier of the annotations' licence.
+        license_url: its text.
+        attribution: the sentence that the licence asks for.
+        media_license: what is known of the images' own licences, in one sentence.
+        splits: split names, in order.
+        version: version of the reading code; raised when contexts change.
+    """
+
+    name: str
+    title: str
+    description: str
+    homepage: str
+    citation: str
+    license: str
+    license_url: str
+    attribution: str
+    media_license: str
+    splits: tuple[str, ...]
+    version: str
+
+
+class Source(Protocol):
+    """What every annotation source offers."""
+
+    @property
+    def info(self) -> SourceInfo:
+        """Facts about the source."""
+        ...
+
+    def download(self, split: str) -> Download:
+        """The published archive that holds a split's annotations."""
+        ...
+
+    def locate(self, data_dir: Path, split: str) -> Files | None:
+        """The split's files below a folder (extracted, or the official archive), or None.
+
+        Raises:
+            SourceError: some of the files are there and others are not.
+        """
+        ...
+
+    def read(self, files: Files, report: ReadReport) -> Iterator[Context]:
+        """The split's contexts in ascending order of their id.
+
+        Raises:
+            SourceError: a file is damaged or contradicts another.
+        """
+        ...
+
+
+def names() -> dict[str, str]:
+    """Source name as typed -> module name, of all sources."""
+    found = (m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    return {name.upper(): name for name in sorted(found)}
+
+
+def get(name: str) -> Source:
+    """The source of that name; case does not matter.
+
+    Raises:
+        UsageError: there is none.
+    """
+    known = names()
+    if name.upper() not in known:
+        raise UsageError(f"unknown source {name!r}{did_you_mean(name.upper(), known)}")
+    source: Source = importlib.import_module(f"{__name__}.{known[name.upper()]}").SOURCE
+    return source

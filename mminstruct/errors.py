@@ -1,17 +1,17 @@
 """The errors a user can meet, each of which says where, what, and what to do.
 
-    MMInstructError            anything this package raises on purpose
-    ├── UsageError             an argument, a name or a combination that makes no sense
-    ├── ConfigError            a prompt config that breaks its schema
-    ├── SourceError            annotation files that are missing, damaged or contradict themselves
-    │   └── DownloadError      a file that could not be fetched, or arrived with other bytes
-    ├── BackendError           an LLM that could not be reached or did not answer
-    │   ├── RequestRefused     this one request was refused for good (one row is lost, the run goes on)
-    │   │   └── ContextTooLong the prompt does not fit the model's window
-    │   ├── TransientError     worth another try: rate limits, 5xx, dropped connections, damaged bodies
-    │   └── BackendUnusable    no request can succeed: wrong key, unknown model, nobody listening
-    ├── StoreError             the response store can't be read or written (disk full, damaged file)
-    └── RunStopped             a run ended early; what had finished is in the store
+MMInstructError            anything this package raises on purpose
+├── UsageError             an argument, a name or a combination that makes no sense
+├── ConfigError            a prompt config that breaks its schema
+├── SourceError            annotation files that are missing, damaged or contradict themselves
+│   └── DownloadError      a file that could not be fetched, or arrived with other bytes
+├── BackendError           an LLM that could not be reached or did not answer
+│   ├── RequestRefused     this one request was refused for good (one row is lost, the run goes on)
+│   │   └── ContextTooLong the prompt does not fit the model's window
+│   ├── TransientError     worth another try: rate limits, 5xx, dropped connections, damaged bodies
+│   └── BackendUnusable    no request can succeed: wrong key, unknown model, nobody listening
+├── StoreError             the response store can't be read or written (disk full, damaged file)
+└── RunStopped             a run ended early; what had finished is in the store
 """
 
 from __future__ import annotations

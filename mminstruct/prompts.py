@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,7 +25,13 @@ from mminstruct.schema import Box, Context, Media, Message, Turn, digest
 AnswerForm = Literal["turns", "turn", "text"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
-_COORDINATES = re.compile(r"[\[(]\s*[01]?\.\d+\s*(?:,\s*[01]?\.\d+\s*)+[\])]")
+_FRACTION = r"(?:0?\.\d+|[01]\.\d+)"
+_COORDINATES = re.compile(
+    rf"[\[(]\s*(?:{_FRACTION}|[01])\s*(?:,\s*(?:{_FRACTION}|[01])\s*)+[\])]"
+    rf"|{_FRACTION}(?:\s*,\s*{_FRACTION}){{2,}}"
+)
+_MAX_DECIMALS = 9
+_IDENTITY = ("name", "version", "description")
 
 
 class _Strict(BaseModel):
@@ -143,15 +149,18 @@ class PromptConfig(_Strict):
     @model_validator(mode="after")
     def _examples_obey_own_rules(self) -> PromptConfig:
         for name, kind in self.types.items():
+            for number, question in enumerate(kind.questions, 1):
+                if leak := find_leak(self, question):
+                    raise ValueError(f"types.{name}: question {number} breaks a rule: {leak}")
             for number, example in enumerate(kind.examples, 1):
-                leak = find_leak(self, example.answer())
-                if leak:
+                if leak := find_leak(self, example.answer()):
                     raise ValueError(f"types.{name}: example {number} breaks a rule: {leak}")
-                if len(example.answer().split()) < kind.min_words:
+                answers = [example.text or "", *(turn.answer for turn in example.turns)]
+                if any(0 < len(answer.split()) < kind.min_words for answer in answers):
                     raise ValueError(f"types.{name}: example {number} is under min_words")
         return self
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Digest of everything in the config, 16 hex characters."""
         return digest(self.model_dump(mode="json"))[:16]
@@ -221,7 +230,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
-            key = str(self.construct_object(key_node, deep=True))  # type: ignore[no-untyped-call]
+            key = str(self.construct_object(key_node, deep=True))
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key!r} is given twice", key_node.start_mark
@@ -242,6 +251,9 @@ def _read_with_parents(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any
     parent = data.pop("extends", None)
     if parent is None:
         return data
+    for key in _IDENTITY:
+        if key not in data:
+            raise ConfigError(f"{path.name}: {key}: this key is missing ('extends' leaves it out)")
     beside = path.parent / f"{parent}.yaml"
     parent_path = beside if beside.is_file() else find(str(parent))
     return _merged(_read_with_parents(parent_path, (*seen, path)), data)
@@ -252,8 +264,9 @@ def _merged(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
     merged = dict(parent)
     for key, value in child.items():
         old = merged.get(key)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        merged[key] = _merged(old, value) if both else value
+        if isinstance(old, dict) and isinstance(value, dict):
+            value = _merged(old, value)
+        merged[key] = value
     return merged
 
 
@@ -263,7 +276,8 @@ def _explain(error: ValidationError, where: str) -> Iterator[str]:
         if item["type"] == "extra_forbidden":
             key = str(item["loc"][-1])
             hint = did_you_mean(key, _keys_at(item["loc"][:-1]))
-            yield f"{where}: unknown key {key!r} in {location.rpartition('.')[0] or 'the top'}{hint}"
+            inside = location.rpartition(".")[0]
+            yield f"{where}: unknown key {key!r}{' in ' + inside if inside else ''}{hint}"
         elif item["type"] == "missing":
             yield f"{where}: {location}: this key is missing"
         else:
@@ -310,21 +324,33 @@ class Prompt:
     dropped_boxes: int = 0
 
 
-def render_context(context: Context, rendering: Rendering) -> str:
-    """The annotations as the model reads them: a section for captions, one for objects."""
-    captions = context.captions[: rendering.max_captions]
-    sections = ["\n".join([rendering.captions_heading, *(f"- {c}" for c in captions)])]
-    boxes = _largest(context.boxes, rendering.max_boxes)
+def render_context(context: Context, rendering: Rendering, *, max_boxes: int | None = None) -> str:
+    """The annotations as the model reads them: a section for captions, one for objects.
+
+    Where not all boxes are shown (the config's bound, or ``max_boxes`` if that is less), the
+    heading says so, as a model would otherwise count what it sees.
+    """
+    sections = []
+    if context.captions:
+        captions = context.captions[: rendering.max_captions]
+        sections.append("\n".join([rendering.captions_heading, *(f"- {c}" for c in captions)]))
+    limits = [n for n in (rendering.max_boxes, max_boxes) if n is not None]
+    boxes = _largest(context.boxes, min(limits) if limits else None)
     if boxes:
-        lines = _lines_per_label(boxes, rendering) if rendering.one_line_per_label else None
-        lines = lines or [
-            f"{_label(box)}: {_bbox(box, rendering.box_decimals)}" for box in boxes
-        ]
-        sections.append("\n".join([rendering.boxes_heading, *lines]))
+        heading = rendering.boxes_heading
+        if len(boxes) < len(context.boxes):
+            heading = (
+                f"{heading.removesuffix(':')} (the {len(boxes)} largest of {len(context.boxes)}):"
+            )
+        if rendering.one_line_per_label:
+            lines = _lines_per_label(boxes, rendering.box_decimals)
+        else:
+            lines = [f"{_label(box)}: {_bbox(box, rendering.box_decimals)}" for box in boxes]
+        sections.append("\n".join([heading, *lines]))
     return "\n\n".join(sections)
 
 
-def format_turns(turns: Iterator[Turn] | tuple[Turn, ...]) -> str:
+def format_turns(turns: Iterable[Turn]) -> str:
     """Turns in the labelled form that the model is asked for and `parse` reads."""
     return "\n\n".join(f"Question: {t.question}\nAnswer: {t.answer}" for t in turns)
 
@@ -339,13 +365,11 @@ def render(
 ) -> Prompt:
     """The messages for a context: the last examples and the smallest boxes dropped as asked."""
     few_shots = len(config.types[type_name].examples) - drop_few_shots
-    if drop_boxes:
-        kept = _largest(context.boxes, _shown_boxes(context, config) - drop_boxes)
-        context = Context(context.id, context.media, context.captions, kept)
+    max_boxes = _shown_boxes(context, config) - drop_boxes if drop_boxes else None
     return Prompt(
         messages=(
             *_opening(config, type_name)[: 1 + 2 * few_shots],
-            Message("user", render_context(context, config.rendering)),
+            Message("user", render_context(context, config.rendering, max_boxes=max_boxes)),
         ),
         few_shots=few_shots,
         dropped_few_shots=drop_few_shots,
@@ -391,24 +415,25 @@ def find_leak(config: PromptConfig, text: str) -> str | None:
 def _forbidden(phrases: tuple[str, ...]) -> re.Pattern[str] | None:
     if not phrases:
         return None
-    words = "|".join(re.escape(phrase) for phrase in phrases)
-    return re.compile(rf"\b(?:{words})\b", re.IGNORECASE)
+    spelled = (
+        r"\s+".join(re.escape(word).replace("'", "['\u2019]") for word in phrase.split())
+        for phrase in phrases
+    )
+    return re.compile(rf"(?<!\w)(?:{'|'.join(spelled)})(?!\w)", re.IGNORECASE)
 
 
 _openings: dict[tuple[int, str], tuple[PromptConfig, tuple[Message, ...]]] = {}
 
 
 def _opening(config: PromptConfig, type_name: str) -> tuple[Message, ...]:
-    """System message and examples; the same objects each time, as all requests of a type share it."""
+    """System message and examples: the same objects for all requests of a type."""
     key = (id(config), type_name)
     cached = _openings.get(key)
     if cached is None or cached[0] is not config:
         kind = config.types[type_name]
         messages = [Message("system", kind.system)]
         for example in kind.examples:
-            messages.append(
-                Message("user", render_context(example.context(), config.rendering))
-            )
+            messages.append(Message("user", render_context(example.context(), config.rendering)))
             messages.append(Message("assistant", example.answer()))
         cached = _openings[key] = (config, tuple(messages))
     return cached[1]
@@ -427,10 +452,10 @@ def _largest(boxes: tuple[Box, ...], count: int | None) -> tuple[Box, ...]:
     return tuple(boxes[i] for i in sorted(ranked[:count]))
 
 
-def _lines_per_label(boxes: tuple[Box, ...], rendering: Rendering) -> list[str]:
+def _lines_per_label(boxes: tuple[Box, ...], decimals: int) -> list[str]:
     by_label: dict[str, list[str]] = {}
     for box in boxes:
-        by_label.setdefault(_label(box), []).append(_bbox(box, rendering.box_decimals))
+        by_label.setdefault(_label(box), []).append(_bbox(box, decimals))
     return [f"{label}: {' '.join(bboxes)}" for label, bboxes in by_label.items()]
 
 
@@ -439,4 +464,9 @@ def _label(box: Box) -> str:
 
 
 def _bbox(box: Box, decimals: int) -> str:
-    return "[" + ", ".join(f"{value:.{decimals}f}" for value in box.bbox_xyxy_norm) + "]"
+    """The box in text, with as many more decimals as a tiny one needs to keep its two sides."""
+    while True:
+        texts = [f"{value:.{decimals}f}" for value in box.bbox_xyxy_norm]
+        if (texts[0] != texts[2] and texts[1] != texts[3]) or decimals >= _MAX_DECIMALS:
+            return f"[{', '.join(texts)}]"
+        decimals += 1

@@ -1,4 +1,4 @@
-"""The values that travel down the line: Context -> messages -> Request -> Completion -> turns -> row.
+"""The values that travel down the line, from a source's Context to a Completion.
 
 All records are frozen. `Context` is what a source yields and what a prompt config renders; it is
 serialised as JSON (`encode_context`), so that one Arrow column carries any modality.

@@ -1,0 +1,453 @@
+"""`InstructBuilder`: one source and one prompt config as a Hugging Face dataset builder.
+
+A builder script names the two and nothing else. Everything that changes rows is in the cache path:
+the annotation files' content, the prompt config's, model and endpoint, sampling, types, splits,
+limit, and the code. What doesn't (concurrency, timeouts, retries, where the store is) is not, so
+that changing it reuses what is there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import datasets
+
+from mminstruct import backends, generate, licenses, prompts, sources
+from mminstruct.backends import Backend, BackendOptions
+from mminstruct.client import Client, RetryPolicy, Stats
+from mminstruct.download import fetch
+from mminstruct.errors import RunStopped, UsageError, did_you_mean
+from mminstruct.generate import Plan, Report
+from mminstruct.prompts import PromptConfig
+from mminstruct.responses import ResponseStore, default_path
+from mminstruct.schema import Sampling, digest
+from mminstruct.sources import Files, ReadReport, Source
+
+_SHARDS = 64
+_REPORTS = "report-*.json"
+
+
+class IncompleteWarning(UserWarning):
+    """Some requests got no answer; loading again asks for those, and for no other."""
+
+
+@dataclass
+class InstructConfig(datasets.BuilderConfig):
+    """The arguments of `load_dataset` for an instruction builder.
+
+    Attributes:
+        source: set by the builder.
+        prompt_config: set by the builder; a name or a path.
+        types: instruction types; None is all of the prompt config.
+        splits: splits to generate; each costs money, so only ``train`` by default.
+        limit: images per split, the first ones by id; None is all.
+        backend: ``openai``, ``llama_cpp`` or ``fake``.
+        model: a name at a server, or a file; None is the backend's default.
+        base_url: of an OpenAI-compatible server, with or without ``/v1``.
+        context_window: tokens that prompt and answer may take together; None asks the model.
+        temperature: 0 is greedy.
+        top_p: nucleus mass.
+        max_tokens: upper bound of an answer.
+        seed: for sampling and for the choice of questions; None sends none.
+        max_concurrency: requests in flight at most, over all processes.
+        timeout_s: longest wait for an answer, seconds.
+        max_retries: tries after a request's first.
+        response_store: file of finished completions; None is the one in the Hugging Face cache.
+        n_threads: CPU threads of an in-process engine.
+        n_gpu_layers: layers of an in-process engine on the GPU; -1 is all.
+    """
+
+    source: str = ""
+    prompt_config: str = ""
+    types: list[str] | None = None
+    splits: list[str] | None = None
+    limit: int | None = None
+    backend: str = "llama_cpp"
+    model: str | None = None
+    base_url: str | None = None
+    context_window: int | None = None
+    temperature: float = 0.7
+    top_p: float = 1.0
+    max_tokens: int = 1024
+    seed: int | None = None
+    max_concurrency: int = 64
+    timeout_s: float = 600.0
+    max_retries: int = 8
+    response_store: str | None = None
+    n_threads: int | None = None
+    n_gpu_layers: int = -1
+
+    def create_config_id(
+        self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None
+    ) -> str:
+        """``<name>-<digest>`` over everything that changes rows, and over nothing else."""
+        self.check()
+        source, config = self.open_source(), self.open_prompts()
+        identity = backends.create(self.backend, self.backend_options()).identity()
+        rows = [
+            generate.code_version(),
+            source.info,
+            [self.fingerprint(source, split) for split in self.split_names(source)],
+            self.split_names(source),
+            config.hash,
+            prompts.type_names(config, self.type_names()),
+            identity,
+            self.sampling(),
+            self.context_window,
+            self.limit,
+            None if custom_features is None else custom_features.to_dict(),
+        ]
+        return f"{self.name}-{digest(rows)[:16]}"
+
+    def check(self) -> None:
+        """Raise UsageError for a value out of range."""
+        for field, low, high in (
+            ("limit", 1, None),
+            ("max_tokens", 1, None),
+            ("max_concurrency", 1, None),
+            ("context_window", 1, None),
+            ("max_retries", 0, None),
+            ("temperature", 0, None),
+            ("timeout_s", 0.001, None),
+            ("top_p", 0.0, 1.0),
+        ):
+            value = getattr(self, field)
+            if value is None:
+                continue
+            if not low <= value or (high is not None and value > high):
+                bound = f"at least {low}" if high is None else f"between {low} and {high}"
+                raise UsageError(f"{field}: expected {bound}, got {value}")
+
+    def open_source(self) -> Source:
+        """The source of the contexts."""
+        return sources.get(self.source)
+
+    def open_prompts(self) -> PromptConfig:
+        """The prompt config, read again each time, as its file may have been edited."""
+        return prompts.load(self.prompt_config)
+
+    def type_names(self) -> tuple[str, ...] | None:
+        """The chosen instruction types, or None for all."""
+        chosen = [self.types] if isinstance(self.types, str) else self.types
+        return tuple(chosen) if chosen else None
+
+    def split_names(self, source: Source) -> tuple[str, ...]:
+        """The chosen splits in the source's order.
+
+        Raises:
+            UsageError: the source has no such split.
+        """
+        chosen = [self.splits] if isinstance(self.splits, str) else self.splits
+        chosen = list(chosen or source.info.splits[:1])
+        for split in chosen:
+            if split not in source.info.splits:
+                raise UsageError(
+                    f"{source.info.name} has no split {split!r}"
+                    f"{did_you_mean(split, source.info.splits)}"
+                )
+        return tuple(split for split in source.info.splits if split in chosen)
+
+    def fingerprint(self, source: Source, split: str) -> str:
+        """Digest of the split's annotations: of the files, or of the archive to be downloaded."""
+        files = self.locate(source, split)
+        return files.fingerprint if files else source.download(split).md5
+
+    def locate(self, source: Source, split: str) -> Files | None:
+        """The split's files under ``data_dir``, or None."""
+        return source.locate(Path(self.data_dir or "").expanduser(), split)
+
+    def sampling(self) -> Sampling:
+        """How completions are drawn."""
+        return Sampling(self.temperature, self.top_p, self.max_tokens, self.seed)
+
+    def backend_options(self, share: float = 1.0) -> BackendOptions:
+        """The backend's options, with a share of the concurrency for one of several processes."""
+        return BackendOptions(
+            model=self.model,
+            base_url=self.base_url,
+            context_window=self.context_window,
+            timeout_s=self.timeout_s,
+            max_concurrency=max(1, math.floor(self.max_concurrency * share)),
+            n_threads=self.n_threads,
+            n_gpu_layers=self.n_gpu_layers,
+        )
+
+
+class InstructBuilder(datasets.GeneratorBasedBuilder):
+    """Base of all builders under ``builders/``; a subclass sets SOURCE and PROMPT_CONFIG.
+
+    Attributes:
+        stats: counters of a run in this process, for a progress display.
+        policy: retries of a run in this process; None takes ``max_retries`` of the config.
+        report: what became of the requests, once prepared.
+        read_report: what reading the annotations left out, by split, once prepared.
+    """
+
+    SOURCE: ClassVar[str]
+    PROMPT_CONFIG: ClassVar[str]
+    VERSION = datasets.Version("1.0.0")
+    BUILDER_CONFIG_CLASS = InstructConfig
+    DEFAULT_CONFIG_NAME = "default"
+
+    def __init_subclass__(cls) -> None:
+        """Offer ``default`` (all types) and one config for each type."""
+        types = prompts.load(cls.PROMPT_CONFIG).types
+        cls.BUILDER_CONFIGS = [
+            InstructConfig(
+                name=name,
+                version=cls.VERSION,
+                source=cls.SOURCE,
+                prompt_config=cls.PROMPT_CONFIG,
+                types=None if name == "default" else [name],
+            )
+            for name in ("default", *types)
+        ]
+
+    def __init__(self, *args: Any, config_name: str | None = None, **kwargs: Any) -> None:
+        self.stats = Stats()
+        self.policy: RetryPolicy | None = None
+        self.report = Report()
+        self.read_report: dict[str, ReadReport] = {}
+        unknown = sorted(
+            set(kwargs)
+            - {field.name for field in dataclasses.fields(InstructConfig)}
+            - _BUILDER_ARGUMENTS
+        )
+        if unknown:
+            known = [field.name for field in dataclasses.fields(InstructConfig)]
+            raise UsageError(f"unknown argument {unknown[0]!r}{did_you_mean(unknown[0], known)}")
+        known_names = [config.name for config in self.BUILDER_CONFIGS]
+        if config_name is not None and config_name not in known_names:
+            if not kwargs.get("prompt_config"):
+                raise UsageError(
+                    f"{type(self).__name__} has no config {config_name!r}"
+                    f"{did_you_mean(config_name, known_names)}"
+                )
+            # Another prompt config has types of its own.
+            config_name, kwargs["types"] = "default", [config_name]
+        super().__init__(*args, config_name=config_name, **kwargs)
+
+    def _info(self) -> datasets.DatasetInfo:
+        source, config = self.config.open_source(), self.config.open_prompts()
+        return datasets.DatasetInfo(
+            description=(
+                f"{config.description} Written by {self._model_name()} from the annotations of "
+                f"{source.info.title}."
+            ),
+            citation=source.info.citation,
+            homepage=source.info.homepage,
+            license=self._license(),
+            features=generate.FEATURES,
+        )
+
+    def plan(self) -> Plan:
+        """All that the rows depend on besides contexts and completions."""
+        backend = backends.create(self.config.backend, self.config.backend_options())
+        return Plan(
+            source=self.config.open_source().info,
+            config=self.config.open_prompts(),
+            sampling=self.config.sampling(),
+            backend=backend.name,
+            model=backend.model,
+            license=self._license(),
+        )
+
+    def terms(self) -> licenses.ModelTerms:
+        """The terms of the model's outputs."""
+        return licenses.model_terms(self._backend().repo_id)
+
+    def download_and_prepare(
+        self, output_dir: str | None = None, *args: Any, **kwargs: Any
+    ) -> None:
+        """As in `datasets`, but requests that got no answer last time are asked for again.
+
+        Raises:
+            RunStopped: a split has no row at all.
+        """
+        ready = Path(output_dir or self._output_dir)
+        if any(_unfinished(Report.read(path)) for path in sorted(ready.glob(_REPORTS))):
+            kwargs["download_mode"] = datasets.DownloadMode.REUSE_CACHE_IF_EXISTS
+        super().download_and_prepare(output_dir, *args, **kwargs)
+        self._read_reports(Path(self._output_dir))
+
+    def _read_reports(self, folder: Path) -> None:
+        self.report = Report()
+        for split in self.config.split_names(self.config.open_source()):
+            part = Report()
+            for path in sorted(folder.glob(f"report-{split}-*.json")):
+                part.add(Report.read(path))
+            self.report.add(part)
+            if not part.rows.total():
+                raise RunStopped(f"no row in split {split!r}: {summary(part)}")
+        if self.report.failures:
+            warnings.warn(
+                f"{summary(self.report)}. Load again to ask for what failed, and for that alone.",
+                IncompleteWarning,
+                stacklevel=2,
+            )
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        source = self.config.open_source()
+        config = self.config.open_prompts()
+        types = prompts.type_names(config, self.config.type_names())
+        generators = []
+        for split in self.config.split_names(source):
+            contexts, self.read_report[split] = generate.contexts_dataset(
+                source, self._files(source, split, dl_manager), split, Path(self._cache_dir_root)
+            )
+            if not len(contexts):
+                raise UsageError(f"{source.info.name}, split {split!r}: no image has a caption")
+            if self.config.limit is not None:
+                contexts = contexts.select(range(min(self.config.limit, len(contexts))))
+            requests = generate.requests_dataset(contexts, types)
+            shards: Any = _ranges(len(requests), _SHARDS)
+            generators.append(
+                datasets.SplitGenerator(
+                    name=split,
+                    gen_kwargs={
+                        "split": split,
+                        "requests": requests,
+                        # A list is what `datasets` deals out to processes; a stream is one piece.
+                        "ranges": tuple(shards) if dl_manager.is_streaming else shards,
+                        "total": len(shards),
+                        "streaming": dl_manager.is_streaming,
+                    },
+                )
+            )
+        if self.stats.total is None:
+            self.stats.total = sum(len(g.gen_kwargs["requests"]) for g in generators)
+        return generators
+
+    def _files(self, source: Source, split: str, dl_manager: Any) -> Files:
+        files = self.config.locate(source, split)
+        if files is None:
+            archive = fetch(source.download(split), self._download_dir(dl_manager))
+            files = source.locate(archive.parent, split)
+        if files is None:
+            raise UsageError(f"{source.info.name}: the downloaded archive lacks split {split!r}")
+        return files
+
+    def _download_dir(self, dl_manager: Any) -> Path:
+        chosen = dl_manager.download_config.cache_dir
+        return Path(chosen or datasets.config.DOWNLOADED_DATASETS_PATH)
+
+    def _generate_examples(
+        self,
+        split: str,
+        requests: datasets.Dataset,
+        ranges: list[tuple[int, int]] | tuple[tuple[int, int], ...],
+        total: int,
+        streaming: bool,
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        start, stop = ranges[0][0], ranges[-1][1]
+        mine = requests.select(range(start, stop))
+        report = Report()
+        for result in self._results(mine, share=len(ranges) / total, streaming=streaming):
+            report.count(result)
+            if result["reason"] is None:
+                yield result["id"], generate.row_from(result)
+        if streaming:
+            self.report.add(report)
+            if report.failures:
+                warnings.warn(summary(report), IncompleteWarning, stacklevel=2)
+        else:
+            report.write(Path(self._output_dir) / f"report-{split}-{start:09d}.json")
+
+    def _results(
+        self, requests: datasets.Dataset, *, share: float, streaming: bool
+    ) -> Iterator[dict[str, Any]]:
+        plan = self.plan()
+        backend = self._backend(share)
+        fingerprint = digest(
+            [plan.digest(), requests._fingerprint, backend.identity(), backend.context_window]
+        )[:16]
+        cache_file = Path(self._cache_dir_root) / "mminstruct" / "maps" / f"{fingerprint}.arrow"
+        if cache_file.is_file() and not streaming:
+            yield from generate.rows_of(datasets.Dataset.from_file(str(cache_file)))
+            return
+        store = ResponseStore(self._store_path())
+        policy = self.policy or RetryPolicy(max_retries=self.config.max_retries)
+        with Client(backend, store, policy=policy, stats=self.stats) as client:
+            if streaming:
+                yield from generate.stream_requests(requests, plan, client)
+                return
+            results = generate.map_requests(
+                requests, plan, client, fingerprint=fingerprint, cache_file=cache_file
+            )
+        failed = False
+        for result in generate.rows_of(results):
+            failed = failed or result["rejected"] is False
+            yield result
+        if failed:
+            cache_file.unlink(missing_ok=True)  # the next run is to ask again
+
+    def _store_path(self) -> Path:
+        chosen = self.config.response_store
+        return Path(chosen).expanduser() if chosen else default_path()
+
+    def _backend(self, share: float = 1.0) -> Backend:
+        return backends.create(self.config.backend, self.config.backend_options(share))
+
+    def _model_name(self) -> str:
+        return self._backend().model
+
+    def _license(self) -> str:
+        return licenses.text_license(self.config.open_source().info.license, self.terms())
+
+
+_BUILDER_ARGUMENTS = {
+    "cache_dir",
+    "dataset_name",
+    "hash",
+    "base_path",
+    "info",
+    "features",
+    "token",
+    "use_auth_token",
+    "repo_id",
+    "data_files",
+    "data_dir",
+    "storage_options",
+    "writer_batch_size",
+    "config_id",
+}
+
+
+def make(source: str, prompt_config: str, name: str) -> type[InstructBuilder]:
+    """A builder class for a pair that has no script; its cache folder is called ``name``."""
+    return type(
+        "AdHocBuilder",
+        (InstructBuilder,),
+        {
+            "SOURCE": source,
+            "PROMPT_CONFIG": prompt_config,
+            "__module__": f"mminstruct_adhoc.{name}",
+        },
+    )
+
+
+def summary(report: Report) -> str:
+    """Rows, rejections and failures in a line."""
+    parts = [f"{report.rows.total()} rows"]
+    for word, counts in (("rejected", report.rejections), ("failed", report.failures)):
+        if counts:
+            causes = ", ".join(f"{cause} {count}" for cause, count in counts.most_common())
+            parts.append(f"{counts.total()} {word} ({causes})")
+    return ", ".join(parts)
+
+
+def _unfinished(report: Report) -> bool:
+    return bool(report.failures) or not report.rows.total()
+
+
+def _ranges(length: int, parts: int) -> list[tuple[int, int]]:
+    """Contiguous (start, stop) pairs of nearly equal length that cover 0..length."""
+    parts = max(1, min(parts, length))
+    edges = [length * part // parts for part in range(parts + 1)]
+    return list(zip(edges, edges[1:], strict=False))

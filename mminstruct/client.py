@@ -1,0 +1,447 @@
+"""The LLM client: a backend, the response store, and between them retries and limits.
+
+It owns an event loop on a thread of its own, so that requests go on while the caller writes Arrow
+files, and so that callers need no loop. What it promises:
+
+- a completion is in the store before anyone hears of it; what is in the store is never asked for;
+- at most ``backend.parallel`` requests are in flight, and a request that waits for its retry holds
+  up nobody; when a server says Retry-After, everybody waits;
+- one request that is refused costs itself and nothing else;
+- the first request of a run goes alone. A wrong key, an unknown model or a server that is down thus
+  ends the run after one attempt instead of after thousands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Any, TypeVar
+
+from mminstruct.backends import Backend
+from mminstruct.errors import (
+    BackendError,
+    BackendUnusable,
+    ContextTooLong,
+    MMInstructError,
+    RequestRefused,
+    RunStopped,
+    StoreError,
+    TransientError,
+)
+from mminstruct.prompts import Prompt
+from mminstruct.responses import ResponseStore, key_of
+from mminstruct.schema import Completion, Request, Sampling
+
+_T = TypeVar("_T")
+
+_REFUSED_AT_START = 3
+_FAILED_IN_A_ROW = 100
+_CONNECTION_TRIES_AT_START = 3
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When and how often a request that failed is sent again.
+
+    Attributes:
+        max_retries: tries after the first one.
+        base_s: mean wait before the first retry; it doubles with each.
+        cap_s: longest wait of our own choosing; a server's Retry-After may be longer.
+        drain_s: how long an interrupted run waits for the answers in flight, which are paid for.
+    """
+
+    max_retries: int = 8
+    base_s: float = 0.5
+    cap_s: float = 60.0
+    drain_s: float = 10.0
+
+    def wait_s(self, retry: int, retry_after_s: float | None, rng: random.Random) -> float:
+        """Seconds before retry number ``retry`` (from 0): exponential with jitter of half to full.
+
+        A Retry-After is a lower bound; a little is added so that not all come back at once.
+        """
+        own = min(self.cap_s, self.base_s * 2.0**retry) * rng.uniform(0.5, 1.5)
+        if retry_after_s is None:
+            return own
+        return retry_after_s + rng.uniform(0.0, min(1.0, 0.1 + 0.1 * retry_after_s))
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counters of a run, read by the progress line while they grow.
+
+    Attributes:
+        total: requests in the run, or None while unknown.
+        stored: answers that were in the store already.
+        answered: answers that were paid for in this run.
+        sent: attempts, retries included.
+        retries: attempts after a request's first.
+        in_flight: attempts being waited for now.
+        rejected: answers that gave no row, by reason.
+        failed: requests without an answer, by cause.
+        prompt_tokens: of the answers paid for, as far as engines count them.
+        completion_tokens: likewise.
+        started_s: monotonic time of the first request.
+    """
+
+    total: int | None = None
+    stored: int = 0
+    answered: int = 0
+    sent: int = 0
+    retries: int = 0
+    in_flight: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    started_s: float | None = None
+
+    @property
+    def done(self) -> int:
+        """Requests that have come to an end, whichever."""
+        return self.stored + self.answered + self.failed.total() + self.rejected["too_long"]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request in all the lengths it could be sent in.
+
+    Attributes:
+        prompts: gives an iterator over ever shorter prompts, the whole one first.
+        sampling: how to draw the answer.
+        min_answer_tokens: room that a prompt has to leave in the window.
+    """
+
+    prompts: Callable[[], Iterator[Prompt]]
+    sampling: Sampling
+    min_answer_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A completion, and the prompt that led to it."""
+
+    prompt: Prompt
+    completion: Completion
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A request without an answer.
+
+    Attributes:
+        cause: short and countable, such as ``http_500``, ``refused`` or ``too_long``.
+        message: the last error in words.
+        rejected: a defined outcome that a rerun would repeat (the prompt fits no window), not a
+            failure.
+    """
+
+    cause: str
+    message: str
+    rejected: bool = False
+
+
+Outcome = Answered | Failed
+
+
+class Client:
+    """An open backend with its store; a context manager.
+
+    Args:
+        backend: not yet opened; the client opens and closes it.
+        store: not yet opened; likewise.
+        policy: retries.
+        stats: where to count.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        store: ResponseStore,
+        *,
+        policy: RetryPolicy | None = None,
+        stats: Stats | None = None,
+    ) -> None:
+        self.backend = backend
+        self.store = store
+        self.stats = stats or Stats()
+        self._policy = policy or RetryPolicy()
+        self._identity = backend.identity()
+        self._rng = random.Random()  # noqa: S311
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="llm-client", daemon=True
+        )
+        self._slots = asyncio.Semaphore(backend.parallel)
+        self._start = asyncio.Lock()
+        self._stopping = asyncio.Event()
+        self._started = False
+        self._refused_at_start = 0
+        self._failed_in_a_row = 0
+        self._resume_at_s = 0.0
+        self._stopped: MMInstructError | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __enter__(self) -> Client:
+        self._thread.start()
+        try:
+            self.store.__enter__()
+            self._run(self.backend.__aenter__())
+        except BaseException:
+            self.store.__exit__(None, None, None)
+            self._stop_loop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        drains = kind is not None and not isinstance(error, StoreError)
+        try:
+            self._run(self._close(self._policy.drain_s if drains else 0.0))
+        finally:
+            self.store.__exit__(None, None, None)
+            self._stop_loop()
+
+    def submit(self, jobs: Sequence[Job]) -> concurrent.futures.Future[list[Outcome]]:
+        """The outcomes of some jobs, in their order.
+
+        Cancelling the future leaves the requests to run on, as they may be paid for already.
+
+        Raises (through the future):
+            RunStopped: the run can't go on; the reason is its cause.
+            StoreError: likewise.
+        """
+        return asyncio.run_coroutine_threadsafe(self._shielded(jobs), self._loop)
+
+    async def complete(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """`submit` for callers that have an event loop of their own."""
+        return await asyncio.wrap_future(self.submit(jobs))
+
+    async def _shielded(self, jobs: Sequence[Job]) -> list[Outcome]:
+        return await asyncio.shield(self._spawn(self._complete_many(jobs)))
+
+    def _spawn(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # mark as seen: whoever waited may have gone
+
+    async def _complete_many(self, jobs: Sequence[Job]) -> list[Outcome]:
+        if self.stats.started_s is None:
+            self.stats.started_s = time.monotonic()
+        attempts = [_Attempt(job, self.backend, self._identity) for job in jobs]
+        found = self.store.get_many([a.key for a in attempts if a.key is not None])
+        outcomes = [self._stored(attempt, found) for attempt in attempts]
+        waiting = [i for i, outcome in enumerate(outcomes) if outcome is None]
+        # A failure of one ends the wait, not the others: they may be paid for.
+        tasks = [self._spawn(self._outcome(attempts[i])) for i in waiting]
+        for i, outcome in zip(waiting, await asyncio.gather(*tasks), strict=True):
+            outcomes[i] = outcome
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _stored(self, attempt: _Attempt, found: Mapping[bytes, Completion]) -> Outcome | None:
+        completion = found.get(attempt.key) if attempt.key is not None else None
+        if completion is None or attempt.prompt is None:
+            return None
+        self.stats.stored += 1
+        return Answered(attempt.prompt, completion)
+
+    async def _outcome(self, attempt: _Attempt) -> Outcome:
+        while attempt.prompt and attempt.request and attempt.key:
+            try:
+                completion = await self._ask(attempt.request)
+            except ContextTooLong:
+                attempt.shorten()
+                if attempt.key is not None:
+                    stored = self._stored(attempt, self.store.get_many([attempt.key]))
+                    if stored is not None:
+                        return stored
+                continue
+            except RequestRefused as error:
+                return self._failed("refused", error)
+            except TransientError as error:
+                return self._failed(error.cause, error)
+            await self.store.put(attempt.key, completion)
+            self.stats.answered += 1
+            self.stats.prompt_tokens += completion.prompt_tokens or 0
+            self.stats.completion_tokens += completion.completion_tokens or 0
+            return Answered(attempt.prompt, completion)
+        self.stats.rejected["too_long"] += 1
+        return Failed("too_long", attempt.why_too_long, rejected=True)
+
+    async def _ask(self, request: Request) -> Completion:
+        """One answer, with retries; the first request of the run goes alone."""
+        if self._started:
+            return await self._with_retries(request)
+        async with self._start:
+            if self._started:
+                first = None
+            else:
+                first = await self._first(request)
+        return first if first is not None else await self._with_retries(request)
+
+    async def _first(self, request: Request) -> Completion:
+        try:
+            completion = await self._with_retries(request)
+        except (ContextTooLong, RequestRefused) as error:
+            if isinstance(error, ContextTooLong):
+                raise
+            self._refused_at_start += 1
+            known = any(f" answered {status}:" in str(error) for status in (401, 403, 404))
+            if known or self._refused_at_start >= _REFUSED_AT_START:
+                raise self._stop(error) from error
+            raise
+        except TransientError as error:
+            raise self._stop(error) from error
+        self._started = True
+        return completion
+
+    async def _with_retries(self, request: Request) -> Completion:
+        retry = 0
+        while True:
+            try:
+                completion = await self._once(request)
+            except BackendUnusable as error:
+                raise self._stop(error) from error
+            except TransientError as error:
+                at_start = not self._started and error.cause == "connection"
+                limit = _CONNECTION_TRIES_AT_START - 1 if at_start else self._policy.max_retries
+                if retry >= min(limit, self._policy.max_retries):
+                    raise
+                wait_s = self._policy.wait_s(retry, error.retry_after_s, self._rng)
+                if error.retry_after_s is not None:
+                    until = time.monotonic() + error.retry_after_s
+                    self._resume_at_s = max(self._resume_at_s, until)
+            else:
+                self._failed_in_a_row = 0
+                return completion
+            retry += 1
+            self.stats.retries += 1
+            await self._pause(wait_s)
+
+    async def _once(self, request: Request) -> Completion:
+        async with self._slots:
+            while (pause_s := self._resume_at_s - time.monotonic()) > 0:
+                await self._pause(pause_s + self._rng.uniform(0.0, 0.1))
+            if self._stopped is not None:
+                raise RunStopped(str(self._stopped)) from self._stopped
+            self.stats.sent += 1
+            self.stats.in_flight += 1
+            try:
+                return await self.backend.complete(request)
+            finally:
+                self.stats.in_flight -= 1
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleep, unless the run is stopped meanwhile."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+            raise RunStopped(str(self._stopped)) from self._stopped
+
+    def _failed(self, cause: str, error: BackendError) -> Failed:
+        self.stats.failed[cause] += 1
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row >= _FAILED_IN_A_ROW:
+            raise self._stop(error) from error
+        return Failed(cause, str(error))
+
+    def _stop(self, error: BackendError) -> RunStopped:
+        """No more requests from here on."""
+        if self._stopped is None:
+            self._stopped = error
+            self._stopping.set()
+        if self._failed_in_a_row >= _FAILED_IN_A_ROW:
+            return RunStopped(f"{_FAILED_IN_A_ROW} requests in a row failed; the last: {error}")
+        return RunStopped(str(error))
+
+    async def _close(self, drain_s: float) -> None:
+        self._stopped = self._stopped or RunStopped("the run was stopped")
+        self._stopping.set()
+        deadline = time.monotonic() + drain_s
+        while self.stats.in_flight and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0)  # lets the last answers reach the store's queue
+        tasks = {task for task in self._tasks if not task.done()}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        await self.backend.__aexit__(None, None, None)
+
+    def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _stop_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class _Attempt:
+    """A job at its present length: the longest prompt that fits and hasn't been refused.
+
+    Prompt, request and key are None once no length is left.
+    """
+
+    __slots__ = (
+        "_backend",
+        "_identity",
+        "_job",
+        "_prompts",
+        "key",
+        "prompt",
+        "request",
+        "why_too_long",
+    )
+
+    def __init__(self, job: Job, backend: Backend, identity: Mapping[str, str]) -> None:
+        self._job = job
+        self._backend = backend
+        self._identity = identity
+        self._prompts = job.prompts()
+        self.why_too_long = "the server finds even the shortest prompt too long"
+        self.shorten()
+
+    def shorten(self) -> None:
+        """Go on to the next prompt that fits."""
+        self.prompt, self.request, self.key = None, None, None
+        for prompt in self._prompts:
+            sampling = self._sampling_in_window(prompt)
+            if sampling is not None:
+                self.prompt = prompt
+                self.request = Request(prompt.messages, sampling)
+                self.key = key_of(self._identity, self.request)
+                return
+
+    def _sampling_in_window(self, prompt: Prompt) -> Sampling | None:
+        """The sampling with max_tokens bounded by the window, or None if the prompt is too long."""
+        window, sampling = self._backend.context_window, self._job.sampling
+        if window is None:
+            return sampling
+        tokens = self._backend.count_tokens(prompt.messages)
+        wanted = min(self._job.min_answer_tokens, sampling.max_tokens)
+        room = window - tokens
+        if room < wanted:
+            self.why_too_long = (
+                f"the shortest prompt has {tokens} tokens, which leaves {max(room, 0)} of the "
+                f"window's {window} for an answer that needs {wanted}"
+            )
+            return None
+        return sampling if room >= sampling.max_tokens else replace(sampling, max_tokens=room)

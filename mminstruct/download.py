@@ -1,0 +1,323 @@
+"""Fetches a published file once: resumed, verified, and shared by all runs and processes.
+
+Why not the download manager of `datasets`: it opens its ``.incomplete`` file with ``w+b``, so every
+dropped connection and every new run starts from zero, and it can't check an MD5. An annotation
+archive has a quarter of a gigabyte and comes from one slow server.
+
+A file lives at ``<cache_dir>/<md5>/<name>``, with these beside it: ``<name>.part`` until it is
+complete, ``<name>.lock`` against a second process, ``<name>.md5`` once its bytes were verified.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, cast
+from urllib.parse import unquote, urlsplit
+
+import datasets
+from filelock import FileLock, Timeout
+from tqdm.auto import tqdm
+
+from mminstruct.errors import DownloadError
+from mminstruct.sources import Download
+
+logger = logging.getLogger(__name__)
+
+RETRY_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 16.0)
+"""Waits between attempts; one more failure ends the download."""
+
+_LONGEST_WAIT_S = 60.0
+_PROGRESS_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 18
+_RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
+
+
+def fetch(
+    download: Download,
+    cache_dir: Path,
+    *,
+    progress: bool = True,
+    timeout_s: float = 30.0,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Path:
+    """The published file, complete and verified, below ``cache_dir``.
+
+    A file that was verified before is returned without touching the network. Otherwise what an
+    earlier run left is continued. A file put there by hand is verified and used too.
+
+    Args:
+        download: what to fetch; http and https only.
+        cache_dir: made if need be.
+        progress: show a bar on stderr.
+        timeout_s: longest silence of the server before the connection counts as dropped.
+        sleep: called between attempts with the seconds to wait.
+
+    Raises:
+        DownloadError: the server doesn't have it, stays unreachable, or sends other bytes; the
+            disk is full; or downloads are switched off and the file is not there.
+    """
+    if urlsplit(download.url).scheme not in ("http", "https"):
+        raise DownloadError(
+            f"{download.url}: can't be fetched, got another scheme against http or https "
+            "expected. Fetch it by hand."
+        )
+    target = cache_dir / download.md5 / _file_name(download.url)
+    if _is_verified(target, download):
+        return target
+    if datasets.config.HF_HUB_OFFLINE:
+        raise DownloadError(
+            f"{download.url}: not fetched, because HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set, "
+            f"and there is no such file with {download.size_bytes} bytes and MD5 {download.md5} "
+            f"at {target}. Unset the variable, or fetch the URL by hand and put it at {target}."
+        )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(target):
+            if not _is_verified(target, download):
+                _fetch_locked(download, target, progress, timeout_s, sleep)
+    except OSError as error:
+        raise DownloadError(
+            f"{target}: can't be written, got '{error.strerror or error}' against room for "
+            f"{download.size_bytes} bytes expected. Free some space there or choose another cache "
+            "directory, and run again: it continues where it stopped."
+        ) from error
+    return target
+
+
+def _file_name(url: str) -> str:
+    name = PurePosixPath(unquote(urlsplit(url).path)).name
+    return name if name.strip(".") else "download"
+
+
+def _beside(target: Path, suffix: str) -> Path:
+    return target.with_name(target.name + suffix)
+
+
+def _is_verified(target: Path, download: Download) -> bool:
+    """Whether the whole file is there; its bytes are read only the first time."""
+    if not target.is_file() or target.stat().st_size != download.size_bytes:
+        return False
+    mark = _beside(target, ".md5")
+    if mark.is_file() and mark.read_text(encoding="utf-8") == _md5_line(target, download):
+        return True
+    if _md5(target) != download.md5:
+        return False
+    # A shared cache may be read-only: then the bytes are read again next time.
+    with suppress(OSError):
+        mark.write_text(_md5_line(target, download), encoding="utf-8")
+    return True
+
+
+def _md5_line(target: Path, download: Download) -> str:
+    return f"{download.md5}  {target.name}\n"
+
+
+def _md5(path: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    lock = FileLock(_beside(target, ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("waiting for another process that downloads %s", target.name)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class _Dropped(Exception):
+    """An attempt that ended early and is worth another."""
+
+    def __init__(self, cause: str, retry_after_s: float | None = None) -> None:
+        super().__init__(cause)
+        self.retry_after_s = retry_after_s
+
+
+def _fetch_locked(
+    download: Download,
+    target: Path,
+    progress: bool,
+    timeout_s: float,
+    sleep: Callable[[float], None],
+) -> None:
+    part = _beside(target, ".part")
+    part.touch()
+    if part.stat().st_size > download.size_bytes:
+        os.truncate(part, 0)
+    with tqdm(
+        desc=target.name,
+        total=download.size_bytes,
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1024,
+        disable=not progress,
+    ) as bar:
+        _receive_all(download, part, bar, timeout_s, sleep)
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
+    if (got := _md5(part)) != download.md5:
+        raise _wrong_bytes(download, part, f"MD5 {got}", f"MD5 {download.md5}")
+    part.replace(target)
+    _beside(target, ".md5").write_text(_md5_line(target, download), encoding="utf-8")
+
+
+def _receive_all(
+    download: Download,
+    part: Path,
+    bar: Any,
+    timeout_s: float,
+    sleep: Callable[[float], None],
+) -> None:
+    """Connects until the part has its full size, each time where the last connection ended."""
+    failures, most_bytes = 0, part.stat().st_size
+    while part.stat().st_size < download.size_bytes:
+        try:
+            _receive(download, part, bar, timeout_s)
+        except _Dropped as dropped:
+            # A long file over a bad line is fine as long as every few attempts get somewhere.
+            size = part.stat().st_size
+            failures = 0 if size >= most_bytes + _PROGRESS_BYTES else failures + 1
+            most_bytes = max(most_bytes, size)
+            if failures > len(RETRY_DELAYS_S):
+                raise DownloadError(
+                    f"{download.url}: given up after {failures} attempts, got {size} bytes "
+                    f"(last: {dropped}) against {download.size_bytes} expected. "
+                    "Run again to continue where it stopped, or fetch it by hand and put it at "
+                    f"{part.with_suffix('')}."
+                ) from dropped
+            delay_s = RETRY_DELAYS_S[max(failures - 1, 0)]
+            if dropped.retry_after_s is not None:
+                delay_s = min(max(dropped.retry_after_s, delay_s), _LONGEST_WAIT_S)
+            logger.info("%s: %s; next attempt in %.0f s", download.url, dropped, delay_s)
+            sleep(delay_s)
+
+
+def _receive(download: Download, part: Path, bar: Any, timeout_s: float) -> None:
+    """One connection; what arrives is appended to the part.
+
+    Raises:
+        _Dropped: it ended before the part was complete.
+    """
+    had = part.stat().st_size
+    headers = {"User-Agent": "mminstruct", "Accept-Encoding": "identity"}
+    if had:
+        headers["Range"] = f"bytes={had}-"
+    request = urllib.request.Request(download.url, headers=headers)
+    with _network_errors(download, part):
+        response = cast(HTTPResponse, _opener().open(request, timeout=timeout_s))
+    with response:
+        size = _first_byte(response, download, part, had)
+        bar.n = size
+        bar.refresh()
+        with part.open("ab" if size else "wb", buffering=0) as file:
+            while size < download.size_bytes:
+                with _network_errors(download, part):
+                    # Not read(): it would lose what arrived before a reset.
+                    chunk = response.read1(_CHUNK_BYTES)
+                if not chunk:
+                    raise _Dropped(f"connection closed after {size} bytes")
+                _write(file, chunk[: download.size_bytes - size])
+                size += len(chunk)
+                bar.update(len(chunk))
+    if size > download.size_bytes:
+        raise _wrong_bytes(
+            download, part, f"more than {download.size_bytes} bytes", "exactly as many"
+        )
+
+
+def _first_byte(response: HTTPResponse, download: Download, part: Path, had: int) -> int:
+    """Where in the file the answer starts: ``had``, or 0 where the server knows no ranges."""
+    length = response.headers.get("Content-Length", "")
+    first, total = 0, length
+    if response.status == 206:
+        content_range = re.fullmatch(
+            r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "")
+        )
+        if content_range is None or int(content_range[1]) != had:
+            os.truncate(part, 0)
+            raise _Dropped("the server answered with another range than asked for")
+        first, total = had, content_range[2]
+    if total.isdigit() and int(total) != download.size_bytes:
+        raise _wrong_bytes(download, part, f"{total} bytes", f"{download.size_bytes} bytes")
+    return first
+
+
+def _write(file: IO[bytes], chunk: bytes) -> None:
+    """All of the chunk: an unbuffered write may stop short when the disk is nearly full."""
+    rest = memoryview(chunk)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+@contextmanager
+def _network_errors(download: Download, part: Path) -> Iterator[None]:
+    try:
+        yield
+    except urllib.error.HTTPError as error:
+        with error:
+            status, retry_after = error.code, error.headers.get("Retry-After", "")
+        if status == 416:
+            os.truncate(part, 0)
+            raise _Dropped("HTTP 416: the file on the server is shorter") from error
+        if status in _RETRIED_STATUS:
+            wait_s = float(retry_after) if retry_after.isdigit() else None
+            raise _Dropped(f"HTTP {status}", wait_s) from error
+        raise DownloadError(
+            f"{download.url}: not served, got HTTP {status} ({error.reason}) against 200 expected. "
+            "Check the address in a browser, or get the file elsewhere and put it at "
+            f"{part.with_suffix('')}."
+        ) from error
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            raise DownloadError(
+                f"{download.url}: the server's certificate is not trusted, got "
+                f"'{reason.verify_message}' against a valid one expected. "
+                "Check the machine's clock and its CA certificates."
+            ) from error
+        raise _Dropped(str(reason) or type(reason).__name__) from error
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """Speaks http and https, through the usual proxies; a redirect can't lead to another scheme."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.UnknownHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.HTTPErrorProcessor(),
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
+def _wrong_bytes(download: Download, part: Path, got: str, expected: str) -> DownloadError:
+    part.unlink(missing_ok=True)
+    return DownloadError(
+        f"{download.url}: other bytes than published, got {got} against {expected} expected. "
+        "The incomplete file was removed; run again, and if it stays so, the publisher has "
+        "changed the file or a proxy answers in its place."
+    )

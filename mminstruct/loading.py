@@ -1,0 +1,103 @@
+"""Teaches `datasets.load_dataset` to run builders; the one place that touches its internals.
+
+`datasets` >= 4 refuses a script found in a directory, while `GeneratorBasedBuilder` itself is
+alive. So the function that turns a path into a builder module is wrapped: ``builders/<name>`` is
+ours, any other path goes to the original untouched.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets.inspect
+import datasets.load
+
+from mminstruct import generate, resources
+from mminstruct.builder import InstructBuilder
+
+_PACKAGE = "mminstruct_builders"
+
+
+def register() -> None:
+    """Wrap `datasets`' module factory, once."""
+    original = datasets.load.dataset_module_factory
+    if not getattr(original, "_mminstruct", False):
+        wrapped = _wrap(original)
+        datasets.load.dataset_module_factory = wrapped
+        datasets.inspect.dataset_module_factory = wrapped
+
+
+def script_of(path: str) -> Path | None:
+    """The builder script that ``builders/<name>`` stands for: in the working directory, or ours."""
+    folder = Path(path)
+    if folder.parent.name != "builders":
+        return None
+    here = folder / f"{folder.name}.py"
+    if here.is_file():
+        return here
+    packaged = resources.folder("builders") / folder.name / f"{folder.name}.py"
+    return packaged if folder.parent == Path("builders") and packaged.is_file() else None
+
+
+def names() -> list[str]:
+    """The builders that come with the package."""
+    return sorted(p.parent.name for p in resources.folder("builders").glob("*/*.py"))
+
+
+def builder_class(script: Path) -> type[InstructBuilder]:
+    """The builder that a script defines."""
+    module = _import(script)
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, InstructBuilder)
+        and value.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise ImportError(f"{script.name}: expected one InstructBuilder, found {len(found)}")
+    return found[0]
+
+
+def script_hash(script: Path) -> str:
+    """Digest of a builder script and of the code it runs on."""
+    content = script.read_bytes() + generate.code_version().encode()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def dataset_module_factory(path: str, *args: Any, **kwargs: Any) -> Any:
+        script = script_of(str(path))
+        if script is None:
+            return original(path, *args, **kwargs)
+        module = _import(script)
+        return datasets.load.DatasetModule(
+            module.__name__, script_hash(script), {"base_path": str(script.parent)}
+        )
+
+    dataset_module_factory._mminstruct = True  # type: ignore[attr-defined]
+    return dataset_module_factory
+
+
+def _import(script: Path) -> types.ModuleType:
+    """The script as a module named after its folder, executed anew, as it may have been edited."""
+    if _PACKAGE not in sys.modules:
+        package = types.ModuleType(_PACKAGE)
+        package.__path__ = []
+        sys.modules[_PACKAGE] = package
+    name = f"{_PACKAGE}.{script.stem}"
+    spec = importlib.util.spec_from_file_location(name, script)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{script.name} can't be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,592 @@
+"""COCO files as the releases have them, and as they shouldn't be. All of them are invented here."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mminstruct.errors import SourceError, UsageError
+from mminstruct.schema import Box, Context, Media
+from mminstruct.sources import ReadReport
+from mminstruct.sources._coco import IMAGE_LICENSES, CocoSource
+from mminstruct.sources.coco2014 import SOURCE as COCO2014
+from mminstruct.sources.coco2017 import SOURCE as COCO2017
+
+Document = dict[str, Any]
+CAPTIONS, INSTANCES = "captions_train2017.json", "instances_train2017.json"
+
+
+def image(image_id: int, **changes: Any) -> Document:
+    name = f"{image_id:012d}.jpg"
+    return {
+        "license": 4,
+        "file_name": name,
+        "coco_url": f"http://images.cocodataset.org/train2017/{name}",
+        "height": 200,
+        "width": 400,
+        "date_captured": "2013-11-14 16:28:13",
+        "flickr_url": f"http://farm1.staticflickr.com/12/{image_id}77_0a1b2c_z.jpg",
+        "id": image_id,
+    } | changes
+
+
+def caption(annotation_id: int, image_id: int, text: str) -> Document:
+    return {"image_id": image_id, "id": annotation_id, "caption": text}
+
+
+def instance(annotation_id: int, image_id: int, bbox: list[Any], **changes: Any) -> Document:
+    return {
+        "segmentation": [[1.5, 2.5, 30.0, 2.5, 30.0, 40.25]],
+        "area": 12.5,
+        "iscrowd": 0,
+        "image_id": image_id,
+        "bbox": bbox,
+        "category_id": 18,
+        "id": annotation_id,
+    } | changes
+
+
+def captions_document(annotations: list[Document] | None = None, **changes: Any) -> Document:
+    default = [
+        caption(1, 42, "A tram waits."),
+        caption(2, 7, "Two kites over a field."),
+        caption(3, 42, "An old tram at a stop."),
+    ]
+    return {
+        "info": {"description": "invented", "year": 2017},
+        "licenses": [
+            {"url": url, "id": license_id, "name": spdx}
+            for license_id, (spdx, url) in IMAGE_LICENSES.items()
+        ],
+        "images": [image(42), image(7)],
+        "annotations": default if annotations is None else annotations,
+    } | changes
+
+
+def instances_document(annotations: list[Document] | None = None, **changes: Any) -> Document:
+    default = [
+        instance(1, 42, [100, 50, 200, 100]),
+        instance(2, 7, [0.0, 0.0, 40.0, 20.0], category_id=90),
+        instance(3, 42, [0, 0, 400, 200], iscrowd=1, segmentation={"counts": [9], "size": [3, 3]}),
+    ]
+    return captions_document([]) | {
+        "annotations": default if annotations is None else annotations,
+        "categories": [
+            {"supercategory": "animal", "id": 18, "name": "dog"},
+            {"supercategory": "outdoor", "id": 90, "name": "traffic  light"},
+        ],
+        **changes,
+    }
+
+
+def write(
+    folder: Path, captions: Document | str | bytes = "", instances: Document | str | bytes = ""
+) -> Path:
+    """The pair of train2017; what isn't given is the default document."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in (
+        (CAPTIONS, captions or captions_document()),
+        (INSTANCES, instances or instances_document()),
+    ):
+        data = json.dumps(content) if isinstance(content, dict) else content
+        (folder / name).write_bytes(data.encode() if isinstance(data, str) else data)
+    return folder
+
+
+def write_zip(target: Path, **documents: Document) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for role, document in documents.items():
+            archive.writestr(f"annotations/{role}_train2017.json", json.dumps(document))
+    return target
+
+
+def read(
+    data_dir: Path, source: CocoSource = COCO2017, report: ReadReport | None = None
+) -> list[Context]:
+    files = source.locate(data_dir, "train")
+    assert files is not None
+    return list(source.read(files, report or ReadReport()))
+
+
+def read_one(tmp_path: Path, **documents: Document) -> tuple[Context, ReadReport]:
+    """The only context of a pair that describes one image."""
+    report = ReadReport()
+    [context] = read(write(tmp_path, **documents), report=report)
+    return context, report
+
+
+def failure(tmp_path: Path, **documents: Document | str | bytes) -> str:
+    with pytest.raises(SourceError) as caught:
+        read(write(tmp_path, **documents))
+    return str(caught.value)
+
+
+# What contexts hold
+
+
+def test_an_image_becomes_a_context_with_its_captions_boxes_and_media(tmp_path: Path) -> None:
+    report = ReadReport()
+    contexts = read(write(tmp_path), report=report)
+    assert contexts[1] == Context(
+        id="000000000042",
+        media=Media(
+            file_name="000000000042.jpg",
+            url="http://images.cocodataset.org/train2017/000000000042.jpg",
+            landing_url="https://www.flickr.com/photo.gne?id=4277",
+            width=400,
+            height=200,
+            license="CC-BY-2.0",
+            license_url="http://creativecommons.org/licenses/by/2.0/",
+        ),
+        captions=("A tram waits.", "An old tram at a stop."),
+        boxes=(
+            Box("dog", (0.25, 0.25, 0.75, 0.75)),
+            Box("dog", (0.0, 0.0, 1.0, 1.0), is_group=True),
+        ),
+    )
+    assert contexts[0].boxes == (Box("traffic light", (0.0, 0.0, 0.1, 0.1)),)
+    assert report == ReadReport(contexts=2)
+
+
+def test_contexts_come_in_ascending_order_of_their_ids(tmp_path: Path) -> None:
+    ids = [9, 100, 10, 2]
+    images = [image(n) for n in ids]
+    texts = captions_document([caption(n, n, "Something.") for n in ids], images=images)
+    write(tmp_path, texts, instances_document([], images=images))
+    found = [context.id for context in read(tmp_path)]
+    assert found == ["000000000002", "000000000009", "000000000010", "000000000100"]
+
+
+def test_captions_lose_stray_white_space_empty_ones_and_repetitions(tmp_path: Path) -> None:
+    texts = ["  A tram\n waits. ", " \n", "a TRAM waits.", "A tram waits", "Straße", "STRASSE"]
+    context, report = read_one(
+        tmp_path,
+        captions=captions_document(
+            [caption(n, 42, text) for n, text in enumerate(texts)], images=[image(42)]
+        ),
+        instances=instances_document([], images=[image(42)]),
+    )
+    assert context.captions == ("A tram waits.", "A tram waits", "Straße")
+    assert report.skipped == {"empty caption": 1, "repeated caption": 2}
+
+
+def test_quotes_and_accents_in_captions_survive(tmp_path: Path) -> None:
+    context, _ = read_one(
+        tmp_path,
+        captions=captions_document(
+            [caption(1, 42, 'A sign says "STOP" at the café. \U0001f6d1')], images=[image(42)]
+        ),
+        instances=instances_document([], images=[image(42)]),
+    )
+    assert context.captions == ('A sign says "STOP" at the café. \U0001f6d1',)
+
+
+@pytest.mark.parametrize(
+    ("bbox", "expected"),
+    [
+        ([-40, -20, 80, 40], (0.0, 0.0, 0.1, 0.1)),
+        ([380, 190, 100, 100], (0.95, 0.95, 1.0, 1.0)),
+        ([-5, -5, 4000, 4000], (0.0, 0.0, 1.0, 1.0)),
+    ],
+)
+def test_a_box_that_leaves_the_image_is_cut_at_its_border(
+    tmp_path: Path, bbox: list[float], expected: tuple[float, ...]
+) -> None:
+    context, _ = read_one(
+        tmp_path,
+        captions=captions_document([caption(1, 42, "A dog.")], images=[image(42)]),
+        instances=instances_document([instance(1, 42, bbox)], images=[image(42)]),
+    )
+    [box] = context.boxes
+    assert box.bbox_xyxy_norm == pytest.approx(expected)
+    min_x, min_y, max_x, max_y = box.bbox_xyxy_norm
+    assert 0 <= min_x < max_x <= 1
+    assert 0 <= min_y < max_y <= 1
+
+
+def test_boxes_without_area_inside_the_image_are_skipped_and_counted(tmp_path: Path) -> None:
+    bad = [[10, 10, 0, 5], [10, 10, 5, 0], [500, 10, 5, 5], [10, -9, 5, 5], [10, 10, -5, 5]]
+    context, report = read_one(
+        tmp_path,
+        captions=captions_document([caption(1, 42, "A dog.")], images=[image(42)]),
+        instances=instances_document(
+            [instance(n, 42, bbox) for n, bbox in enumerate([*bad, [0, 0, 40, 20]])],
+            images=[image(42)],
+        ),
+    )
+    assert context.boxes == (Box("dog", (0.0, 0.0, 0.1, 0.1)),)
+    assert report.skipped == {"box outside the image or empty": 5}
+
+
+def test_images_without_captions_are_skipped_and_counted_in_either_file(tmp_path: Path) -> None:
+    report = ReadReport()
+    write(
+        tmp_path,
+        captions_document(
+            [caption(1, 42, "A tram."), caption(2, 8, "  ")], images=[image(42), image(7), image(8)]
+        ),
+        instances_document(images=[image(42), image(7), image(9)]),
+    )
+    assert [context.id for context in read(tmp_path, report=report)] == ["000000000042"]
+    assert report.skipped == {"image without captions": 3, "empty caption": 1}
+    assert report.contexts == 1
+
+
+def test_an_image_without_instances_has_no_boxes_but_is_kept(tmp_path: Path) -> None:
+    write(tmp_path, "", instances_document([instance(1, 42, [0, 0, 9, 9])], images=[image(42)]))
+    assert [len(context.boxes) for context in read(tmp_path)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("flickr_url", "landing_url"),
+    [
+        (
+            "http://farm9.staticflickr.com/8/123_abc_z.jpg",
+            "https://www.flickr.com/photo.gne?id=123",
+        ),
+        (
+            "https://live.staticflickr.com/8/123_abc.jpg",
+            "https://www.flickr.com/photo.gne?id=123",
+        ),
+        ("http://example.org/8/123_abc_z.jpg", None),
+        ("http://farm9.staticflickr.com/8/nothing.jpg", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_the_landing_page_comes_from_the_photo_id_in_the_flickr_address(
+    tmp_path: Path, flickr_url: str | None, landing_url: str | None
+) -> None:
+    images = [image(42, flickr_url=flickr_url)]
+    context, _ = read_one(
+        tmp_path,
+        captions=captions_document([caption(1, 42, "A tram.")], images=images),
+        instances=instances_document([], images=images),
+    )
+    assert context.media.landing_url == landing_url
+
+
+def test_each_of_the_eight_image_licences_is_recognised(tmp_path: Path) -> None:
+    images = [image(n, license=n) for n in IMAGE_LICENSES]
+    texts = captions_document([caption(n, n, "Something.") for n in IMAGE_LICENSES], images=images)
+    write(tmp_path, texts, instances_document([], images=images))
+    found = [(c.media.license, c.media.license_url) for c in read(tmp_path)]
+    assert found == list(IMAGE_LICENSES.values())
+
+
+@pytest.mark.parametrize("license_id", [0, 9, None])
+def test_an_unknown_image_licence_stays_unknown(tmp_path: Path, license_id: int | None) -> None:
+    images = [image(42, license=license_id)]
+    context, _ = read_one(
+        tmp_path,
+        captions=captions_document([caption(1, 42, "A tram.")], images=images),
+        instances=instances_document([], images=images),
+    )
+    assert (context.media.license, context.media.license_url) == (None, None)
+
+
+def test_a_file_with_its_own_licence_numbers_is_not_read_with_those_of_coco(
+    tmp_path: Path,
+) -> None:
+    images = [image(42, license=4), image(43, license=5)]
+    table = [
+        {"id": 4, "url": "https://example.org/terms", "name": "House rules"},
+        {"id": 5, "url": "https://creativecommons.org/licenses/by-sa/2.0", "name": "BY-SA"},
+    ]
+    texts = [caption(n, n, "A tram.") for n in (42, 43)]
+    write(
+        tmp_path,
+        captions_document(texts, images=images, licenses=table),
+        instances_document([], images=images),
+    )
+    first, second = (context.media for context in read(tmp_path))
+    assert (first.license, first.license_url) == (None, "https://example.org/terms")
+    assert second.license == "CC-BY-SA-2.0"
+
+
+def test_optional_fields_of_an_image_may_be_missing(tmp_path: Path) -> None:
+    bare = {"id": 42, "file_name": "a.jpg", "width": 10, "height": 10}
+    context, _ = read_one(
+        tmp_path,
+        captions={"images": [bare], "annotations": [caption(1, 42, "A tram.")]},
+        instances={"images": [bare], "annotations": [], "categories": []},
+    )
+    assert context.media == Media("a.jpg", width=10, height=10)
+
+
+# Where files are found
+
+
+@pytest.mark.parametrize("folder", [".", "annotations"])
+def test_extracted_files_are_found_in_the_folder_and_in_annotations(
+    tmp_path: Path, folder: str
+) -> None:
+    write(tmp_path / folder)
+    assert len(read(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("folder", [".", "annotations"])
+def test_the_official_zip_is_read_without_leaving_anything_beside_it(
+    tmp_path: Path, folder: str
+) -> None:
+    documents = {"captions": captions_document(), "instances": instances_document()}
+    archive = write_zip(tmp_path / folder / "annotations_trainval2017.zip", **documents)
+    write(tmp_path / "extracted")
+    before = sorted(tmp_path.rglob("*"))
+    assert read(tmp_path) == read(tmp_path / "extracted")
+    assert read(archive) == read(tmp_path / "extracted")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_zip_and_what_it_extracts_to_have_one_fingerprint(tmp_path: Path) -> None:
+    documents = {"captions": captions_document(), "instances": instances_document()}
+    write_zip(tmp_path / "a" / "annotations_trainval2017.zip", **documents)
+    write(tmp_path / "b" / "annotations")
+    zipped, extracted = (COCO2017.locate(tmp_path / name, "train") for name in "ab")
+    assert zipped is not None
+    assert extracted is not None
+    assert zipped.fingerprint == extracted.fingerprint
+
+
+def test_the_fingerprint_follows_the_bytes_and_the_role_of_each_file(tmp_path: Path) -> None:
+    one, other = captions_document([]), captions_document([caption(1, 42, "A tram.")])
+    fingerprints = set()
+    for name, (captions, instances) in {
+        "a": (one, other),
+        "b": (other, one),
+        "c": (one, one),
+    }.items():
+        files = COCO2017.locate(write(tmp_path / name, captions, instances), "train")
+        assert files is not None
+        fingerprints.add(files.fingerprint)
+    assert len(fingerprints) == 3
+
+
+def test_extracted_files_are_preferred_to_the_zip(tmp_path: Path) -> None:
+    write(tmp_path, captions_document([caption(1, 42, "Extracted.")]))
+    (tmp_path / "annotations_trainval2017.zip").write_bytes(b"not even looked at")
+    assert [context.captions for context in read(tmp_path)] == [("Extracted.",)]
+
+
+def test_nothing_is_located_where_nothing_is(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert COCO2017.locate(tmp_path / "empty", "train") is None
+    assert COCO2017.locate(tmp_path / "absent", "train") is None
+    assert COCO2017.locate(tmp_path, "validation") is None
+    assert COCO2014.locate(tmp_path, "train") is None
+
+
+@pytest.mark.parametrize(("gone", "left"), [(CAPTIONS, INSTANCES), (INSTANCES, CAPTIONS)])
+def test_half_a_pair_is_an_error_that_names_the_missing_file(
+    tmp_path: Path, gone: str, left: str
+) -> None:
+    (write(tmp_path) / gone).unlink()
+    with pytest.raises(SourceError) as caught:
+        COCO2017.locate(tmp_path, "train")
+    message = str(caught.value)
+    assert message.startswith(f"{gone}: missing, got only {tmp_path / left}")
+    assert f"looked in {tmp_path / 'annotations'}, {tmp_path}, " in message
+
+
+def test_half_a_pair_in_a_zip_is_an_error_too(tmp_path: Path) -> None:
+    write_zip(tmp_path / "annotations_trainval2017.zip", captions=captions_document())
+    with pytest.raises(SourceError, match=f"^{INSTANCES}: missing"):
+        COCO2017.locate(tmp_path, "train")
+
+
+def test_the_validation_split_is_called_val_in_file_names(tmp_path: Path) -> None:
+    write(tmp_path)
+    for name in (CAPTIONS, INSTANCES):
+        (tmp_path / name).rename(tmp_path / name.replace("train", "val"))
+    files = COCO2017.locate(tmp_path, "validation")
+    assert files is not None
+    assert len(list(COCO2017.read(files, ReadReport()))) == 2
+
+
+def test_an_unknown_split_is_refused_with_the_nearest_one() -> None:
+    with pytest.raises(UsageError, match=r"unknown split 'valid' \(did you mean 'validation'\?\)"):
+        COCO2014.download("valid")
+    with pytest.raises(UsageError, match="choose from: train, validation"):
+        COCO2014.locate(Path(), "")
+
+
+def test_the_releases_differ_in_their_archive_and_name() -> None:
+    assert (COCO2014.info.name, COCO2017.info.name) == ("COCO2014", "COCO2017")
+    assert COCO2014.download("train") == COCO2014.download("validation")
+    assert COCO2014.download("train") != COCO2017.download("train")
+
+
+# Files that are damaged or contradict themselves
+
+
+def test_truncated_json_is_an_error_that_says_how_much_is_there(tmp_path: Path) -> None:
+    data = json.dumps(instances_document())[:300]
+    message = failure(tmp_path, instances=data)
+    assert message == (
+        f"{INSTANCES}: the JSON ends early, got 300 bytes against a closing bracket at the end "
+        "expected. Delete the file and download it again."
+    )
+
+
+def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / CAPTIONS).write_bytes(b"")
+    with pytest.raises(SourceError, match=f"^{CAPTIONS}: the JSON ends early, got 0 bytes"):
+        read(tmp_path)
+
+
+def test_bytes_that_are_not_json_are_named_with_their_place(tmp_path: Path) -> None:
+    assert "damaged JSON, got b'<html>' at byte 0" in failure(tmp_path, captions="<html>")
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_that_json_does_not_have_are_named(tmp_path: Path, number: str) -> None:
+    document = instances_document([instance(1, 42, [1, 2, 3, float(number)])])
+    message = failure(tmp_path, instances=document)
+    assert message.startswith(f"{INSTANCES}: a number that JSON doesn't have")
+    assert f"got b'{number.removeprefix('-')}" in message
+
+
+@pytest.mark.parametrize(
+    ("bbox", "problem"),
+    [
+        ([1, 2, 3, None], "Expected `float`, got `null` - at `$.annotations[0].bbox[3]`"),
+        ([1, 2, 3, "4"], "Expected `float`, got `str` - at `$.annotations[0].bbox[3]`"),
+        ([1, 2, 3], "Expected `array` of at least length 4, got 3 - at `$.annotations[0].bbox`"),
+        ([1, 2, 3, 4, 5], "Expected `array` of at most length 4"),
+        (None, "Expected `array`, got `null` - at `$.annotations[0].bbox`"),
+    ],
+)
+def test_a_box_that_is_not_four_numbers_is_an_error(
+    tmp_path: Path, bbox: Any, problem: str
+) -> None:
+    message = failure(tmp_path, instances=instances_document([instance(1, 42, bbox)]))
+    assert message.startswith(f"{INSTANCES}: not the structure of a COCO instances file: {problem}")
+
+
+def test_a_number_too_large_for_a_float_is_an_error(tmp_path: Path) -> None:
+    data = json.dumps(instances_document([instance(1, 42, [1, 2, 3, 777])])).replace("777", "1e999")
+    assert "Number out of range" in failure(tmp_path, instances=data)
+
+
+@pytest.mark.parametrize(
+    ("document", "problem"),
+    [
+        ("[]", "Expected `object`, got `array`"),
+        ("{}", "Object missing required field `images`"),
+        ('{"images": [], "annotations": {}}', "Expected `array`, got `object`"),
+        ('{"images": [{"id": "42"}], "annotations": []}', "Expected `int`, got `str`"),
+    ],
+)
+def test_another_structure_is_an_error(tmp_path: Path, document: str, problem: str) -> None:
+    message = failure(tmp_path, captions=document)
+    assert message.startswith(f"{CAPTIONS}: not the structure of a COCO captions file: {problem}")
+
+
+def test_a_captions_file_under_the_name_of_instances_is_an_error(tmp_path: Path) -> None:
+    assert "missing required field" in failure(tmp_path, instances=captions_document())
+
+
+def test_invalid_utf8_in_a_caption_is_an_error(tmp_path: Path) -> None:
+    data = json.dumps(captions_document()).encode().replace(b"tram", b"tr\xffm")
+    assert failure(tmp_path, captions=data).startswith(f"{CAPTIONS}: damaged JSON, got ")
+
+
+def test_bottomless_nesting_is_an_error(tmp_path: Path) -> None:
+    data = '{"info": ' + "[" * 100_000
+    assert failure(tmp_path, captions=data).startswith(f"{CAPTIONS}: damaged JSON, got ")
+
+
+@pytest.mark.parametrize(
+    "documents",
+    [
+        {"captions": captions_document([caption(900, 99, "A tram.")])},
+        {"instances": instances_document([instance(900, 99, [0, 0, 9, 9])])},
+    ],
+)
+def test_an_annotation_of_an_unknown_image_is_named_with_both_ids(
+    tmp_path: Path, documents: dict[str, Document]
+) -> None:
+    message = failure(tmp_path, **documents)
+    assert "annotation 900 names an unknown image, got image id 99 against one of the 2" in message
+
+
+def test_an_unknown_category_is_named_with_its_annotation(tmp_path: Path) -> None:
+    document = instances_document([instance(900, 42, [0, 0, 9, 9], category_id=12)])
+    message = failure(tmp_path, instances=document)
+    assert "annotation 900 names an unknown category, got category id 12" in message
+
+
+@pytest.mark.parametrize("size", [{"width": 0}, {"height": 0}, {"width": -400}])
+@pytest.mark.parametrize("make", [captions_document, instances_document])
+def test_an_image_without_area_is_an_error(
+    tmp_path: Path, make: Any, size: dict[str, int]
+) -> None:
+    role = "captions" if make is captions_document else "instances"
+    message = failure(tmp_path, **{role: make(images=[image(42, **size), image(7)])})
+    assert f"{role}_train2017.json: image 42 has no area, got " in message
+
+
+@pytest.mark.parametrize("make", [captions_document, instances_document])
+def test_an_image_id_that_appears_twice_is_an_error(tmp_path: Path, make: Any) -> None:
+    role = "captions" if make is captions_document else "instances"
+    message = failure(tmp_path, **{role: make(images=[image(42), image(7), image(42)])})
+    assert f"{role}_train2017.json: image id 42 appears twice" in message
+
+
+@pytest.mark.parametrize("image_id", [-1, 10**12])
+def test_an_image_id_that_does_not_fit_twelve_digits_is_an_error(
+    tmp_path: Path, image_id: int
+) -> None:
+    message = failure(tmp_path, captions=captions_document([], images=[image(image_id)]))
+    assert f"image id out of range, got {image_id} against 0 to 999999999999" in message
+
+
+def test_files_that_disagree_on_the_size_of_an_image_are_an_error(tmp_path: Path) -> None:
+    document = instances_document(images=[image(42, width=401), image(7)])
+    message = failure(tmp_path, instances=document)
+    assert f"image 42 differs from {INSTANCES}, got 400 x 200 against 401 x 200 pixels" in message
+
+
+def test_files_of_two_different_splits_are_an_error(tmp_path: Path) -> None:
+    document = instances_document([], images=[image(1), image(2)])
+    assert f"other images than in {INSTANCES}" in failure(tmp_path, instances=document)
+
+
+@pytest.mark.parametrize(
+    "categories",
+    [
+        [{"id": 18, "name": "dog"}, {"id": 18, "name": "cat"}],
+        [{"id": 18, "name": " "}],
+    ],
+)
+def test_ambiguous_categories_are_an_error(tmp_path: Path, categories: list[Document]) -> None:
+    document = instances_document([], categories=categories)
+    assert "'categories' is ambiguous" in failure(tmp_path, instances=document)
+
+
+def test_a_damaged_zip_is_an_error_that_advises_to_download_it_again(tmp_path: Path) -> None:
+    documents = {"captions": captions_document(), "instances": instances_document()}
+    archive = write_zip(tmp_path / "annotations_trainval2017.zip", **documents)
+    data = bytearray(archive.read_bytes())
+    archive.write_bytes(data[: len(data) // 2])
+    with pytest.raises(SourceError, match=f"^{archive.name}: damaged zip, got .* download it"):
+        COCO2017.locate(tmp_path, "train")
+    data[200] ^= 0xFF
+    archive.write_bytes(data)
+    with pytest.raises(SourceError, match=f"^{CAPTIONS}: damaged zip, got .* download it"):
+        COCO2017.locate(tmp_path, "train")
+
+
+def test_files_that_vanish_between_locating_and_reading_are_an_error(tmp_path: Path) -> None:
+    files = COCO2017.locate(write(tmp_path), "train")
+    assert files is not None
+    (tmp_path / CAPTIONS).unlink()
+    with pytest.raises(SourceError, match=f"^{CAPTIONS}: can't be read, got 'No such file"):
+        list(COCO2017.read(files, ReadReport()))

@@ -1,0 +1,86 @@
+"""What every source must offer, for each module in ``mminstruct/sources``."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from mminstruct import sources
+from mminstruct.errors import UsageError
+from mminstruct.sources import Source
+
+SPDX_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
+NAMES = sorted(sources.names())
+
+
+@pytest.fixture(params=NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def source(name: str) -> Source:
+    return sources.get(name)
+
+
+def test_there_are_sources() -> None:
+    assert {"COCO2014", "COCO2017"} <= set(NAMES)
+
+
+def test_the_source_is_called_as_it_is_typed(source: Source, name: str) -> None:
+    assert source.info.name.upper() == name
+    assert sources.get(name.lower()).info == source.info
+
+
+def test_every_fact_is_given_and_without_stray_white_space(source: Source) -> None:
+    for field, value in dataclasses.asdict(source.info).items():
+        assert value, f"{field} is empty"
+        for text in [value] if isinstance(value, str) else value:
+            assert text == text.strip(), f"{field} has white space around it"
+
+
+def test_the_licence_is_an_spdx_identifier(source: Source) -> None:
+    assert SPDX_ID.fullmatch(source.info.license)
+    assert source.info.license.lower() not in {"unknown", "other"}
+
+
+def test_addresses_are_web_addresses(source: Source) -> None:
+    for url in (source.info.homepage, source.info.license_url):
+        parts = urlsplit(url)
+        assert parts.scheme in {"http", "https"}
+        assert parts.netloc
+
+
+def test_the_citation_is_bibtex(source: Source) -> None:
+    assert source.info.citation.startswith("@")
+    assert source.info.citation.count("{") == source.info.citation.count("}")
+
+
+def test_the_version_has_three_numbers(source: Source) -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", source.info.version)
+
+
+def test_splits_are_distinct(source: Source) -> None:
+    assert len(set(source.info.splits)) == len(source.info.splits)
+
+
+def test_each_split_has_a_download_of_known_size_and_md5_unless_the_data_is_shipped(
+    source: Source,
+) -> None:
+    for split in source.info.splits:
+        try:
+            download = source.download(split)
+        except (UsageError, NotImplementedError):
+            continue
+        assert urlsplit(download.url).scheme in {"http", "https"}
+        assert download.size_bytes > 0
+        assert re.fullmatch(r"[0-9a-f]{32}", download.md5)
+
+
+def test_an_unknown_split_is_refused(source: Source, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no-such-split"):
+        source.locate(tmp_path, "no-such-split")

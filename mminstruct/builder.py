@@ -160,7 +160,7 @@ class InstructConfig(datasets.BuilderConfig):
 
     def locate(self, source: Source, split: str) -> Files | None:
         """The split's files under ``data_dir``, or None."""
-        return source.locate(Path(self.data_dir or "").expanduser(), split)
+        return source.locate(Path(self.data_dir).expanduser() if self.data_dir else None, split)
 
     def sampling(self) -> Sampling:
         """How completions are drawn."""
@@ -258,6 +258,10 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             license=self._license(),
         )
 
+    def identity(self) -> dict[str, str]:
+        """What the answers depend on besides messages and sampling."""
+        return self._backend().identity()
+
     def terms(self) -> licenses.ModelTerms:
         """The terms of the model's outputs."""
         return licenses.model_terms(self._backend().repo_id)
@@ -325,7 +329,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         return generators
 
     def _files(self, source: Source, split: str, dl_manager: Any) -> Files:
-        files = self.config.locate(source, split)
+        files: Files | None = self.config.locate(source, split)
         if files is None:
             archive = fetch(source.download(split), self._download_dir(dl_manager))
             files = source.locate(archive.parent, split)

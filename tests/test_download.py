@@ -56,6 +56,7 @@ class Script:
 
     @property
     def download(self) -> Download:
+        """What the publisher says about the file, whatever is served."""
         return Download(f"{self.url}/files/archive.zip", len(BODY), MD5)
 
 
@@ -80,7 +81,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers["Range"] and script.ranges:
             headers["Content-Range"] = f"bytes {first}-{total - 1}/{total}"
         status = 206 if "Content-Range" in headers else 200
-        self.answer(status, rest[: script.drop_after.pop(0)] if script.drop_after else rest, headers)
+        body = rest[: script.drop_after.pop(0)] if script.drop_after else rest
+        self.answer(status, body, headers)
 
     def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
@@ -216,12 +218,15 @@ def test_a_server_that_drops_every_connection_early_is_given_up(
 
 
 def test_attempts_are_not_used_up_while_the_file_grows(
-    server: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float]
+    server: Script, tmp_path: Path, waits: list[float]
 ) -> None:
-    monkeypatch.setattr(download_module, "_PROGRESS_BYTES", 100_000)
-    server.drop_after = [200_000] * 14
-    assert get(server, tmp_path, waits).read_bytes() == BODY
-    assert waits == [RETRY_DELAYS_S[0]] * 14
+    server.body = BODY * 4
+    md5 = hashlib.md5(server.body, usedforsecurity=False).hexdigest()
+    download = Download(server.download.url, len(server.body), md5)
+    server.drop_after = [1_300_000] * 9
+    path = fetch(download, tmp_path, progress=False, sleep=waits.append)
+    assert path.read_bytes() == server.body
+    assert waits == [RETRY_DELAYS_S[0]] * 9
 
 
 def test_a_server_without_ranges_that_drops_in_the_middle_is_given_up(

@@ -97,11 +97,13 @@ class Source(Protocol):
         ...
 
     def download(self, split: str) -> Download:
-        """The published archive that holds a split's annotations."""
+        """The published archive that holds a split's annotations; unused if they are shipped."""
         ...
 
-    def locate(self, data_dir: Path, split: str) -> Files | None:
+    def locate(self, data_dir: Path | None, split: str) -> Files | None:
         """The split's files below a folder (extracted, or the official archive), or None.
+
+        Sources that ship with the package are found whatever the folder.
 
         Raises:
             SourceError: some of the files are there and others are not.

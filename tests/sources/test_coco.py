@@ -378,6 +378,7 @@ def test_nothing_is_located_where_nothing_is(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert COCO2017.locate(tmp_path / "empty", "train") is None
     assert COCO2017.locate(tmp_path / "absent", "train") is None
+    assert COCO2017.locate(None, "train") is None
     assert COCO2017.locate(tmp_path, "validation") is None
     assert COCO2014.locate(tmp_path, "train") is None
 
@@ -420,6 +421,68 @@ def test_the_releases_differ_in_their_archive_and_name() -> None:
     assert (COCO2014.info.name, COCO2017.info.name) == ("COCO2014", "COCO2017")
     assert COCO2014.download("train") == COCO2014.download("validation")
     assert COCO2014.download("train") != COCO2017.download("train")
+
+
+# Files of several megabytes, which are decoded in pieces
+
+
+def long_instances(count: int, **changes: Any) -> Document:
+    outline = [round(n * 0.37 % 400, 2) for n in range(8_000)]
+    return instances_document(
+        [
+            instance(n, (42, 7)[n % 2], [n % 90, 1.5, 10, 10], segmentation=[outline])
+            for n in range(count)
+        ],
+        **changes,
+    )
+
+
+def reordered(document: Document, *keys: str) -> Document:
+    """Those keys first, the others in their order."""
+    return {key: document[key] for key in keys} | document
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("first", ["info", "annotations", "categories"])
+def test_long_files_are_read_whatever_their_layout(
+    tmp_path: Path, indent: int | None, first: str
+) -> None:
+    document = long_instances(200)
+    data = json.dumps(reordered(document, first), indent=indent)
+    assert len(data) > 9_000_000
+    contexts = read(write(tmp_path, "", data))
+    expected = [
+        [x / 400 for x, *_ in (a["bbox"] for a in document["annotations"] if a["image_id"] == n)]
+        for n in (7, 42)
+    ]
+    assert [[box.bbox_xyxy_norm[0] for box in c.boxes] for c in contexts] == expected
+
+
+def test_text_that_looks_like_the_border_of_two_annotations_is_kept(tmp_path: Path) -> None:
+    text = '"annotations": [' + "}, {" * 50 + "x"
+    texts = [caption(n, 42, f"{text}{n}") for n in range(60_000)]
+    contexts = read(write(tmp_path, captions_document([*texts, caption(60_000, 7, text)])))
+    assert contexts[0].captions == (text,)
+    assert contexts[1].captions == tuple(annotation["caption"] for annotation in texts)
+
+
+def test_nested_keys_and_objects_do_not_mislead(tmp_path: Path) -> None:
+    document = long_instances(200, info={"annotations": [{"id": 1}, {"id": 2}]})
+    for annotation in document["annotations"]:
+        annotation["parts"] = [{"n": n} for n in range(9_000)]
+    contexts = read(write(tmp_path, "", document))
+    assert [len(context.boxes) for context in contexts] == [100, 100]
+
+
+def test_damage_in_a_long_file_is_named_with_its_place_in_the_file(tmp_path: Path) -> None:
+    document = long_instances(200)
+    document["annotations"][150]["bbox"] = [1, 2, 3, None]
+    assert "got `null` - at `$.annotations[150].bbox[3]`" in failure(tmp_path, instances=document)
+    data = json.dumps(document)
+    assert f"got {len(data) // 2} bytes" in failure(tmp_path, instances=data[: len(data) // 2])
+    place = data.index("null")
+    nan = data.replace("null", "NaN")
+    assert f"got b'NaN], \"c' at byte {place}" in failure(tmp_path, instances=nan)
 
 
 # Files that are damaged or contradict themselves
@@ -525,9 +588,7 @@ def test_an_unknown_category_is_named_with_its_annotation(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("size", [{"width": 0}, {"height": 0}, {"width": -400}])
 @pytest.mark.parametrize("make", [captions_document, instances_document])
-def test_an_image_without_area_is_an_error(
-    tmp_path: Path, make: Any, size: dict[str, int]
-) -> None:
+def test_an_image_without_area_is_an_error(tmp_path: Path, make: Any, size: dict[str, int]) -> None:
     role = "captions" if make is captions_document else "instances"
     message = failure(tmp_path, **{role: make(images=[image(42, **size), image(7)])})
     assert f"{role}_train2017.json: image 42 has no area, got " in message

@@ -36,9 +36,9 @@ def test_the_source_is_called_as_it_is_typed(source: Source, name: str) -> None:
     assert sources.get(name.lower()).info == source.info
 
 
-def test_every_fact_is_given_and_without_stray_white_space(source: Source) -> None:
+def test_every_fact_but_the_citation_is_given_and_without_stray_white_space(source: Source) -> None:
     for field, value in dataclasses.asdict(source.info).items():
-        assert value, f"{field} is empty"
+        assert value or field == "citation", f"{field} is empty"
         for text in [value] if isinstance(value, str) else value:
             assert text == text.strip(), f"{field} has white space around it"
 
@@ -55,8 +55,8 @@ def test_addresses_are_web_addresses(source: Source) -> None:
         assert parts.netloc
 
 
-def test_the_citation_is_bibtex(source: Source) -> None:
-    assert source.info.citation.startswith("@")
+def test_the_citation_is_bibtex_where_there_is_something_to_cite(source: Source) -> None:
+    assert source.info.citation.startswith("@") or not source.info.citation
     assert source.info.citation.count("{") == source.info.citation.count("}")
 
 
@@ -81,6 +81,8 @@ def test_each_split_has_a_download_of_known_size_and_md5_unless_the_data_is_ship
         assert re.fullmatch(r"[0-9a-f]{32}", download.md5)
 
 
-def test_an_unknown_split_is_refused(source: Source, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no-such-split"):
-        source.locate(tmp_path, "no-such-split")
+def test_an_unknown_split_is_never_found(source: Source, tmp_path: Path) -> None:
+    try:
+        assert source.locate(tmp_path, "no-such-split") is None
+    except UsageError as error:
+        assert "no-such-split" in str(error)

@@ -1,0 +1,68 @@
+"""The bundled sample: twelve drawn scenes with captions and true boxes, CC0-1.0.
+
+It has COCO's file format, needs no download and is what ``make demo`` and many tests run on.
+`mminstruct.sample.draw` makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mminstruct.errors import UsageError
+from mminstruct.schema import Context
+from mminstruct.sources import Download, Files, ReadReport, SourceInfo
+from mminstruct.sources._coco import fingerprint, read_contexts
+
+_LICENSE = "CC0-1.0"
+_LICENSE_URL = "https://creativecommons.org/publicdomain/zero/1.0/"
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSource:
+    """The annotations in ``mminstruct/sample``."""
+
+    folder: Path = Path(__file__).parents[1] / "sample" / "annotations"
+
+    @property
+    def info(self) -> SourceInfo:
+        """Facts about the sample."""
+        return SourceInfo(
+            name="SAMPLE",
+            title="the mminstruct sample",
+            description="Twelve drawn scenes with five captions each and boxes around all objects.",
+            homepage="https://pypi.org/project/mminstruct/",
+            citation="",
+            license=_LICENSE,
+            license_url=_LICENSE_URL,
+            attribution="Captions, boxes and images are from mminstruct, dedicated to the public "
+            f"domain under CC0 1.0 ({_LICENSE_URL}).",
+            media_license=f"The images are drawings by mminstruct, {_LICENSE}.",
+            splits=("train",),
+            version="1.0.0",
+        )
+
+    def download(self, split: str) -> Download:
+        """Never needed.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError("SAMPLE ships with the package; is the installation complete?")
+
+    def locate(self, data_dir: Path | None, split: str) -> Files | None:
+        """The shipped files, whatever the folder."""
+        paths = {role: self.folder / f"{role}_{split}.json" for role in ("captions", "instances")}
+        return (
+            Files(paths, fingerprint(paths)) if all(p.is_file() for p in paths.values()) else None
+        )
+
+    def read(self, files: Files, report: ReadReport) -> Iterator[Context]:
+        """The twelve scenes in ascending order of their id."""
+        for context in read_contexts(files, report):
+            media = replace(context.media, license=_LICENSE, license_url=_LICENSE_URL)
+            yield replace(context, media=media)
+
+
+SOURCE = SampleSource()

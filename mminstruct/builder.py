@@ -12,6 +12,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -277,6 +278,9 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         ready = Path(output_dir or self._output_dir)
         if any(_unfinished(Report.read(path)) for path in sorted(ready.glob(_REPORTS))):
             kwargs["download_mode"] = datasets.DownloadMode.REUSE_CACHE_IF_EXISTS
+            # What was read from the cache folder lost our class.
+            if self.info.features == generate.FEATURES:
+                self.info.features = generate.FEATURES
         super().download_and_prepare(output_dir, *args, **kwargs)
         self._read_reports(Path(self._output_dir))
 
@@ -351,45 +355,47 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         start, stop = ranges[0][0], ranges[-1][1]
         mine = requests.select(range(start, stop))
+        share = len(ranges) / total
         report = Report()
-        for result in self._results(mine, share=len(ranges) / total, streaming=streaming):
-            report.count(result)
-            if result["reason"] is None:
-                yield result["id"], generate.row_from(result)
         if streaming:
+            for result in self._stream(mine, share):
+                report.count(result)
+                if result["reason"] is None:
+                    yield result["id"], generate.row_from(result)
             self.report.add(report)
             if report.failures:
                 warnings.warn(summary(report), IncompleteWarning, stacklevel=2)
-        else:
-            report.write(Path(self._output_dir) / f"report-{split}-{start:09d}.json")
+            return
+        with self._mapped(mine, share) as results:
+            yield from generate.rows_from(results, report, self.info.features)
+        report.write(Path(self._output_dir) / f"report-{split}-{start:09d}.json")
 
-    def _results(
-        self, requests: datasets.Dataset, *, share: float, streaming: bool
-    ) -> Iterator[dict[str, Any]]:
-        plan = self.plan()
-        backend = self._backend(share)
+    @contextmanager
+    def _mapped(self, requests: datasets.Dataset, share: float) -> Iterator[datasets.Dataset]:
+        """The results of requests as a dataset; cached, unless some requests got no answer."""
+        plan, backend = self.plan(), self._backend(share)
         fingerprint = digest(
             [plan.digest(), requests._fingerprint, backend.identity(), backend.context_window]
         )[:16]
         cache_file = Path(self._cache_dir_root) / "mminstruct" / "maps" / f"{fingerprint}.arrow"
-        if cache_file.is_file() and not streaming:
-            yield from generate.rows_of(datasets.Dataset.from_file(str(cache_file)))
+        if cache_file.is_file():
+            yield datasets.Dataset.from_file(str(cache_file))
             return
-        store = ResponseStore(self._store_path())
-        policy = self.policy or RetryPolicy(max_retries=self.config.max_retries)
-        with Client(backend, store, policy=policy, stats=self.stats) as client:
-            if streaming:
-                yield from generate.stream_requests(requests, plan, client)
-                return
+        with self._client(backend) as client:
             results = generate.map_requests(
                 requests, plan, client, fingerprint=fingerprint, cache_file=cache_file
             )
-        failed = False
-        for result in generate.rows_of(results):
-            failed = failed or result["rejected"] is False
-            yield result
-        if failed:
+        yield results
+        if generate.has_failures(results):
             cache_file.unlink(missing_ok=True)  # the next run is to ask again
+
+    def _stream(self, requests: datasets.Dataset, share: float) -> Iterator[dict[str, Any]]:
+        with self._client(self._backend(share)) as client:
+            yield from generate.stream_requests(requests, self.plan(), client)
+
+    def _client(self, backend: Backend) -> Client:
+        policy = self.policy or RetryPolicy(max_retries=self.config.max_retries)
+        return Client(backend, ResponseStore(self._store_path()), policy=policy, stats=self.stats)
 
     def _store_path(self) -> Path:
         chosen = self.config.response_store

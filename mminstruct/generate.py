@@ -9,6 +9,7 @@ rows depend on, never from pickled functions.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections import Counter, deque
@@ -21,6 +22,7 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Features, Value
 from filelock import FileLock
 
@@ -34,7 +36,22 @@ from mminstruct.sources import Files, ReadReport, Source, SourceInfo
 _MAX_BATCH = 32
 _MIN_WINDOW = 8
 
-FEATURES = Features(
+
+class _RowFeatures(Features):
+    """Features that take a row of one-element Arrow arrays as it is.
+
+    `ArrowWriter` concatenates such arrays, while encoding and casting Python values again would
+    cost two thirds of a rerun from the store.
+    """
+
+    def encode_example(self, example: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(example["id"], pa.Array):
+            return example
+        encoded: dict[str, Any] = super().encode_example(example)
+        return encoded
+
+
+FEATURES = _RowFeatures(
     {
         "id": Value("string"),
         "source": Value("string"),
@@ -76,8 +93,10 @@ _RESULT = Features(
         "reason": Value("string"),
         "detail": Value("string"),
         "rejected": Value("bool"),
+        "truncated": Value("bool"),
     }
 )
+_COUNTED = ["id", "type", "reason", "detail", "rejected", "truncated"]
 _RESULT_SCHEMA = _RESULT.arrow_schema
 _CONTEXT_SCHEMA = pa.schema([("id", pa.string()), ("context", pa.string())])
 _CONTEXTS_PER_BATCH = 1000
@@ -141,7 +160,7 @@ class Report:
         kind, reason = result["type"], result["reason"]
         if reason is None:
             self.rows[kind] += 1
-            self.truncated += "truncated" in result["provenance"]["notes"]
+            self.truncated += result["truncated"]
             return
         side = self.rejected if result["rejected"] else self.failed
         side.setdefault(kind, Counter())[reason] += 1
@@ -276,21 +295,32 @@ def map_requests(
     """
     cache_file.parent.mkdir(parents=True, exist_ok=True)
 
+    loops: set[asyncio.AbstractEventLoop] = set()
+
     async def complete(batch: pa.Table) -> pa.Table:
+        loops.add(asyncio.get_running_loop())
         asked = _asked(batch, plan)
         outcomes = await client.complete([job for *_, job in asked])
         return _results(asked, outcomes, plan, client)
 
-    mapped = requests.with_format("arrow").map(
-        complete,
-        batched=True,
-        batch_size=batch_size(client.backend.parallel),
-        features=_RESULT,
-        remove_columns=requests.column_names,
-        cache_file_name=str(cache_file),
-        new_fingerprint=fingerprint,
-        load_from_cache_file=True,
+    usual = datasets.config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL
+    datasets.config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL = window(
+        client.backend.parallel
     )
+    try:
+        mapped = requests.with_format("arrow").map(
+            complete,
+            batched=True,
+            batch_size=batch_size(client.backend.parallel),
+            features=_RESULT,
+            remove_columns=requests.column_names,
+            cache_file_name=str(cache_file),
+            new_fingerprint=fingerprint,
+        )
+    finally:
+        datasets.config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL = usual
+        for loop in loops:
+            loop.close()  # `map` makes one and leaves it open
     return mapped.with_format(None)
 
 
@@ -310,10 +340,32 @@ def stream_requests(
         yield from _finished(under_way.popleft(), plan, client)
 
 
-def rows_of(results: datasets.Dataset) -> Iterator[dict[str, Any]]:
-    """Results one by one as plain dicts, read in large batches."""
+def rows_from(
+    results: datasets.Dataset, report: Report, features: Features
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(id, row) of all results that are rows; the others are counted in the report.
+
+    A row's values are Arrow arrays of one element if ``features`` are ours, else plain Python.
+    """
+    arrow = isinstance(features, _RowFeatures)
     for batch in results.with_format("arrow").iter(1000):
-        yield from batch.to_pylist()
+        columns = [batch.column(name).combine_chunks() for name in FEATURES]
+        rows = None if arrow else batch.select(list(FEATURES)).to_pylist()
+        for index, result in enumerate(batch.select(_COUNTED).to_pylist()):
+            report.count(result)
+            if result["reason"] is not None:
+                continue
+            if rows is None:
+                row = {n: c.slice(index, 1) for n, c in zip(FEATURES, columns, strict=True)}
+            else:
+                row = rows[index]
+            yield result["id"], row
+
+
+def has_failures(results: datasets.Dataset) -> bool:
+    """Whether some requests got no answer."""
+    rejected = results.data.column("rejected")
+    return bool(pc.any(pc.invert(rejected), min_count=0).as_py())
 
 
 def row_from(result: dict[str, Any]) -> dict[str, Any]:
@@ -395,6 +447,7 @@ def _result(
         "reason": None,
         "detail": None,
         "rejected": None,
+        "truncated": False,
     }
     if not isinstance(outcome, Answered):
         row.update(reason=outcome.cause, detail=outcome.message, rejected=outcome.rejected)
@@ -404,6 +457,7 @@ def _result(
     if isinstance(parsed, Rejected):
         row.update(reason=parsed.reason, detail=parsed.detail, rejected=True)
         return row
+    row["truncated"] = "truncated" in parsed.notes
     row["messages"] = [
         {"role": role, "content": content}
         for turn in parsed.turns

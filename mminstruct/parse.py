@@ -3,17 +3,19 @@
 Every defect that models show has one defined result:
 
     preamble before the first label       ignored, noted
-    separators (===, ---) on their own    ignored; unlabelled text after one is ignored, noted
-    code fence around the answer          the inside is read
-    special tokens (<|im_end|>, </s>)     leading ones are removed, the text ends at the first other
+    separators (===, ---) on their own    ignored; unlabelled text after one is ignored, noted; of
+    and headings such as "Turn 2:"        a text that they divide, the longest part is kept
+    code fences around the answer         the inside is read; one within an answer is left alone
+    special tokens (<|im_end|>, </s>)     leading ones are removed, with the role that they name;
+                                          the text ends at the first other
     <think> ... </think>                  removed; unfinished: rejected
     Windows newlines                      read as newlines
     question without an answer            that turn is left out, noted
     answer without a question             the turns before it are kept, noted
     cut by the token limit                the unfinished last turn is left out, noted ``truncated``
     a turn that gives the annotations
-    away, repeats a question or copies
-    a few-shot example                    the turns before it are kept, noted
+    away, repeats a question or an
+    answer, or copies a few-shot example  the turns before it are kept, noted
     nothing left                          rejected with the reason, never dropped silently
 
 Turns after a bad one are left out as well, since they may refer to it.
@@ -30,30 +32,39 @@ from mminstruct.schema import Completion, Turn
 
 _QUESTION, _ANSWER = "question", "answer"
 _LABEL = re.compile(
-    r"""^[\s>#*_-]*(?:\d+[.)]\s*)?[*_]*
+    r"""^(?:[\s>#-]|[*+\u2022]\s)*(?P<open>[*_]{0,3})(?:\d+[.)][*_]{0,3}\s*(?P<inner>[*_]{0,3}))?
         (?:(?P<question>question|q|user|human)|(?P<answer>answer|a|assistant|gpt))
-        (?:\s*\#?\d+)?[*_]*\s*:[*_]*\s?""",
+        (?:\s*\#?\d+)?(?P<close>[*_]{0,3}\s*(?!(?<=\d):\d):[*_]{0,3})\s?""",
     re.IGNORECASE | re.VERBOSE,
 )
-_SEPARATOR = re.compile(r"^\s*(?:={3,}|-{3,}|\*{3,}|_{3,})\s*$")
-_FENCE = re.compile(r"^\s*(?:```|~~~)[\w-]*\s*$")
-_THINK = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
-_THINK_START = re.compile(r"<think(?:ing)?>", re.IGNORECASE)
-_THINK_END = re.compile(r"^.*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
+_SEPARATOR = re.compile(
+    r"^\s*(?:={3,}|-{3,}|\*{3,}|_{3,})\s*$"
+    r"|^\W*(?:turn|round|exchange|pair|conversation|dialogue)\s*#?\d+\W*$",
+    re.IGNORECASE,
+)
+_FENCE = re.compile(r"^\s*(?:```|~~~)\s*[\w-]*\s*$")
+_EMPHASISED = re.compile(r"(\*{1,3})(?=\S)([^*]+)(?<=\S)\1")
+_THINK = re.compile(r"<(?P<end>/?)think(?:ing)?>", re.IGNORECASE)
 _SPECIAL = re.compile(
     r"<\|[a-z0-9_ ]{1,40}\|>|</?s>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>"
     r"|\[/?INST\]|<</?SYS>>",
     re.IGNORECASE,
 )
+_ROLE = re.compile(
+    r"(?:<\|(?:im_start|start_header_id|start)\|>|<start_of_turn>)(?:assistant|model)\b",
+    re.IGNORECASE,
+)
 _PREAMBLE = re.compile(
-    r"^(?:(?:sure|certainly|of course|okay|ok|absolutely)\b[^\n]{0,120}|here(?:'s| is| are)\b"
-    r"[^\n]{0,120}:|(?:detailed )?(?:description|answer)\s*:)\s*(?:\n+|$)",
+    r"^(?:(?:sure|certainly|of course|okay|ok|absolutely)\b[^\n]{0,120}"
+    r"|here(?:['\u2019]s| is| are)\b[^\n]{0,120}:"
+    r"|(?:detailed )?(?:description|answer)\s*:)\s*(?:\n+|$)",
     re.IGNORECASE,
 )
 _TEXT_LABEL = re.compile(
-    r"^\**(?:detailed )?(?:description|answer|image description)\**:\**\s*", re.I
+    r"^[#*\s]*(?:detailed )?(?:image )?(?:description|answer|assistant)\**(?::\**\s*|\s*\n)", re.I
 )
-_SENTENCE = re.compile(r"[^.!?\n]+[.!?]?")
+_SENTENCE_END = re.compile(r"[.!?\n]\s*")
+_SHORT_SENTENCE = 15
 _REPEATS = 4
 
 
@@ -87,11 +98,10 @@ def parse(
     kind = config.types[type_name]
     if completion.finish_reason == "content_filter":
         return Rejected("content_filter", "the server withheld the answer")
-    text = completion.text.replace("\r\n", "\n").replace("\r", "\n")
-    text = _THINK_END.sub("", _THINK.sub("", text))
-    if _THINK_START.search(text):
+    spoken = _without_reasoning(completion.text.replace("\r\n", "\n").replace("\r", "\n"))
+    if spoken is None:
         return Rejected("unfinished_reasoning", "the reasoning block is not closed")
-    text = _unfenced(_without_special_tokens(text)).strip()
+    text = _unfenced(_without_special_tokens(spoken)).strip()
     if not text:
         return Rejected("empty", "the answer is empty")
     truncated = completion.finish_reason == "length"
@@ -106,15 +116,20 @@ def _parse_text(
     if truncated:
         return Rejected("truncated", "the token limit cut the text")
     notes = []
-    body = _PREAMBLE.sub("", text, count=1)
+    body = text
+    while (shorter := _PREAMBLE.sub("", body, count=1)) != body:
+        body = shorter
     if body != text:
         notes.append("preamble")
-    body = _TEXT_LABEL.sub("", body).strip()
+    parts = _parts(body)
+    if len(parts) > 1:
+        notes.append("stray_text")
+    body = _TEXT_LABEL.sub("", max(parts, key=len, default="")).strip()
     if not body:
         return Rejected("empty", "nothing but a preamble")
     if any((m := _LABEL.match(line)) and m.group("question") for line in body.split("\n")):
         return Rejected("wrong_form", "questions and answers where a text was asked for")
-    flaw = _flaw(body, config, kind)
+    flaw = _leak(config, body) or _flaw(body, kind)
     if flaw:
         return flaw
     return Parsed((Turn(question, body),), tuple(notes))
@@ -129,11 +144,13 @@ def _parse_turns(
     if truncated:
         notes.append("truncated")
     turns, flaw = _paired(segments, notes, truncated=truncated)
+    leaky = find_leak(config, text) is not None
     kept: list[Turn] = []
     seen: set[str] = set()
     answers: set[str] = set()
     for turn in turns:
-        problem = _flaw(turn.answer, config, kind, question=turn.question)
+        problem = _leak(config, f"{turn.question}\n{turn.answer}") if leaky else None
+        problem = problem or _flaw(turn.answer, kind, question=turn.question)
         normal = " ".join(turn.question.lower().split())
         if problem is None and normal in seen:
             problem = Rejected("repetition", f"question asked twice: {turn.question!r}")
@@ -141,7 +158,7 @@ def _parse_turns(
             problem = Rejected("repetition", f"answer given twice: {turn.answer!r}")
         if problem is not None:
             notes.append(problem.reason)
-            flaw = flaw or problem
+            flaw = problem  # comes before what ended the pairing
             break
         seen.add(normal)
         answers.add(turn.answer)
@@ -156,7 +173,7 @@ def _parse_turns(
 
 def _segments(text: str) -> tuple[list[tuple[str, str]], list[str]]:
     """(role, text) in the order of the labels, and notes about text outside of them."""
-    segments: list[tuple[str, list[str]]] = []
+    segments: list[tuple[re.Match[str], list[str]]] = []
     notes: list[str] = []
     stray = "preamble"
     listening = False
@@ -166,14 +183,29 @@ def _segments(text: str) -> tuple[list[tuple[str, str]], list[str]]:
             listening = listening and not "".join(segments[-1][1]).strip()
             stray = "stray_text"
         elif match := _LABEL.match(line):
-            role = _QUESTION if match.group("question") else _ANSWER
-            segments.append((role, [line[match.end() :]]))
+            segments.append((match, [line[match.end() :]]))
             listening = True
         elif listening:
             segments[-1][1].append(line)
         elif line.strip():
             notes.append(stray)
-    return [(role, "\n".join(lines).strip().strip("*").strip()) for role, lines in segments], notes
+    return [
+        (
+            _QUESTION if label.group("question") else _ANSWER,
+            _without_emphasis(label, "\n".join(lines).strip()),
+        )
+        for label, lines in segments
+    ], notes
+
+
+def _without_emphasis(label: re.Match[str], text: str) -> str:
+    """The text without markers that are around all of it, or that began at its label."""
+    opened = label.group("inner") or label.group("open")
+    if opened and label.group("close").strip() == ":" and text.count(opened) % 2:
+        text = text.replace(opened, "", 1).strip()
+    if whole := _EMPHASISED.fullmatch(text):
+        text = whole.group(2)
+    return text if text.strip("*_ \n") else ""
 
 
 def _paired(
@@ -203,16 +235,19 @@ def _paired(
     return turns, Rejected("truncated", "the token limit cut it") if truncated else None
 
 
-def _flaw(
-    answer: str, config: PromptConfig, kind: InstructionType, *, question: str = ""
-) -> Rejected | None:
-    if leak := find_leak(config, f"{question}\n{answer}"):
-        return Rejected("leak", leak)
+def _leak(config: PromptConfig, text: str) -> Rejected | None:
+    leak = find_leak(config, text)
+    return Rejected("leak", leak) if leak else None
+
+
+def _flaw(answer: str, kind: InstructionType, *, question: str = "") -> Rejected | None:
     if len(answer.split()) < kind.min_words:
         return Rejected("too_short", f"{len(answer.split())} words, at least {kind.min_words}")
-    sentences = Counter(s.strip().lower() for s in _SENTENCE.findall(answer) if len(s) > 15)
-    if sentences and max(sentences.values()) >= _REPEATS:
-        return Rejected("repetition", f"one sentence {max(sentences.values())} times")
+    sentences = [s for s in _SENTENCE_END.split(answer.lower()) if len(s) > _SHORT_SENTENCE]
+    if len(sentences) - len(set(sentences)) >= _REPEATS - 1:
+        most = max(Counter(sentences).values())
+        if most >= _REPEATS:
+            return Rejected("repetition", f"one sentence {most} times")
     for example in kind.examples:
         if answer == example.text or any(
             answer == t.answer and question == t.question for t in example.turns
@@ -221,22 +256,61 @@ def _flaw(
     return None
 
 
+def _without_reasoning(text: str) -> str | None:
+    """The text outside of reasoning blocks, or None if one does not end."""
+    spoken: list[str] = []
+    thinking = False
+    position = 0
+    for tag in _THINK.finditer(text):
+        if tag.group("end"):
+            if not thinking:
+                spoken.clear()  # the start was part of the prompt
+            thinking = False
+            position = tag.end()
+        elif not thinking:
+            spoken.append(text[position : tag.start()])
+            thinking = True
+    return None if thinking else "".join([*spoken, text[position:]])
+
+
 def _without_special_tokens(text: str) -> str:
     text = text.lstrip()
-    while match := _SPECIAL.match(text):
+    while match := _ROLE.match(text) or _SPECIAL.match(text):
         text = text[match.end() :].lstrip()
     match = _SPECIAL.search(text)
     return text[: match.start()] if match else text
 
 
 def _unfenced(text: str) -> str:
-    """The inside of a code fence, open-ended if it never closes; the text itself without one."""
-    lines = text.split("\n")
-    fences = [number for number, line in enumerate(lines) if _FENCE.match(line)]
-    if not fences:
-        return text
-    if len(fences) == 1 and any(line.strip() for line in lines[: fences[0]]):
-        before, after = lines[: fences[0]], lines[fences[0] + 1 :]
-        return "\n".join(before if len("".join(before)) >= len("".join(after)) else after)
-    end = fences[1] if len(fences) > 1 else len(lines)
-    return "\n".join(lines[fences[0] + 1 : end])
+    """The inside of code fences, open-ended if one never closes; the text itself without any.
+
+    Fences are around the answer if the labels are inside or, where labels don't tell, if most of
+    the text is. Otherwise they belong to the answer.
+    """
+    outside: list[str] = []
+    inside: list[str] = []
+    lines = outside
+    for line in text.split("\n"):
+        if _FENCE.match(line):
+            lines = inside if lines is outside else outside
+        else:
+            lines.append(line)
+    inner, outer = "\n".join(inside).strip(), "\n".join(outside).strip()
+    ranks = [
+        (any(map(_LABEL.match, part)), len(whole))
+        for part, whole in ((inside, inner), (outside, outer))
+    ]
+    if inner and ranks[0] >= ranks[1]:
+        return inner
+    return text if inner and lines is outside else outer
+
+
+def _parts(text: str) -> list[str]:
+    """What stands between separators, without what is empty."""
+    parts: list[list[str]] = [[]]
+    for line in text.split("\n"):
+        if _SEPARATOR.match(line):
+            parts.append([])
+        else:
+            parts[-1].append(line)
+    return [part for part in ("\n".join(lines).strip() for lines in parts) if part]

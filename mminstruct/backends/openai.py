@@ -17,6 +17,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, Literal
@@ -81,9 +82,17 @@ _encoder = msgspec.json.Encoder()
 
 
 def create(options: BackendOptions) -> OpenAIBackend:
-    """The backend for a model at a server; the key comes from ``OPENAI_API_KEY`` alone."""
+    """The backend for a model at a server.
+
+    The key comes from ``OPENAI_API_KEY`` alone; without a URL, ``OPENAI_BASE_URL`` is asked.
+
+    Raises:
+        UsageError: no model is named, or the URL isn't one.
+    """
     if not options.model:
         raise UsageError("the model source 'openai' needs a model name; give one with --model")
+    if options.base_url is None:
+        options = replace(options, base_url=os.environ.get("OPENAI_BASE_URL") or None)
     return OpenAIBackend(options, api_key=os.environ.get("OPENAI_API_KEY") or None)
 
 
@@ -167,7 +176,7 @@ class OpenAIBackend:
 
     def __init__(self, options: BackendOptions, *, api_key: str | None) -> None:
         self._base_url = normal_base_url(options.base_url)
-        self._official = options.base_url is None
+        self._official = self._base_url == _OFFICIAL_URL
         self._options = options
         self._api_key = api_key
         self._limit_field = "max_tokens"
@@ -262,7 +271,7 @@ class OpenAIBackend:
         cause = error.__cause__ or error
         return TransientError(
             f"{where}: {_redacted(str(cause) or type(cause).__name__, self._api_key)}",
-            cause="connection",
+            cause="unreachable" if isinstance(cause, httpx2.ConnectError) else "dropped",
         )
 
 

@@ -1,0 +1,83 @@
+"""A chat-completion server with a fixed latency, for benchmarks; one process of its own.
+
+It parses nothing and knows two answers, labelled turns and plain text, so that it costs as little
+of the two cores as it can. ``--slow_share`` of the answers take ``--slow_s`` instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+
+from aiohttp import web
+
+
+def body(*, labelled: bool) -> bytes:
+    """An answer of about 1.3 kB, as models write them: five turns, or a text."""
+    parts = [
+        f"Thing number {n} stands out, since it is placed where everybody looks first, and nothing "
+        "else around it has the same size, shape or colour as it does. People walk past on either "
+        f"side of it, and behind number {n} the ground rises towards a row of trees."
+        for n in range(1, 6)
+    ]
+    questions = [f"Question: What stands out as number {n} here?\nAnswer: " for n in range(1, 6)]
+    pairs = zip(questions, parts, strict=True)
+    text = "\n\n".join(q + p for q, p in pairs) if labelled else " ".join(parts)
+    return json.dumps(
+        {
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": "bench",
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": text},
+                    "finish_reason": "stop",
+                }
+            ],
+            "usage": {"prompt_tokens": 1500, "completion_tokens": 250, "total_tokens": 1750},
+        }
+    ).encode()
+
+
+def main() -> None:
+    """Serve until killed; prints the port."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--latency_s", type=float, default=0.2)
+    parser.add_argument("--slow_share", type=float, default=0.0)
+    parser.add_argument("--slow_s", type=float, default=5.0)
+    args = parser.parse_args()
+    turns, text = body(labelled=True), body(labelled=False)
+    every = round(1 / args.slow_share) if args.slow_share else 0
+    numbers = itertools.count(1)
+    counts = {"requests": 0}
+
+    async def chat(request: web.Request) -> web.Response:
+        answer = turns if b"Question:" in await request.read() else text
+        counts["requests"] += 1
+        slow = every and next(numbers) % every == 0
+        await asyncio.sleep(args.slow_s if slow else args.latency_s)
+        return web.Response(body=answer, content_type="application/json")
+
+    async def count(request: web.Request) -> web.Response:
+        return web.json_response(counts)
+
+    async def serve() -> None:
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", chat)
+        app.router.add_get("/count", count)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0, backlog=2048)
+        await site.start()
+        print(runner.addresses[0][1], flush=True)
+        await asyncio.sleep(3600)
+
+    asyncio.run(serve())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""The builders through `datasets.load_dataset`; also what `make compat` runs on older versions."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from conftest import coco_files
+from loopback import LoopbackServer, chat_completion, turns_for
+
+import mminstruct
+from mminstruct import loading, prompts, resources, sources
+from mminstruct.errors import MMInstructError, RunStopped, UsageError
+from mminstruct.generate import FEATURES
+
+COCO = "builders/coco2017_llava"
+TYPES = ["conversation", "detail_description", "complex_reasoning"]
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> str:
+    for year in (2014, 2017):
+        for split in ("train", "val"):
+            coco_files(tmp_path / "coco", 6, year=year, split=split)
+    return str(tmp_path / "coco")
+
+
+def load(path: str, *args: Any, cache: Path, **kwargs: Any) -> Any:
+    """`load_dataset` with caches and a store of its own."""
+    kwargs.setdefault("backend", "fake")
+    kwargs.setdefault("response_store", str(cache / "responses.sqlite"))
+    return datasets.load_dataset(path, *args, cache_dir=str(cache / "cache"), **kwargs)
+
+
+@pytest.mark.parametrize("name", loading.names())
+def test_a_builder_gives_complete_unique_and_stable_rows(
+    name: str, data_dir: str, tmp_path: Path
+) -> None:
+    rows = load(f"builders/{name}", split="train", data_dir=data_dir, limit=3, cache=tmp_path)
+    again = load(
+        f"builders/{name}", split="train", data_dir=data_dir, limit=3, cache=tmp_path / "again"
+    )
+    assert rows.features == FEATURES
+    assert len(rows) == 9
+    assert len(set(rows["id"])) == 9
+    assert list(rows["type"]) == [kind for kind in TYPES for _ in range(3)]
+    assert list(rows["image_id"])[:3] == sorted(rows["image_id"][:3])
+    assert rows.to_list() == again.to_list()
+    for row in rows:
+        roles = [message["role"] for message in row["messages"]]
+        assert roles == ["user", "assistant"] * (len(roles) // 2) != []
+        assert all(message["content"].strip() for message in row["messages"])
+        assert row["provenance"]["few_shots"] == 3
+        assert row["provenance"]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("name", loading.names())
+def test_a_builder_says_what_it_is(name: str, data_dir: str) -> None:
+    builder = datasets.load_dataset_builder(f"builders/{name}", backend="fake", data_dir=data_dir)
+    script = loading.script_of(f"builders/{name}")
+    assert script is not None
+    cls = loading.builder_class(script)
+    source = sources.get(cls.SOURCE).info
+    assert name == f"{cls.SOURCE.lower()}_{cls.PROMPT_CONFIG}"
+    assert builder.name == name
+    assert source.title in builder.info.description
+    assert builder.info.homepage == source.homepage
+    assert builder.info.citation == source.citation
+    assert builder.info.license == "unknown"  # the stand-in has no terms
+
+
+def test_a_builder_offers_a_config_for_all_types_and_one_for_each() -> None:
+    assert datasets.get_dataset_config_names(COCO) == ["default", *TYPES]
+
+
+def test_one_type_can_be_asked_for_by_config_name(data_dir: str, tmp_path: Path) -> None:
+    rows = load(COCO, "conversation", split="train", data_dir=data_dir, cache=tmp_path)
+    assert set(rows["type"]) == {"conversation"}
+    assert len(rows) == 6
+
+
+def test_only_train_is_generated_unless_other_splits_are_asked_for(
+    data_dir: str, tmp_path: Path
+) -> None:
+    assert list(load(COCO, data_dir=data_dir, cache=tmp_path)) == ["train"]
+    both = load(COCO, data_dir=data_dir, splits=["validation", "train"], cache=tmp_path)
+    assert list(both) == ["train", "validation"]
+
+
+def test_several_processes_give_the_same_rows_in_the_same_order(
+    data_dir: str, tmp_path: Path
+) -> None:
+    one = load(COCO, split="train", data_dir=data_dir, cache=tmp_path / "one")
+    two = load(COCO, split="train", data_dir=data_dir, cache=tmp_path / "two", num_proc=2)
+    assert two.to_list() == one.to_list()
+
+
+def test_a_stream_gives_the_same_rows_in_the_same_order(data_dir: str, tmp_path: Path) -> None:
+    whole = load(COCO, split="train", data_dir=data_dir, cache=tmp_path / "one")
+    stream = load(COCO, split="train", data_dir=data_dir, cache=tmp_path / "two", streaming=True)
+    assert list(stream) == whole.to_list()
+
+
+def test_a_stream_yields_rows_while_later_ones_are_not_even_asked_for(
+    tmp_path: Path, server: LoopbackServer
+) -> None:
+    data_dir = coco_files(tmp_path / "coco", 40)
+    stream = load(
+        COCO,
+        split="train",
+        data_dir=str(data_dir),
+        cache=tmp_path,
+        streaming=True,
+        backend="openai",
+        model="m",
+        base_url=server.url,
+        max_concurrency=2,
+    )
+    assert next(iter(stream))["image_id"] == f"{1:012d}"
+    assert len(server.bodies) < 60
+
+
+def test_num_proc_shares_the_concurrency(tmp_path: Path, server: LoopbackServer) -> None:
+    async def slow(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        await asyncio.sleep(0.02)
+        return chat_completion(turns_for(body))
+
+    server.answer = slow
+    data_dir = str(coco_files(tmp_path / "coco", 20))
+    settings = {"backend": "openai", "model": "m", "base_url": server.url, "max_concurrency": 6}
+    rows = load(COCO, split="train", data_dir=data_dir, cache=tmp_path, num_proc=2, **settings)
+    assert len(rows) == len(server.bodies) == 60
+    assert server.max_in_flight <= 6
+
+
+def test_an_edited_prompt_config_gives_new_rows(
+    data_dir: str, tmp_path: Path, server: LoopbackServer
+) -> None:
+    own = tmp_path / "own.yaml"
+    text = (resources.folder("prompt_configs") / "llava.yaml").read_text(encoding="utf-8")
+    settings = {"backend": "openai", "model": "m", "base_url": server.url}
+    own.write_text(text, encoding="utf-8")
+    for sent, content in ((6, text), (6, text), (12, text.replace("version: 1", "version: 2", 1))):
+        own.write_text(content.replace("You ", "You  ", sent // 6 - 1), encoding="utf-8")
+        rows = load(
+            COCO, "conversation", split="train", data_dir=data_dir, cache=tmp_path,
+            prompt_config=str(own), **settings,
+        )  # fmt: skip
+        assert len(server.bodies) == sent
+        assert rows[0]["provenance"]["prompt_hash"] == prompts.load(str(own)).hash
+
+
+@pytest.mark.parametrize(
+    "change", [{"model": "other"}, {"temperature": 0.1}, {"top_p": 0.5}, {"max_tokens": 99}]
+)
+def test_another_model_or_sampling_value_gives_new_rows(
+    change: dict[str, Any], data_dir: str, tmp_path: Path, server: LoopbackServer
+) -> None:
+    settings = {"backend": "openai", "model": "m", "base_url": server.url, "data_dir": data_dir}
+    load(COCO, split="train", cache=tmp_path, **settings)
+    load(COCO, split="train", cache=tmp_path, **{**settings, **change})
+    assert len(server.bodies) == 36
+
+
+def test_another_concurrency_or_patience_reuses_the_prepared_rows(
+    data_dir: str, tmp_path: Path, server: LoopbackServer
+) -> None:
+    settings = {"backend": "openai", "model": "m", "base_url": server.url, "data_dir": data_dir}
+    first = load(COCO, split="train", cache=tmp_path, **settings)
+    second = load(
+        COCO, split="train", cache=tmp_path, max_concurrency=3, timeout_s=9.0, max_retries=1,
+        **settings,
+    )  # fmt: skip
+    assert first.cache_files == second.cache_files
+    assert len(server.bodies) == 18
+
+
+def test_a_builder_is_found_from_any_directory(
+    data_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(load("builders/sample_llava", split="train", limit=1, cache=tmp_path)) == 3
+
+
+def test_a_builder_in_the_working_directory_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "builders" / "sample_llava"
+    folder.mkdir(parents=True)
+    original = resources.folder("builders") / "sample_llava" / "sample_llava.py"
+    text = original.read_text(encoding="utf-8").replace('"llava"', '"llava_smallcontext"')
+    (folder / "sample_llava.py").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    rows = load("builders/sample_llava", split="train", limit=1, cache=tmp_path)
+    assert rows[0]["provenance"]["prompt_config"] == "llava_smallcontext"
+
+
+def test_other_paths_are_none_of_our_business(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"a": 1}\n{"a": 2}\n')
+    rows = datasets.load_dataset(
+        "json", data_files=str(tmp_path / "rows.jsonl"), split="train", cache_dir=str(tmp_path)
+    )
+    assert list(rows["a"]) == [1, 2]
+
+
+@pytest.mark.skipif(
+    not datasets.__version__.startswith("3."), reason="later versions run no scripts of their own"
+)
+def test_datasets_3_also_loads_the_folder_natively(data_dir: str, tmp_path: Path) -> None:
+    folder = tmp_path / "coco2017_llava"  # not below builders/, so not ours to resolve
+    shutil.copytree(resources.folder("builders") / "coco2017_llava", folder)
+    rows = load(
+        str(folder), split="train", data_dir=data_dir, cache=tmp_path, trust_remote_code=True
+    )
+    assert len(rows) == 18
+
+
+def test_importing_twice_wraps_once() -> None:
+    wrapped = datasets.load.dataset_module_factory
+    loading.register()
+    assert datasets.load.dataset_module_factory is wrapped
+    assert mminstruct.__version__
+
+
+def cause(error: BaseException) -> BaseException:
+    """The error of ours that `datasets` wrapped."""
+    while not isinstance(error, MMInstructError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"modle": "x"}, "did you mean 'model'"),
+        ({"name": "conversatoin"}, "did you mean 'conversation'"),
+        ({"types": ["detail"]}, "detail_description"),
+        ({"splits": ["test"]}, "train, validation"),
+        ({"backend": "opnai"}, "did you mean 'openai'"),
+        ({"backend": "openai"}, "needs a model name"),
+        ({"limit": 0}, "limit: expected at least 1, got 0"),
+        ({"top_p": 1.5}, "top_p: expected between 0.0 and 1.0, got 1.5"),
+        ({"backend": "openai", "model": "m", "base_url": "localhost:8000"}, "http://localhost"),
+        ({"prompt_config": "lava"}, "did you mean 'llava'"),
+    ],
+)
+def test_a_wrong_argument_says_what_is_right(
+    arguments: dict[str, Any], words: str, data_dir: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        load(COCO, split="train", data_dir=data_dir, cache=tmp_path, **arguments)
+
+
+def test_a_run_without_a_single_row_says_why(
+    data_dir: str, tmp_path: Path, server: LoopbackServer
+) -> None:
+    server.answer = lambda server, body: chat_completion("I would rather not.")
+    with pytest.raises(RunStopped, match=r"no row in split 'train': 0 rows, 6 rejected \(no_label"):
+        load(
+            COCO, "conversation", split="train", data_dir=data_dir, cache=tmp_path,
+            backend="openai", model="m", base_url=server.url,
+        )  # fmt: skip

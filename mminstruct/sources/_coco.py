@@ -1,9 +1,7 @@
 """What the COCO releases share: where their files are, and how captions and boxes are read.
 
 A split is two JSON files, ``captions_*`` and ``instances_*``, side by side in one published zip.
-Nine tenths of the bytes are outlines (``segmentation``), which no prompt shows: a typed decoder
-steps over them and gets a file in pieces, so that a split is read in a fraction of the time and
-memory that `json.load` takes. The zip is read as it is, nothing is extracted beside it.
+The zip is read as it is, nothing is extracted beside it.
 
 **Source:** https://cocodataset.org/#format-data (format) and
 https://cocodataset.org/#termsofuse (annotations: CC BY 4.0; images: each has its own licence).
@@ -12,20 +10,27 @@ https://cocodataset.org/#termsofuse (annotations: CC BY 4.0; images: each has it
 from __future__ import annotations
 
 import re
-import zipfile
-import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from array import array
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any, Generic, TypedDict, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
-import xxhash
+import numpy as np
+from numpy.typing import NDArray
 
 from mminstruct.errors import SourceError, UsageError, did_you_mean
 from mminstruct.schema import Box, Context, Media
 from mminstruct.sources import Download, Files, ReadReport, SourceInfo
+from mminstruct.sources._annotation_file import AnnotationFile, Layout, decode, find
+from mminstruct.sources._annotation_file import fingerprint as fingerprint
+
+IntColumn: TypeAlias = NDArray[np.int64]
+FloatColumns: TypeAlias = NDArray[np.float64]
+
+_Id = Annotated[int, msgspec.Meta(ge=0, lt=10**12)]
 
 # Licence id of an image -> (SPDX identifier, URL), as in the ``licenses`` table of every release.
 # https://spdx.org/licenses/ has none for the last two.
@@ -44,10 +49,6 @@ IMAGE_LICENSES = {
 _FLICKR_FILE = re.compile(r"https?://[\w.-]*flickr\.com/\d+/(\d+)_[0-9a-f]+(?:_\w)?\.jpg")
 
 _FILE_SPLIT = {"train": "train", "validation": "val"}
-_CHUNK_BYTES = 1 << 22
-_CUT_WINDOW_BYTES = 1 << 16
-_ANNOTATIONS_START = re.compile(rb'"annotations"\s*:\s*\[')
-_ANNOTATION_BORDER = re.compile(rb"\}\s*,\s*\{")
 _IDS_OF_12_DIGITS = range(10**12)
 
 _CITATION = """\
@@ -129,7 +130,7 @@ class CocoSource:
         found = {
             role: path
             for role, name in wanted.items()
-            if (path := next((p for place in places for p in _find(place, name)), None))
+            if (path := next((p for place in places for p in find(place, name)), None))
         }
         if not found:
             return None
@@ -185,26 +186,31 @@ def read_contexts(files: Files, report: ReadReport) -> Iterator[Context]:
         SourceError: a file is damaged, or it contradicts itself or the other one.
     """
     instances_path, captions_path = files.paths["instances"], files.paths["captions"]
-    objects = _Objects.of(_decode(instances_path, _INSTANCES), instances_path.name)
-    captions_file = _decode(captions_path, _CAPTIONS)
-    captions = _captions_by_image(captions_file, captions_path.name)
-    images, licenses = captions_file.images, _Licenses.of(captions_file.licenses)
-    del captions_file
-    _check_same_images(images, objects, captions_path.name, instances_path.name)
-    if boxes_only := objects.sizes.keys() - captions.keys():
+    instances_file, instances = decode(instances_path, _INSTANCES)
+    captions_file, captions = decode(captions_path, _CAPTIONS)
+    sizes = _sizes(instances_file.images, instances_path.name)
+    caption_sizes = _sizes(captions_file.images, captions_path.name)
+    categories = _categories(instances_file.categories, instances_path.name)
+    instances.check(sizes, instances_path.name)
+    instances.check_categories(categories, instances_path.name)
+    captions.check(caption_sizes, captions_path.name)
+    _check_same_images(caption_sizes, sizes, captions_path.name, instances_path.name)
+    if boxes_only := sizes.keys() - caption_sizes.keys():
         report.skip("image without captions", len(boxes_only))
-    images.sort(key=lambda image: image.id, reverse=True)
-    while images:
-        # The records of an image are dropped with it: memory falls while contexts are taken.
-        image = images.pop()
-        texts = _clean_captions(captions.pop(image.id), report)
-        instances = objects.instances.pop(image.id, ())
-        if not texts:
+    licenses = _Licenses.of(captions_file.licenses)
+    images = sorted(captions_file.images, key=lambda image: image.id)
+    del instances_file, captions_file
+    caption_groups = captions.grouped([image.id for image in images])
+    box_groups = instances.grouped([image.id for image in images], sizes, categories)
+    for image, texts, boxes in zip(images, caption_groups, box_groups, strict=True):
+        cleaned = _clean_captions(texts, report)
+        if not cleaned:
             report.skip("image without captions")
             continue
-        boxes = _boxes(instances, objects.categories, image, report)
         report.contexts += 1
-        yield Context(f"{image.id:012d}", licenses.media(image), texts, boxes)
+        yield Context(
+            f"{image.id:012d}", licenses.media(image), cleaned, _whole_boxes(boxes, report)
+        )
 
 
 class _ImageSize(msgspec.Struct, gc=False):
@@ -220,38 +226,26 @@ class _Image(_ImageSize, gc=False):
     license: int | None = None
 
 
-class _Xywh(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
-    """Pixels; x and y are the top left corner."""
-
-    x: float
-    y: float
-    width: float
-    height: float
+class _Annotation(msgspec.Struct, gc=False):
+    id: _Id
+    image_id: _Id
 
 
-class _Instance(msgspec.Struct, gc=False):
-    id: int
-    image_id: int
-    category_id: int
-    bbox: _Xywh
+class _Instance(_Annotation, gc=False):
+    """Its box has the top left corner, width and height in pixels."""
+
+    category_id: _Id
+    bbox: tuple[float, float, float, float]
     iscrowd: int = 0
 
 
-class _Category(msgspec.Struct, gc=False):
-    id: int
-    name: str
-
-
-class _InstancesFile(msgspec.Struct, gc=False):
-    images: list[_ImageSize]
-    annotations: list[_Instance]
-    categories: list[_Category]
-
-
-class _Caption(msgspec.Struct, gc=False):
-    id: int
-    image_id: int
+class _Caption(_Annotation, gc=False):
     caption: str
+
+
+class _Category(msgspec.Struct, gc=False):
+    id: _Id
+    name: str
 
 
 class _License(msgspec.Struct, gc=False):
@@ -259,65 +253,127 @@ class _License(msgspec.Struct, gc=False):
     url: str | None = None
 
 
-class _CaptionsFile(msgspec.Struct, gc=False):
+class _InstancesFile(AnnotationFile, kw_only=True, gc=False):
+    images: list[_ImageSize]
+    annotations: list[_Instance]
+    categories: list[_Category]
+
+
+class _CaptionsFile(AnnotationFile, kw_only=True, gc=False):
     images: list[_Image]
     annotations: list[_Caption]
     licenses: list[_License] = []
 
 
-_SizedImage = TypeVar("_SizedImage", bound=_ImageSize)
-_File = TypeVar("_File", bound=msgspec.Struct)
+class _Annotations:
+    """Columns of annotations in the file's order."""
+
+    def __init__(self) -> None:
+        self.ids = array("q")
+        self.image_ids = array("q")
+
+    def add(self, annotations: list[Any]) -> None:
+        self.ids.extend([annotation.id for annotation in annotations])
+        self.image_ids.extend([annotation.image_id for annotation in annotations])
+
+    def check(self, images: Collection[int], file_name: str) -> None:
+        if (at := _first_unknown(self.image_ids, images)) is not None:
+            raise SourceError(
+                f"{file_name}: annotation {self.ids[at]} names an unknown image, got image id "
+                f"{self.image_ids[at]} against one of the {len(images)} ids in 'images' expected. "
+                "Fix the annotation or download the file again."
+            )
+
+    def order(self) -> IntColumn:
+        """Row numbers sorted by image, within an image in the file's order."""
+        return np.argsort(np.asarray(self.image_ids), kind="stable")
+
+    def spans(self, order: IntColumn, image_ids: list[int]) -> Iterator[tuple[int, int]]:
+        """Where each image's rows begin and end in that order."""
+        owners = np.asarray(self.image_ids)[order]
+        begins, ends = (np.searchsorted(owners, image_ids, side) for side in ("left", "right"))
+        return zip(begins.tolist(), ends.tolist(), strict=True)
 
 
-class _Decoders(Generic[_File]):
-    """Decoders of a whole file, of either end of it with some of its keys, and of annotations."""
+class _Captions(_Annotations):
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
 
-    def __init__(self, file_type: type[_File], annotation_type: type[msgspec.Struct]) -> None:
-        types = {field.name: field.type for field in msgspec.structs.fields(file_type)}
-        end_type: Any = TypedDict("_End", types, total=False)  # type: ignore[misc]
-        self.file_type = file_type
-        self.whole: msgspec.json.Decoder[_File] = msgspec.json.Decoder(file_type)
-        self.end: msgspec.json.Decoder[dict[str, Any]] = msgspec.json.Decoder(end_type)
-        self.annotations: msgspec.json.Decoder[list[Any]] = msgspec.json.Decoder(
-            list[annotation_type]  # type: ignore[valid-type]
-        )
+    def add(self, annotations: list[_Caption]) -> None:
+        super().add(annotations)
+        self.texts.extend([annotation.caption for annotation in annotations])
 
-
-_INSTANCES = _Decoders(_InstancesFile, _Instance)
-_CAPTIONS = _Decoders(_CaptionsFile, _Caption)
+    def grouped(self, image_ids: list[int]) -> Iterator[list[str]]:
+        """Each image's captions."""
+        order = self.order()
+        for begin, end in self.spans(order, image_ids):
+            yield [self.texts[row] for row in order[begin:end].tolist()]
 
 
-@dataclass(frozen=True, slots=True)
-class _Objects:
-    """An instances file, grouped by image.
+class _Instances(_Annotations):
+    def __init__(self) -> None:
+        super().__init__()
+        self.category_ids = array("q")
+        self.xywh = array("d")
+        self.is_group = array("b")
 
-    Attributes:
-        sizes: image id -> width and height, pixels.
-        categories: category id -> name.
-        instances: image id -> instances in the file's order; images without any have an empty list.
-    """
+    def add(self, annotations: list[_Instance]) -> None:
+        super().add(annotations)
+        self.category_ids.extend([instance.category_id for instance in annotations])
+        self.xywh.extend(chain.from_iterable([instance.bbox for instance in annotations]))
+        self.is_group.extend([instance.iscrowd == 1 for instance in annotations])
 
-    sizes: dict[int, tuple[int, int]]
-    categories: dict[int, str]
-    instances: dict[int, list[_Instance]]
+    def check_categories(self, categories: Collection[int], file_name: str) -> None:
+        if (at := _first_unknown(self.category_ids, categories)) is not None:
+            raise SourceError(
+                f"{file_name}: annotation {self.ids[at]} names an unknown category, got "
+                f"category id {self.category_ids[at]} against one of the {len(categories)} "
+                "ids in 'categories' expected. Fix the annotation or download the file again."
+            )
 
-    @classmethod
-    def of(cls, file: _InstancesFile, file_name: str) -> _Objects:
-        sizes = _sizes(file.images, file_name)
-        categories = _categories(file.categories, file_name)
-        instances: dict[int, list[_Instance]] = {image_id: [] for image_id in sizes}
-        for instance in file.annotations:
-            group = instances.get(instance.image_id)
-            if group is None:
-                raise _unknown_image(file_name, instance, len(sizes))
-            if instance.category_id not in categories:
-                raise SourceError(
-                    f"{file_name}: annotation {instance.id} names an unknown category, got "
-                    f"category id {instance.category_id} against one of the {len(categories)} "
-                    "ids in 'categories' expected. Fix the annotation or download the file again."
+    def grouped(
+        self, image_ids: list[int], sizes: dict[int, tuple[int, int]], categories: dict[int, str]
+    ) -> Iterator[list[Box]]:
+        """Each image's boxes, cut at its border; some may have no area."""
+        order = self.order()
+        corners = self._xyxy_norm(sizes)[order]
+        category_ids = np.asarray(self.category_ids)[order]
+        is_group = np.asarray(self.is_group)[order].astype(bool)
+        for begin, end in self.spans(order, image_ids):
+            rows = slice(begin, end)
+            yield [
+                Box(categories[category_id], tuple(box), group)
+                for category_id, box, group in zip(
+                    category_ids[rows].tolist(),
+                    corners[rows].tolist(),
+                    is_group[rows].tolist(),
+                    strict=True,
                 )
-            group.append(instance)
-        return cls(sizes, categories, instances)
+            ]
+
+    def _xyxy_norm(self, sizes: dict[int, tuple[int, int]]) -> FloatColumns:
+        """(N, 4) float64, xyxy, 0..1."""
+        ids = np.array(sorted(sizes), dtype=np.int64)
+        by_id = np.array([sizes[i] for i in ids.tolist()], dtype=np.float64).reshape(-1, 2)
+        size = by_id[np.searchsorted(ids, np.asarray(self.image_ids))]
+        xywh = np.asarray(self.xywh).reshape(-1, 4)
+        with np.errstate(over="ignore"):
+            corners = np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]])
+        corners /= np.hstack([size, size])
+        return np.clip(corners, 0.0, 1.0, out=corners)
+
+
+_INSTANCES = Layout(_InstancesFile, _Instances)
+_CAPTIONS = Layout(_CaptionsFile, _Captions)
+
+_SizedImage = TypeVar("_SizedImage", bound=_ImageSize)
+
+
+def _first_unknown(ids: array[int], known: Collection[int]) -> int | None:
+    """The first row whose id is not among the known ones."""
+    unknown = ~np.isin(np.asarray(ids), np.fromiter(known, np.int64, len(known)))
+    return int(unknown.argmax()) if unknown.any() else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,43 +447,25 @@ def _categories(categories: list[_Category], file_name: str) -> dict[int, str]:
     return names
 
 
-def _captions_by_image(file: _CaptionsFile, file_name: str) -> dict[int, list[str]]:
-    captions: dict[int, list[str]] = {image_id: [] for image_id in _sizes(file.images, file_name)}
-    for annotation in file.annotations:
-        group = captions.get(annotation.image_id)
-        if group is None:
-            raise _unknown_image(file_name, annotation, len(captions))
-        group.append(annotation.caption)
-    return captions
-
-
-def _unknown_image(file_name: str, annotation: _Instance | _Caption, images: int) -> SourceError:
-    return SourceError(
-        f"{file_name}: annotation {annotation.id} names an unknown image, got image id "
-        f"{annotation.image_id} against one of the {images} ids in 'images' expected. "
-        "Fix the annotation or download the file again."
-    )
-
-
 def _check_same_images(
-    images: list[_Image], objects: _Objects, captions_name: str, instances_name: str
+    caption_sizes: dict[int, tuple[int, int]],
+    sizes: dict[int, tuple[int, int]],
+    captions_name: str,
+    instances_name: str,
 ) -> None:
-    shared = 0
-    for image in images:
-        size = objects.sizes.get(image.id)
-        if size is None:
-            continue
-        shared += 1
-        if size != (image.width, image.height):
+    shared = caption_sizes.keys() & sizes.keys()
+    for image_id in sorted(shared):
+        got, expected = caption_sizes[image_id], sizes[image_id]
+        if got != expected:
             raise SourceError(
-                f"{captions_name}: image {image.id} differs from {instances_name}, got "
-                f"{image.width} x {image.height} against {size[0]} x {size[1]} pixels expected. "
+                f"{captions_name}: image {image_id} differs from {instances_name}, got "
+                f"{got[0]} x {got[1]} against {expected[0]} x {expected[1]} pixels expected. "
                 "Take both files from one release."
             )
-    if images and objects.sizes and not shared:
+    if caption_sizes and sizes and not shared:
         raise SourceError(
             f"{captions_name}: other images than in {instances_name}, got none of its "
-            f"{len(objects.sizes)} ids against the same ids expected. "
+            f"{len(sizes)} ids against the same ids expected. "
             "Take both files from one release and split."
         )
 
@@ -444,158 +482,13 @@ def _clean_captions(captions: list[str], report: ReadReport) -> tuple[str, ...]:
     return tuple(distinct.values())
 
 
-def _boxes(
-    instances: Iterable[_Instance], categories: dict[int, str], image: _Image, report: ReadReport
-) -> tuple[Box, ...]:
-    width, height = image.width, image.height
-    boxes: list[Box] = []
-    for instance in instances:
-        xywh = instance.bbox
-        # Comparisons instead of min() and max(): a release has 900,000 boxes.
-        min_x = xywh.x / width if xywh.x > 0 else 0.0
-        min_y = xywh.y / height if xywh.y > 0 else 0.0
-        max_x = (xywh.x + xywh.width) / width
-        max_y = (xywh.y + xywh.height) / height
-        corners = (min_x, min_y, max_x if max_x < 1 else 1.0, max_y if max_y < 1 else 1.0)
-        if min_x < corners[2] and min_y < corners[3]:
-            boxes.append(Box(categories[instance.category_id], corners, instance.iscrowd == 1))
-        else:
-            report.skip("box outside the image or empty")
-    return tuple(boxes)
-
-
-def _find(place: Path, name: str) -> Iterator[Path]:
-    """The file of that name in a folder or a zip, if it is there."""
-    if not place.is_file():
-        if (place / name).is_file():
-            yield place / name
-        return
-    with _wrapped_errors(place), zipfile.ZipFile(place) as archive:
-        members = set(archive.namelist())
-    yield from (place / member for member in (f"annotations/{name}", name) if member in members)
-
-
-def fingerprint(paths: dict[str, Path]) -> str:
-    """Digest of the roles and bytes of files; the same whether they are in a zip or not."""
-    whole = xxhash.xxh3_128()
-    for role in sorted(paths):
-        digest = xxhash.xxh3_128()
-        with _opened(paths[role]) as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-        whole.update(f"{role} {digest.hexdigest()}\n".encode())
-    return whole.hexdigest()
-
-
-def _decode(path: Path, decoders: _Decoders[_File]) -> _File:
-    with _opened(path) as file:
-        decoded = _decode_in_pieces(file, decoders)
-    if decoded is not None:
-        return decoded
-    # An unusual order of the keys, or damage: decoded at once, it is read or its place is known.
-    with _opened(path) as file:
-        content = file.read()
-    name = path.name
-    try:
-        return decoders.whole.decode(content)
-    except msgspec.ValidationError as error:
-        raise SourceError(
-            f"{name}: not the structure of a COCO {name.split('_')[0]} file: {error}. "
-            "Fix that entry or download the file again."
-        ) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SourceError(
-            f"{name}: {_json_damage(error, content)} expected. Delete the file and download it "
-            "again."
-        ) from error
-
-
-def _decode_in_pieces(file: IO[bytes], decoders: _Decoders[_File]) -> _File | None:
-    """The file without ever holding all of its bytes, or None if it doesn't come apart.
-
-    It is cut behind ``"annotations": [`` and then wherever ``}, {`` looks like the border of two
-    annotations. Where that is inside a string or a nested object, the piece before it has an open
-    quote or bracket and is not valid JSON: if all pieces decode, all cuts were right.
-    """
-    buffer = bytearray()
-    while (start := _ANNOTATIONS_START.search(buffer)) is None:
-        if not (chunk := file.read(_CHUNK_BYTES)):
-            return None
-        buffer += chunk
-    try:
-        head = decoders.end.decode(buffer[: start.end()] + b"]}")
-        del buffer[: start.end()]
-        annotations: list[Any] = []
-        while chunk := file.read(_CHUNK_BYTES):
-            buffer += chunk
-            if (cut := _last_cut(buffer)) is None:
-                continue
-            try:
-                annotations += decoders.annotations.decode(b"[" + buffer[: cut.start() + 1] + b"]")
-            except msgspec.DecodeError:
-                # Most likely the list ends before the cut, and other keys follow.
-                buffer += file.read()
-                break
-            del buffer[: cut.end() - 1]
-        tail = decoders.end.decode(b'{"annotations":[' + buffer)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    annotations += tail.pop("annotations")
-    if head.keys() & tail.keys():
-        return None
-    try:
-        return decoders.file_type(**head | tail | {"annotations": annotations})
-    except TypeError:
-        return None
-
-
-def _last_cut(buffer: bytearray) -> re.Match[bytes] | None:
-    """The last place in a piece that looks like the border of two annotations."""
-    for start in (max(0, len(buffer) - _CUT_WINDOW_BYTES), 0):
-        *_, last = None, *_ANNOTATION_BORDER.finditer(buffer, start)
-        if last is not None:
-            return last
-    return None
-
-
-def _json_damage(error: Exception, content: bytes) -> str:
-    text = str(error)
-    if "truncated" in text:
-        return f"the JSON ends early, got {len(content)} bytes against a closing bracket at the end"
-    if (position := re.search(r"\(byte (\d+)\)", text)) is None:
-        return f"damaged JSON, got '{text}' against JSON in UTF-8"
-    at = int(position[1])
-    got = content[at : at + 8]
-    if re.match(rb"(nan|inf(inity)?)\b", got, re.IGNORECASE):
-        return f"a number that JSON doesn't have, got {got!r} at byte {at} against a finite number"
-    return f"damaged JSON, got {got!r} at byte {at} against JSON"
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """A file, or the member of a zip if its path goes through one."""
-    with _wrapped_errors(path):
-        archive = next((parent for parent in list(path.parents)[:2] if parent.is_file()), None)
-        if archive is None:
-            with path.open("rb") as file:
-                yield file
-        else:
-            member = path.relative_to(archive).as_posix()
-            with zipfile.ZipFile(archive) as opened, opened.open(member) as file:
-                yield file
-
-
-@contextmanager
-def _wrapped_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, KeyError) as error:
-        raise SourceError(
-            f"{path.name}: damaged zip, got '{error}' against a readable archive expected. "
-            "Delete the archive and download it again."
-        ) from error
-    except OSError as error:
-        raise SourceError(
-            f"{path.name}: can't be read, got '{error.strerror}' against a readable file expected. "
-            "Check that it exists and its permissions."
-        ) from error
+def _whole_boxes(boxes: list[Box], report: ReadReport) -> tuple[Box, ...]:
+    """The boxes that have an area inside the image."""
+    kept = []
+    for box in boxes:
+        min_x, min_y, max_x, max_y = box.bbox_xyxy_norm
+        if min_x < max_x and min_y < max_y:
+            kept.append(box)
+    if len(kept) < len(boxes):
+        report.skip("box outside the image or empty", len(boxes) - len(kept))
+    return tuple(kept)

@@ -1,0 +1,218 @@
+"""The command line as a user types it; most tests run it in the test process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from conftest import coco_files
+from loopback import LoopbackServer
+
+from mminstruct import cli
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with an empty Hugging Face cache and invented COCO files in ./cache."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    for year in (2014, 2017):
+        coco_files(tmp_path / "cache", 2, year=year)
+    return tmp_path
+
+
+def generate(*arguments: str, server: LoopbackServer | None = None) -> int:
+    """The exit code of `mminstruct generate`, against the loopback server if there is one."""
+    more = []
+    if server is not None:
+        more = ["--model_source", "openai", "--model", "m", "--openai_base_url", server.url]
+    return cli.run(["generate", *arguments, *more, "--response_store", "responses.sqlite"])
+
+
+def test_a_dataset_repository_is_the_default(folder: Path, server: LoopbackServer) -> None:
+    assert generate("COCO2017", "--output_path", "out", server=server) == 0
+    rows = datasets.load_dataset("out", split="train", cache_dir="hf")
+    assert len(rows) == 6
+    assert len(datasets.load_dataset("out", "conversation", split="train", cache_dir="hf")) == 2
+    assert (folder / "out" / "LICENSE").is_file()
+
+
+def test_several_sources_go_into_one_output(folder: Path, server: LoopbackServer) -> None:
+    assert generate("COCO2014", "COCO2017", "--output_path", "all.jsonl", server=server) == 0
+    rows = [json.loads(line) for line in (folder / "all.jsonl").read_text().splitlines()]
+    assert [row["source"] for row in rows] == ["COCO2014"] * 6 + ["COCO2017"] * 6
+    assert len({row["id"] for row in rows}) == 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "written"),
+    [
+        ([], "instruct/README.md"),
+        (["--output_format", "jsonl"], "instruct.jsonl"),
+        (["--output_format", "llava-instruct"], "llava_instruct.json"),
+        (["--output_path", "x.jsonl"], "x.jsonl"),
+        (["--output-path", "x.json"], "x.json"),
+        (["--output_path", "x", "--output-format", "jsonl"], "x"),
+    ],
+)
+def test_the_output_goes_where_it_should(
+    arguments: list[str], written: str, folder: Path, server: LoopbackServer
+) -> None:
+    assert generate("coco2017", *arguments, server=server) == 0
+    assert (folder / written).is_file()
+
+
+def test_every_flag_reaches_what_it_is_for(folder: Path, server: LoopbackServer) -> None:
+    arguments = "--temperature 0.25 --top-p 0.5 --max-tokens 77 --seed 5 --limit 1 --types"
+    code = generate("COCO2017", *arguments.split(), "detail_description", server=server)
+    assert code == 0
+    (body,) = server.bodies
+    assert (body["temperature"], body["top_p"], body["max_tokens"]) == (0.25, 0.5, 77)
+    assert isinstance(body["seed"], int)
+    assert "Authorization" not in server.headers[0] or "None" not in str(server.headers[0])
+
+
+def test_a_context_window_shortens_prompts_and_says_so(
+    folder: Path, server: LoopbackServer
+) -> None:
+    arguments = ["--context_window", "2000", "--max_tokens", "1900", "--limit", "1"]
+    assert generate("COCO2017", *arguments, "--output_path", "o.jsonl", server=server) == 0
+    rows = [json.loads(line) for line in (folder / "o.jsonl").read_text().splitlines()]
+    assert all(row["provenance"]["dropped_few_shots"] > 0 for row in rows)
+    assert all(body["max_tokens"] < 1900 for body in server.bodies)
+
+
+def test_a_dry_run_asks_nobody_and_keeps_nothing(folder: Path) -> None:
+    assert cli.run(["generate", "COCO2017", "--dry_run", "--output_path", "o.jsonl"]) == 0
+    rows = [json.loads(line) for line in (folder / "o.jsonl").read_text().splitlines()]
+    assert {row["provenance"]["backend"] for row in rows} == {"fake"}
+    assert not (folder / "hf").exists()
+
+
+def test_rows_are_shown_on_request(
+    folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate("COCO2017", "--show", "3", server=server) == 0
+    shown = capsys.readouterr().out
+    for kind in ("conversation", "detail_description", "complex_reasoning"):
+        assert f"--- {1:012d}.jpg ({kind})" in shown
+
+
+def test_the_licence_is_told_before_anything_is_sent(
+    folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate("COCO2017", server=server) == 0
+    assert "licence of the text: unknown" in capsys.readouterr().err.splitlines()[0]
+
+
+def test_everything_there_is_can_be_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["list"]) == 0
+    listed = capsys.readouterr().out
+    for name in ("COCO2014", "SAMPLE", "llava_smallcontext", "coco2017_llava", "llama_cpp"):
+        assert name in listed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["generate", "COCO2017", "--modle", "x"], "did you mean '--model'"),
+        (["generate", "COCO2017", "--output_fromat", "jsonl"], "did you mean '--output_format'"),
+        (["generate"], "SOURCE"),
+        (["generate", "COCO2017", "--output_format", "xml"], "jsonl"),
+        (["generate", "COCO2017", "--limit", "many"], "--limit"),
+        (["genrate"], "generate"),
+        ([], "COMMAND"),
+    ],
+)
+def test_a_wrong_command_line_exits_2_and_says_what_is_right(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(arguments)
+    assert exit_.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["COCO2015"], "unknown source 'COCO2015' (did you mean 'COCO201"),
+        (["COCO2017", "--types", "chat"], "has no instruction type 'chat'"),
+        (["COCO2017", "--splits", "tset"], "has no split 'tset'"),
+        (["COCO2017", "--prompt_config", "lava"], "did you mean 'llava'"),
+        (["COCO2017", "--model_source", "opneai"], "did you mean 'openai'"),
+        (["COCO2017", "--model_source", "openai"], "--model"),
+        (["COCO2017", "--model_source", "llama.cpp", "--model", "no.gguf"], "No such file"),
+        (["COCO2017", "--output_path", "full"], "not written by mminstruct"),
+        (["COCO2017", "--limit", "-1"], "limit: expected at least 1"),
+    ],
+)
+def test_what_a_user_can_fix_prints_one_line_and_exits_2(
+    arguments: list[str], words: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "full").mkdir()
+    (folder / "full" / "thesis.txt").write_text("mine")
+    assert cli.run(["generate", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
+    assert not (folder / "instruct" / "README.md").exists()
+
+
+def test_a_file_that_is_no_gguf_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "x.gguf").write_bytes(b"<html>not found</html>")
+    assert cli.run(["generate", "COCO2017", "--model", "x.gguf"]) == 2
+    assert "not a GGUF file" in capsys.readouterr().err
+
+
+def test_a_damaged_annotation_file_is_named(
+    folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = folder / "cache" / "annotations" / "captions_train2017.json"
+    file.write_text(file.read_text()[:200])
+    assert generate("COCO2017", server=server) == 2
+    assert "captions_train2017.json" in capsys.readouterr().err
+    assert not server.bodies
+
+
+def test_a_server_that_is_down_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with LoopbackServer() as gone:
+        url = gone.url
+    arguments = ["--model_source", "openai", "--model", "m", "--openai_base_url", url]
+    assert cli.run(["generate", "COCO2017", *arguments]) == 3
+    error = capsys.readouterr().err
+    assert url in error
+    assert "Traceback" not in error
+
+
+def test_a_wrong_key_ends_the_run_with_the_servers_words(
+    folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = {"error": {"message": "Incorrect API key provided", "code": "invalid_api_key"}}
+    server.answer = lambda server, body: (401, {}, words)
+    assert generate("COCO2017", server=server) == 3
+    assert "Incorrect API key provided" in capsys.readouterr().err
+    assert len(server.bodies) == 1
+
+
+def test_failed_requests_give_exit_code_1_a_count_and_the_rest(
+    folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = server.answer
+
+    def answer(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        bad = "scene 2" in body["messages"][-1]["content"]
+        return (400, {}, {"error": {"message": "not this one"}}) if bad else good(server, body)
+
+    server.answer = answer
+    assert generate("COCO2017", "--output_path", "o.jsonl", server=server) == 1
+    error = capsys.readouterr().err
+    assert "3 failed (refused 3)" in error
+    assert "run the same command again" in error
+    assert len((folder / "o.jsonl").read_text().splitlines()) == 3
+    assert len((folder / "o.jsonl.rejected.jsonl").read_text().splitlines()) == 3

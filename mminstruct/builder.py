@@ -306,20 +306,23 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         types = prompts.type_names(config, self.config.type_names())
         generators = []
         for split in self.config.split_names(source):
+            files = self._files(source, split, dl_manager)
             contexts, self.read_report[split] = generate.contexts_dataset(
-                source, self._files(source, split, dl_manager), split, Path(self._cache_dir_root)
+                source, files, split, Path(self._cache_dir_root)
             )
             if not len(contexts):
                 raise UsageError(f"{source.info.name}, split {split!r}: no image has a caption")
             if self.config.limit is not None:
                 contexts = contexts.select(range(min(self.config.limit, len(contexts))))
-            requests = generate.requests_dataset(contexts, types)
+            key = digest([generate.code_version(), files.fingerprint, len(contexts), types])[:16]
+            requests = generate.requests_dataset(contexts, types, key)
             shards: Any = _ranges(len(requests), _SHARDS)
             generators.append(
                 datasets.SplitGenerator(
                     name=split,
                     gen_kwargs={
                         "split": split,
+                        "key": key,
                         "requests": requests,
                         # A list is what `datasets` deals out to processes; a stream is one piece.
                         "ranges": tuple(shards) if dl_manager.is_streaming else shards,
@@ -348,6 +351,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
     def _generate_examples(
         self,
         split: str,
+        key: str,
         requests: datasets.Dataset,
         ranges: list[tuple[int, int]] | tuple[tuple[int, int], ...],
         total: int,
@@ -366,17 +370,19 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             if report.failures:
                 warnings.warn(summary(report), IncompleteWarning, stacklevel=2)
             return
-        with self._mapped(mine, share) as results:
+        with self._mapped(mine, f"{key}-{start}-{stop}", share) as results:
             yield from generate.rows_from(results, report, self.info.features)
         report.write(Path(self._output_dir) / f"report-{split}-{start:09d}.json")
 
     @contextmanager
-    def _mapped(self, requests: datasets.Dataset, share: float) -> Iterator[datasets.Dataset]:
+    def _mapped(
+        self, requests: datasets.Dataset, key: str, share: float
+    ) -> Iterator[datasets.Dataset]:
         """The results of requests as a dataset; cached, unless some requests got no answer."""
         plan, backend = self.plan(), self._backend(share)
-        fingerprint = digest(
-            [plan.digest(), requests._fingerprint, backend.identity(), backend.context_window]
-        )[:16]
+        fingerprint = digest([plan.digest(), key, backend.identity(), self.config.context_window])[
+            :16
+        ]
         cache_file = Path(self._cache_dir_root) / "mminstruct" / "maps" / f"{fingerprint}.arrow"
         if cache_file.is_file():
             yield datasets.Dataset.from_file(str(cache_file))

@@ -265,11 +265,23 @@ def _write_contexts(contexts: Iterator[Context], path: Path) -> None:
         writer.write_batch(pa.record_batch([ids, texts], schema=_CONTEXT_SCHEMA))
 
 
-def requests_dataset(contexts: datasets.Dataset, types: tuple[str, ...]) -> datasets.Dataset:
-    """The contexts once for each type, with a column ``type``; ordered by type, then context."""
-    return datasets.concatenate_datasets(
-        [contexts.add_column("type", [name] * len(contexts)) for name in types]
-    )
+def requests_dataset(
+    contexts: datasets.Dataset, types: tuple[str, ...], key: str
+) -> datasets.Dataset:
+    """The contexts once for each type, with a column ``type``; ordered by type, then context.
+
+    Args:
+        contexts: as `contexts_dataset` gives them, or the first of them.
+        types: instruction types.
+        key: digest of what the contexts depend on, for fingerprints.
+    """
+    parts = [
+        contexts.add_column(
+            "type", [name] * len(contexts), new_fingerprint=digest([key, name])[:16]
+        )
+        for name in types
+    ]
+    return datasets.concatenate_datasets(parts)
 
 
 def batch_size(parallel: int) -> int:

@@ -348,6 +348,7 @@ def _origin(builders: Sequence[InstructBuilder], args: argparse.Namespace, terms
         terms=terms,
         settings={
             **builders[0].identity(),
+            "model": plan.model,
             "temperature": f"{plan.sampling.temperature:g}",
             "top_p": f"{plan.sampling.top_p:g}",
             "max_tokens": str(plan.sampling.max_tokens),
@@ -362,7 +363,7 @@ def _first_rows(splits: Mapping[str, datasets.Dataset], count: int) -> Iterator[
     """Some rows, of as many types as there are."""
     for rows in list(splits.values())[:1]:
         by_type: dict[str, list[int]] = {}
-        for index, name in enumerate(rows["type"]):
+        for index, name in enumerate(rows["type"][:]):
             by_type.setdefault(name, []).append(index)
         turn = 0
         shown = 0

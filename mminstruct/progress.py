@@ -64,7 +64,7 @@ def duration(seconds: float) -> str:
 def short(count: int) -> str:
     """``950``, ``12.3k``, ``4.5M``."""
     for bound, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if count >= bound:
+        if round(count / bound, 4) >= 1:  # 999,950 is 1.0M, not 1000.0k
             return f"{count / bound:.1f}{unit}"
     return str(count)
 
@@ -135,4 +135,6 @@ class ProgressLine:
         while len(self._seen) > 2 and now - self._seen[0][0] > _RATE_OVER_S:
             self._seen.popleft()
         then, before = self._seen[0]
-        return (answered - before) / (now - then) if answered > before and now > then else None
+        if answered > before and now > then:
+            return (answered - before) / (now - then)
+        return self._mean_rate()

@@ -293,7 +293,9 @@ def _explain(error: ValidationError, where: str) -> Iterator[str]:
             message = item["msg"].removeprefix("Value error, ")
             got = item["input"]
             shown = f", got {got!r}" if isinstance(got, str | int | float | bool) else ""
-            yield f"{where}: {location or 'the top'}: {message}{shown}"
+            # Our own rules about the whole name the place themselves.
+            place = location or ("" if item["type"] == "value_error" else "the top")
+            yield f"{where}: {place + ': ' if place else ''}{message}{shown}"
 
 
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:

@@ -4,16 +4,21 @@ A dataset repository is what the Hub holds: `load_dataset(DIR)` reads everything
 `load_dataset(DIR, "conversation")` one instruction type. Everything is written beside its
 destination first and then moved, so that an interrupted run leaves what was there.
 
+The names of Parquet files end in a digest of their content: `load_dataset` caches a local folder by
+its name and its files' names, and would give the rows of an older release of that name back.
+
 **Source:** the LLaVA form is the one in the facts of LLaVA's docs/Finetune_Custom_Data.md: one JSON
 array; turns alternate human, gpt; ``<image>`` once, at the start of the first.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
 from typing import IO, Any, Literal
@@ -32,6 +37,7 @@ OutputFormat = Literal["dataset", "jsonl", "llava-instruct"]
 FORMATS: tuple[OutputFormat, ...] = ("dataset", "jsonl", "llava-instruct")
 
 _MARKER = "provenance.json"
+_PARTIAL = ".partial"
 _ROWS_PER_FILE = 100_000
 _SIZES = (("n<1K", 10**3), ("1K<n<10K", 10**4), ("10K<n<100K", 10**5), ("100K<n<1M", 10**6))
 
@@ -68,7 +74,8 @@ def check_output(path: Path, output_format: OutputFormat) -> None:
     if output_format == "dataset":
         if path.is_file():
             raise UsageError(f"output path {path}: expected a folder, got a file")
-        if path.is_dir() and any(path.iterdir()) and not (path / _MARKER).is_file():
+        found = {child.name for child in path.iterdir()} if path.is_dir() else set()
+        if found - {_PARTIAL} and _MARKER not in found:
             raise UsageError(
                 f"output path {path}: the folder is not empty and was not written by mminstruct; "
                 "give another one with --output_path"
@@ -107,7 +114,11 @@ def write(
 def llava_record(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row as LLaVA's trainer reads it."""
     speakers = {"user": "human", "assistant": "gpt"}
-    turns = [{"from": speakers[m["role"]], "value": m["content"]} for m in row["messages"]]
+    # The trainer counts the placeholders: a model that wrote one itself would ask for more images.
+    turns = [
+        {"from": speakers[m["role"]], "value": m["content"].replace("<image>", "").strip()}
+        for m in row["messages"]
+    ]
     turns[0]["value"] = f"<image>\n{turns[0]['value']}"
     return {"id": row["id"], "image": row["image"], "conversations": turns}
 
@@ -116,12 +127,13 @@ def card(path: Path, origin: Origin, report: Report, files: Mapping[str, Mapping
     """The dataset card: metadata for the Hub, then what a person wants to know.
 
     Args:
-        path: the folder, for the examples.
+        path: the folder, whose name the examples use.
         origin: how the release came about.
         report: what became of the requests.
         files: type -> split -> its Parquet files, relative to the folder.
     """
-    title = f"{' + '.join(s.title for s in origin.sources)} instructions by {origin.model}"
+    model = " ".join(origin.model.split())
+    title = f"{' + '.join(s.title for s in origin.sources)} instructions by {model}"
     metadata = {
         "language": ["en"],
         **_hub_license(origin),
@@ -134,15 +146,16 @@ def card(path: Path, origin: Origin, report: Report, files: Mapping[str, Mapping
         "tags": ["mminstruct", "synthetic", "instruction-tuning"],
         "configs": _configs(files),
     }
+    origin = _shown(origin)
     template = Template((resources.folder("cards") / "template.md").read_text(encoding="utf-8"))
     body = template.substitute(
-        title=title,
+        title=_markdown(title),
         summary=origin.config.description,
         model=origin.model,
         prompt_config=origin.config.name,
         prompt_version=origin.config.version,
         prompt_hash=origin.config.hash,
-        path=path.name,
+        path=json.dumps(path.resolve().name, ensure_ascii=False)[1:-1],
         first_type=next(iter(files), origin.types[0]),
         license=origin.license,
         license_table=_license_table(origin),
@@ -166,7 +179,7 @@ def card(path: Path, origin: Origin, report: Report, files: Mapping[str, Mapping
 def _write_repository(
     splits: Mapping[str, datasets.Dataset], path: Path, origin: Origin, report: Report
 ) -> None:
-    partial = path / ".partial"
+    partial = path / _PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     files = _write_parquet(splits, partial, origin.types)
@@ -178,7 +191,8 @@ def _write_repository(
             _write_jsonl(report.details, file)
     shutil.rmtree(path / "data", ignore_errors=True)
     (path / "rejected.jsonl").unlink(missing_ok=True)
-    for part in sorted(partial.iterdir()):
+    # The marker first: a folder that was half moved is still known to be ours.
+    for part in sorted(partial.iterdir(), key=lambda part: (part.name != _MARKER, part.name)):
         part.replace(path / part.name)
     partial.rmdir()
 
@@ -188,9 +202,8 @@ def _write_parquet(
 ) -> dict[str, dict[str, list[str]]]:
     files: dict[str, dict[str, list[str]]] = {}
     for split, rows in splits.items():
-        column = rows.data.column("type").to_pylist()
         by_type: dict[str, list[int]] = {}
-        for index, name in enumerate(column):
+        for index, name in enumerate(rows["type"][:]):
             by_type.setdefault(name, []).append(index)
         for name in types:
             if name not in by_type:
@@ -199,10 +212,21 @@ def _write_parquet(
             count = -(-len(some) // _ROWS_PER_FILE)
             (folder / "data" / name).mkdir(parents=True, exist_ok=True)
             for number in range(count):
-                file = f"data/{name}/{split}-{number:05d}-of-{count:05d}.parquet"
-                some.shard(count, number, contiguous=True).to_parquet(str(folder / file))
-                files.setdefault(name, {}).setdefault(split, []).append(file)
+                file = folder / "data" / name / f"{split}-{number:05d}-of-{count:05d}.parquet"
+                some.shard(count, number, contiguous=True).to_parquet(str(file))
+                file = file.rename(file.with_stem(f"{file.stem}-{_digest(file)}"))
+                paths = files.setdefault(name, {}).setdefault(split, [])
+                paths.append(file.relative_to(folder).as_posix())
     return files
+
+
+def _digest(path: Path) -> str:
+    """Digest of a file's content, 16 hex characters."""
+    content = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            content.update(chunk)
+    return content.hexdigest()[:16]
 
 
 def _configs(files: Mapping[str, Mapping[str, list[str]]]) -> list[dict[str, Any]]:
@@ -217,6 +241,21 @@ def _configs(files: Mapping[str, Mapping[str, list[str]]]) -> list[dict[str, Any
         }
         for name, by_split in {"default": together, **files}.items()
     ]
+
+
+def _markdown(text: str) -> str:
+    """The text for a line or table cell of Markdown, to be read as it is."""
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(text.split()))
+
+
+def _shown(origin: Origin) -> Origin:
+    """The origin with names that come from outside made safe for Markdown."""
+    return replace(
+        origin,
+        model=_markdown(origin.model),
+        settings={_markdown(key): _markdown(value) for key, value in origin.settings.items()},
+        skipped={_markdown(reason): count for reason, count in origin.skipped.items()},
+    )
 
 
 def _hub_license(origin: Origin) -> dict[str, str]:
@@ -252,7 +291,7 @@ def _license_table(origin: Origin) -> str:
     terms = origin.terms
     model = f"[{terms.license}]({terms.source_url})" if terms.source_url else "unknown"
     lines.append(f"| outputs of {origin.model} | {model} |")
-    lines.append(f"| prompts and few-shot examples | {origin.config.license} |")
+    lines.append(f"| prompts and few-shot examples | {_markdown(origin.config.license)} |")
     return "\n".join(lines)
 
 
@@ -268,7 +307,8 @@ def _license_text(origin: Origin) -> str:
 
 def _count_table(origin: Origin, report: Report) -> str:
     def reasons(counts: Mapping[str, int]) -> str:
-        return ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items())) or "none"
+        shown = (f"{_markdown(reason)} {count}" for reason, count in sorted(counts.items()))
+        return ", ".join(shown) or "none"
 
     return "\n".join(
         f"| {name} | {report.rows[name]} | {reasons(report.rejected.get(name, {}))} "

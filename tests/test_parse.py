@@ -1,0 +1,736 @@
+"""Every row of the table in the docstring of `mminstruct.parse`, with what models really write."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mminstruct.parse import Parsed, Rejected, parse
+from mminstruct.prompts import PromptConfig, format_turns
+from mminstruct.prompts import parse as parse_config
+from mminstruct.schema import Completion, FinishReason, Turn
+
+EXAMPLE_TURN = {"question": "What is the cat doing?", "answer": "The cat is asleep on a red sofa."}
+EXAMPLE_TEXT = "A cat is asleep on a red sofa next to a window."
+ASKED = "What can be seen?"
+
+
+def config(**changes: Any) -> PromptConfig:
+    """A config with a type for each answer form; the changes are made to all of them."""
+    captions = ["A cat on a sofa."]
+    example = {"captions": captions, "turns": [EXAMPLE_TURN]}
+    turns = {"system": "Write turns.", "answer_form": "turns", "examples": [example], **changes}
+    text = {
+        "system": "Write a description.",
+        "answer_form": "text",
+        "questions": ["What is it?"],
+        "examples": [{"captions": captions, "text": EXAMPLE_TEXT}],
+        **changes,
+    }
+    data = {
+        "name": "test",
+        "version": "1.0.0",
+        "license": "CC0-1.0",
+        "description": "For tests.",
+        "forbidden_phrases": ["the caption", "bounding box", "isn't specified"],
+        "types": {"turns": turns, "turn": {**turns, "answer_form": "turn"}, "text": text},
+    }
+    return parse_config(data, where="test")
+
+
+CONFIG = config()
+
+
+def read(
+    text: str,
+    form: str = "turns",
+    *,
+    finish_reason: FinishReason = "stop",
+    using: PromptConfig = CONFIG,
+) -> Parsed | Rejected:
+    return parse(Completion(text, finish_reason), using, form, question=ASKED)
+
+
+def turns_of(parsed: Parsed | Rejected) -> list[tuple[str, str]]:
+    assert isinstance(parsed, Parsed), parsed
+    return [(turn.question, turn.answer) for turn in parsed.turns]
+
+
+def reason_of(parsed: Parsed | Rejected) -> str:
+    assert isinstance(parsed, Rejected), parsed
+    return parsed.reason
+
+
+def dedent(text: str) -> str:
+    return textwrap.dedent(text).strip("\n")
+
+
+BUS = ("What colour is the bus?", "It is white and red.")
+STREET = ("Where is it parked?", "It is on the side of the street.")
+BOTH = [BUS, STREET]
+PLAIN = format_turns([Turn(*BUS), Turn(*STREET)])
+TEXT = "A white and red bus stands on the side of a street.\n\nNobody is near it."
+
+
+# --- labels -----------------------------------------------------------------------------------
+
+LABELS = [
+    ("Question: ", "Answer: "),
+    ("Question:", "Answer:"),
+    ("Question:\n", "Answer:\n"),
+    ("Question :  ", "Answer :  "),
+    ("question: ", "answer: "),
+    ("QUESTION: ", "ANSWER: "),
+    ("Q: ", "A: "),
+    ("q: ", "a: "),
+    ("User: ", "Assistant: "),
+    ("Human: ", "GPT: "),
+    ("human: ", "gpt: "),
+    ("Question 1: ", "Answer 1: "),
+    ("Question #2: ", "Answer #2: "),
+    ("Q1: ", "A1: "),
+    ("1. Question: ", "1. Answer: "),
+    ("1) Question: ", "   Answer: "),
+    ("**Question:** ", "**Answer:** "),
+    ("**Question**: ", "**Answer**: "),
+    ("**Question 1:** ", "**Answer 1:** "),
+    ("**Q:** ", "**A:** "),
+    ("1. **Question:** ", "   **Answer:** "),
+    ("**1. Question:** ", "**Answer:** "),
+    ("**1.** Question: ", "Answer: "),
+    ("*Question:* ", "*Answer:* "),
+    ("_Question:_ ", "_Answer:_ "),
+    ("__Question:__ ", "__Answer:__ "),
+    ("***Question:*** ", "***Answer:*** "),
+    ("### Question: ", "### Answer: "),
+    ("## Question 1:\n", "## Answer:\n"),
+    ("### **Question:** ", "### **Answer:** "),
+    ("- Question: ", "- Answer: "),
+    ("* Question: ", "* Answer: "),
+    ("* **Question:** ", "  **Answer:** "),
+    ("\u2022 Question: ", "\u2022 Answer: "),
+    ("> Question: ", "> Answer: "),
+    ("    Question: ", "    Answer: "),
+    ("\tQuestion: ", "\tAnswer: "),
+]
+
+
+@pytest.mark.parametrize(("question", "answer"), LABELS)
+def test_turns_are_read_by_their_labels_however_they_are_spelled(
+    question: str, answer: str
+) -> None:
+    text = "\n\n".join(f"{question}{q}\n{answer}{a}" for q, a in BOTH)
+    assert read(text) == Parsed((Turn(*BUS), Turn(*STREET)))
+
+
+@pytest.mark.parametrize(("question", "answer"), LABELS)
+def test_one_turn_is_read_by_its_labels_however_they_are_spelled(
+    question: str, answer: str
+) -> None:
+    assert read(f"{question}{BUS[0]}\n{answer}{BUS[1]}", "turn") == Parsed((Turn(*BUS),))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("**Question: {q}**\nAnswer: {a}", BUS),
+        ("**Question: {q}**\n**Answer: {a}**", BUS),
+        ("*Question: {q}*\n*Answer: {a}*", BUS),
+        ("__Question: {q}__\n__Answer: {a}__", BUS),
+        ("**Question:** **{q}**\n**Answer:** *{a}*", BUS),
+        ("1. **Question: {q}**\n   Answer: {a}", BUS),
+        ("**Question: {q}**\n**Answer: Yes.** It is red.", (BUS[0], "Yes. It is red.")),
+    ],
+)
+def test_emphasis_around_a_whole_line_goes(text: str, expected: tuple[str, str]) -> None:
+    assert turns_of(read(text.format(q=BUS[0], a=BUS[1]))) == [expected]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "**Red** is the colour of the bus.",
+        "The bus is **red** and the tram is **blue**.",
+        "The colour is **red**",
+        "* a bus\n* a tram",
+        "There are two things: a bus and a tram.",
+        "There are two things:\n\n- A bus: it is red.\n- A tram: it is blue.\n\nBoth stand still.",
+        "Three steps follow:\n1. The bus stops.\n2. The doors open.\n3. People get off.",
+        "First paragraph.\n\nSecond paragraph.\n\nThird paragraph.",
+        "The question: is it red? The answer: yes, it is.",
+        "Nobody can answer: the sign is hidden.",
+        "The word Question is painted on the wall, and Answer: below it.",
+        "Question marks are painted on it.\nQuestions: none.\nAnswers: none.",
+        "Users: two. A user: one.",
+        "The clock says\nA 3:45 in red digits.",
+        "It reads 'Q & A' in large letters.",
+        "It says:\nConversation over coffee.",
+        "A bus -- red, I think -- stands there.",
+        "a = b",
+        "Yes.",
+        "3",
+        "No\u00ebl d\u00e9core la vitrine. \u8d64\u3044\u30d0\u30b9\u3067\u3059\u3002 \U0001f68c",
+    ],
+)
+@pytest.mark.parametrize("form", ["turns", "turn"])
+def test_what_stands_in_an_answer_is_left_as_it_is(form: str, answer: str) -> None:
+    text = f"Question: {BUS[0]}\nAnswer: {answer}"
+    assert turns_of(read(text, form)) == [(BUS[0], answer)]
+
+
+def test_a_question_of_several_lines_is_kept_whole() -> None:
+    text = "Question: Look at the bus.\nWhat colour is it?\nAnswer: It is red."
+    assert turns_of(read(text)) == [("Look at the bus.\nWhat colour is it?", "It is red.")]
+
+
+def test_of_several_turns_where_one_was_asked_for_the_first_is_kept() -> None:
+    assert read(PLAIN, "turn") == Parsed((Turn(*BUS),), ("extra_turns",))
+
+
+# --- preamble, separators, headings -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "preamble",
+    [
+        "Sure! Here is the conversation:",
+        "Sure! Here is a conversation between a person and an assistant about the image:\n",
+        "Certainly.\n\nHere's what I came up with:\n",
+        "**Conversation**\n",
+        "# A conversation about a bus",
+        "Based on the image, two turns follow.",
+    ],
+)
+@pytest.mark.parametrize("form", ["turns", "turn"])
+def test_a_preamble_before_the_first_label_is_ignored_and_noted(form: str, preamble: str) -> None:
+    text = f"{preamble}\n{format_turns([Turn(*BUS)])}"
+    assert read(text, form) == Parsed((Turn(*BUS),), ("preamble",))
+
+
+@pytest.mark.parametrize(
+    "preamble",
+    [
+        "Sure! Here is a detailed description of the image:\n\n",
+        "Sure!\n\nHere is a description:\n\n",
+        "Of course.\n",
+        "Okay, here you go:\n",
+        "Here is what can be seen in the image:\n",
+        "Here's a description:\n\n",
+        "Here\u2019s a description:\n\n",
+        "Here are the details:\n",
+        "Detailed description:\n\n",
+        "Certainly! I will describe it.\n\n**Detailed Description:**\n\n",
+    ],
+)
+def test_a_preamble_before_a_text_is_removed_and_noted(preamble: str) -> None:
+    assert read(preamble + TEXT, "text") == Parsed((Turn(ASKED, TEXT),), ("preamble",))
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        "Description: ",
+        "Answer: ",
+        "Assistant: ",
+        "Detailed description: ",
+        "**Detailed Description:** ",
+        "**Description**: ",
+        "**Image description:**\n\n",
+        "## Description\n\n",
+        "**Answer**\n",
+    ],
+)
+def test_a_label_before_a_text_is_removed(label: str) -> None:
+    assert turns_of(read(label + TEXT, "text")) == [(ASKED, TEXT)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Here is a bus. It is white and red.",
+        "Surely a bus stop: two people wait, and a bus comes.",
+        "Description fails here, as the street is a blur of lights.",
+        "The answer to the question on the poster is hidden.",
+        "**Red** dominates the scene.",
+        "A quiet street.\n\nQuestion marks are painted on a wall.",
+    ],
+)
+def test_a_text_that_only_begins_like_a_preamble_or_label_is_kept(text: str) -> None:
+    assert read(text, "text") == Parsed((Turn(ASKED, text),))
+
+
+def test_a_preamble_alone_is_no_text() -> None:
+    assert reason_of(read("Sure! Here is a description of the image:", "text")) == "empty"
+
+
+@pytest.mark.parametrize("separator", ["===", "=====", "---", "***", "___", "  ===  ", "-" * 40])
+def test_separators_between_turns_and_after_the_last_are_ignored(separator: str) -> None:
+    turns = [format_turns([Turn(*turn)]) for turn in BOTH]
+    text = f"{separator}\n" + f"\n\n{separator}\n\n".join([*turns, ""])
+    assert read(text) == Parsed((Turn(*BUS), Turn(*STREET)))
+
+
+def test_the_form_of_llava_is_read_with_separators_between_labels_and_texts() -> None:
+    text = "".join(f"Question:\n\n{q}\n\n===\n\nAnswer:\n\n{a}\n\n===\n\n" for q, a in BOTH)
+    assert read(text) == Parsed((Turn(*BUS), Turn(*STREET)))
+
+
+def test_a_separator_may_stand_between_a_label_and_its_text() -> None:
+    text = "".join(f"Question:\n===\n{q}\n===\nAnswer:\n===\n{a}\n===\n" for q, a in BOTH)
+    assert read(text) == Parsed((Turn(*BUS), Turn(*STREET)))
+
+
+@pytest.mark.parametrize(
+    "heading", ["Turn 1:", "Turn 1", "### Turn 2", "**Turn 2:**", "(Round 3)", "Conversation #1:"]
+)
+def test_headings_above_turns_do_not_end_up_in_answers(heading: str) -> None:
+    turns = [format_turns([Turn(*turn)]) for turn in BOTH]
+    text = "\n\n".join(f"{heading}\n{turn}" for turn in turns)
+    assert read(text) == Parsed((Turn(*BUS), Turn(*STREET)))
+
+
+def test_unlabelled_text_after_a_separator_is_ignored_and_noted() -> None:
+    text = f"{PLAIN}\n\n---\n\nI hope this helps! Let me know if you want more."
+    assert read(text) == Parsed((Turn(*BUS), Turn(*STREET)), ("stray_text",))
+
+
+@pytest.mark.parametrize("separator", ["===", "---", "\n***\n"])
+def test_separators_around_a_text_are_ignored(separator: str) -> None:
+    text = "A white and red bus stands on the side of a street."
+    assert read(f"{separator}\n{text}\n{separator}", "text") == Parsed((Turn(ASKED, text),))
+
+
+def test_of_a_text_with_separators_the_longest_part_is_kept_and_the_rest_noted() -> None:
+    text = f"A description follows.\n\n---\n\n{TEXT}\n\n---\n\nNote: this is a guess."
+    assert read(text, "text") == Parsed((Turn(ASKED, TEXT),), ("stray_text",))
+
+
+# --- code fences ------------------------------------------------------------------------------
+
+FENCES = [
+    "```\n{}\n```",
+    "```text\n{}\n```",
+    "```plain-text\n{}\n```\n",
+    "``` markdown\n{}\n```",
+    "~~~\n{}\n~~~",
+    "```\n{}",
+    "```\n\n{}\n\n```",
+    "{}\n```",
+    "Sure! Here it is:\n\n```\n{}\n```",
+    "Sure! Here it is:\n\n```\n{}",
+    "```\n{}\n```\nLet me know if you need more!",
+    "Sure! Here it is:\n```yaml\n{}\n```\n\nLet me know if you need more!",
+    "{}\n```\nLet me know!",
+]
+
+
+@pytest.mark.parametrize("fence", FENCES)
+def test_the_inside_of_a_code_fence_is_read_as_turns(fence: str) -> None:
+    assert turns_of(read(fence.format(PLAIN))) == BOTH
+
+
+@pytest.mark.parametrize("fence", FENCES)
+def test_the_inside_of_a_code_fence_is_read_as_a_text(fence: str) -> None:
+    assert turns_of(read(fence.format(TEXT), "text")) == [(ASKED, TEXT)]
+
+
+def test_turns_in_a_code_fence_each_are_all_read() -> None:
+    text = "\n\n".join(f"```\n{format_turns([Turn(*turn)])}\n```" for turn in BOTH)
+    assert turns_of(read(text)) == BOTH
+
+
+def test_a_short_turn_in_a_code_fence_is_found_below_a_long_preamble() -> None:
+    preamble = "Here is a conversation between a person and an assistant, about one bus:"
+    text = f"{preamble}\n```\nQuestion: Red?\nAnswer: Yes.\n```\n{preamble}"
+    assert turns_of(read(text)) == [("Red?", "Yes.")]
+
+
+def test_a_code_fence_within_an_answer_stays_there() -> None:
+    answer = "The screen shows a program:\n```python\nprint(1)\n```\nA mug stands beside it."
+    text = f"Question: What is on the desk?\nAnswer: {answer}\n\nQuestion: {BUS[0]}\nAnswer: Red."
+    assert turns_of(read(text)) == [("What is on the desk?", answer), (BUS[0], "Red.")]
+
+
+# --- special tokens, reasoning, newlines --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "dressed",
+    [
+        "{}<|eot_id|>",
+        "<|begin_of_text|><|start_header_id|>assistant<|end_header_id|>\n\n{}<|eot_id|>",
+        "{}<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nQuestion: More?\nAnswer: No.",
+        "{}</s>",
+        "<s> {} </s>",
+        "[/INST] {}</s>",
+        "{} [INST] Next image [/INST] Question: More?\nAnswer: No.",
+        "<<SYS>>\n{}",
+        "{}<|im_end|>",
+        "<|im_start|>assistant\n{}<|im_end|>",
+        "{}<|im_end|>\n<|im_start|>user\nCaptions:\n- A dog.",
+        "{}<|endoftext|>\nQuestion: More?\nAnswer: No.",
+        "{}<end_of_turn>",
+        "<start_of_turn>model\n{}<end_of_turn>\n<eos>",
+        "<bos>{}<eos>",
+        "<|assistant|>\n{}\n</s>\n<|user|>\nAnother one, please.",
+        "{}<|end|>",
+        "{}<pad><pad><pad>",
+    ],
+)
+@pytest.mark.parametrize(
+    ("form", "body", "expected"), [("turns", PLAIN, BOTH), ("text", TEXT, [(ASKED, TEXT)])]
+)
+def test_special_tokens_are_removed_and_end_the_answer(
+    form: str, body: str, expected: list[tuple[str, str]], dressed: str
+) -> None:
+    assert read(dressed.format(body), form) == Parsed(tuple(Turn(*turn) for turn in expected))
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "</s>", "<eos>", "<s></s>", "[/INST]\n<|end|>"])
+@pytest.mark.parametrize("form", ["turns", "turn", "text"])
+def test_special_tokens_alone_are_an_empty_answer(form: str, token: str) -> None:
+    assert reason_of(read(token, form)) == "empty"
+
+
+@pytest.mark.parametrize(
+    "thinking",
+    [
+        "<think>\nQuestion: Should I ask about the caption?\nAnswer: No.\n</think>\n\n",
+        "<thinking>Two turns will do.</thinking>",
+        "<THINK></THINK>",
+        "The opening tag was part of the prompt.\n</think>\n",
+        "<think>one</think><think>two</think>\n",
+        "One.<think>two</think>three</think>\n",
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n",
+    ],
+)
+@pytest.mark.parametrize(
+    ("form", "body", "expected"), [("turns", PLAIN, BOTH), ("text", TEXT, [(ASKED, TEXT)])]
+)
+def test_finished_reasoning_is_removed(
+    form: str, body: str, expected: list[tuple[str, str]], thinking: str
+) -> None:
+    assert read(thinking + body, form) == Parsed(tuple(Turn(*turn) for turn in expected))
+
+
+@pytest.mark.parametrize("finish_reason", ["stop", "length"])
+@pytest.mark.parametrize("form", ["turns", "turn", "text"])
+def test_unfinished_reasoning_is_rejected(form: str, finish_reason: FinishReason) -> None:
+    parsed = read(f"<think>\nLet me see. {PLAIN}", form, finish_reason=finish_reason)
+    assert reason_of(parsed) == "unfinished_reasoning"
+
+
+@pytest.mark.parametrize("newline", ["\r\n", "\r"])
+def test_other_newlines_are_read_as_newlines(newline: str) -> None:
+    separated = PLAIN.replace("\n\n", "\n\n===\n\n").replace("\n", newline)
+    assert read(separated) == Parsed((Turn(*BUS), Turn(*STREET)))
+    assert read(TEXT.replace("\n", newline), "text") == Parsed((Turn(ASKED, TEXT),))
+
+
+# --- turns that are not whole -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["Question: And what else?", "Question:", "Question: Why?\nAnsw"])
+def test_a_last_question_without_an_answer_is_left_out(end: str) -> None:
+    parsed = read(f"{PLAIN}\n\n{end}")
+    assert turns_of(parsed) == BOTH
+
+
+def test_a_question_without_an_answer_is_noted() -> None:
+    parsed = read(f"{PLAIN}\n\nQuestion: And what else?")
+    assert parsed == Parsed((Turn(*BUS), Turn(*STREET)), ("unanswered_question",))
+
+
+def test_a_question_without_an_answer_between_others_is_left_out_and_noted() -> None:
+    text = f"Question: {BUS[0]}\nAnswer: {BUS[1]}\nQuestion: Lost?\n{format_turns([Turn(*STREET)])}"
+    assert read(text) == Parsed((Turn(*BUS), Turn(*STREET)), ("unanswered_question",))
+
+
+def test_an_empty_answer_ends_the_conversation() -> None:
+    text = f"{format_turns([Turn(*BUS)])}\nQuestion: Why?\nAnswer:\n{format_turns([Turn(*STREET)])}"
+    assert read(text) == Parsed((Turn(*BUS),), ("empty_answer",))
+
+
+def test_an_answer_without_a_question_ends_the_conversation() -> None:
+    text = f"{format_turns([Turn(*BUS)])}\nAnswer: Yes.\n{format_turns([Turn(*STREET)])}"
+    assert read(text) == Parsed((Turn(*BUS),), ("answer_without_question",))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("Answer: It is red.", "answer_without_question"),
+        (f"Answer: It is red.\n{PLAIN}", "answer_without_question"),
+        ("Question:\nAnswer: It is red.", "answer_without_question"),
+        ("Question: What colour is it?", "no_complete_turn"),
+        ("Question:", "no_complete_turn"),
+        ("Question: What colour is it?\nAnswer:", "empty_answer"),
+        ("Question: What colour is it?\nAnswer: **", "empty_answer"),
+        (f"Question: What colour is it?\nAnswer: \n\n{PLAIN}", "empty_answer"),
+        ("A bus stands on the side of a street.", "no_labels"),
+        ("What colour is the bus?\n===\nIt is red.\n===", "no_labels"),
+        ("None", "no_labels"),
+        ("null", "no_labels"),
+        ("{}", "no_labels"),
+        ("I'm sorry, but I can't help with that.", "no_labels"),
+    ],
+)
+@pytest.mark.parametrize("form", ["turns", "turn"])
+def test_where_no_turn_is_whole_the_reason_says_why(form: str, text: str, reason: str) -> None:
+    assert reason_of(read(text, form)) == reason
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\n", "\r\n\t", "```\n```", "```"])
+@pytest.mark.parametrize("form", ["turns", "turn", "text"])
+def test_nothing_is_an_empty_answer(form: str, text: str) -> None:
+    assert reason_of(read(text, form)) == "empty"
+
+
+@pytest.mark.parametrize("text", [PLAIN, f"Sure!\n\n{PLAIN}", "A bus.\n\nUser: What colour is it?"])
+def test_turns_where_a_text_was_asked_for_are_rejected(text: str) -> None:
+    assert reason_of(read(text, "text")) == "wrong_form"
+
+
+@pytest.mark.parametrize("form", ["turns", "turn", "text"])
+def test_an_answer_that_the_server_withheld_is_rejected(form: str) -> None:
+    parsed = read(PLAIN, form, finish_reason="content_filter")
+    assert reason_of(parsed) == "content_filter"
+
+
+# --- cut by the token limit ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (f"{PLAIN}\n\nQuestion: What else is th", BOTH),
+        (f"{PLAIN}\n\nQuestion: What else?\nAnsw", BOTH),
+        (f"{PLAIN}\n\nQuestion: What else?\nAnswer:", BOTH),
+        (f"{PLAIN}\n\nQuestion: What else?\nAnswer: A dog and", BOTH),
+        (f"{PLAIN}\n\nQuestion:", BOTH),
+        (PLAIN[:-12], [BUS]),
+        (PLAIN, [BUS]),  # nobody knows whether the last answer was whole
+        (f"```\n{PLAIN[:-12]}", [BUS]),
+        (PLAIN.replace("\n\n", "\n\n===\n\n") + "\n\nQues", [BUS]),
+    ],
+)
+def test_of_turns_that_were_cut_the_whole_ones_are_kept(
+    text: str, kept: list[tuple[str, str]]
+) -> None:
+    parsed = read(text, finish_reason="length")
+    assert turns_of(parsed) == kept
+    assert isinstance(parsed, Parsed)
+    assert "truncated" in parsed.notes
+
+
+@pytest.mark.parametrize("form", ["turns", "turn"])
+def test_a_first_turn_that_was_cut_is_rejected(form: str) -> None:
+    for text in ("Question: What", "Question: What?\nAnswer: It is", "Question: What?\nAnswer:"):
+        assert reason_of(read(text, form, finish_reason="length")) == "truncated"
+
+
+def test_a_whole_turn_before_a_cut_one_is_enough_where_one_was_asked_for() -> None:
+    parsed = read(PLAIN[:-5], "turn", finish_reason="length")
+    assert parsed == Parsed((Turn(*BUS),), ("truncated",))
+
+
+def test_a_text_that_was_cut_is_rejected() -> None:
+    assert reason_of(read(TEXT, "text", finish_reason="length")) == "truncated"
+
+
+# --- turns that are whole but bad ---------------------------------------------------------------
+
+LEAKS = [
+    "The caption says that it is red.",
+    "Its Bounding\nBox is wide.",
+    "The colour isn\u2019t specified.",
+    "It is at [0.12, 0.3, 0.5, 0.75].",
+    "It is at (0.12, 0.3).",
+]
+
+
+@pytest.mark.parametrize("leak", LEAKS)
+def test_turns_before_one_that_gives_the_annotations_away_are_kept(leak: str) -> None:
+    text = format_turns([Turn(*BUS), Turn("What is it?", leak), Turn(*STREET)])
+    assert read(text) == Parsed((Turn(*BUS),), ("leak",))
+
+
+def test_a_question_can_give_the_annotations_away_too() -> None:
+    text = format_turns([Turn(*BUS), Turn("What does the caption say?", "Bus."), Turn(*STREET)])
+    assert read(text) == Parsed((Turn(*BUS),), ("leak",))
+
+
+@pytest.mark.parametrize("leak", LEAKS)
+def test_a_first_turn_or_a_text_that_gives_the_annotations_away_is_rejected(leak: str) -> None:
+    assert reason_of(read(format_turns([Turn("What is it?", leak), Turn(*BUS)]))) == "leak"
+    assert reason_of(read(leak, "text")) == "leak"
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        Turn(BUS[0], "It is red, as I said."),
+        Turn(BUS[0].upper(), "It is red, as I said."),
+        Turn("What colour  is\nthe bus?", "It is red, as I said."),
+        Turn("What colour is it, please?", BUS[1]),
+    ],
+)
+def test_turns_before_a_repeated_one_are_kept(again: Turn) -> None:
+    text = format_turns([Turn(*BUS), again, Turn(*STREET)])
+    assert read(text) == Parsed((Turn(*BUS),), ("repetition",))
+
+
+@pytest.mark.parametrize("form", ["turns", "text"])
+def test_an_answer_that_runs_in_a_loop_is_rejected(form: str) -> None:
+    loop = "The bus is parked in the street. " * 6
+    text = loop if form == "text" else f"Question: What is it?\nAnswer: {loop}"
+    assert reason_of(read(text, form)) == "repetition"
+
+
+def test_short_sentences_may_repeat() -> None:
+    text = "Yes! Yes! Yes! Yes! Yes! A goal was scored."
+    assert turns_of(read(text, "text")) == [(ASKED, text)]
+
+
+def test_a_copy_of_a_few_shot_example_is_rejected() -> None:
+    copy = Turn(**EXAMPLE_TURN)
+    assert reason_of(read(format_turns([copy, Turn(*BUS)]))) == "copied_example"
+    assert reason_of(read(format_turns([copy]), "turn")) == "copied_example"
+    assert reason_of(read(EXAMPLE_TEXT, "text")) == "copied_example"
+
+
+def test_turns_before_a_copied_one_are_kept() -> None:
+    text = format_turns([Turn(*BUS), Turn(**EXAMPLE_TURN), Turn(*STREET)])
+    assert read(text) == Parsed((Turn(*BUS),), ("copied_example",))
+
+
+def test_the_question_of_an_example_may_be_answered_otherwise() -> None:
+    turn = (EXAMPLE_TURN["question"], "It is drinking milk.")
+    assert turns_of(read(format_turns([Turn(*turn)]))) == [turn]
+
+
+def test_an_answer_of_too_few_words_is_rejected_and_ends_a_conversation() -> None:
+    strict = config(min_words=5, examples=[])
+    good = Turn("What is it?", "It is a white bus.")
+    short = Turn("What else?", "Only a dog there.")
+    assert reason_of(read(format_turns([short, good]), using=strict)) == "too_short"
+    assert reason_of(read("A bus, nothing else.", "text", using=strict)) == "too_short"
+    assert reason_of(read("None", "text", using=strict)) == "too_short"
+    parsed = read(format_turns([good, short]), using=strict)
+    assert parsed == Parsed((good,), ("too_short",))
+
+
+@pytest.mark.parametrize("end", ["Question: What else?\nAnswer:", "Question: What el"])
+@pytest.mark.parametrize("finish_reason", ["stop", "length"])
+def test_the_reason_is_that_of_the_first_turn_and_not_of_a_later_one(
+    finish_reason: FinishReason, end: str
+) -> None:
+    text = f"Question: What is it?\nAnswer: The caption says a bus.\n\n{end}"
+    assert reason_of(read(text, finish_reason=finish_reason)) == "leak"
+
+
+def test_what_was_noted_is_noted_once() -> None:
+    text = f"Sure!\nHere:\n\n{PLAIN}\n---\nOne\nTwo\n---\nThree"
+    parsed = read(text)
+    assert isinstance(parsed, Parsed)
+    assert parsed.notes == ("preamble", "stray_text")
+
+
+# --- any text -----------------------------------------------------------------------------------
+
+first_words = st.sampled_from(["The", "There", "Two", "Both", "caf\u00e9", "\u9577\u3044", "7,5"])
+words = st.one_of(
+    st.sampled_from(["question", "answer", "Question", "Answer", "user", "a", "q", "**bold**"]),
+    st.text(st.characters(categories=["L"]), min_size=1, max_size=5),
+    st.integers(0, 999).map(str),
+)
+inner_words = st.builds(str.__add__, words, st.sampled_from(["", "", "", ",", ":", ";"]))
+sentences = st.builds(
+    lambda first, inner, end: " ".join([first, *inner]) + end,
+    first_words,
+    st.lists(inner_words, max_size=4),
+    st.sampled_from([".", "!", "?", ":", ""]),
+)
+texts = st.builds(
+    lambda parts, joint: joint.join(parts),
+    st.lists(sentences, min_size=1, max_size=4, unique_by=str.lower),
+    st.sampled_from([" ", "\n", "\n\n", "\n- ", "\n* ", "\n1. "]),
+)
+sane_turns = st.lists(
+    st.builds(Turn, texts, texts),
+    min_size=1,
+    max_size=5,
+    unique_by=(lambda t: " ".join(t.question.lower().split()), lambda t: t.answer),
+)
+
+
+@settings(deadline=None, max_examples=200, derandomize=True, database=None)
+@given(sane_turns)
+def test_turns_that_were_formatted_are_read_back(turns: list[Turn]) -> None:
+    assert read(format_turns(turns)) == Parsed(tuple(turns))
+
+
+@settings(deadline=None, max_examples=100, derandomize=True, database=None)
+@given(sane_turns)
+def test_turns_are_read_back_from_the_form_of_llava_with_windows_newlines(
+    turns: list[Turn],
+) -> None:
+    text = "".join(
+        f"Question:\n\n{t.question}\n\n===\n\nAnswer:\n{t.answer}\n\n===\n\n" for t in turns
+    )
+    assert read(text.replace("\n", "\r\n")) == Parsed(tuple(turns))
+
+
+FRAGMENTS = [
+    "Question:", "Answer:", "Question: ", "Answer: ", "**Question 1:** ", "**Answer:** ", "Q:",
+    "A:", "User: ", "Assistant: ", "1. ", "- ", "* ", "**", "*", "_", "#", ">", ":", "3:45",
+    "\n", "\n", "\n", "\n\n", "\r\n", "\r", " ", "\t", "\x0c", "\u2028", "\ufeff", "\x00",
+    "===", "---", "***", "___", "\n===\n", "\n---\n", "Turn 2:", "\nTurn 2:\n",
+    "```", "```python", "\n```\n", "~~~", "<think>", "</think>", "<thinking>", "</thinking>",
+    "<|im_start|>assistant", "<|im_end|>", "<s>", "</s>", "<end_of_turn>", "[INST]", "[/INST]",
+    "<|start_header_id|>", "<|end_header_id|>", "<image>",
+    "Sure! Here is a description:\n", "Here's", "Description:", "What colour is the bus?",
+    "It is red.", "The caption", "bounding box", "[0.1, 0.2", ", 0.3]", "0.5, ", "caf\u00e9",
+]  # fmt: skip
+answers = st.one_of(
+    st.text(max_size=80),
+    st.lists(st.sampled_from(FRAGMENTS), max_size=14).map("".join),
+    st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=6)), max_size=14).map("".join),
+)
+
+
+@settings(deadline=None, max_examples=1000, derandomize=True, database=None)
+@given(
+    answers,
+    st.sampled_from(["turns", "turn", "text"]),
+    st.sampled_from(["stop", "length", "content_filter", "other"]),
+)
+def test_any_text_gives_whole_turns_or_a_reason(
+    text: str, form: str, finish_reason: FinishReason
+) -> None:
+    parsed = read(text, form, finish_reason=finish_reason)
+    if isinstance(parsed, Rejected):
+        assert parsed.reason
+        assert parsed.detail
+        return
+    assert parsed.turns
+    assert form == "turns" or len(parsed.turns) == 1
+    for turn in parsed.turns:
+        assert turn.question == turn.question.strip() != ""
+        assert turn.answer == turn.answer.strip() != ""
+    assert len(set(parsed.notes)) == len(parsed.notes)
+
+
+@pytest.mark.parametrize("piece", [*(f for f in FRAGMENTS if f.strip()), "0.1, ", "_*", "a ", "9"])
+@pytest.mark.parametrize("form", ["turns", "text"])
+def test_an_answer_that_repeats_one_piece_up_to_the_limit_is_read_in_reasonable_time(
+    form: str, piece: str
+) -> None:
+    """Degenerate answers are common; a pattern that backtracks would never come to an end."""
+    for text in (piece * 5000, f"Question: Why?\nAnswer: [{piece * 2000} x", f"({piece * 2000}"):
+        read(text, form, finish_reason="length")
+        read(text, form)

@@ -101,7 +101,9 @@ def parse(
     spoken = _without_reasoning(completion.text.replace("\r\n", "\n").replace("\r", "\n"))
     if spoken is None:
         return Rejected("unfinished_reasoning", "the reasoning block is not closed")
-    text = _unfenced(_without_special_tokens(spoken)).strip()
+    if "<" in spoken or "[" in spoken:
+        spoken = _without_special_tokens(spoken)
+    text = (_unfenced(spoken) if "```" in spoken or "~~~" in spoken else spoken).strip()
     if not text:
         return Rejected("empty", "the answer is empty")
     truncated = completion.finish_reason == "length"
@@ -248,11 +250,8 @@ def _flaw(answer: str, kind: InstructionType, *, question: str = "") -> Rejected
         most = max(Counter(sentences).values())
         if most >= _REPEATS:
             return Rejected("repetition", f"one sentence {most} times")
-    for example in kind.examples:
-        if answer == example.text or any(
-            answer == t.answer and question == t.question for t in example.turns
-        ):
-            return Rejected("copied_example", "the answer is a few-shot example's")
+    if (question, answer) in kind.example_turns:
+        return Rejected("copied_example", "the answer is a few-shot example's")
     return None
 
 

@@ -110,6 +110,12 @@ class InstructionType(_Strict):
     min_words: int = Field(default=1, ge=1)
     examples: tuple[Example, ...] = ()
 
+    @cached_property
+    def example_turns(self) -> frozenset[tuple[str, str]]:
+        """(question, answer) of all examples; the question of a text is empty."""
+        turns = {(t.question, t.answer) for example in self.examples for t in example.turns}
+        return frozenset(turns | {("", example.text) for example in self.examples if example.text})
+
     @model_validator(mode="after")
     def _consistent(self) -> InstructionType:
         if (self.answer_form == "text") != bool(self.questions):

@@ -33,7 +33,8 @@ from mminstruct.schema import Completion, Turn
 _QUESTION, _ANSWER = "question", "answer"
 _LABEL = re.compile(
     r"""^(?:[\s>#-]|[*+\u2022]\s)*(?P<open>[*_]{0,3})(?:\d+[.)][*_]{0,3}\s*(?P<inner>[*_]{0,3}))?
-        (?:(?P<question>question|q|user|human)|(?P<answer>answer|a|assistant|gpt))
+        (?:(?P<question>question|user|human|(?<![-+*\u2022>]\s)q)
+          |(?P<answer>answer|assistant|gpt|(?<![-+*\u2022>]\s)a))
         (?:\s*\#?\d+)?(?P<close>[*_]{0,3}\s*(?!(?<=\d):\d):[*_]{0,3})\s?""",
     re.IGNORECASE | re.VERBOSE,
 )

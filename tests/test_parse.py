@@ -734,3 +734,9 @@ def test_an_answer_that_repeats_one_piece_up_to_the_limit_is_read_in_reasonable_
     for text in (piece * 5000, f"Question: Why?\nAnswer: [{piece * 2000} x", f"({piece * 2000}"):
         read(text, form, finish_reason="length")
         read(text, form)
+
+
+def test_a_list_of_lettered_points_is_no_list_of_answers() -> None:
+    text = "Question: Which doors are there?\nAnswer: There are two:\n- A: the left\n- B: the right"
+    ((_, answer),) = turns_of(read(text))
+    assert answer.endswith("- A: the left\n- B: the right")

@@ -18,8 +18,7 @@ def body(*, labelled: bool) -> bytes:
     """An answer of about 1.3 kB, as models write them: five turns, or a text."""
     parts = [
         f"Thing number {n} stands out, since it is placed where everybody looks first, and nothing "
-        "else around it has the same size, shape or colour as it does. People walk past on either "
-        f"side of it, and behind number {n} the ground rises towards a row of trees."
+        f"else around it has the same size or colour. From here it looks larger than it is. Beside it lie {', '.join(_names(n))}."
         for n in range(1, 6)
     ]
     questions = [f"Question: What stands out as number {n} here?\nAnswer: " for n in range(1, 6)]
@@ -41,6 +40,11 @@ def body(*, labelled: bool) -> bytes:
             "usage": {"prompt_tokens": 1500, "completion_tokens": 250, "total_tokens": 1750},
         }
     ).encode()
+
+
+def _names(n: int) -> list[str]:
+    """Ten made-up words that no other part has."""
+    return [f"{a}{b}{n}" for a in ("bra", "cli", "dro", "fle", "gru") for b in ("mel", "tor")]
 
 
 def main() -> None:

@@ -305,7 +305,8 @@ def _prepare(builder: InstructBuilder) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         in_flight = builder.stats.in_flight
         if in_flight:
-            _say(f"\nstopping; {in_flight} answers are on their way (Ctrl-C again: leave now)")
+            sys.stderr.write("\n")
+            _say(f"stopping; {in_flight} answers are on their way (Ctrl-C again: leave now)")
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, interrupted)

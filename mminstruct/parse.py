@@ -67,6 +67,9 @@ _TEXT_LABEL = re.compile(
 _SENTENCE_END = re.compile(r"[.!?\n]\s*")
 _SHORT_SENTENCE = 15
 _REPEATS = 4
+# Of 40 words of prose, more than 25 are distinct; of 400, more than 160. Loops go below a fifth.
+_MANY_WORDS = 40
+_LEAST_DISTINCT = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,8 +247,12 @@ def _leak(config: PromptConfig, text: str) -> Rejected | None:
 
 
 def _flaw(answer: str, kind: InstructionType, *, question: str = "") -> Rejected | None:
-    if len(answer.split()) < kind.min_words:
-        return Rejected("too_short", f"{len(answer.split())} words, at least {kind.min_words}")
+    words = answer.lower().split()
+    if len(words) < kind.min_words:
+        return Rejected("too_short", f"{len(words)} words, at least {kind.min_words}")
+    distinct = len(set(words))
+    if len(words) >= _MANY_WORDS and distinct < _LEAST_DISTINCT * len(words):
+        return Rejected("repetition", f"{distinct} distinct words among {len(words)}")
     sentences = [s for s in _SENTENCE_END.split(answer.lower()) if len(s) > _SHORT_SENTENCE]
     if len(sentences) - len(set(sentences)) >= _REPEATS - 1:
         most = max(Counter(sentences).values())

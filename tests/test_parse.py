@@ -740,3 +740,9 @@ def test_a_list_of_lettered_points_is_no_list_of_answers() -> None:
     text = "Question: Which doors are there?\nAnswer: There are two:\n- A: the left\n- B: the right"
     ((_, answer),) = turns_of(read(text))
     assert answer.endswith("- A: the left\n- B: the right")
+
+
+def test_an_answer_that_goes_round_in_circles_is_rejected() -> None:
+    loop = "the direction of the light is the direction of the light coming from the side, and " * 6
+    assert reason_of(read(f"Question: Where from?\nAnswer: It is {loop}")) == "repetition"
+    assert reason_of(read(f"It is {loop}", "text")) == "repetition"

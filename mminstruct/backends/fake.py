@@ -43,10 +43,52 @@ def scripted(request: Request) -> Completion:
     )
 
 
+_WORDS = [
+    "amber",
+    "bridge",
+    "candle",
+    "daisy",
+    "engine",
+    "forest",
+    "garden",
+    "harbour",
+    "island",
+    "jacket",
+    "kettle",
+    "lantern",
+    "meadow",
+    "needle",
+    "orchard",
+    "pebble",
+    "quarry",
+    "ribbon",
+    "saddle",
+    "timber",
+    "umbrella",
+    "valley",
+    "window",
+    "yellow",
+    "anchor",
+    "basket",
+    "copper",
+    "drawer",
+    "ember",
+    "feather",
+    "gravel",
+    "hammer",
+    "ivory",
+    "jungle",
+    "kitten",
+    "ladder",
+]
+
+
 def _prose(mark: str, part: int) -> str:
+    """Four sentences of fifteen words, varied enough to pass for prose."""
     return " ".join(
-        f"Sentence {number} of part {part} in script {mark} fills the page with plain words."
-        for number in range(1, 6)
+        f"Sentence {number} of part {part} in script {mark} names "
+        f"{', '.join(_WORDS[9 * number - 9 : 9 * number - 1])} and {_WORDS[9 * number - 1]}."
+        for number in range(1, 5)
     )
 
 

@@ -18,7 +18,8 @@ def body(*, labelled: bool) -> bytes:
     """An answer of about 1.3 kB, as models write them: five turns, or a text."""
     parts = [
         f"Thing number {n} stands out, since it is placed where everybody looks first, and nothing "
-        f"else around it has the same size or colour. From here it looks larger than it is. Beside it lie {', '.join(_names(n))}."
+        f"else around it has the same size or colour. From here number {n} looks larger than it "
+        f"is. Beside it lie {', '.join(_names(n))}."
         for n in range(1, 6)
     ]
     questions = [f"Question: What stands out as number {n} here?\nAnswer: " for n in range(1, 6)]

@@ -43,44 +43,12 @@ def scripted(request: Request) -> Completion:
     )
 
 
-_WORDS = [
-    "amber",
-    "bridge",
-    "candle",
-    "daisy",
-    "engine",
-    "forest",
-    "garden",
-    "harbour",
-    "island",
-    "jacket",
-    "kettle",
-    "lantern",
-    "meadow",
-    "needle",
-    "orchard",
-    "pebble",
-    "quarry",
-    "ribbon",
-    "saddle",
-    "timber",
-    "umbrella",
-    "valley",
-    "window",
-    "yellow",
-    "anchor",
-    "basket",
-    "copper",
-    "drawer",
-    "ember",
-    "feather",
-    "gravel",
-    "hammer",
-    "ivory",
-    "jungle",
-    "kitten",
-    "ladder",
-]
+_WORDS = (
+    "amber", "bridge", "candle", "daisy", "engine", "forest", "garden", "harbour", "island",
+    "jacket", "kettle", "lantern", "meadow", "needle", "orchard", "pebble", "quarry", "ribbon",
+    "saddle", "timber", "umbrella", "valley", "window", "yellow", "anchor", "basket", "copper",
+    "drawer", "ember", "feather", "gravel", "hammer", "ivory", "jungle", "kitten", "ladder",
+)  # fmt: skip
 
 
 def _prose(mark: str, part: int) -> str:

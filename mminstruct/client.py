@@ -5,10 +5,13 @@ files, and so that callers need no loop. What it promises:
 
 - a completion is in the store before anyone hears of it; what is in the store is never asked for;
 - at most ``backend.parallel`` requests are in flight, and a request that waits for its retry holds
-  up nobody; when a server says Retry-After, everybody waits;
+  up nobody; when a server says Retry-After, everybody waits, or the run ends if it is over an hour;
+- the same request is asked for once, however many rows need its answer at the same time;
 - one request that is refused costs itself and nothing else;
-- the first request of a run goes alone. A wrong key, an unknown model or a server that is down thus
-  ends the run after one attempt instead of after thousands.
+- requests go one by one until the first answer. A wrong key, an unknown model or a server that is
+  down thus ends the run after a few attempts instead of after thousands. Where the store holds
+  answers of this model, the ones left may be those that fail for good, and only a server that
+  can't be reached or that knows neither key nor model ends the run.
 """
 
 from __future__ import annotations
@@ -42,9 +45,10 @@ from mminstruct.schema import Completion, Request, Sampling
 
 _T = TypeVar("_T")
 
-_REFUSED_AT_START = 3
+_FAILED_AT_START = 3
 _FAILED_IN_A_ROW = 100
 _CONNECTION_TRIES_AT_START = 3
+_LONGEST_WAIT_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +68,11 @@ class RetryPolicy:
     drain_s: float = 10.0
 
     def wait_s(self, retry: int, retry_after_s: float | None, rng: random.Random) -> float:
-        """Seconds before retry number ``retry`` (from 0): exponential with jitter of half to full.
+        """Seconds before retry number ``retry`` (from 0): doubling, and a quarter more or less.
 
         A Retry-After is a lower bound; a little is added so that not all come back at once.
         """
-        own = min(self.cap_s, self.base_s * 2.0**retry) * rng.uniform(0.5, 1.5)
+        own = min(self.cap_s, self.base_s * 2.0**retry) * rng.uniform(0.75, 1.25)
         if retry_after_s is None:
             return own
         return retry_after_s + rng.uniform(0.0, min(1.0, 0.1 + 0.1 * retry_after_s))
@@ -184,11 +188,13 @@ class Client:
         self._start = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._started = False
-        self._refused_at_start = 0
+        self._failed_at_start = 0
         self._failed_in_a_row = 0
+        self._answers = 0
         self._resume_at_s = 0.0
         self._stopped: MMInstructError | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._asking: dict[bytes, asyncio.Future[Completion]] = {}
 
     def __enter__(self) -> Client:
         self._thread.start()
@@ -207,9 +213,13 @@ class Client:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        drains = kind is not None and not isinstance(error, StoreError)
+        # Answers that can't be stored aren't worth waiting for.
+        drain_s = 0.0 if isinstance(self._stopped, StoreError) else self._policy.drain_s
         try:
-            self._run(self._close(self._policy.drain_s if drains else 0.0))
+            self._run(self._close(drain_s))
+        except KeyboardInterrupt:
+            self._run(self._close(0.0))
+            raise
         finally:
             self.store.__exit__(None, None, None)
             self._stop_loop()
@@ -247,7 +257,7 @@ class Client:
         if self.stats.started_s is None:
             self.stats.started_s = time.monotonic()
         attempts = [_Attempt(job, self.backend, self._identity) for job in jobs]
-        found = self.store.get_many([a.key for a in attempts if a.key is not None])
+        found = self._look_up([a.key for a in attempts if a.key is not None])
         outcomes = [self._stored(attempt, found) for attempt in attempts]
         waiting = [i for i, outcome in enumerate(outcomes) if outcome is None]
         # A failure of one ends the wait, not the others: they may be paid for.
@@ -263,14 +273,21 @@ class Client:
         self.stats.stored += 1
         return Answered(attempt.prompt, completion)
 
+    def _look_up(self, keys: Sequence[bytes]) -> dict[bytes, Completion]:
+        try:
+            return self.store.get_many(keys)
+        except StoreError as error:
+            self._stop(error)
+            raise
+
     async def _outcome(self, attempt: _Attempt) -> Outcome:
         while attempt.prompt and attempt.request and attempt.key:
             try:
-                completion = await self._ask(attempt.request)
+                completion = await self._answer(attempt.key, attempt.request)
             except ContextTooLong:
                 attempt.shorten()
                 if attempt.key is not None:
-                    stored = self._stored(attempt, self.store.get_many([attempt.key]))
+                    stored = self._stored(attempt, self._look_up([attempt.key]))
                     if stored is not None:
                         return stored
                 continue
@@ -278,70 +295,110 @@ class Client:
                 return self._failed("refused", error)
             except TransientError as error:
                 return self._failed(error.cause, error)
-            await self.store.put(attempt.key, completion)
-            self.stats.answered += 1
-            self.stats.prompt_tokens += completion.prompt_tokens or 0
-            self.stats.completion_tokens += completion.completion_tokens or 0
             return Answered(attempt.prompt, completion)
         self.stats.rejected["too_long"] += 1
         return Failed("too_long", attempt.why_too_long, rejected=True)
 
+    async def _answer(self, key: bytes, request: Request) -> Completion:
+        """One answer, stored; whoever needs the same one meanwhile waits for it, too."""
+        under_way = self._asking.get(key)
+        if under_way is not None:
+            completion = await asyncio.shield(under_way)
+            self.stats.stored += 1
+            return completion
+        mine = self._asking[key] = self._loop.create_future()
+        try:
+            completion = await self._ask(request)
+            await self.store.put(key, completion)
+            mine.set_result(completion)
+        except MMInstructError as error:
+            if isinstance(error, StoreError):
+                self._stop(error)
+            mine.set_exception(error)
+            mine.exception()  # mark as seen: mostly nobody waits
+            raise
+        finally:
+            del self._asking[key]
+            mine.cancel()  # nothing happens if it has a result
+        self.stats.answered += 1
+        self.stats.prompt_tokens += completion.prompt_tokens or 0
+        self.stats.completion_tokens += completion.completion_tokens or 0
+        return completion
+
     async def _ask(self, request: Request) -> Completion:
-        """One answer, with retries; the first request of the run goes alone."""
+        """One answer, with retries; until there has been one, requests go one by one."""
         if self._started:
             return await self._with_retries(request)
         async with self._start:
-            if self._started:
-                first = None
-            else:
-                first = await self._first(request)
+            first = None if self._started else await self._first(request)
         return first if first is not None else await self._with_retries(request)
 
     async def _first(self, request: Request) -> Completion:
         try:
             completion = await self._with_retries(request)
-        except (ContextTooLong, RequestRefused) as error:
-            if isinstance(error, ContextTooLong):
-                raise
-            self._refused_at_start += 1
-            known = any(f" answered {status}:" in str(error) for status in (401, 403, 404))
-            if known or self._refused_at_start >= _REFUSED_AT_START:
-                raise self._stop(error) from error
+        except ContextTooLong:
             raise
-        except TransientError as error:
-            raise self._stop(error) from error
+        except (RequestRefused, TransientError) as error:
+            self._failed_at_start += 1
+            if self._is_hopeless(error):
+                raise self._stop(error) from error
+            self._started = self.stats.stored > 0
+            raise
         self._started = True
         return completion
 
+    def _is_hopeless(self, error: RequestRefused | TransientError) -> bool:
+        """Whether a failure at the start says that no request can succeed."""
+        if isinstance(error, TransientError):
+            known = error.cause == "unreachable" or (
+                error.cause == "timeout" and not self.stats.stored
+            )
+        else:
+            known = any(f" answered {status}:" in str(error) for status in (401, 403, 404))
+        return known or (not self.stats.stored and self._failed_at_start >= _FAILED_AT_START)
+
     async def _with_retries(self, request: Request) -> Completion:
         retry = 0
+        answers_before: list[int] = []
         while True:
             try:
-                completion = await self._once(request)
+                completion = await self._once(request, answers_before)
             except BackendUnusable as error:
                 raise self._stop(error) from error
+            except ContextTooLong:
+                raise
+            except RequestRefused as error:
+                self._count_failure(error, answers_before[0])
+                raise
             except TransientError as error:
-                at_start = not self._started and error.cause == "connection"
+                at_start = not self._started and error.cause == "unreachable"
                 limit = _CONNECTION_TRIES_AT_START - 1 if at_start else self._policy.max_retries
                 if retry >= min(limit, self._policy.max_retries):
+                    self._count_failure(error, answers_before[0])
                     raise
+                if (error.retry_after_s or 0.0) > _LONGEST_WAIT_S:
+                    hours = f"{(error.retry_after_s or 0.0) / 3600:.1f} hours"
+                    words = f"{error}; the server asks for a pause of {hours}"
+                    raise self._stop(RunStopped(words)) from error
                 wait_s = self._policy.wait_s(retry, error.retry_after_s, self._rng)
                 if error.retry_after_s is not None:
                     until = time.monotonic() + error.retry_after_s
                     self._resume_at_s = max(self._resume_at_s, until)
             else:
+                self._answers += 1
                 self._failed_in_a_row = 0
                 return completion
             retry += 1
             self.stats.retries += 1
             await self._pause(wait_s)
 
-    async def _once(self, request: Request) -> Completion:
+    async def _once(self, request: Request, answers_before: list[int]) -> Completion:
         async with self._slots:
             while (pause_s := self._resume_at_s - time.monotonic()) > 0:
                 await self._pause(pause_s + self._rng.uniform(0.0, 0.1))
             if self._stopped is not None:
                 raise RunStopped(str(self._stopped)) from self._stopped
+            answers_before.append(self._answers)
             self.stats.sent += 1
             self.stats.in_flight += 1
             try:
@@ -357,19 +414,28 @@ class Client:
 
     def _failed(self, cause: str, error: BackendError) -> Failed:
         self.stats.failed[cause] += 1
-        self._failed_in_a_row += 1
-        if self._failed_in_a_row >= _FAILED_IN_A_ROW:
-            raise self._stop(error) from error
         return Failed(cause, str(error))
 
-    def _stop(self, error: BackendError) -> RunStopped:
+    def _count_failure(self, error: BackendError, answers_before: int) -> None:
+        """Stop the run if nothing but failures has come back for long.
+
+        A failure tells nothing about the server if another request was answered since its first
+        attempt: what fails again and again comes to its end last. And a rerun asks for nothing but
+        what failed before, so the more there is in the store, the more of that there may be.
+        """
+        if self._answers > answers_before:
+            return
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row >= max(_FAILED_IN_A_ROW, self.stats.stored // 10):
+            last = f"{self._failed_in_a_row} requests in a row failed; the last: {error}"
+            raise self._stop(RunStopped(last)) from error
+
+    def _stop(self, error: MMInstructError) -> RunStopped:
         """No more requests from here on."""
         if self._stopped is None:
             self._stopped = error
             self._stopping.set()
-        if self._failed_in_a_row >= _FAILED_IN_A_ROW:
-            return RunStopped(f"{_FAILED_IN_A_ROW} requests in a row failed; the last: {error}")
-        return RunStopped(str(error))
+        return RunStopped(str(self._stopped))
 
     async def _close(self, drain_s: float) -> None:
         self._stopped = self._stopped or RunStopped("the run was stopped")
@@ -386,7 +452,12 @@ class Client:
         await self.backend.__aexit__(None, None, None)
 
     def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            future.cancel()
+            raise
 
     def _stop_loop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)

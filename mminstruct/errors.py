@@ -57,7 +57,8 @@ class TransientError(BackendError):
 
     Attributes:
         retry_after_s: seconds the server asked to wait, or None.
-        cause: a short machine-readable cause such as ``http_429`` or ``timeout``.
+        cause: a short machine-readable cause: ``http_429`` and the like, ``timeout``, ``dropped``,
+            ``bad_body``, or ``unreachable`` where nobody listens.
     """
 
     def __init__(self, message: str, *, cause: str, retry_after_s: float | None = None) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 
 import msgspec
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from mminstruct.errors import StoreError
 from mminstruct.schema import Completion, Request, canonical_json
@@ -225,22 +225,29 @@ def _connect(path: Path) -> sqlite3.Connection:
         try:
             # SQLite waits for no lock while it changes the journal mode, so ours is needed here.
             with FileLock(f"{path}.lock", timeout=_BUSY_TIMEOUT_S):
+                is_new = _check(connection, path)
                 connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA synchronous = FULL")
-                _check_or_create(connection, path)
+                if is_new:
+                    _create(connection)
         except BaseException:
             connection.close()
             raise
     except (sqlite3.Error, OSError) as error:
+        # The words of an OSError name the file with the home folder in full.
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        if isinstance(error, Timeout):
+            reason = f"another process has held it for {_BUSY_TIMEOUT_S:g} s"
         raise StoreError(
-            f"response store {shown(path)}: {error}; "
+            f"response store {shown(path)}: {reason}; "
             "give a writable SQLite file or a new one with --response_store"
         ) from error
     return connection
 
 
-def _check_or_create(connection: sqlite3.Connection, path: Path) -> None:
+def _check(connection: sqlite3.Connection, path: Path) -> bool:
+    """Whether the file is new; another's is refused before anything is written to it."""
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application_id == 0 and version == 0:
@@ -250,23 +257,28 @@ def _check_or_create(connection: sqlite3.Connection, path: Path) -> None:
                 f"response store {shown(path)}: this SQLite file belongs to another program; "
                 "give another one with --response_store"
             )
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute(
-            "CREATE TABLE IF NOT EXISTS completions (key BLOB PRIMARY KEY, value BLOB NOT NULL)"
-        )
-        connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-        connection.execute("COMMIT")
-    elif application_id != _APPLICATION_ID:
+        return True
+    if application_id != _APPLICATION_ID:
         raise StoreError(
             f"response store {shown(path)}: this SQLite file belongs to another program; "
             "give another one with --response_store"
         )
-    elif version > _SCHEMA_VERSION:
+    if version > _SCHEMA_VERSION:
         raise StoreError(
             f"response store {shown(path)}: written by a newer mminstruct (format {version}, "
             f"this one reads {_SCHEMA_VERSION}); upgrade mminstruct"
         )
+    return False
+
+
+def _create(connection: sqlite3.Connection) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute(
+        "CREATE TABLE IF NOT EXISTS completions (key BLOB PRIMARY KEY, value BLOB NOT NULL)"
+    )
+    connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+    connection.execute("COMMIT")
 
 
 def shown(path: Path) -> str:

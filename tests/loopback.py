@@ -52,6 +52,7 @@ class LoopbackServer:
     Attributes:
         bodies: the decoded bodies of all requests, in order of arrival.
         headers: their headers.
+        queries: their query strings.
         in_flight: requests being answered now.
         max_in_flight: the most there have been.
         answer: called with the server and the body; gives a body for a 200, a (status, headers,
@@ -62,6 +63,7 @@ class LoopbackServer:
         self.answer = answer or (lambda server, body: chat_completion(turns_for(body)))
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.queries: list[str] = []
         self.in_flight = 0
         self.max_in_flight = 0
         self._loop = asyncio.new_event_loop()
@@ -107,6 +109,7 @@ class LoopbackServer:
         body = json.loads(await request.read())
         self.bodies.append(body)
         self.headers.append(dict(request.headers))
+        self.queries.append(request.query_string)
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
         try:

@@ -13,16 +13,20 @@ four tokens a message. They only matter when a context window was given.
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import math
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
+import aiohttp
 import httpx2
 import msgspec
 import openai
@@ -42,6 +46,9 @@ _OFFICIAL_URL = "https://api.openai.com/v1"
 _BYTES_PER_TOKEN = 3.0
 _TOKENS_PER_MESSAGE = 4
 _WORDS_SHOWN = 500
+_CONNECT_TIMEOUT_S = 30.0
+# Shorter values of a query are hardly secret, and would blot out ordinary words.
+_SHORTEST_SECRET = 6
 _TOO_LONG = re.compile(
     r"context_length_exceeded|maximum context length|context (?:length|window|size)"
     r"|prompt is too long|too many (?:input )?tokens|max_model_len",
@@ -104,11 +111,15 @@ def normal_base_url(url: str | None) -> str:
     """
     if url is None:
         return _OFFICIAL_URL
-    parts = urlsplit(url.strip())
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url.strip())
+        is_http = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # no number as the port, half an IPv6 address
+        is_http = False
+    if not is_http:
+        shown = url.strip().partition("?")[0].rpartition("@")[2]
         raise UsageError(
-            "base URL: expected something like http://localhost:8000/v1, "
-            f"got {public_url(url.strip())!r}"
+            f"base URL: expected something like http://localhost:8000/v1, got {shown!r}"
         )
     path = parts.path.rstrip("/")
     for tail in ("/chat/completions", "/completions"):
@@ -116,6 +127,11 @@ def normal_base_url(url: str | None) -> str:
     if not re.search(r"/v\d+\w*(?:/|$)", path):
         path += "/v1"
     return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
+
+
+def _public_name(served: str) -> str:
+    """The model's name; of a folder, by which some servers know theirs, the last part."""
+    return served.rstrip("/").rpartition("/")[2] if served.startswith(("/", "~", ".")) else served
 
 
 def public_url(url: str) -> str:
@@ -140,8 +156,12 @@ def payload(model: str, request: Request, *, limit_field: str = "max_tokens") ->
     return body
 
 
-def read_body(body: bytes) -> Completion:
+def read_body(body: bytes, *, redacted: Callable[[str], str] = str) -> Completion:
     """The completion in a response's body.
+
+    Args:
+        body: as it came.
+        redacted: takes secrets out of what an error shows of the body.
 
     Raises:
         TransientError: it isn't one: damaged JSON, no choices.
@@ -149,7 +169,7 @@ def read_body(body: bytes) -> Completion:
     try:
         answer = _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        words = body[:_WORDS_SHOWN].decode(errors="replace")
+        words = redacted(body.decode(errors="replace"))[:_WORDS_SHOWN]
         raise TransientError(
             f"the server's answer is not a chat completion ({error}): {words!r}", cause="bad_body"
         ) from error
@@ -179,9 +199,15 @@ class OpenAIBackend:
         self._official = self._base_url == _OFFICIAL_URL
         self._options = options
         self._api_key = api_key
+        self._secrets = sorted(_secrets(self._base_url, api_key), key=len, reverse=True)
+        self._headers = {
+            "Content-Type": "application/json",
+            "Authorization": _authorization(self._base_url, api_key) or openai.Omit(),
+        }
         self._limit_field = "max_tokens"
         self._client: openai.AsyncOpenAI | None = None
-        self.model = options.model or ""
+        self._served_model = options.model or ""
+        self.model = _public_name(self._served_model)
         # A server of one's own knows models by their Hub id; the official one has terms of its own.
         self.repo_id = "openai-api" if self._official else self.model
         self.parallel = options.max_concurrency
@@ -189,7 +215,11 @@ class OpenAIBackend:
 
     def identity(self) -> dict[str, str]:
         """Endpoint and model name; what a server loads under that name it alone knows."""
-        return {"backend": self.name, "endpoint": public_url(self._base_url), "model": self.model}
+        return {
+            "backend": self.name,
+            "endpoint": public_url(self._base_url),
+            "model": self._served_model,
+        }
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """An approximation on the high side, see above."""
@@ -203,12 +233,14 @@ class OpenAIBackend:
             )
         connections = self._options.max_concurrency
         self._client = openai.AsyncOpenAI(
-            # The SDK insists on a key; servers without authentication ignore it.
-            api_key=self._api_key or "none",
-            base_url=self._base_url,
+            # The SDK insists on a key; which one is sent, if any, is in our own header.
+            api_key="unused",
+            # With a query in it, the SDK would append its path to that.
+            base_url=public_url(self._base_url),
+            default_query=dict(parse_qsl(urlsplit(self._base_url).query, keep_blank_values=True)),
             max_retries=0,
             http_client=openai.DefaultAioHttpClient(
-                timeout=httpx2.Timeout(self._options.timeout_s, connect=30.0, pool=None),
+                timeout=httpx2.Timeout(None, connect=_CONNECT_TIMEOUT_S),
                 limits=httpx2.Limits(
                     max_connections=connections, max_keepalive_connections=connections
                 ),
@@ -235,44 +267,84 @@ class OpenAIBackend:
             # Reasoning models of OpenAI know the limit only under its newer name.
             if limit_field != "max_tokens" or "max_completion_tokens" not in str(error):
                 raise self._mapped(error) from error
-        except openai.OpenAIError as error:
+        except _FAILURES as error:
             raise self._mapped(error) from error
         self._limit_field = "max_completion_tokens"
         try:
             return await self._post(request, self._limit_field)
-        except openai.OpenAIError as error:
+        except _FAILURES as error:
             raise self._mapped(error) from error
 
     async def _post(self, request: Request, limit_field: str) -> Completion:
         if self._client is None:
             raise BackendUnusable("the backend is not open")
-        response = await self._client.post(
+        post = self._client.post(
             "/chat/completions",
-            content=_encoder.encode(payload(self.model, request, limit_field=limit_field)),
-            options={"headers": {"Content-Type": "application/json"}},
+            content=_encoder.encode(payload(self._served_model, request, limit_field=limit_field)),
+            options={"headers": self._headers},
             cast_to=httpx2.Response,
         )
-        return read_body(response.content)
+        # Not the transport's timeout: that starts again with every byte.
+        response = await asyncio.wait_for(post, self._options.timeout_s)
+        return read_body(response.content, redacted=self._redacted)
 
-    def _mapped(self, error: openai.OpenAIError) -> BackendError:
-        """Ours for one of the SDK's."""
+    def _mapped(self, error: Exception) -> BackendError:
+        """Ours for one of `_FAILURES`."""
         where = public_url(self._base_url)
         if isinstance(error, openai.APIStatusError):
             return status_error(
                 error.status_code,
-                _words(error, self._api_key),
+                self._redacted(_words(error))[:_WORDS_SHOWN],
                 error.response.headers,
                 where=where,
                 code=str(error.code or ""),
             )
-        if isinstance(error, openai.APITimeoutError):
+        if isinstance(error, asyncio.TimeoutError):
             seconds = self._options.timeout_s
             return TransientError(f"{where}: no answer within {seconds:g} s", cause="timeout")
-        cause = error.__cause__ or error
+        root = _root(error)
+        reason = self._redacted(str(root) or type(root).__name__)
         return TransientError(
-            f"{where}: {_redacted(str(cause) or type(cause).__name__, self._api_key)}",
-            cause="unreachable" if isinstance(cause, httpx2.ConnectError) else "dropped",
+            f"{where}: {' '.join(reason.split())}",
+            cause="unreachable" if isinstance(root, _NO_CONNECTION) else "dropped",
         )
+
+    def _redacted(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
+
+_FAILURES = (openai.OpenAIError, aiohttp.ClientError, asyncio.TimeoutError)
+_NO_CONNECTION = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+
+
+def _root(error: BaseException) -> BaseException:
+    """What happened on the wire.
+
+    The SDK's transport calls a refused and a dropped connection a timeout, and lets some errors of
+    aiohttp through as they are.
+    """
+    while error.__cause__ is not None and not isinstance(error, aiohttp.ClientError):
+        error = error.__cause__
+    return error
+
+
+def _authorization(base_url: str, api_key: str | None) -> str | None:
+    """The header's value: user and password in the URL are meant for it, so they go first."""
+    parts = urlsplit(base_url)
+    if parts.username is not None:
+        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        return f"Basic {base64.b64encode(pair.encode()).decode()}"
+    return f"Bearer {api_key}" if api_key else None
+
+
+def _secrets(base_url: str, api_key: str | None) -> Iterator[str]:
+    """What no message may show."""
+    parts = urlsplit(base_url)
+    found = [parts.netloc.rpartition("@")[0], parts.password, parts.query]
+    found += [value for _, value in parse_qsl(parts.query) if len(value) >= _SHORTEST_SECRET]
+    yield from (secret for secret in (*found, api_key) if secret)
 
 
 def status_error(
@@ -286,6 +358,8 @@ def status_error(
         return BackendUnusable(f"{message}; the account has no credit left")
     if status in (408, 409, 425, 429) or status >= 500:
         return TransientError(message, cause=f"http_{status}", retry_after_s=retry_after(headers))
+    if status == 402:
+        return BackendUnusable(f"{message}; the account has no credit left")
     if status == 401:
         return BackendUnusable(f"{message}; check OPENAI_API_KEY")
     return RequestRefused(message)
@@ -296,31 +370,24 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
     **Source:** RFC 9110 section 10.2.3 (seconds or an HTTP date).
     """
-    milliseconds = headers.get("retry-after-ms")
-    value = headers.get("retry-after")
+    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name, "")) * unit_s
+        except ValueError:
+            continue
+        if math.isfinite(seconds):
+            return max(0.0, seconds)
     try:
-        if milliseconds is not None:
-            return max(0.0, float(milliseconds) / 1000)
-        if value is None:
-            return None
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        when = parsedate_to_datetime(value or "")
+        when = parsedate_to_datetime(headers.get("retry-after", ""))
     except (TypeError, ValueError):
         return None
     return max(0.0, when.timestamp() - time.time())
 
 
-def _words(error: openai.APIStatusError, api_key: str | None) -> str:
+def _words(error: openai.APIStatusError) -> str:
     body = error.body
     detail: object = body
     if isinstance(body, dict):
         detail = body.get("message") or body.get("detail") or body.get("error") or body
     text = detail if isinstance(detail, str) else str(detail or error.message)
-    return _redacted(" ".join(text.split())[:_WORDS_SHOWN], api_key)
-
-
-def _redacted(text: str, api_key: str | None) -> str:
-    return text.replace(api_key, "***") if api_key else text
+    return " ".join(text.split())

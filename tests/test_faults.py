@@ -1,0 +1,636 @@
+"""What a server can do to a run, over real sockets: through the openai backend and the client."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loopback import DROP, LoopbackServer, chat_completion
+
+from mminstruct.backends import BackendOptions
+from mminstruct.backends.openai import OpenAIBackend, normal_base_url, public_url, retry_after
+from mminstruct.client import Answered, Client, Failed, Job, Outcome, RetryPolicy, Stats
+from mminstruct.errors import RunStopped, UsageError
+from mminstruct.prompts import Prompt
+from mminstruct.responses import ResponseStore
+from mminstruct.schema import Message, Sampling
+
+QUICK = RetryPolicy(max_retries=3, base_s=0.01, cap_s=0.05)
+# Bounds hangs, nothing else.
+PATIENCE_S = 60
+KEY = "sk-planted-in-test-faults"
+
+
+def job(text: str, *shorter: str, sampling: Sampling | None = None) -> Job:
+    """A request for something, and the shorter forms it could take."""
+    prompts = [Prompt((Message("user", form),), few_shots=0) for form in (text, *shorter)]
+    return Job(lambda: iter(prompts), sampling or Sampling(0.0), min_answer_tokens=1)
+
+
+def scenes(count: int) -> list[Job]:
+    """Some requests; ``first`` is the one that goes alone."""
+    return [job("first"), *(job(f"scene {n}") for n in range(1, count))]
+
+
+def asked(body: dict[str, Any]) -> str:
+    """What a request asks."""
+    text: str = body["messages"][-1]["content"]
+    return text
+
+
+def well(body: dict[str, Any]) -> dict[str, Any]:
+    """The good answer to it."""
+    return chat_completion(f"re {asked(body)}")
+
+
+class Run:
+    """What came of some jobs.
+
+    Attributes:
+        outcomes: in the order of the jobs.
+        stats: the client's counters.
+    """
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        url: str,
+        store: Path,
+        *,
+        api_key: str | None = None,
+        policy: RetryPolicy = QUICK,
+        **options: Any,
+    ) -> None:
+        backend = OpenAIBackend(
+            BackendOptions(model="m", base_url=url, **{"timeout_s": 20.0, **options}),
+            api_key=api_key,
+        )
+        self.stats = Stats()
+        with Client(backend, ResponseStore(store), policy=policy, stats=self.stats) as client:
+            self.outcomes: list[Outcome] = client.submit(jobs).result(PATIENCE_S)
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts of all answers."""
+        return [o.completion.text for o in self.outcomes if isinstance(o, Answered)]
+
+    @property
+    def failures(self) -> list[Failed]:
+        """What failed."""
+        return [o for o in self.outcomes if isinstance(o, Failed)]
+
+
+@pytest.fixture
+def store_path(tmp_path: Path) -> Path:
+    return tmp_path / "r.sqlite"
+
+
+def once(fault: Any, *, every: int = 3) -> Callable[..., Any]:
+    """An answer that does something bad to the first attempt of every third request."""
+    seen: set[str] = set()
+
+    def answer(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        text = asked(body)
+        if text in seen or (text != "first" and len(seen) % every):
+            seen.add(text)
+            return well(body)
+        seen.add(text)
+        return fault
+
+    return answer
+
+
+def error_body(words: str, **more: Any) -> dict[str, Any]:
+    """The body of an error in OpenAI's form."""
+    return {"error": {"message": words, "type": "error", **more}}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        (500, {}, error_body("internal")),
+        (502, {}, "<html>Bad Gateway</html>"),
+        (503, {"Retry-After": "0"}, ""),
+        (529, {}, error_body("overloaded")),
+        (408, {}, error_body("timeout")),
+        (409, {}, error_body("conflict")),
+        (429, {"Retry-After": "0.05"}, error_body("slow down")),
+        (429, {"retry-after-ms": "50", "Retry-After": "3600"}, error_body("slow down")),
+        (429, {"Retry-After": "soon"}, error_body("slow down")),
+        (429, {"Retry-After": "inf"}, error_body("slow down")),
+        (429, {"Retry-After": "nan"}, error_body("slow down")),
+        (429, {"Retry-After": "-5"}, error_body("slow down")),
+        (429, {"retry-after-ms": "soon"}, ["not", "an", "object"]),
+        DROP,
+        (200, {}, ""),
+        (200, {}, "not json"),
+        (200, {}, '{"choices": [{"message": {"content": "cut o'),
+        (200, {}, "null"),
+        (200, {}, []),
+        (200, {}, {}),
+        (200, {}, {"choices": None}),
+        (200, {}, {"choices": []}),
+        (200, {}, {"choices": [{}]}),
+        (200, {}, {"choices": [{"message": None}]}),
+        (200, {}, {"choices": [{"message": {"content": 7}}]}),
+        (200, {}, error_body("the upstream provider failed")),
+        (200, {"Content-Encoding": "gzip"}, "not gzip at all"),
+    ],
+    ids=str,
+)
+def test_a_fault_costs_another_attempt_and_no_answer(
+    server: LoopbackServer, store_path: Path, fault: Any
+) -> None:
+    server.answer = once(fault)
+    run = Run(scenes(12), server.url, store_path)
+    assert run.texts == ["re first", *(f"re scene {n}" for n in range(1, 12))]
+    assert run.stats.retries == 4
+    assert len(server.bodies) == 16
+    sent = len(server.bodies)
+    assert Run(scenes(12), server.url, store_path).texts == run.texts
+    assert len(server.bodies) == sent
+
+
+@contextmanager
+def raw_server(replies: Sequence[bytes]) -> Iterator[str]:
+    """A server that sends given bytes to one connection after another, then a good answer."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(PATIENCE_S)
+    good = json.dumps(chat_completion("whole")).encode()
+    last = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b"
+    closing = threading.Event()
+
+    def serve() -> None:
+        for reply in [*replies, *[last % (len(good), good)] * 20]:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                if closing.is_set():
+                    return
+                received = b""
+                while b'"messages"' not in received:
+                    received += connection.recv(65536)
+                connection.sendall(reply)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    finally:
+        closing.set()
+        with socket.create_connection(listener.getsockname()):
+            pass
+        thread.join(PATIENCE_S)
+        listener.close()
+
+
+_BODY = json.dumps(chat_completion("whole")).encode()
+_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"",
+        b"HTTP/1.1 200",
+        b"\x16\x03\x01 what is this?\r\n\r\n",
+        _HEAD,
+        _HEAD + b"Content-Length: 5000\r\n\r\n" + _BODY,
+        _HEAD + b"Transfer-Encoding: chunked\r\n\r\n20\r\n" + _BODY[:32] + b"\r\n",
+        _HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n" + _BODY,
+        _HEAD + b"Content-Encoding: gzip\r\nConnection: close\r\n\r\n" + gzip.compress(_BODY)[:40],
+        b"HTTP/1.1 500 Oh\r\nContent-Length: 50\r\n\r\nshort",
+    ],
+    ids=str,
+)
+def test_a_reply_cut_off_or_garbled_on_the_wire_costs_another_attempt(
+    store_path: Path, reply: bytes
+) -> None:
+    with raw_server([reply]) as url:
+        run = Run([job("first")], url, store_path)
+    assert run.texts == ["whole"]
+    assert run.stats.retries == 1
+
+
+def test_retry_after_is_obeyed_by_all_requests(server: LoopbackServer, store_path: Path) -> None:
+    arrived: dict[str, list[float]] = {}
+
+    def answer(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        times = arrived.setdefault(asked(body), [])
+        times.append(asyncio.get_running_loop().time())
+        if asked(body) == "limited" and len(times) == 1:
+            return (429, {"Retry-After": "1"}, error_body("slow down"))
+        return well(body)
+
+    server.answer = answer
+    jobs = [job("first"), job("limited"), *(job(f"scene {n}") for n in range(40))]
+    run = Run(jobs, server.url, store_path, max_concurrency=2)
+    assert len(run.texts) == 42
+    first, again = arrived["limited"]
+    assert again - first >= 1
+    # At most one other was under way when the 429 came.
+    assert sum(times[0] - first < 1 for name, times in arrived.items() if "scene" in name) <= 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "2"}, 2.0),
+        ({"retry-after": " 2.5 "}, 2.5),
+        ({"retry-after-ms": "1500", "retry-after": "9"}, 1.5),
+        ({"retry-after-ms": "x", "retry-after": "9"}, 9.0),
+        ({"retry-after": "-3"}, 0.0),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "1e999"}, None),
+        ({"retry-after-ms": "inf"}, None),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": ""}, None),
+        ({"retry-after": "Fri, 31 Dec 1999 23:59:59 GMT"}, 0.0),
+        ({"retry-after": "Fri, 99 Dec 1999 23:59:59 GMT"}, None),
+    ],
+)
+def test_retry_after_is_read_in_seconds_milliseconds_or_not_at_all(
+    headers: dict[str, str], seconds: float | None
+) -> None:
+    assert retry_after(headers) == seconds
+
+
+def test_retry_after_is_read_as_a_date_too() -> None:
+    when = datetime.now(timezone.utc) + timedelta(seconds=100)
+    seconds = retry_after({"retry-after": format_datetime(when, usegmt=True)})
+    assert seconds is not None
+    assert 90 < seconds <= 100
+
+
+def test_retry_after_as_a_date_holds_back(server: LoopbackServer, store_path: Path) -> None:
+    def answer(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        if len(server.bodies) > 1:
+            return well(body)
+        when = datetime.now(timezone.utc) + timedelta(seconds=2)
+        return (429, {"Retry-After": format_datetime(when, usegmt=True)}, error_body("slow"))
+
+    server.answer = answer
+    assert Run([job("first")], server.url, store_path).texts == ["re first"]
+    assert len(server.bodies) == 2
+
+
+def test_an_answer_that_takes_too_long_is_asked_for_again(
+    server: LoopbackServer, store_path: Path
+) -> None:
+    async def answer(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        if asked(body) == "scene 3" and server.asked.count("scene 3") == 1:
+            await asyncio.sleep(30)
+        return well(body)
+
+    server.answer = answer
+    run = Run(scenes(8), server.url, store_path, timeout_s=0.5)
+    assert len(run.texts) == 8
+    assert server.asked.count("scene 3") == 2
+
+
+def test_a_server_that_only_trickles_is_given_up_on_in_time(store_path: Path) -> None:
+    # Some servers send white space while a request waits; without an end, that is no answer.
+    listener = socket.create_server(("127.0.0.1", 0))
+    stop = threading.Event()
+
+    def trickle() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(_HEAD + b"Content-Length: 100000\r\n\r\n")
+            while not stop.wait(0.05):
+                try:
+                    connection.sendall(b" ")
+                except OSError:
+                    return
+
+    thread = threading.Thread(target=trickle, daemon=True)
+    thread.start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    try:
+        with pytest.raises(RunStopped, match=r"no answer within 0\.5 s"):
+            Run([job("first")], url, store_path, policy=RetryPolicy(0), timeout_s=0.5)
+    finally:
+        stop.set()
+        thread.join(PATIENCE_S)
+        listener.close()
+
+
+def test_nobody_listening_stops_the_run_with_words(store_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    policy = RetryPolicy(base_s=0.01)
+    with pytest.raises(RunStopped, match=rf"http://127\.0\.0\.1:{port}/v1: Cannot connect"):
+        Run(scenes(20), f"http://127.0.0.1:{port}", store_path, policy=policy)
+
+
+def test_a_server_that_goes_away_and_comes_back_costs_nothing(store_path: Path) -> None:
+    with LoopbackServer(lambda server, body: well(body)) as before:
+        Run(scenes(5), before.url, store_path)
+        port = before.port
+    with pytest.raises(RunStopped, match="Cannot connect"):
+        Run(scenes(10), f"http://127.0.0.1:{port}", store_path)
+    again = LoopbackServer(lambda server, body: well(body))
+    again.port = port
+    with again:
+        assert len(Run(scenes(10), again.url, store_path).texts) == 10
+    assert sorted(again.asked) == [f"scene {n}" for n in range(5, 10)]
+
+
+@pytest.mark.parametrize(
+    ("message", "finish", "expected"),
+    [
+        ({"content": ""}, "stop", ("", "stop")),
+        ({"content": None}, "stop", ("", "stop")),
+        ({}, "stop", ("", "stop")),
+        ({"content": "half a", "extra": {"field": [1]}}, "length", ("half a", "length")),
+        ({"content": ""}, "content_filter", ("", "content_filter")),
+        ({"content": None, "refusal": "I can't."}, "stop", ("", "content_filter")),
+        ({"content": "x"}, "eos_token", ("x", "other")),
+        ({"content": "x"}, None, ("x", "stop")),
+    ],
+    ids=str,
+)
+def test_whatever_ends_an_answer_it_is_an_answer_and_is_paid_for_once(
+    server: LoopbackServer,
+    store_path: Path,
+    message: dict[str, Any],
+    finish: str | None,
+    expected: tuple[str, str],
+) -> None:
+    server.answer = lambda server, body: {
+        "choices": [{"message": message, "finish_reason": finish}]
+    }
+    for _ in range(2):
+        (outcome,) = Run([job("first")], server.url, store_path).outcomes
+        assert isinstance(outcome, Answered)
+        assert (outcome.completion.text, outcome.completion.finish_reason) == expected
+    assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_one_refused_request_costs_one_attempt_and_shows_the_servers_words(
+    server: LoopbackServer, store_path: Path, status: int
+) -> None:
+    def answer(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        if asked(body) == "scene 7":
+            return (status, {}, error_body("this picture is not for us"))
+        return well(body)
+
+    server.answer = answer
+    run = Run(scenes(20), server.url, store_path)
+    assert len(run.texts) == 19
+    (failed,) = run.failures
+    assert failed.cause == "refused"
+    assert failed.message == f"{server.url} answered {status}: this picture is not for us"
+    assert len(server.bodies) == 20
+
+
+@pytest.mark.parametrize("status", [401, 402, 403, 404])
+def test_no_key_no_credit_no_permission_or_no_model_stops_the_run_after_one_attempt(
+    server: LoopbackServer, store_path: Path, status: int
+) -> None:
+    server.answer = lambda server, body: (status, {}, error_body("the server's words"))
+    with pytest.raises(RunStopped, match=rf"answered {status}: the server's words"):
+        Run(scenes(20), server.url, store_path)
+    assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_requests_that_are_all_refused_stop_the_run_after_three(
+    server: LoopbackServer, store_path: Path, status: int
+) -> None:
+    server.answer = lambda server, body: (status, {}, {"detail": "no field 'top_p', please"})
+    with pytest.raises(RunStopped, match=rf"answered {status}: no field 'top_p', please"):
+        Run(scenes(20), server.url, store_path)
+    assert len(server.bodies) == 3
+
+
+def test_an_exhausted_quota_stops_the_run_though_it_is_a_429(
+    server: LoopbackServer, store_path: Path
+) -> None:
+    body = error_body("You exceeded your current quota", code="insufficient_quota")
+    server.answer = lambda server, _: (429, {}, body)
+    with pytest.raises(RunStopped, match=r"current quota; the account has no credit left"):
+        Run(scenes(20), server.url, store_path)
+    assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        error_body("This model's maximum context length is 4096 tokens."),
+        error_body("Input is long.", code="context_length_exceeded"),
+        {"error": {"message": "the request exceeds the available context size, try increasing it"}},
+        {"object": "error", "message": "prompt is too long for max_model_len 4096"},
+    ],
+    ids=str,
+)
+def test_a_prompt_too_long_for_the_server_is_sent_in_its_shorter_form(
+    server: LoopbackServer, store_path: Path, body: dict[str, Any]
+) -> None:
+    server.answer = lambda server, asked_for: (
+        (400, {}, body) if "long" in asked(asked_for) else well(asked_for)
+    )
+    for _ in range(2):
+        run = Run([job("first"), job("a long one", "a short one")], server.url, store_path)
+        assert run.texts == ["re first", "re a short one"]
+    assert server.asked.count("a short one") == 1
+
+
+def test_a_model_that_knows_the_limit_under_its_newer_name_only_gets_that(
+    server: LoopbackServer, store_path: Path
+) -> None:
+    def answer(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        if "max_tokens" in body:
+            return (400, {}, error_body("Use 'max_completion_tokens' instead of 'max_tokens'."))
+        return well(body)
+
+    server.answer = answer
+    run = Run(scenes(20), server.url, store_path)
+    assert len(run.texts) == 20
+    assert len(server.bodies) == 21
+    assert [b.get("max_completion_tokens") for b in server.bodies] == [None] + [1024] * 20
+
+
+def test_no_more_requests_are_in_flight_than_asked_for(
+    server: LoopbackServer, store_path: Path
+) -> None:
+    seen: set[str] = set()
+
+    async def answer(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        await asyncio.sleep(0.01)
+        text = asked(body)
+        if text not in seen and text.endswith("7"):
+            seen.add(text)
+            return (500, {}, error_body("once"))
+        return well(body)
+
+    server.answer = answer
+    run = Run(scenes(200), server.url, store_path, max_concurrency=7)
+    assert len(run.texts) == 200
+    assert server.max_in_flight == 7
+
+
+def test_sampling_travels_and_a_seed_only_if_there_is_one(
+    server: LoopbackServer, store_path: Path
+) -> None:
+    given = Sampling(temperature=0.3, top_p=0.8, max_tokens=55, seed=9)
+    Run([job("a", sampling=given), job("b", sampling=Sampling(0.0))], server.url, store_path)
+    first, second = sorted(server.bodies, key=asked)
+    assert first == {
+        "model": "m",
+        "messages": [{"role": "user", "content": "a"}],
+        "temperature": 0.3,
+        "top_p": 0.8,
+        "max_tokens": 55,
+        "seed": 9,
+    }
+    assert "seed" not in second
+
+
+def test_a_key_is_sent_as_bearer_and_without_one_nothing_is(
+    server: LoopbackServer, store_path: Path
+) -> None:
+    Run([job("a")], server.url, store_path, api_key=KEY)
+    Run([job("b")], server.url, store_path)
+    assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
+    assert "Authorization" not in server.headers[1]
+
+
+@pytest.mark.parametrize("tail", ["", "/", "/v1", "/v1/", "/v1/chat/completions", "/v1/?a=b"])
+def test_the_base_url_is_taken_in_every_spelling(
+    server: LoopbackServer, store_path: Path, tail: str
+) -> None:
+    server.answer = lambda server, body: well(body)
+    url = f"http://127.0.0.1:{server.port}{tail}"
+    assert Run([job("first")], url, store_path).texts == ["re first"]
+    # All are the same endpoint.
+    assert Run([job("first")], server.url, store_path).texts == ["re first"]
+    assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "root"),
+    [
+        (None, "https://api.openai.com/v1"),
+        ("http://localhost:8000", "http://localhost:8000/v1"),
+        (" http://localhost:8000/v1/ ", "http://localhost:8000/v1"),
+        ("https://h/api/v1/completions", "https://h/api/v1"),
+        ("https://h/v1beta/openai/", "https://h/v1beta/openai"),
+        ("https://h/some/path", "https://h/some/path/v1"),
+        ("https://u:p@h/v1?k=v#f", "https://u:p@h/v1?k=v"),
+    ],
+)
+def test_a_base_url_becomes_the_root_of_the_api(given: str | None, root: str) -> None:
+    assert normal_base_url(given) == root
+
+
+@pytest.mark.parametrize(
+    "given", ["", "localhost:8000", "ftp://h/v1", "http://", "/v1", "h", "http://h:port/v1"]
+)
+def test_what_is_no_http_url_is_refused_with_an_example(given: str) -> None:
+    with pytest.raises(UsageError, match=r"expected something like http://localhost:8000/v1"):
+        normal_base_url(given)
+
+
+def test_a_public_url_names_neither_user_nor_token() -> None:
+    assert public_url("https://user:pass@Host:8/v1?token=secret#x") == "https://host:8/v1"
+    assert "pass" not in public_url("http://user:p@ss@host/v1")
+
+
+def test_a_server_that_asks_for_a_pause_of_hours_ends_the_run(
+    server: LoopbackServer, store_path: Path
+) -> None:
+    def answer(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        if asked(body) == "first":
+            return well(body)
+        return (429, {"Retry-After": "86400"}, error_body("that was all for today"))
+
+    server.answer = answer
+    with pytest.raises(RunStopped, match=r"all for today; the server asks for a pause of 24\.0 h"):
+        Run(scenes(20), server.url, store_path)
+
+
+def test_user_password_and_query_of_the_url_reach_the_server_and_nobody_else(
+    server: LoopbackServer, store_path: Path
+) -> None:
+    url = f"http://user:secret-password@127.0.0.1:{server.port}/v1?token=secret-token"
+    server.answer = lambda server, body: (
+        well(body) if asked(body) == "first" else (400, {}, error_body(f"no: {KEY} {url}"))
+    )
+    run = Run(scenes(2), url, store_path, api_key=KEY)
+    assert server.headers[0]["Authorization"] == "Basic dXNlcjpzZWNyZXQtcGFzc3dvcmQ="
+    assert server.queries[0] == "token=secret-token"
+    assert run.texts == ["re first"]
+    for secret in ("secret", KEY):
+        assert secret not in run.failures[0].message
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        (400, {}, error_body("x" * 490 + KEY)),
+        (400, {}, error_body("Incorrect key " + KEY)),
+        (400, {}, KEY),
+        (500, {}, {"error": KEY}),
+        (200, {}, f"key {KEY}"),
+        (200, {}, {"error": {"message": KEY}}),
+        (200, {}, "y" * 490 + KEY),
+    ],
+    ids=lambda fault: str(fault)[:60],
+)
+def test_a_key_that_the_server_repeats_is_not_shown(
+    server: LoopbackServer, store_path: Path, fault: Any
+) -> None:
+    server.answer = lambda server, body: well(body) if asked(body) == "first" else fault
+    run = Run(scenes(2), server.url, store_path, api_key=KEY)
+    (failed,) = run.failures
+    assert KEY[:6] not in failed.message
+    assert "***" in failed.message
+
+
+def test_everything_at_once_loses_nothing(server: LoopbackServer, store_path: Path) -> None:
+    faults: list[Any] = [
+        (500, {}, error_body("x")),
+        (429, {"Retry-After": "0.02"}, error_body("x")),
+        DROP,
+        (200, {}, "{"),
+        (200, {}, {"choices": []}),
+    ]
+    attempts: dict[str, int] = {}
+
+    async def answer(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        text = asked(body)
+        number = sum(text.encode())
+        attempts[text] = attempts.get(text, 0) + 1
+        await asyncio.sleep(number % 5 / 500)
+        if text != "first" and attempts[text] <= number % 3:
+            return faults[(number + attempts[text]) % len(faults)]
+        if number % 17 == 0 and text != "first":
+            return (400, {}, error_body("not this one"))
+        return well(body)
+
+    server.answer = answer
+    run = Run(scenes(400), server.url, store_path, max_concurrency=50)
+    refused = [f for f in run.failures if f.cause == "refused"]
+    assert len(run.texts) + len(refused) == 400
+    assert len(run.failures) == len(refused) > 0
+    # What has been answered or refused was not asked for again.
+    assert len(server.bodies) == run.stats.sent == 400 + run.stats.retries
+    with ResponseStore(store_path) as store:
+        assert len(store) == len(run.texts)

@@ -354,7 +354,7 @@ class Client:
                 error.cause == "timeout" and not self.stats.stored
             )
         else:
-            known = any(f" answered {status}:" in str(error) for status in (401, 403, 404))
+            known = error.unknown_here
         return known or (not self.stats.stored and self._failed_at_start >= _FAILED_AT_START)
 
     async def _with_retries(self, request: Request) -> Completion:

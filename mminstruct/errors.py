@@ -45,7 +45,16 @@ class BackendError(MMInstructError):
 
 
 class RequestRefused(BackendError):
-    """One request was refused for good; asking again gives the same answer."""
+    """One request was refused for good; asking again gives the same answer.
+
+    Attributes:
+        unknown_here: the refusal is of a kind that mostly concerns the model or the account rather
+            than this request (HTTP 403, 404); at the start of a run it says that none will succeed.
+    """
+
+    def __init__(self, message: str, *, unknown_here: bool = False) -> None:
+        super().__init__(message)
+        self.unknown_here = unknown_here
 
 
 class ContextTooLong(RequestRefused):

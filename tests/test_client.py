@@ -310,7 +310,7 @@ def test_an_unknown_model_or_a_forbidden_one_stops_the_run_after_one_attempt(
     store_path: Path, status: int
 ) -> None:
     def answer(text: str, before: int) -> str:
-        raise RequestRefused(f"http://h answered {status}: not for you")
+        raise RequestRefused(f"http://h answered {status}: not for you", unknown_here=True)
 
     script = Asked(answer)
     with (

@@ -362,7 +362,7 @@ def status_error(
         return BackendUnusable(f"{message}; the account has no credit left")
     if status == 401:
         return BackendUnusable(f"{message}; check OPENAI_API_KEY")
-    return RequestRefused(message)
+    return RequestRefused(message, unknown_here=status in (403, 404))
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

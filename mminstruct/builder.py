@@ -12,7 +12,6 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -293,6 +292,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             for path in sorted(folder.glob(f"report-{split}-*.json")):
                 part.add(Report.read(path))
             self.report.add(part)
+            self.read_report[split] = ReadReport.read(folder / f"read-{split}.json")
             if not part.rows.total():
                 raise RunStopped(f"no row in split {split!r}: {summary(part)}")
         if self.report.failures:
@@ -309,9 +309,11 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         generators = []
         for split in self.config.split_names(source):
             files = self._files(source, split, dl_manager)
-            contexts, self.read_report[split] = generate.contexts_dataset(
+            contexts, read_report = generate.contexts_dataset(
                 source, files, split, Path(self._cache_dir_root)
             )
+            if not dl_manager.is_streaming:
+                read_report.write(Path(self._output_dir) / f"read-{split}.json")
             if not len(contexts):
                 raise UsageError(f"{source.info.name}, split {split!r}: no image has a caption")
             if self.config.limit is not None:
@@ -372,30 +374,25 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             if report.failures:
                 warnings.warn(summary(report), IncompleteWarning, stacklevel=2)
             return
-        with self._mapped(mine, f"{key}-{start}-{stop}", share) as results:
-            yield from generate.rows_from(results, report, self.info.features)
+        results = self._mapped(mine, f"{key}-{start}-{stop}", share)
+        yield from generate.rows_from(results, report, self.info.features)
         report.write(Path(self._output_dir) / f"report-{split}-{start:09d}.json")
 
-    @contextmanager
-    def _mapped(
-        self, requests: datasets.Dataset, key: str, share: float
-    ) -> Iterator[datasets.Dataset]:
+    def _mapped(self, requests: datasets.Dataset, key: str, share: float) -> datasets.Dataset:
         """The results of requests as a dataset; cached, unless some requests got no answer."""
         plan, backend = self.plan(), self._backend(share)
-        fingerprint = digest([plan.digest(), key, backend.identity(), self.config.context_window])[
-            :16
-        ]
+        asked = [plan.digest(), key, backend.identity(), self.config.context_window]
+        fingerprint = digest(asked)[:16]
         cache_file = Path(self._cache_dir_root) / "mminstruct" / "maps" / f"{fingerprint}.arrow"
         if cache_file.is_file():
-            yield datasets.Dataset.from_file(str(cache_file))
-            return
+            results = datasets.Dataset.from_file(str(cache_file))
+            if not generate.has_failures(results):
+                return results
+            cache_file.unlink()  # what failed is asked for again
         with self._client(backend) as client:
-            results = generate.map_requests(
+            return generate.map_requests(
                 requests, plan, client, fingerprint=fingerprint, cache_file=cache_file
             )
-        yield results
-        if generate.has_failures(results):
-            cache_file.unlink(missing_ok=True)  # the next run is to ask again
 
     def _stream(self, requests: datasets.Dataset, share: float) -> Iterator[dict[str, Any]]:
         with self._client(self._backend(share)) as client:
@@ -427,7 +424,6 @@ _BUILDER_ARGUMENTS = {
     "info",
     "features",
     "token",
-    "use_auth_token",
     "repo_id",
     "data_files",
     "data_dir",

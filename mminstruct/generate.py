@@ -247,9 +247,9 @@ def contexts_dataset(
             report = ReadReport()
             partial = arrow.with_suffix(".part")
             _write_contexts(source.read(files, report), partial)
-            counts.write_text(json.dumps({"contexts": report.contexts, "skipped": report.skipped}))
+            report.write(counts)
             partial.replace(arrow)
-    return datasets.Dataset.from_file(str(arrow)), ReadReport(**json.loads(counts.read_text()))
+    return datasets.Dataset.from_file(str(arrow)), ReadReport.read(counts)
 
 
 def _write_contexts(contexts: Iterator[Context], path: Path) -> None:

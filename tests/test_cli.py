@@ -216,3 +216,17 @@ def test_failed_requests_give_exit_code_1_a_count_and_the_rest(
     assert "run the same command again" in error
     assert len((folder / "o.jsonl").read_text().splitlines()) == 3
     assert len((folder / "o.jsonl.rejected.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_rerun_writes_the_same_files(folder: Path, server: LoopbackServer) -> None:
+    def no_caption(captions: dict[str, Any], instances: dict[str, Any]) -> None:
+        captions["annotations"] = captions["annotations"][:2]
+
+    coco_files(folder / "cache", 2, edit=no_caption)
+    written = []
+    for _ in range(2):
+        assert generate("COCO2017", "--output_path", "out", server=server) == 0
+        files = sorted(p for p in (folder / "out").rglob("*") if p.is_file())
+        written.append({str(p): p.read_bytes() for p in files})
+    assert written[0] == written[1]
+    assert b"1 x image without captions" in written[0][str(folder / "out" / "README.md")]

@@ -19,6 +19,7 @@ import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -87,7 +88,12 @@ def fingerprint(path: Path) -> str:
 
     Its size, its first block (metadata, template, tokenizer) and blocks spread evenly over it.
     """
-    size = path.stat().st_size
+    status = path.stat()
+    return _fingerprint(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _fingerprint(path: Path, size: int, changed_ns: int) -> str:
     sha = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
         for number in range(_SAMPLED_BLOCKS):

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from mminstruct.errors import UsageError, did_you_mean
 from mminstruct.schema import Context
 
@@ -55,6 +57,15 @@ class ReadReport:
     def skip(self, reason: str, count: int = 1) -> None:
         """Count something that was left out."""
         self.skipped[reason] = self.skipped.get(reason, 0) + count
+
+    def write(self, path: Path) -> None:
+        """As JSON."""
+        path.write_bytes(msgspec.json.encode(self))
+
+    @classmethod
+    def read(cls, path: Path) -> ReadReport:
+        """What `write` wrote."""
+        return msgspec.json.decode(path.read_bytes(), type=cls)
 
 
 @dataclass(frozen=True, slots=True)

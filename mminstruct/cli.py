@@ -397,7 +397,7 @@ def _list(args: argparse.Namespace) -> int:
         "sources": {name: sources.get(name).info.title for name in sources.names()},
         "prompt configs": {name: ", ".join(prompts.load(name).types) for name in prompts.names()},
         "builders": {name: _first_line(name) for name in loading.names()},
-        "model sources": {name: "" for name in backends.names()},
+        "model sources": {name: backends.describe(name) for name in backends.names()},
     }
     for title, entries in sections.items():
         sys.stdout.write(f"{title}:\n")

@@ -101,6 +101,12 @@ def names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
 
 
+def describe(name: str) -> str:
+    """What a backend is, in a line."""
+    module = importlib.import_module(f"{__name__}.{name}")
+    return (module.__doc__ or "").partition("\n")[0]
+
+
 def create(name: str, options: BackendOptions) -> Backend:
     """The backend of that name, not yet opened. ``llama.cpp`` also finds ``llama_cpp``.
 

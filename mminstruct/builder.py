@@ -279,7 +279,8 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         ready = Path(output_dir or self._output_dir)
         if any(_unfinished(Report.read(path)) for path in sorted(ready.glob(_REPORTS))):
             kwargs["download_mode"] = datasets.DownloadMode.REUSE_CACHE_IF_EXISTS
-            # What was read from the cache folder lost our class.
+            # What was read from the cache folder is of the last time, and lost our class.
+            self.info.splits = None
             if self.info.features == generate.FEATURES:
                 self.info.features = generate.FEATURES
         super().download_and_prepare(output_dir, *args, **kwargs)

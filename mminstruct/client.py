@@ -65,7 +65,7 @@ class RetryPolicy:
     max_retries: int = 8
     base_s: float = 0.5
     cap_s: float = 60.0
-    drain_s: float = 10.0
+    drain_s: float = 60.0
 
     def wait_s(self, retry: int, retry_after_s: float | None, rng: random.Random) -> float:
         """Seconds before retry number ``retry`` (from 0): doubling, and a quarter more or less.

@@ -702,7 +702,6 @@ gc.collect()
     ("mode", "ends_with"),
     [
         ("nothing", ""),
-        ("interrupted", "KeyboardInterrupt\n"),
         ("twice", "KeyboardInterrupt\n"),
         ("unusable", "RunStopped\n"),
         ("limited", "KeyboardInterrupt\n"),

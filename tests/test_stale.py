@@ -1,0 +1,282 @@
+"""Nothing stale and nothing twice: what gets new answers, and what costs nothing again."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from conftest import coco_files
+from loopback import LoopbackServer, chat_completion, turns_for
+
+import mminstruct  # noqa: F401 (registers the builders)
+from mminstruct import prompts
+from mminstruct.builder import IncompleteWarning
+
+IMAGES = 6
+REQUESTS = 3 * IMAGES
+
+
+class Loader:
+    """Loads the dataset as a user does, in caches of its own.
+
+    Attributes:
+        sent: requests that the last call cost.
+    """
+
+    def __init__(self, folder: Path, server: LoopbackServer) -> None:
+        self._folder = folder
+        self._server = server
+        self.sent: list[dict[str, Any]] = []
+
+    def __call__(self, data: Path, **options: Any) -> datasets.Dataset:
+        """The rows of the train split."""
+        self._server.bodies.clear()
+        rows = datasets.load_dataset(
+            "builders/coco2017_llava",
+            split="train",
+            **{
+                "data_dir": str(data),
+                "cache_dir": str(self._folder / "cache"),
+                "response_store": str(self._folder / "r.sqlite"),
+                "backend": "openai",
+                "base_url": self._server.url,
+                "model": "m",
+                **options,
+            },
+        )
+        self.sent = list(self._server.bodies)
+        return rows
+
+
+@pytest.fixture(autouse=True)
+def progress_is_silent() -> Iterator[None]:
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
+
+
+@pytest.fixture
+def load(tmp_path: Path, server: LoopbackServer) -> Loader:
+    return Loader(tmp_path, server)
+
+
+def texts(rows: datasets.Dataset) -> dict[str, str]:
+    """All that was said, by the row's id."""
+    return {row["id"]: str(row["messages"]) for row in rows}
+
+
+def test_loading_again_sends_nothing_and_gives_the_same_rows(
+    load: Loader, tiny_coco: Path, tmp_path: Path
+) -> None:
+    first = load(tiny_coco)
+    assert len(load.sent) == REQUESTS
+    again = load(tiny_coco)
+    assert load.sent == []
+    # Neither is anything sent where only the store is left.
+    from_store = load(tiny_coco, cache_dir=str(tmp_path / "another"))
+    assert load.sent == []
+    assert list(again) == list(from_store) == list(first)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_concurrency": 3},
+        {"timeout_s": 30.0},
+        {"max_retries": 1},
+        {"max_concurrency": 1, "timeout_s": 5.0, "max_retries": 0, "n_threads": 2},
+    ],
+    ids=str,
+)
+def test_how_to_run_changes_no_row_and_costs_nothing(
+    load: Loader, tiny_coco: Path, options: dict[str, Any]
+) -> None:
+    first = load(tiny_coco)
+    again = load(tiny_coco, **options)
+    assert load.sent == []
+    assert again.cache_files == first.cache_files
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model": "another"},
+        {"temperature": 0.1},
+        {"top_p": 0.5},
+        {"max_tokens": 900},
+        {"seed": 1},
+    ],
+    ids=str,
+)
+def test_another_model_or_sampling_value_gets_new_answers(
+    load: Loader, server: LoopbackServer, tiny_coco: Path, options: dict[str, Any]
+) -> None:
+    load(tiny_coco)
+    server.answer = lambda server, body: chat_completion(f"{turns_for(body)} This one is new.")
+    rows = load(tiny_coco, **options)
+    assert len(load.sent) == len(rows) == REQUESTS
+    assert all("This one is new." in text for text in texts(rows).values())
+    load(tiny_coco, **options)
+    assert load.sent == []
+    # And the old ones are still there.
+    old = load(tiny_coco)
+    assert load.sent == []
+    assert not any("This one is new." in text for text in texts(old).values())
+
+
+def test_another_endpoint_gets_new_answers(load: Loader, tiny_coco: Path) -> None:
+    load(tiny_coco)
+    answer = lambda server, body: chat_completion(f"{turns_for(body)} From elsewhere.")  # noqa: E731
+    with LoopbackServer(answer) as elsewhere:
+        rows = load(tiny_coco, base_url=elsewhere.url)
+        assert len(elsewhere.bodies) == len(rows) == REQUESTS
+    assert load.sent == []
+    assert all("From elsewhere." in text for text in texts(rows).values())
+
+
+def test_another_spelling_of_the_endpoint_is_the_same_one(
+    load: Loader, server: LoopbackServer, tiny_coco: Path
+) -> None:
+    load(tiny_coco)
+    for url in (f"{server.url}/", server.url.removesuffix("/v1"), f"{server.url}?token=abc"):
+        load(tiny_coco, base_url=url)
+        assert load.sent == []
+
+
+def test_a_changed_caption_costs_its_images_requests_and_no_other(
+    load: Loader, tmp_path: Path
+) -> None:
+    def edit(captions: dict[str, Any], instances: dict[str, Any]) -> None:
+        captions["annotations"][4]["caption"] = "Something else altogether."
+
+    before = load(coco_files(tmp_path / "coco", IMAGES))
+    after = load(coco_files(tmp_path / "coco", IMAGES, edit=edit))
+    assert len(load.sent) == 3
+    assert all("else altogether" in b["messages"][-1]["content"] for b in load.sent)
+    changed = {i for i, text in texts(after).items() if text != texts(before)[i]}
+    assert {i.split("-")[1] for i in changed} == {"000000000003"}
+    assert len(changed) == 3
+
+
+def test_a_moved_box_costs_its_images_requests_and_no_other(load: Loader, tmp_path: Path) -> None:
+    def edit(captions: dict[str, Any], instances: dict[str, Any]) -> None:
+        instances["annotations"][0]["bbox"] = [300.0, 100.0, 50.0, 60.0]
+
+    load(coco_files(tmp_path / "coco", IMAGES))
+    shown_boxes = sum("dog" in b["messages"][-1]["content"] for b in load.sent) // IMAGES
+    load(coco_files(tmp_path / "coco", IMAGES, edit=edit))
+    assert 0 < len(load.sent) == shown_boxes
+
+
+def test_one_image_more_costs_its_own_requests_and_no_other(load: Loader, tmp_path: Path) -> None:
+    before = load(coco_files(tmp_path / "coco", IMAGES))
+    after = load(coco_files(tmp_path / "coco", IMAGES + 1))
+    assert len(load.sent) == 3
+    assert all(f"scene {IMAGES + 1}," in b["messages"][-1]["content"] for b in load.sent)
+    assert len(after) == REQUESTS + 3
+    assert texts(before).items() <= texts(after).items()
+
+
+def test_a_split_of_the_work_costs_nothing_twice(load: Loader, tiny_coco: Path) -> None:
+    load(tiny_coco, limit=2)
+    assert len(load.sent) == 6
+    load(tiny_coco, types=["conversation"])
+    assert len(load.sent) == IMAGES - 2
+    load(tiny_coco)
+    assert len(load.sent) == REQUESTS - 6 - (IMAGES - 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "cost"),
+    [
+        (lambda text: text + "\n# a comment\n", 0),
+        (lambda text: _reworded(text), REQUESTS),
+    ],
+    ids=["comment", "wording"],
+)
+def test_an_edited_prompt_config_gets_new_answers_where_the_prompt_changes(
+    load: Loader, tiny_coco: Path, tmp_path: Path, change: Callable[[str], str], cost: int
+) -> None:
+    path = tmp_path / "mine.yaml"
+    original = prompts.find("llava").read_text(encoding="utf-8")
+    path.write_text(original, encoding="utf-8")
+    load(tiny_coco, prompt_config=str(path))
+    assert len(load.sent) == REQUESTS
+    path.write_text(change(original), encoding="utf-8")
+    assert len(load(tiny_coco, prompt_config=str(path))) == REQUESTS
+    assert len(load.sent) == cost
+
+
+def _reworded(text: str) -> str:
+    """A config whose system prompts all say one thing more."""
+    lines = []
+    for line in text.splitlines():
+        lines.append(line)
+        if line.strip().startswith("system:"):
+            indent = len(line) - len(line.lstrip()) + 2
+            lines.append(" " * indent + "Be brief in everything you write.")
+    assert len(lines) > len(text.splitlines())
+    return "\n".join(lines) + "\n"
+
+
+def test_one_refusal_costs_one_row_and_one_attempt_and_is_asked_for_again_later(
+    load: Loader, server: LoopbackServer, tiny_coco: Path
+) -> None:
+    well = server.answer
+
+    def answer(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        if "scene 4," in body["messages"][-1]["content"] and "Question:" not in str(body):
+            return (400, {}, {"error": {"message": "not this one"}})
+        return well(server, body)
+
+    server.answer = answer
+    with pytest.warns(IncompleteWarning, match=r"failed \(refused \d\). Load again"):
+        rows = load(tiny_coco)
+    assert len(rows) == REQUESTS - 1
+    assert len(load.sent) == REQUESTS
+
+    # It is still refused: one more attempt, and the same rows.
+    with pytest.warns(IncompleteWarning):
+        again = load(tiny_coco)
+    assert len(load.sent) == 1
+    assert list(again) == list(rows)
+
+    # The server has recovered.
+    server.answer = well
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whole = load(tiny_coco)
+    assert len(load.sent) == 1
+    assert len(whole) == REQUESTS
+    assert texts(rows).items() <= texts(whole).items()
+    load(tiny_coco)
+    assert load.sent == []
+
+
+def test_an_answer_that_gives_no_row_is_paid_for_once(
+    load: Loader, server: LoopbackServer, tiny_coco: Path
+) -> None:
+    well = server.answer
+    server.answer = lambda server, body: (
+        chat_completion("") if "scene 4," in body["messages"][-1]["content"] else well(server, body)
+    )
+    assert len(load(tiny_coco)) == REQUESTS - 3
+    assert len(load.sent) == REQUESTS
+    assert len(load(tiny_coco)) == REQUESTS - 3
+    assert load.sent == []
+
+
+def test_equal_images_are_asked_about_once(load: Loader, tmp_path: Path) -> None:
+    def edit(captions: dict[str, Any], instances: dict[str, Any]) -> None:
+        for annotation in captions["annotations"]:
+            annotation["caption"] = "The same scene everywhere."
+        for annotation in instances["annotations"]:
+            annotation["bbox"] = [10.0, 20.0, 100.0, 200.0]
+
+    rows = load(coco_files(tmp_path / "coco", IMAGES, edit=edit))
+    assert len(rows) == REQUESTS
+    assert len(load.sent) == 3

@@ -29,7 +29,7 @@ IN_FLIGHT = 500
 def main() -> None:
     """Measure everything and print it."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--requests", type=int, default=12_000)
+    parser.add_argument("--requests", type=int, default=40_000)
     parser.add_argument("--only", choices=sorted(_PARTS), help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

@@ -287,7 +287,7 @@ def requests_dataset(
 def batch_size(parallel: int) -> int:
     """Requests that one call of the mapped function handles.
 
-    `Dataset.map` does O(window) bookkeeping for each batch, so a batch holds several requests; but
+    Each costs a hop between threads, a table and some bookkeeping, so a batch holds several; but
     not so many that one slow answer keeps many finished ones waiting.
     """
     return max(1, min(_MAX_BATCH, parallel // 8))
@@ -295,7 +295,7 @@ def batch_size(parallel: int) -> int:
 
 def window(parallel: int) -> int:
     """Batches under way at once: enough to keep the backend busy behind a few slow answers."""
-    return max(_MIN_WINDOW, math.ceil(4 * parallel / batch_size(parallel)))
+    return max(_MIN_WINDOW, math.ceil(8 * parallel / batch_size(parallel)))
 
 
 def map_requests(
@@ -307,23 +307,26 @@ def map_requests(
     """
     cache_file.parent.mkdir(parents=True, exist_ok=True)
 
+    size = batch_size(client.backend.parallel)
+    under_way = asyncio.Semaphore(window(client.backend.parallel))
     loops: set[asyncio.AbstractEventLoop] = set()
 
     async def complete(batch: pa.Table) -> pa.Table:
         loops.add(asyncio.get_running_loop())
-        asked = _asked(batch, plan)
-        outcomes = await client.complete([job for *_, job in asked])
-        return _results(asked, outcomes, plan, client)
+        async with under_way:
+            asked = _asked(batch, plan)
+            outcomes = await client.complete([job for *_, job in asked])
+            return _results(asked, outcomes, plan, client)
 
+    # At its own bound `map` spins: it waits for the first of all its tasks, done ones included. So
+    # the bound is ours, and a task that waits for it holds a slice of a memory-mapped table.
     usual = datasets.config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL
-    datasets.config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL = window(
-        client.backend.parallel
-    )
+    datasets.config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL = len(requests) // size + 2
     try:
         mapped = requests.with_format("arrow").map(
             complete,
             batched=True,
-            batch_size=batch_size(client.backend.parallel),
+            batch_size=size,
             features=_RESULT,
             remove_columns=requests.column_names,
             cache_file_name=str(cache_file),

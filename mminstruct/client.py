@@ -48,6 +48,7 @@ _T = TypeVar("_T")
 _FAILED_AT_START = 3
 _FAILED_IN_A_ROW = 100
 _CONNECTION_TRIES_AT_START = 3
+_DRAIN_STREAM_S = 5.0
 _LONGEST_WAIT_S = 3600.0
 
 
@@ -213,8 +214,11 @@ class Client:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # Answers that can't be stored aren't worth waiting for.
-        drain_s = 0.0 if isinstance(self._stopped, StoreError) else self._policy.drain_s
+        drain_s = self._policy.drain_s
+        if isinstance(self._stopped, StoreError):
+            drain_s = 0.0  # answers that can't be stored aren't worth waiting for
+        elif kind is GeneratorExit:
+            drain_s = min(drain_s, _DRAIN_STREAM_S)  # whoever leaves a stream waits unawares
         try:
             self._run(self._close(drain_s))
         except KeyboardInterrupt:

@@ -13,10 +13,10 @@ import asyncio
 import json
 import math
 from collections import Counter, deque
-from collections.abc import Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -306,7 +306,6 @@ def map_requests(
     A result is a row, or the reason why there is none (column ``reason``).
     """
     cache_file.parent.mkdir(parents=True, exist_ok=True)
-
     size = batch_size(client.backend.parallel)
     under_way = asyncio.Semaphore(window(client.backend.parallel))
     loops: set[asyncio.AbstractEventLoop] = set()
@@ -322,21 +321,36 @@ def map_requests(
     # the bound is ours, and a task that waits for it holds a slice of a memory-mapped table.
     usual = datasets.config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL
     datasets.config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL = len(requests) // size + 2
+    map_all = partial(
+        requests.with_format("arrow").map,
+        complete,
+        batched=True,
+        batch_size=size,
+        features=_RESULT,
+        remove_columns=requests.column_names,
+        cache_file_name=str(cache_file),
+        new_fingerprint=fingerprint,
+    )
     try:
-        mapped = requests.with_format("arrow").map(
-            complete,
-            batched=True,
-            batch_size=size,
-            features=_RESULT,
-            remove_columns=requests.column_names,
-            cache_file_name=str(cache_file),
-            new_fingerprint=fingerprint,
-        )
+        mapped = _outside_of_a_loop(map_all)
     finally:
         datasets.config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL = usual
         for loop in loops:
             loop.close()  # `map` makes one and leaves it open
     return mapped.with_format(None)
+
+
+def _outside_of_a_loop(work: Callable[[], datasets.Dataset]) -> datasets.Dataset:
+    """The result of some work, done in another thread where this one runs an event loop.
+
+    A notebook's does, and `map` can't run its tasks on a loop that is running already.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return work()
+    with ThreadPoolExecutor(1, thread_name_prefix="map") as thread:
+        return thread.submit(work).result()
 
 
 def stream_requests(

@@ -199,6 +199,13 @@ def test_a_builder_in_the_working_directory_comes_first(
     assert rows[0]["provenance"]["prompt_config"] == "llava_smallcontext"
 
 
+def test_rows_can_be_loaded_where_an_event_loop_runs_as_in_a_notebook(tmp_path: Path) -> None:
+    async def cell() -> int:
+        return len(load("builders/sample_llava", split="train", limit=2, cache=tmp_path))
+
+    assert asyncio.run(cell()) == 6
+
+
 def test_other_paths_are_none_of_our_business(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"a": 1}\n{"a": 2}\n')
     rows = datasets.load_dataset(

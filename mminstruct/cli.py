@@ -331,7 +331,9 @@ def _prepare(builder: InstructBuilder) -> None:
     try:
         with warnings.catch_warnings(), ProgressLine(builder.stats, sys.stderr):
             warnings.simplefilter("ignore", IncompleteWarning)
-            builder.download_and_prepare()
+            # A dry run throws its rows away, but not what it had to download.
+            downloads = datasets.DownloadConfig(cache_dir=datasets.config.DOWNLOADED_DATASETS_PATH)
+            builder.download_and_prepare(download_config=downloads)
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -30,6 +30,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from mminstruct.errors import DownloadError
+from mminstruct.resources import shown
 from mminstruct.sources import Download
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def fetch(
         raise DownloadError(
             f"{download.url}: not fetched, because HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set, "
             f"and there is no such file with {download.size_bytes} bytes and MD5 {download.md5} "
-            f"at {target}. Unset the variable, or fetch the URL by hand and put it at {target}."
+            f"at {shown(target)}. Unset the variable, or fetch the URL by hand and put it there."
         )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +89,7 @@ def fetch(
                 _fetch_locked(download, target, progress, timeout_s, sleep)
     except OSError as error:
         raise DownloadError(
-            f"{target}: can't be written, got '{error.strerror or error}' against room for "
+            f"{shown(target)}: can't be written, got '{error.strerror or error}' against room for "
             f"{download.size_bytes} bytes expected. Free some space there or choose another cache "
             "directory, and run again: it continues where it stopped."
         ) from error
@@ -203,7 +204,7 @@ def _receive_all(
                     f"{download.url}: given up after {failures} attempts, got {size} bytes "
                     f"(last: {dropped}) against {download.size_bytes} expected. "
                     "Run again to continue where it stopped, or fetch it by hand and put it at "
-                    f"{part.with_suffix('')}."
+                    f"{shown(part.with_suffix(''))}."
                 ) from dropped
             delay_s = RETRY_DELAYS_S[max(failures - 1, 0)]
             if dropped.retry_after_s is not None:
@@ -285,7 +286,7 @@ def _network_errors(download: Download, part: Path) -> Iterator[None]:
         raise DownloadError(
             f"{download.url}: not served, got HTTP {status} ({error.reason}) against 200 expected. "
             "Check the address in a browser, or get the file elsewhere and put it at "
-            f"{part.with_suffix('')}."
+            f"{shown(part.with_suffix(''))}."
         ) from error
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", error)

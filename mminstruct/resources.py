@@ -1,10 +1,12 @@
-"""Where the folders beside the package (builders, prompt_configs, cards) are found.
+"""Where the folders beside the package are found, and how paths are shown.
 
-In a checkout they stand beside ``mminstruct/``; a wheel carries them inside it.
+Builders, prompt configs and cards stand beside ``mminstruct/`` in a checkout; a wheel carries them
+inside it.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -15,3 +17,10 @@ def folder(name: Literal["builders", "prompt_configs", "cards"]) -> Path:
     """The folder as installed with the package, else the one of the checkout."""
     packaged = _PACKAGE / name
     return packaged if packaged.is_dir() else _PACKAGE.parent / name
+
+
+def shown(path: Path) -> str:
+    """A path for people and logs, with the home folder as ``~``."""
+    text = os.path.abspath(path)  # noqa: PTH100 (resolve() would follow links)
+    home = os.path.expanduser("~")  # noqa: PTH111
+    return "~" + text[len(home) :] if home != "/" and text.startswith(home + os.sep) else text

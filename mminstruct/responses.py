@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import queue
 import sqlite3
 import threading
@@ -25,6 +24,7 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from mminstruct.errors import StoreError
+from mminstruct.resources import shown
 from mminstruct.schema import Completion, Request, canonical_json
 
 KEY_VERSION = 1
@@ -279,10 +279,3 @@ def _create(connection: sqlite3.Connection) -> None:
     connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
     connection.execute("COMMIT")
-
-
-def shown(path: Path) -> str:
-    """A path for people and logs, with the home folder as ``~``."""
-    text = os.path.abspath(path)  # noqa: PTH100 (resolve() would follow links)
-    home = os.path.expanduser("~")  # noqa: PTH111
-    return "~" + text[len(home) :] if home != "/" and text.startswith(home + os.sep) else text

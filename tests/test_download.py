@@ -384,7 +384,7 @@ def test_offline_mode_says_what_to_fetch_and_where_to_put_it(
     with pytest.raises(DownloadError, match="HF_HUB_OFFLINE or HF_DATASETS_OFFLINE") as caught:
         get(server, tmp_path)
     message = str(caught.value)
-    assert f"fetch the URL by hand and put it at {target(tmp_path)}" in message
+    assert f"at {target(tmp_path)}. Unset the variable, or fetch the URL by hand" in message
     assert server.download.url in message
     assert server.asked == []
 

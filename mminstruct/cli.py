@@ -12,7 +12,6 @@ Exit codes:
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
 import re
 import signal
@@ -89,25 +88,8 @@ def _known(error: BaseException) -> Exception | None:
     return next((e for e in seen if isinstance(e, OSError) and e.errno is not None), None)
 
 
-def _terminated(number: int, frame: FrameType | None) -> None:
-    _interrupt("SIGTERM")
-
-
-def _interrupt(*words: str) -> None:
-    """Raise KeyboardInterrupt, inside of an event loop between its callbacks.
-
-    Raised wherever the signal finds it, it could take a callback along that the loop has just taken
-    from its queue, and `Dataset.map` would wait for that one forever.
-    """
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        raise KeyboardInterrupt(*words) from None
-    loop.call_soon_threadsafe(_raise, KeyboardInterrupt(*words))
-
-
-def _raise(interrupt: KeyboardInterrupt) -> NoReturn:
-    raise interrupt
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt("SIGTERM")
 
 
 def _say(text: str) -> None:
@@ -319,13 +301,13 @@ def _prepare(builder: InstructBuilder) -> None:
     """Generate, with the progress line; the first Ctrl-C waits for the answers in flight."""
     before = signal.getsignal(signal.SIGINT)
 
-    def interrupted(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, lambda *_: _interrupt())
+    def interrupted(number: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         in_flight = builder.stats.in_flight
         if in_flight:
             sys.stderr.write("\n")
             _say(f"stopping; {in_flight} answers are on their way (Ctrl-C again: leave now)")
-        _interrupt()
+        raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, interrupted)
     try:

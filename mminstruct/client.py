@@ -188,6 +188,7 @@ class Client:
         self._slots = asyncio.Semaphore(backend.parallel)
         self._start = asyncio.Lock()
         self._stopping = asyncio.Event()
+        self._end: asyncio.Future[None] = self._loop.create_future()
         self._started = False
         self._failed_at_start = 0
         self._failed_in_a_row = 0
@@ -243,8 +244,19 @@ class Client:
         """`submit` for callers that have an event loop of their own."""
         return await asyncio.wrap_future(self.submit(jobs))
 
+    def stop(self) -> None:
+        """Send nothing more. Whoever waits hears of it at once; answers in flight are kept."""
+        self._loop.call_soon_threadsafe(self._stop, RunStopped("the run was stopped"))
+
     async def _shielded(self, jobs: Sequence[Job]) -> list[Outcome]:
-        return await asyncio.shield(self._spawn(self._complete_many(jobs)))
+        work = self._spawn(self._complete_many(jobs))
+        ends: list[asyncio.Future[Any]] = [work, self._end]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        if isinstance(self._stopped, StoreError):
+            raise self._stopped
+        raise RunStopped(str(self._stopped)) from self._stopped
 
     def _spawn(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         task = self._loop.create_task(work)
@@ -439,11 +451,11 @@ class Client:
         if self._stopped is None:
             self._stopped = error
             self._stopping.set()
+            self._end.set_result(None)
         return RunStopped(str(self._stopped))
 
     async def _close(self, drain_s: float) -> None:
-        self._stopped = self._stopped or RunStopped("the run was stopped")
-        self._stopping.set()
+        self._stop(RunStopped("the run was stopped"))
         deadline = time.monotonic() + drain_s
         while self.stats.in_flight and time.monotonic() < deadline:
             await asyncio.sleep(0.05)

@@ -332,25 +332,37 @@ def map_requests(
         new_fingerprint=fingerprint,
     )
     try:
-        mapped = _outside_of_a_loop(map_all)
+        mapped = _in_a_thread(map_all, client)
     finally:
         datasets.config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL = usual
         for loop in loops:
-            loop.close()  # `map` makes one and leaves it open
+            _close(loop)  # `map` makes one and leaves it open
     return mapped.with_format(None)
 
 
-def _outside_of_a_loop(work: Callable[[], datasets.Dataset]) -> datasets.Dataset:
-    """The result of some work, done in another thread where this one runs an event loop.
+def _in_a_thread(work: Callable[[], datasets.Dataset], client: Client) -> datasets.Dataset:
+    """The result of some work in a thread of its own; whatever ends the wait ends the work.
 
-    A notebook's does, and `map` can't run its tasks on a loop that is running already.
+    `map` runs an event loop. In this thread a notebook may run one already, and a KeyboardInterrupt
+    would hit it between any two of its steps, after which `map` may wait for a task forever.
     """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return work()
     with ThreadPoolExecutor(1, thread_name_prefix="map") as thread:
-        return thread.submit(work).result()
+        future = thread.submit(work)
+        try:
+            return future.result()
+        except BaseException:
+            client.stop()
+            raise
+
+
+def _close(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancel what is left on a loop that doesn't run, and close it."""
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    if left:
+        loop.run_until_complete(asyncio.wait(left))
+    loop.close()
 
 
 def stream_requests(

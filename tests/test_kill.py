@@ -207,7 +207,7 @@ def test_an_interrupted_run_keeps_the_answers_in_flight_and_says_how_to_go_on(
 
     server.answer = answer
     ended, sent = interrupted(small, server, 80, number)
-    assert ended.code == code
+    assert ended.code == code, ended.err
     assert "Everything that was answered is kept; run the same command again" in ended.err
     assert "Traceback" not in ended.err
     assert "never" not in ended.err  # awaited, retrieved: asyncio's complaints

@@ -26,7 +26,16 @@ from typing import Any, NoReturn
 
 import datasets
 
-from mminstruct import __version__, backends, loading, prompts, release, resources, sources
+from mminstruct import (
+    __version__,
+    backends,
+    licenses,
+    loading,
+    prompts,
+    release,
+    resources,
+    sources,
+)
 from mminstruct.builder import IncompleteWarning, InstructBuilder, make, summary
 from mminstruct.errors import (
     BackendError,
@@ -321,7 +330,7 @@ def _prepare(builder: InstructBuilder) -> None:
 
 
 def _verdict(builders: Sequence[InstructBuilder]) -> str:
-    text = builders[0].info.license
+    text = licenses.strictest(builder.plan().license for builder in builders)
     terms = builders[0].terms()
     reasons = {
         "allowed": f"the annotations' own, as {terms.license} puts no duty on outputs",
@@ -347,7 +356,7 @@ def _origin(builders: Sequence[InstructBuilder], args: argparse.Namespace, terms
         types=prompts.type_names(plan.config, config.type_names()),
         backend=plan.backend,
         model=plan.model,
-        license=plan.license,
+        license=licenses.strictest(builder.plan().license for builder in builders),
         terms=terms,
         settings={
             **builders[0].identity(),

@@ -120,3 +120,21 @@ def test_the_licence_of_a_text_is_one_that_the_hub_knows(model: str) -> None:
         found = text_license(given, model_terms(model))
         assert found in HUB_LICENSES
         assert (found == given.lower()) == (model_terms(model).output_training == "allowed")
+
+
+@pytest.mark.parametrize(
+    ("together", "expected"),
+    [
+        (["cc-by-4.0", "cc-by-4.0"], "cc-by-4.0"),
+        (["cc0-1.0", "cc-by-4.0"], "cc-by-4.0"),
+        (["cc-by-4.0", "other"], "other"),
+        (["cc0-1.0", "unknown", "other"], "unknown"),
+        (["mit", "mit"], "mit"),
+        (["mit", "cc0-1.0"], "other"),
+    ],
+)
+def test_several_licences_together_are_never_freer_than_the_strictest(
+    together: list[str], expected: str
+) -> None:
+    assert licenses.strictest(together) == expected
+    assert licenses.strictest(reversed(together)) == expected

@@ -5,6 +5,7 @@ It fails closed. What isn't known is not "commercial": an unknown model gives ``
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -59,3 +60,18 @@ def text_license(annotation_license: str, terms: ModelTerms) -> str:
     if terms.output_training == "allowed":
         return annotation_license.lower()
     return "unknown" if terms.output_training == "unknown" else "other"
+
+
+_BY_STRICTNESS = ("cc0-1.0", "cc-by-4.0", "other", "unknown")
+
+
+def strictest(license_ids: Iterable[str]) -> str:
+    """The licence of rows under several licences taken together; never the freer one.
+
+    Licences that aren't ranked here make ``other`` of anything but themselves.
+    """
+    distinct = set(license_ids)
+    if len(distinct) == 1:
+        return distinct.pop()
+    ranks = [_BY_STRICTNESS.index(name if name in _BY_STRICTNESS else "other") for name in distinct]
+    return _BY_STRICTNESS[max(ranks)]

@@ -49,7 +49,7 @@ class InstructConfig(datasets.BuilderConfig):
         limit: images per split, the first ones by id; None is all.
         backend: ``openai``, ``llama_cpp`` or ``fake``.
         model: a name at a server, or a file; None is the backend's default.
-        base_url: of an OpenAI-compatible server, with or without ``/v1``.
+        base_url: of a server, with or without ``/v1``; several are replicas of the first.
         context_window: tokens that prompt and answer may take together; None asks the model.
         temperature: 0 is greedy.
         top_p: nucleus mass.
@@ -59,8 +59,7 @@ class InstructConfig(datasets.BuilderConfig):
         timeout_s: longest wait for an answer, seconds.
         max_retries: tries after a request's first.
         response_store: file of finished completions; None is the one in the Hugging Face cache.
-        n_threads: CPU threads of an in-process engine.
-        n_gpu_layers: layers of an in-process engine on the GPU; -1 is all.
+        engine: the backend's own options (its ``OPTIONS``); each is an argument by itself, too.
     """
 
     source: str = ""
@@ -70,7 +69,7 @@ class InstructConfig(datasets.BuilderConfig):
     limit: int | None = None
     backend: str = "llama_cpp"
     model: str | None = None
-    base_url: str | None = None
+    base_url: str | list[str] | None = None
     context_window: int | None = None
     temperature: float = 0.7
     top_p: float = 1.0
@@ -80,8 +79,7 @@ class InstructConfig(datasets.BuilderConfig):
     timeout_s: float = 600.0
     max_retries: int = 8
     response_store: str | None = None
-    n_threads: int | None = None
-    n_gpu_layers: int = -1
+    engine: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def create_config_id(
         self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None
@@ -170,14 +168,14 @@ class InstructConfig(datasets.BuilderConfig):
 
     def backend_options(self, share: float = 1.0) -> BackendOptions:
         """The backend's options, with a share of the concurrency for one of several processes."""
+        urls = [self.base_url] if isinstance(self.base_url, str) else self.base_url
         return BackendOptions(
             model=self.model,
-            base_url=self.base_url,
+            base_urls=tuple(urls or ()),
             context_window=self.context_window,
             timeout_s=self.timeout_s,
             max_concurrency=max(1, math.floor(self.max_concurrency * share)),
-            n_threads=self.n_threads,
-            n_gpu_layers=self.n_gpu_layers,
+            engine=self.engine,
         )
 
 
@@ -216,6 +214,9 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         self.policy: RetryPolicy | None = None
         self.report = Report()
         self.read_report: dict[str, ReadReport] = {}
+        own = {name: kwargs.pop(name) for name in list(kwargs) if name in backends.engine_options()}
+        if own:
+            kwargs["engine"] = {**kwargs.get("engine", {}), **own}
         unknown = sorted(
             set(kwargs)
             - {field.name for field in dataclasses.fields(InstructConfig)}
@@ -223,6 +224,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         )
         if unknown:
             known = [field.name for field in dataclasses.fields(InstructConfig)]
+            known += backends.engine_options()
             raise UsageError(f"unknown argument {unknown[0]!r}{did_you_mean(unknown[0], known)}")
         known_names = [config.name for config in self.BUILDER_CONFIGS]
         if config_name is not None and config_name not in known_names:

@@ -152,6 +152,7 @@ def _add_generate(commands: Any) -> None:
         "sources", nargs="+", metavar="SOURCE", help=f"one or more of {', '.join(sources.names())}"
     )
     _flags(parser.add_argument_group("model"), _MODEL_FLAGS)
+    _flags(parser.add_argument_group("engine"), _engine_flags())
     _flags(parser.add_argument_group("what to generate"), _CONTENT_FLAGS)
     _flags(parser.add_argument_group("sampling"), _SAMPLING_FLAGS)
     _flags(parser.add_argument_group("output"), _OUTPUT_FLAGS)
@@ -167,6 +168,7 @@ _MODEL_FLAGS: dict[str, dict[str, Any]] = {
     "model": {"help": "model name or GGUF file; llama.cpp without one runs SmolLM2-135M"},
     "openai_base_url": {
         "metavar": "URL",
+        "action": "append",
         "help": "server, with or without /v1 (default: OpenAI's, with the key in OPENAI_API_KEY)",
     },
     "context_window": {
@@ -218,9 +220,22 @@ _RUNTIME_FLAGS: dict[str, dict[str, Any]] = {
         "metavar": "FILE",
         "help": "finished answers (default: mminstruct/responses.sqlite in the Hugging Face cache)",
     },
-    "n_threads": {"type": int, "metavar": "N", "help": "CPU threads of llama.cpp"},
-    "n_gpu_layers": {"type": int, "metavar": "N", "help": "layers of llama.cpp on the GPU"},
 }  # fmt: skip
+
+
+def _engine_flags() -> dict[str, dict[str, Any]]:
+    """The flags for what backends declare as their own options."""
+    flags: dict[str, dict[str, Any]] = {}
+    for name, (option, owners) in backends.engine_options().items():
+        settings: dict[str, Any] = {"help": f"{', '.join(owners)}: {option.help}"}
+        if option.type is bool:
+            settings.update(action="store_const", const=True)
+        else:
+            settings.update(type=option.type, choices=option.choices)
+            if option.choices is None:
+                settings["metavar"] = "N" if option.type in (int, float) else "TEXT"
+        flags[name] = settings
+    return flags
 
 
 def _flags(group: Any, flags: Mapping[str, dict[str, Any]]) -> None:
@@ -298,7 +313,7 @@ def _config(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
             name: getattr(args, name)
             for name in ("context_window", "types", "splits", "limit", "temperature", "top_p")
             + ("max_tokens", "seed", "max_concurrency", "timeout_s", "max_retries")
-            + ("n_threads", "n_gpu_layers")
+            + (() if args.dry_run else tuple(backends.engine_options()))
         },
     }
     if args.dry_run:

@@ -417,6 +417,12 @@ def row_from(result: dict[str, Any]) -> dict[str, Any]:
 _Asked = tuple[Context, str, str | None, Job]
 
 
+def jobs(requests: datasets.Dataset, plan: Plan) -> Iterator[Job]:
+    """All requests as they would be asked, in their order."""
+    for batch in requests.with_format("arrow").iter(1000):
+        yield from (job for *_, job in _asked(batch, plan))
+
+
 def _asked(batch: pa.Table, plan: Plan) -> list[_Asked]:
     """(context, type, question of a ``text`` answer, job) of each request of a batch."""
     asked = []

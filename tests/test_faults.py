@@ -72,7 +72,7 @@ class Run:
         **options: Any,
     ) -> None:
         backend = OpenAIBackend(
-            BackendOptions(model="m", base_url=url, **{"timeout_s": 20.0, **options}),
+            BackendOptions(model="m", base_urls=(url,), **{"timeout_s": 20.0, **options}),
             api_key=api_key,
         )
         self.stats = Stats()

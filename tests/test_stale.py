@@ -88,7 +88,7 @@ def test_loading_again_sends_nothing_and_gives_the_same_rows(
         {"max_concurrency": 3},
         {"timeout_s": 30.0},
         {"max_retries": 1},
-        {"max_concurrency": 1, "timeout_s": 5.0, "max_retries": 0, "n_threads": 2},
+        {"max_concurrency": 1, "timeout_s": 5.0, "max_retries": 0},
     ],
     ids=str,
 )

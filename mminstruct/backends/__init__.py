@@ -2,16 +2,19 @@
 
 A backend is ``async complete(Request) -> Completion`` and what goes with it. Retries, limits and
 the response store live once, above all backends (`mminstruct.client`).
+
+Besides ``create`` a module may have ``ALIASES``, other names for it, and ``OPTIONS``, what it can
+be told beyond `BackendOptions`: each becomes a flag and an argument of `load_dataset`.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Sequence
-from dataclasses import dataclass
-from types import TracebackType
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType, TracebackType
+from typing import Any, Protocol
 
 from mminstruct.errors import UsageError, did_you_mean
 from mminstruct.schema import Completion, Message, Request
@@ -23,21 +26,35 @@ class BackendOptions:
 
     Attributes:
         model: model name at a server, or a path; None is the backend's default, if it has one.
-        base_url: the server, with or without ``/v1`` and a trailing slash.
+        base_urls: the servers, with or without ``/v1`` and a trailing slash; the first is the one
+            that answers are known by, the others are replicas of it. Empty is the default server.
         context_window: tokens that prompt and answer may take together; None asks the model.
         timeout_s: longest wait for one answer, seconds.
         max_concurrency: requests in flight at most.
-        n_threads: CPU threads of an in-process engine; None leaves the choice to it.
-        n_gpu_layers: layers that an in-process engine puts on the GPU; -1 is all.
+        engine: the backend's own options, by their names in its ``OPTIONS``.
     """
 
     model: str | None = None
-    base_url: str | None = None
+    base_urls: tuple[str, ...] = ()
     context_window: int | None = None
     timeout_s: float = 600.0
     max_concurrency: int = 64
-    n_threads: int | None = None
-    n_gpu_layers: int = -1
+    engine: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOption:
+    """An option that some backends have and others don't.
+
+    Attributes:
+        type: of its value; ``bool`` makes a flag without a value.
+        help: in a line.
+        choices: the values it takes, or None for any.
+    """
+
+    type: type[bool] | type[int] | type[float] | type[str]
+    help: str
+    choices: tuple[str, ...] | None = None
 
 
 class Backend(Protocol):
@@ -103,18 +120,49 @@ def names() -> list[str]:
 
 def describe(name: str) -> str:
     """What a backend is, in a line."""
-    module = importlib.import_module(f"{__name__}.{name}")
-    return (module.__doc__ or "").partition("\n")[0]
+    return (_module(name).__doc__ or "").partition("\n")[0]
+
+
+def engine_options() -> dict[str, tuple[EngineOption, tuple[str, ...]]]:
+    """All backends' own options by name, each with the backends that have it."""
+    found: dict[str, tuple[EngineOption, tuple[str, ...]]] = {}
+    for name in names():
+        for option_name, option in _options(name).items():
+            _, owners = found.get(option_name, (option, ()))
+            found[option_name] = (option, (*owners, name))
+    return found
 
 
 def create(name: str, options: BackendOptions) -> Backend:
-    """The backend of that name, not yet opened. ``llama.cpp`` also finds ``llama_cpp``.
+    """The backend of that name or alias, not yet opened.
 
     Raises:
         UsageError: there is none, the options don't fit it, or its package isn't installed.
     """
-    module = name.replace(".", "_").replace("-", "_").lower()
-    if module not in names():
-        raise UsageError(f"unknown model source {name!r}{did_you_mean(module, names())}")
-    backend: Backend = importlib.import_module(f"{__name__}.{module}").create(options)
+    found = _find(name)
+    known = _options(found)
+    for option in options.engine:
+        if option not in known:
+            has = f"; it has {', '.join(sorted(known))}" if known else ""
+            raise UsageError(f"the model source {found!r} has no option {option!r}{has}")
+    backend: Backend = _module(found).create(options)
     return backend
+
+
+def _find(name: str) -> str:
+    wanted = name.replace(".", "_").replace("-", "_").lower()
+    if wanted in names():
+        return wanted
+    for known in names():
+        if wanted in getattr(_module(known), "ALIASES", ()):
+            return known
+    raise UsageError(f"unknown model source {name!r}{did_you_mean(wanted, names())}")
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def _options(name: str) -> Mapping[str, EngineOption]:
+    options: Mapping[str, EngineOption] = getattr(_module(name), "OPTIONS", {})
+    return options

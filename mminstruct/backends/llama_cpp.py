@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from mminstruct.backends import BackendOptions
+from mminstruct.backends import BackendOptions, EngineOption
 from mminstruct.errors import BackendUnusable, ContextTooLong, TransientError, UsageError
 from mminstruct.schema import Completion, FinishReason, Message, Request, digest
 
@@ -36,6 +36,11 @@ _BUNDLED_REPO_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _DEFAULT_WINDOW = 8192
 _SAMPLED_BLOCKS = 64
 _BLOCK_BYTES = 1 << 20
+OPTIONS = {
+    "n_threads": EngineOption(int, "CPU threads (default: all cores)"),
+    "n_gpu_layers": EngineOption(int, "layers on the GPU (default: all that it can take)"),
+}
+
 _INSTALL = "pip install 'mminstruct[llama-cpp]'"
 
 
@@ -159,7 +164,7 @@ class LlamaCppBackend:
         import llama_cpp
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-        threads = self._options.n_threads or os.cpu_count() or 1
+        threads = self._options.engine.get("n_threads") or os.cpu_count() or 1
         window = self._options.context_window
         try:
             self.context_window = window or min(_trained_window(self._path), _DEFAULT_WINDOW)
@@ -169,7 +174,7 @@ class LlamaCppBackend:
                 n_batch=512,
                 n_threads=threads,
                 n_threads_batch=threads,
-                n_gpu_layers=self._options.n_gpu_layers,
+                n_gpu_layers=self._options.engine.get("n_gpu_layers", -1),
                 verbose=False,
             )
         except (ValueError, RuntimeError, OSError) as error:

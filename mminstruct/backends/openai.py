@@ -98,8 +98,9 @@ def create(options: BackendOptions) -> OpenAIBackend:
     """
     if not options.model:
         raise UsageError("the model source 'openai' needs a model name; give one with --model")
-    if options.base_url is None:
-        options = replace(options, base_url=os.environ.get("OPENAI_BASE_URL") or None)
+    from_environment = os.environ.get("OPENAI_BASE_URL")
+    if not options.base_urls and from_environment:
+        options = replace(options, base_urls=(from_environment,))
     return OpenAIBackend(options, api_key=os.environ.get("OPENAI_API_KEY") or None)
 
 
@@ -195,7 +196,7 @@ class OpenAIBackend:
     name: Literal["openai"] = "openai"
 
     def __init__(self, options: BackendOptions, *, api_key: str | None) -> None:
-        self._base_url = normal_base_url(options.base_url)
+        self._base_url = normal_base_url(options.base_urls[0] if options.base_urls else None)
         self._official = self._base_url == _OFFICIAL_URL
         self._options = options
         self._api_key = api_key

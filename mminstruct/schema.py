@@ -1,7 +1,9 @@
 """The values that travel down the line, from a source's Context to a Completion.
 
 All records are frozen. `Context` is what a source yields and what a prompt config renders; it is
-serialised as JSON (`encode_context`), so that one Arrow column carries any modality.
+serialised as JSON (`encode_context`), so that one Arrow column carries any modality. Captions and
+boxes have fields of their own; every other kind of annotation is a module of
+`mminstruct.annotations` and goes into ``Context.annotations`` under its name.
 """
 
 from __future__ import annotations
@@ -16,20 +18,29 @@ Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "content_filter", "other"]
 
 
-@dataclass(frozen=True, slots=True)
-class Box:
+class Box(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One annotated object, or a group of them.
+
+    A flag is None where nobody said: unknown is not false.
 
     Attributes:
         label: category name in words, such as ``traffic light``.
         bbox_xyxy_norm: min_x, min_y, max_x, max_y as fractions of width and height, 0..1,
             origin at the top left, with min < max on both axes.
         is_group: the box covers several touching objects of the label (COCO ``iscrowd``).
+        is_occluded: something in front hides a part of it.
+        is_truncated: it goes on beyond the image's edge.
+        is_depiction: a drawing, a toy or a picture of the thing, not the thing.
+        is_inside: seen from the inside, such as a car's cabin.
     """
 
     label: str
     bbox_xyxy_norm: tuple[float, float, float, float]
-    is_group: bool = False
+    is_group: bool | None = False
+    is_occluded: bool | None = None
+    is_truncated: bool | None = None
+    is_depiction: bool | None = None
+    is_inside: bool | None = None
 
     @property
     def area(self) -> float:
@@ -38,44 +49,58 @@ class Box:
         return (max_x - min_x) * (max_y - min_y)
 
 
-@dataclass(frozen=True, slots=True)
-class Media:
-    """The image (later: motion, audio ...) that the annotations describe; never its pixels.
+class Media(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """The image, motion, sound ... that the annotations describe; never its content.
 
     Attributes:
         file_name: name in its release, such as ``000000000042.jpg``.
+        modality: what it is, in a word: ``image``, ``motion`` ...
         url: where the publisher serves it, or None.
         landing_url: the page of the original upload, or None.
         width: pixels.
         height: pixels.
         license: identifier of the media's own licence (SPDX where one exists), or None if unknown.
         license_url: the licence's text, or None.
+        author: who made it, as far as its release says.
+        author_url: the author's page.
+        title: the author's title.
+        rotation_deg: degrees counter-clockwise by which the published file must be turned to be
+            upright; boxes, width and height are those of the upright image.
+        duration_s: length in seconds, of what has one.
     """
 
     file_name: str
+    modality: str = "image"
     url: str | None = None
     landing_url: str | None = None
     width: int | None = None
     height: int | None = None
     license: str | None = None
     license_url: str | None = None
+    author: str | None = None
+    author_url: str | None = None
+    title: str | None = None
+    rotation_deg: int = 0
+    duration_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
-    """All annotations of one image, as a source gives them.
+class Context(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """All annotations of one image, motion, sound ..., as a source gives them.
 
     Attributes:
-        id: the image's identifier in its source, unique there and stable, such as ``000000000042``.
+        id: its identifier in its source, unique there and stable, such as ``000000000042``.
         media: the image itself.
         captions: stripped, distinct, in the source's order.
         boxes: in the source's order.
+        annotations: further ones by kind, each a module of `mminstruct.annotations`; the items are
+            of its ``Item`` type (as plain mappings once they have been through JSON).
     """
 
     id: str
     media: Media
     captions: tuple[str, ...] = ()
     boxes: tuple[Box, ...] = ()
+    annotations: dict[str, tuple[Any, ...]] = {}
 
 
 @dataclass(frozen=True, slots=True)

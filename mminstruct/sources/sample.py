@@ -7,8 +7,10 @@ It has COCO's file format, needs no download and is what ``make demo`` and many 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from mminstruct.errors import UsageError
 from mminstruct.schema import Context

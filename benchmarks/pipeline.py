@@ -184,7 +184,7 @@ def _payloads(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     from mminstruct.sources import ReadReport
 
     source, config = sources.get("COCO2017"), prompts.load("llava")
-    files = source.locate(args.folder.parent / "coco", "train")
+    files = source.locate([args.folder.parent / "coco"], "train")
     contexts = list(source.read(files, ReadReport()))[: args.requests // 3]
     for kind in config.types:
         for context in contexts:

@@ -156,11 +156,11 @@ class InstructConfig(datasets.BuilderConfig):
     def fingerprint(self, source: Source, split: str) -> str:
         """Digest of the split's annotations: of the files, or of the archive to be downloaded."""
         files = self.locate(source, split)
-        return files.fingerprint if files else source.download(split).md5
+        return files.fingerprint if files else digest(source.downloads(split))
 
     def locate(self, source: Source, split: str) -> Files | None:
         """The split's files under ``data_dir``, or None."""
-        return source.locate(Path(self.data_dir).expanduser() if self.data_dir else None, split)
+        return source.locate([Path(self.data_dir).expanduser()] if self.data_dir else [], split)
 
     def sampling(self) -> Sampling:
         """How completions are drawn."""
@@ -345,10 +345,11 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
     def _files(self, source: Source, split: str, dl_manager: Any) -> Files:
         files: Files | None = self.config.locate(source, split)
         if files is None:
-            archive = fetch(source.download(split), self._download_dir(dl_manager))
-            files = source.locate(archive.parent, split)
+            cache_dir = self._download_dir(dl_manager)
+            fetched = [fetch(download, cache_dir) for download in source.downloads(split)]
+            files = source.locate([path.parent for path in fetched], split)
         if files is None:
-            raise UsageError(f"{source.info.name}: the downloaded archive lacks split {split!r}")
+            raise UsageError(f"{source.info.name}: the downloaded files lack split {split!r}")
         return files
 
     def _download_dir(self, dl_manager: Any) -> Path:

@@ -6,10 +6,13 @@ archive has a quarter of a gigabyte and comes from one slow server.
 
 A file lives at ``<cache_dir>/<md5>/<name>``, with these beside it: ``<name>.part`` until it is
 complete, ``<name>.lock`` against a second process, ``<name>.md5`` once its bytes were verified.
+Where the publisher states no MD5, a digest of the URL takes its place in the path, and the server
+is asked for size and MD5 first (Google's storage sends both, others at least the size).
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import logging
 import os
@@ -20,6 +23,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
@@ -73,7 +77,8 @@ def fetch(
             f"{download.url}: can't be fetched, got another scheme against http or https "
             "expected. Fetch it by hand."
         )
-    target = cache_dir / download.md5 / _file_name(download.url)
+    folder = download.md5 or hashlib.sha256(download.url.encode()).hexdigest()[:32]
+    target = cache_dir / folder / _file_name(download.url)
     if _is_verified(target, download):
         return target
     if datasets.config.HF_HUB_OFFLINE:
@@ -82,18 +87,70 @@ def fetch(
             f"and there is no such file with {download.size_bytes} bytes and MD5 {download.md5} "
             f"at {shown(target)}. Unset the variable, or fetch the URL by hand and put it there."
         )
+    published = _published(download, target, timeout_s, sleep)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(target):
-            if not _is_verified(target, download):
-                _fetch_locked(download, target, progress, timeout_s, sleep)
+            if not _is_verified(target, published):
+                _fetch_locked(published, target, progress, timeout_s, sleep)
     except OSError as error:
         raise DownloadError(
             f"{shown(target)}: can't be written, got '{error.strerror or error}' against room for "
-            f"{download.size_bytes} bytes expected. Free some space there or choose another cache "
+            f"{published.size_bytes} bytes expected. Free some space there or choose another cache "
             "directory, and run again: it continues where it stopped."
         ) from error
     return target
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    """A file whose size is known; its MD5 may be neither stated nor sent."""
+
+    url: str
+    size_bytes: int
+    md5: str | None
+
+
+def _published(
+    download: Download, target: Path, timeout_s: float, sleep: Callable[[float], None]
+) -> _Published:
+    """The download with what its publisher leaves out asked from the server."""
+    size_bytes, md5 = download.size_bytes, download.md5
+    if size_bytes is not None and md5 is not None:
+        return _Published(download.url, size_bytes, md5)
+    request = urllib.request.Request(
+        download.url,
+        method="HEAD",
+        headers={"User-Agent": "mminstruct", "Accept-Encoding": "identity"},
+    )
+    for delay_s in (*RETRY_DELAYS_S, None):
+        try:
+            with _network_errors(download.url, _beside(target, ".part")):
+                response = cast(HTTPResponse, _opener().open(request, timeout=timeout_s))
+        except _Dropped as dropped:
+            if delay_s is None:
+                raise DownloadError(
+                    f"{download.url}: given up after {len(RETRY_DELAYS_S) + 1} attempts (last: "
+                    f"{dropped}). Run again, or fetch it by hand into the folder with the "
+                    "annotation files."
+                ) from dropped
+            sleep(delay_s)
+        else:
+            break
+    with response:
+        length, hashes = (
+            response.headers.get("Content-Length", ""),
+            response.headers.get_all("x-goog-hash", []),
+        )
+    if size_bytes is None and not length.isdigit():
+        raise DownloadError(
+            f"{download.url}: the server states no size, got Content-Length {length!r}. Fetch it "
+            "by hand into the folder with the annotation files."
+        )
+    found = re.search(r"md5=([A-Za-z0-9+/]{22}==)", ",".join(hashes))
+    if md5 is None and found:
+        md5 = base64.b64decode(found[1]).hex()
+    return _Published(download.url, int(length) if size_bytes is None else size_bytes, md5)
 
 
 def _file_name(url: str) -> str:
@@ -105,23 +162,25 @@ def _beside(target: Path, suffix: str) -> Path:
     return target.with_name(target.name + suffix)
 
 
-def _is_verified(target: Path, download: Download) -> bool:
+def _is_verified(target: Path, download: Download | _Published) -> bool:
     """Whether the whole file is there; its bytes are read only the first time."""
-    if not target.is_file() or target.stat().st_size != download.size_bytes:
+    if not target.is_file() or download.size_bytes not in (None, target.stat().st_size):
         return False
     mark = _beside(target, ".md5")
-    if mark.is_file() and mark.read_text(encoding="utf-8") == _md5_line(target, download):
-        return True
-    if _md5(target) != download.md5:
+    if mark.is_file():
+        marked, _, name = mark.read_text(encoding="utf-8").partition("  ")
+        if name == f"{target.name}\n" and download.md5 in (None, marked):
+            return True
+    if download.size_bytes is None or download.md5 not in (None, md5 := _md5(target)):
         return False
     # A shared cache may be read-only: then the bytes are read again next time.
     with suppress(OSError):
-        mark.write_text(_md5_line(target, download), encoding="utf-8")
+        mark.write_text(_md5_line(target, md5), encoding="utf-8")
     return True
 
 
-def _md5_line(target: Path, download: Download) -> str:
-    return f"{download.md5}  {target.name}\n"
+def _md5_line(target: Path, md5: str) -> str:
+    return f"{md5}  {target.name}\n"
 
 
 def _md5(path: Path) -> str:
@@ -155,7 +214,7 @@ class _Dropped(Exception):
 
 
 def _fetch_locked(
-    download: Download,
+    download: _Published,
     target: Path,
     progress: bool,
     timeout_s: float,
@@ -176,14 +235,14 @@ def _fetch_locked(
         _receive_all(download, part, bar, timeout_s, sleep)
     with part.open("rb+") as file:
         os.fsync(file.fileno())
-    if (got := _md5(part)) != download.md5:
+    if (got := _md5(part)) != (download.md5 or got):
         raise _wrong_bytes(download, part, f"MD5 {got}", f"MD5 {download.md5}")
     part.replace(target)
-    _beside(target, ".md5").write_text(_md5_line(target, download), encoding="utf-8")
+    _beside(target, ".md5").write_text(_md5_line(target, got), encoding="utf-8")
 
 
 def _receive_all(
-    download: Download,
+    download: _Published,
     part: Path,
     bar: Any,
     timeout_s: float,
@@ -213,7 +272,7 @@ def _receive_all(
             sleep(delay_s)
 
 
-def _receive(download: Download, part: Path, bar: Any, timeout_s: float) -> None:
+def _receive(download: _Published, part: Path, bar: Any, timeout_s: float) -> None:
     """One connection; what arrives is appended to the part.
 
     Raises:
@@ -224,7 +283,7 @@ def _receive(download: Download, part: Path, bar: Any, timeout_s: float) -> None
     if had:
         headers["Range"] = f"bytes={had}-"
     request = urllib.request.Request(download.url, headers=headers)
-    with _network_errors(download, part):
+    with _network_errors(download.url, part):
         response = cast(HTTPResponse, _opener().open(request, timeout=timeout_s))
     with response:
         size = _first_byte(response, download, part, had)
@@ -232,7 +291,7 @@ def _receive(download: Download, part: Path, bar: Any, timeout_s: float) -> None
         bar.refresh()
         with part.open("ab" if size else "wb", buffering=0) as file:
             while size < download.size_bytes:
-                with _network_errors(download, part):
+                with _network_errors(download.url, part):
                     # Not read(): it would lose what arrived before a reset.
                     chunk = response.read1(_CHUNK_BYTES)
                 if not chunk:
@@ -246,7 +305,7 @@ def _receive(download: Download, part: Path, bar: Any, timeout_s: float) -> None
         )
 
 
-def _first_byte(response: HTTPResponse, download: Download, part: Path, had: int) -> int:
+def _first_byte(response: HTTPResponse, download: _Published, part: Path, had: int) -> int:
     """Where in the file the answer starts: ``had``, or 0 where the server knows no ranges."""
     length = response.headers.get("Content-Length", "")
     first, total = 0, length
@@ -271,7 +330,7 @@ def _write(file: IO[bytes], chunk: bytes) -> None:
 
 
 @contextmanager
-def _network_errors(download: Download, part: Path) -> Iterator[None]:
+def _network_errors(url: str, part: Path) -> Iterator[None]:
     try:
         yield
     except urllib.error.HTTPError as error:
@@ -284,7 +343,7 @@ def _network_errors(download: Download, part: Path) -> Iterator[None]:
             wait_s = float(retry_after) if retry_after.isdigit() else None
             raise _Dropped(f"HTTP {status}", wait_s) from error
         raise DownloadError(
-            f"{download.url}: not served, got HTTP {status} ({error.reason}) against 200 expected. "
+            f"{url}: not served, got HTTP {status} ({error.reason}) against 200 expected. "
             "Check the address in a browser, or get the file elsewhere and put it at "
             f"{shown(part.with_suffix(''))}."
         ) from error
@@ -292,7 +351,7 @@ def _network_errors(download: Download, part: Path) -> Iterator[None]:
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLCertVerificationError):
             raise DownloadError(
-                f"{download.url}: the server's certificate is not trusted, got "
+                f"{url}: the server's certificate is not trusted, got "
                 f"'{reason.verify_message}' against a valid one expected. "
                 "Check the machine's clock and its CA certificates."
             ) from error
@@ -315,7 +374,7 @@ def _opener() -> urllib.request.OpenerDirector:
     return opener
 
 
-def _wrong_bytes(download: Download, part: Path, got: str, expected: str) -> DownloadError:
+def _wrong_bytes(download: _Published, part: Path, got: str, expected: str) -> DownloadError:
     part.unlink(missing_ok=True)
     return DownloadError(
         f"{download.url}: other bytes than published, got {got} against {expected} expected. "

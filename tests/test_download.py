@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import logging
 import os
@@ -41,6 +42,7 @@ class Script:
         headers: more headers of every answer.
         asked: the Range header of each request so far, None where there was none.
         gate: answers wait for it.
+        heads: HEAD requests so far.
     """
 
     body: bytes = BODY
@@ -53,6 +55,7 @@ class Script:
     gate: threading.Event = field(default_factory=threading.Event)
     request_seen: threading.Event = field(default_factory=threading.Event)
     url: str = ""
+    heads: int = 0
 
     @property
     def download(self) -> Download:
@@ -83,6 +86,11 @@ class Handler(BaseHTTPRequestHandler):
         status = 206 if "Content-Range" in headers else 200
         body = rest[: script.drop_after.pop(0)] if script.drop_after else rest
         self.answer(status, body, headers)
+
+    def do_HEAD(self) -> None:  # noqa: N802
+        script = self.script
+        script.heads += 1
+        self.answer(200, b"", {"Content-Length": str(len(script.body))} if script.length else {})
 
     def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
@@ -497,3 +505,41 @@ def test_progress_is_counted_in_bytes_from_where_it_continues(
     assert "archive.zip:  50%" in shown
     assert "archive.zip: 100%" in shown
     assert "2.86M/2.86M" in shown
+
+
+def google(server: Script, md5: str = MD5) -> Download:
+    """A file of which nothing is stated but the URL, on a server that sends its MD5."""
+    encoded = base64.b64encode(bytes.fromhex(md5)).decode()
+    server.headers["x-goog-hash"] = f"crc32c=AAAAAA==,md5={encoded}"
+    return Download(f"{server.url}/files/table.csv")
+
+
+def test_size_and_md5_that_are_not_stated_are_asked_from_the_server(
+    server: Script, tmp_path: Path
+) -> None:
+    path = fetch(google(server), tmp_path, progress=False)
+    assert path.name == "table.csv"
+    assert path.read_bytes() == BODY
+    asked = len(server.asked), server.heads
+    assert fetch(google(server), tmp_path, progress=False) == path
+    assert (len(server.asked), server.heads) == asked == (1, 1)
+
+
+def test_bytes_that_differ_from_the_md5_the_server_sent_are_refused(
+    server: Script, tmp_path: Path
+) -> None:
+    with pytest.raises(DownloadError, match="other bytes than published"):
+        fetch(google(server, "0" * 32), tmp_path, progress=False)
+
+
+def test_a_server_that_sends_no_md5_is_believed_about_the_size(
+    server: Script, tmp_path: Path
+) -> None:
+    path = fetch(Download(f"{server.url}/files/table.csv"), tmp_path, progress=False)
+    assert path.read_bytes() == BODY
+
+
+def test_a_server_that_states_no_size_either_is_an_error(server: Script, tmp_path: Path) -> None:
+    server.length = False
+    with pytest.raises(DownloadError, match="states no size"):
+        fetch(Download(f"{server.url}/files/table.csv"), tmp_path, progress=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -25,13 +25,14 @@ class Download:
 
     Attributes:
         url: where it is served.
-        size_bytes: its exact size.
-        md5: its MD5 in hex.
+        size_bytes: its exact size, or None where the publisher doesn't state it.
+        md5: its MD5 in hex, or None where the publisher doesn't state it; then the server's own
+            figure is checked, if it sends one.
     """
 
     url: str
-    size_bytes: int
-    md5: str
+    size_bytes: int | None = None
+    md5: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +108,19 @@ class Source(Protocol):
         """Facts about the source."""
         ...
 
-    def download(self, split: str) -> Download:
-        """The published archive that holds a split's annotations; unused if they are shipped."""
+    def downloads(self, split: str) -> tuple[Download, ...]:
+        """The published files that hold a split's annotations; none if they are shipped.
+
+        Raises:
+            SourceError: they can't be downloaded; the message says how to get them.
+        """
         ...
 
-    def locate(self, data_dir: Path | None, split: str) -> Files | None:
-        """The split's files below a folder (extracted, or the official archive), or None.
+    def locate(self, places: Sequence[Path], split: str) -> Files | None:
+        """The split's files in some folders (extracted, or as published), or None.
 
-        Sources that ship with the package are found whatever the folder.
+        A place may also be a published file itself. Sources that ship with the package are found
+        whatever the places.
 
         Raises:
             SourceError: some of the files are there and others are not.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -110,15 +110,15 @@ class CocoSource:
             version="1.0.0",
         )
 
-    def download(self, split: str) -> Download:
+    def downloads(self, split: str) -> tuple[Download, ...]:
         """The published zip; it holds both splits."""
         self._file_names(split)
-        return self.archive
+        return (self.archive,)
 
-    def locate(self, data_dir: Path | None, split: str) -> Files | None:
+    def locate(self, places: Sequence[Path], split: str) -> Files | None:
         """The split's two files in a folder, its ``annotations`` folder or the zip in either.
 
-        ``data_dir`` may also be the zip itself. A file in the zip has the path
+        A place may also be the zip itself. A file in the zip has the path
         ``<zip>/annotations/<name>``. The fingerprint is the same for the zip and what it extracts
         to.
 
@@ -126,7 +126,7 @@ class CocoSource:
             SourceError: one of the files is there and the other is not, or the zip is damaged.
         """
         wanted = self._file_names(split)
-        places = self._places(data_dir) if data_dir else []
+        places = [inside for place in places for inside in self._places(place)]
         found = {
             role: path
             for role, name in wanted.items()

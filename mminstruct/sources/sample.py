@@ -6,13 +6,12 @@ It has COCO's file format, needs no download and is what ``make demo`` and many 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from msgspec.structs import replace
 
-from mminstruct.errors import UsageError
 from mminstruct.schema import Context
 from mminstruct.sources import Download, Files, ReadReport, SourceInfo
 from mminstruct.sources._coco import fingerprint, read_contexts
@@ -45,16 +44,12 @@ class SampleSource:
             version="1.0.0",
         )
 
-    def download(self, split: str) -> Download:
-        """Never needed.
+    def downloads(self, split: str) -> tuple[Download, ...]:
+        """None: it ships with the package."""
+        return ()
 
-        Raises:
-            UsageError: always.
-        """
-        raise UsageError("SAMPLE ships with the package; is the installation complete?")
-
-    def locate(self, data_dir: Path | None, split: str) -> Files | None:
-        """The shipped files, whatever the folder."""
+    def locate(self, places: Sequence[Path], split: str) -> Files | None:
+        """The shipped files, whatever the places."""
         paths = {role: self.folder / f"{role}_{split}.json" for role in ("captions", "instances")}
         return (
             Files(paths, fingerprint(paths)) if all(p.is_file() for p in paths.values()) else None

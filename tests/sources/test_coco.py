@@ -109,7 +109,7 @@ def write_zip(target: Path, **documents: Document) -> Path:
 def read(
     data_dir: Path, source: CocoSource = COCO2017, report: ReadReport | None = None
 ) -> list[Context]:
-    files = source.locate(data_dir, "train")
+    files = source.locate([data_dir], "train")
     assert files is not None
     return list(source.read(files, report or ReadReport()))
 
@@ -348,7 +348,7 @@ def test_the_zip_and_what_it_extracts_to_have_one_fingerprint(tmp_path: Path) ->
     documents = {"captions": captions_document(), "instances": instances_document()}
     write_zip(tmp_path / "a" / "annotations_trainval2017.zip", **documents)
     write(tmp_path / "b" / "annotations")
-    zipped, extracted = (COCO2017.locate(tmp_path / name, "train") for name in "ab")
+    zipped, extracted = (COCO2017.locate([tmp_path / name], "train") for name in "ab")
     assert zipped is not None
     assert extracted is not None
     assert zipped.fingerprint == extracted.fingerprint
@@ -362,7 +362,7 @@ def test_the_fingerprint_follows_the_bytes_and_the_role_of_each_file(tmp_path: P
         "b": (other, one),
         "c": (one, one),
     }.items():
-        files = COCO2017.locate(write(tmp_path / name, captions, instances), "train")
+        files = COCO2017.locate([write(tmp_path / name, captions, instances)], "train")
         assert files is not None
         fingerprints.add(files.fingerprint)
     assert len(fingerprints) == 3
@@ -377,11 +377,11 @@ def test_extracted_files_are_preferred_to_the_zip(tmp_path: Path) -> None:
 def test_nothing_is_located_where_nothing_is(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "empty").mkdir()
-    assert COCO2017.locate(tmp_path / "empty", "train") is None
-    assert COCO2017.locate(tmp_path / "absent", "train") is None
-    assert COCO2017.locate(None, "train") is None
-    assert COCO2017.locate(tmp_path, "validation") is None
-    assert COCO2014.locate(tmp_path, "train") is None
+    assert COCO2017.locate([tmp_path / "empty"], "train") is None
+    assert COCO2017.locate([tmp_path / "absent"], "train") is None
+    assert COCO2017.locate([], "train") is None
+    assert COCO2017.locate([tmp_path], "validation") is None
+    assert COCO2014.locate([tmp_path], "train") is None
 
 
 @pytest.mark.parametrize(("gone", "left"), [(CAPTIONS, INSTANCES), (INSTANCES, CAPTIONS)])
@@ -390,7 +390,7 @@ def test_half_a_pair_is_an_error_that_names_the_missing_file(
 ) -> None:
     (write(tmp_path) / gone).unlink()
     with pytest.raises(SourceError) as caught:
-        COCO2017.locate(tmp_path, "train")
+        COCO2017.locate([tmp_path], "train")
     message = str(caught.value)
     assert message.startswith(f"{gone}: missing, got only {tmp_path / left}")
     assert f"looked in {tmp_path / 'annotations'}, {tmp_path}, " in message
@@ -399,29 +399,29 @@ def test_half_a_pair_is_an_error_that_names_the_missing_file(
 def test_half_a_pair_in_a_zip_is_an_error_too(tmp_path: Path) -> None:
     write_zip(tmp_path / "annotations_trainval2017.zip", captions=captions_document())
     with pytest.raises(SourceError, match=f"^{INSTANCES}: missing"):
-        COCO2017.locate(tmp_path, "train")
+        COCO2017.locate([tmp_path], "train")
 
 
 def test_the_validation_split_is_called_val_in_file_names(tmp_path: Path) -> None:
     write(tmp_path)
     for name in (CAPTIONS, INSTANCES):
         (tmp_path / name).rename(tmp_path / name.replace("train", "val"))
-    files = COCO2017.locate(tmp_path, "validation")
+    files = COCO2017.locate([tmp_path], "validation")
     assert files is not None
     assert len(list(COCO2017.read(files, ReadReport()))) == 2
 
 
 def test_an_unknown_split_is_refused_with_the_nearest_one() -> None:
     with pytest.raises(UsageError, match=r"unknown split 'valid' \(did you mean 'validation'\?\)"):
-        COCO2014.download("valid")
+        COCO2014.downloads("valid")
     with pytest.raises(UsageError, match="choose from: train, validation"):
-        COCO2014.locate(Path(), "")
+        COCO2014.locate([Path()], "")
 
 
 def test_the_releases_differ_in_their_archive_and_name() -> None:
     assert (COCO2014.info.name, COCO2017.info.name) == ("COCO2014", "COCO2017")
-    assert COCO2014.download("train") == COCO2014.download("validation")
-    assert COCO2014.download("train") != COCO2017.download("train")
+    assert COCO2014.downloads("train") == COCO2014.downloads("validation")
+    assert COCO2014.downloads("train") != COCO2017.downloads("train")
 
 
 # Files of several megabytes, which are decoded in pieces
@@ -468,7 +468,7 @@ def test_reading_a_long_file_takes_less_memory_than_the_file(tmp_path: Path, zip
         write_zip(tmp_path / name, captions=captions_document(), instances=document)
     else:
         write(tmp_path, "", document)
-    files = COCO2017.locate(tmp_path, "train")
+    files = COCO2017.locate([tmp_path], "train")
     assert files is not None
     tracemalloc.start()
     try:
@@ -668,15 +668,15 @@ def test_a_damaged_zip_is_an_error_that_advises_to_download_it_again(tmp_path: P
     data = bytearray(archive.read_bytes())
     archive.write_bytes(data[: len(data) // 2])
     with pytest.raises(SourceError, match=f"^{archive.name}: damaged zip, got .* download it"):
-        COCO2017.locate(tmp_path, "train")
+        COCO2017.locate([tmp_path], "train")
     data[200] ^= 0xFF
     archive.write_bytes(data)
     with pytest.raises(SourceError, match=f"^{CAPTIONS}: damaged zip, got .* download it"):
-        COCO2017.locate(tmp_path, "train")
+        COCO2017.locate([tmp_path], "train")
 
 
 def test_files_that_vanish_between_locating_and_reading_are_an_error(tmp_path: Path) -> None:
-    files = COCO2017.locate(write(tmp_path), "train")
+    files = COCO2017.locate([write(tmp_path)], "train")
     assert files is not None
     (tmp_path / CAPTIONS).unlink()
     with pytest.raises(SourceError, match=f"^{CAPTIONS}: can't be read, got 'No such file"):

@@ -1,7 +1,9 @@
 """Annotation sources: what to download, how to read it into Contexts, whose licence it is.
 
 A module ``sources/foo.py`` with a ``SOURCE`` object is the registration; modules whose name starts
-with an underscore hold what several sources share.
+with an underscore hold what several sources share. A module may also have ``OPTIONS``, what the
+source can be asked for beyond its defaults: each is a field of the (dataclass) object, a flag and
+an argument of `load_dataset`.
 """
 
 from __future__ import annotations
@@ -33,6 +35,19 @@ class Download:
     url: str
     size_bytes: int | None = None
     md5: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOption:
+    """Something that a source can be asked for beyond its defaults.
+
+    Attributes:
+        type: of its value; ``bool`` makes a flag without a value.
+        help: in a line.
+    """
+
+    type: type[bool] | type[int] | type[float] | type[str]
+    help: str
 
 
 @dataclass(frozen=True, slots=True)

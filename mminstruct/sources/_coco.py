@@ -13,6 +13,7 @@ import re
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, TypeVar
@@ -407,6 +408,14 @@ class _Licenses:
             license=license,
             license_url=license_url,
         )
+
+
+@lru_cache(maxsize=1024)
+def spdx_of(url: str | None) -> str | None:
+    """The SPDX identifier for the page of one of these licences, or None."""
+    if url is None:
+        return None
+    return next((spdx for spdx, page in IMAGE_LICENSES.values() if _same_page(url, page)), None)
 
 
 def _same_page(url: str, other: str) -> bool:

@@ -1,0 +1,152 @@
+"""Large CSV files: only the columns that are needed, in Arrow batches, only the rows that are.
+
+**Source:** the tables of Open Images, https://storage.googleapis.com/openimages/web/download_v7.html
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+from numpy.typing import NDArray
+
+from mminstruct.errors import SourceError
+
+Ids: TypeAlias = NDArray[np.uint64]
+
+_BLOCK_BYTES = 8 << 20
+_ID_CHARACTERS = 16
+_NO_DIGIT = 255
+_DIGITS = np.full(256, _NO_DIGIT, dtype=np.uint8)
+for _value, _character in enumerate(b"0123456789abcdef"):
+    _DIGITS[_character] = _value
+
+
+def batches(
+    path: Path, columns: Mapping[str, pa.DataType], *, quoted_newlines: bool = False
+) -> Iterator[pa.RecordBatch]:
+    """The named columns of a CSV file with a header, some megabytes at a time.
+
+    Args:
+        path: the file, UTF-8.
+        columns: name as in the header -> type; an empty field is null.
+        quoted_newlines: whether a quoted field may go over several lines, which costs speed.
+
+    Raises:
+        SourceError: a column is missing, a value doesn't fit its type, a row is cut off.
+    """
+    with _explained(path, columns):
+        reader = pyarrow.csv.open_csv(
+            path,
+            read_options=pyarrow.csv.ReadOptions(block_size=_BLOCK_BYTES),
+            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=quoted_newlines),
+            convert_options=pyarrow.csv.ConvertOptions(
+                include_columns=list(columns),
+                column_types=dict(columns),
+                strings_can_be_null=True,
+                null_values=[""],
+            ),
+        )
+    while True:
+        with _explained(path, columns):
+            try:
+                batch = reader.read_next_batch()
+            except StopIteration:
+                return
+        yield batch
+
+
+def names(path: Path) -> dict[str, str]:
+    """Label id -> its name in words, from a class description file with a header or without.
+
+    Names with commas and quotes are quoted in these files, and some aren't ASCII.
+    """
+    with _explained(path, {}), path.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.reader(file) if row]
+    for number, row in enumerate(rows, 1):
+        if len(row) < 2:
+            raise SourceError(
+                f"{path.name}, row {number}: got {row!r} against an id and a name expected. "
+                "Fix that row or download the file again."
+            )
+    start = 0 if rows and _is_label_id(rows[0][0]) else 1
+    return {row[0]: " ".join(row[1].split()) for row in rows[start:]}
+
+
+def _is_label_id(text: str) -> bool:
+    return text.startswith(("/m/", "/g/"))
+
+
+def image_ids(column: pa.Array, path: Path) -> Ids:
+    """The ids of a column, 16 hexadecimal digits each, as numbers.
+
+    Raises:
+        SourceError: one of them isn't such an id.
+    """
+    text = column.cast(pa.binary())
+    lengths = np.diff(_offsets(text))
+    if column.null_count or (len(lengths) and (lengths != _ID_CHARACTERS).any()):
+        raise _bad_id(column, path)
+    start = int(_offsets(text)[0]) if len(text) else 0
+    buffer = text.buffers()[2]
+    if not len(text) or buffer is None:
+        return np.zeros(0, dtype=np.uint64)
+    count = _ID_CHARACTERS * len(text)
+    digits = _DIGITS[np.frombuffer(buffer, np.uint8, count, start)].reshape(-1, _ID_CHARACTERS)
+    if (digits == _NO_DIGIT).any():
+        raise _bad_id(column, path)
+    pairs = (digits[:, ::2] << 4) | digits[:, 1::2]
+    return np.ascontiguousarray(pairs).view(">u8").ravel().astype(np.uint64)
+
+
+def image_id(text: str, where: str) -> int:
+    """One such id.
+
+    Raises:
+        SourceError: it isn't one.
+    """
+    if len(text) != _ID_CHARACTERS or set(text) - set("0123456789abcdef"):
+        raise SourceError(
+            f"{where}: got the image id {text!r} against {_ID_CHARACTERS} hexadecimal digits in "
+            "lower case expected. Fix that row or download the file again."
+        )
+    return int(text, 16)
+
+
+def _offsets(text: pa.Array) -> NDArray[np.int32]:
+    buffer = text.buffers()[1]
+    if buffer is None:
+        return np.zeros(1, dtype=np.int32)
+    return np.frombuffer(buffer, np.int32, len(text) + 1, 4 * text.offset)
+
+
+def _bad_id(column: pa.Array, path: Path) -> SourceError:
+    for text in column.to_pylist():
+        try:
+            image_id(text or "", path.name)
+        except SourceError as error:
+            return error
+    raise AssertionError("all ids are fine")
+
+
+@contextmanager
+def _explained(path: Path, columns: Mapping[str, Any]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SourceError(
+            f"{path.name}: can't be read, got '{error.strerror or error}' against a readable file "
+            "expected. Check that it exists and its permissions."
+        ) from error
+    except (pa.ArrowInvalid, KeyError, UnicodeDecodeError, csv.Error) as error:
+        expected = f"the columns {', '.join(columns)}" if columns else "ids and names in UTF-8"
+        raise SourceError(
+            f"{path.name}: not the table that was expected, got '{error}' against {expected}. "
+            "Fix the file or download it again."
+        ) from error

@@ -193,7 +193,7 @@ def _narratives(
     owners = np.concatenate([owners, owners[: max(0, count - len(owners))]]).tolist()
     with (folder / f"open_images_{spoken}_captions.jsonl").open("w", encoding="utf-8") as file:
         for number, owner in enumerate(owners):
-            picks = rng.integers(0, len(WORDS), 34).tolist()
+            picks = rng.integers(0, len(WORDS), 9).tolist()
             text = "In this image I can see a " + " and a ".join(WORDS[p] for p in picks) + "."
             if number % 9 == 0:
                 text += ' A sign says "CAFÉ".'

@@ -319,9 +319,10 @@ def test_the_readme_explains_every_key_of_the_schema_exactly_once_with_its_defau
     assert sorted(readme_rows()) == sorted(expected)
 
 
-def test_the_minimal_config_of_the_readme_is_valid() -> None:
+def test_the_examples_in_the_readme_are_valid() -> None:
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    block, annotations = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert prompts.Example.model_validate(yaml.safe_load(annotations)).annotations
     assert prompts.parse(yaml.safe_load(block), where="README.md").types
 
 

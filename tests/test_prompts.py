@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mminstruct import prompts, resources
+from mminstruct.annotations import labels, narratives
 from mminstruct.errors import ConfigError, UsageError
 from mminstruct.prompts import Example, ExampleBox, ExampleTurn, InstructionType, Rendering
 from mminstruct.schema import Box, Context, Media, Message, Turn
@@ -140,7 +141,7 @@ def test_an_unknown_key_is_an_error_that_names_the_nearest_known_one(
     "path",
     [
         *("name", "version", "license", "description", "types"),
-        *("types.talk.system", "types.talk.answer_form", f"{EXAMPLE}.captions"),
+        *("types.talk.system", "types.talk.answer_form"),
         *(f"{EXAMPLE}.boxes.0.label", f"{EXAMPLE}.boxes.0.bbox"),
         *(f"{EXAMPLE}.turns.0.question", f"{EXAMPLE}.turns.0.answer"),
     ],
@@ -170,7 +171,7 @@ def test_a_missing_key_is_an_error_that_says_where(path: str) -> None:
         *(("types.talk.system", bad) for bad in ("", " \n", None, ["Talk."])),
         *(("types.talk.min_words", bad) for bad in (0, None)),
         *(("types.talk.examples", bad) for bad in ("none", None, {}, [None])),
-        *((f"{EXAMPLE}.captions", bad) for bad in ([], "A dog runs.", None, [1])),
+        *((f"{EXAMPLE}.captions", bad) for bad in ("A dog runs.", None, [1])),
         *((f"{EXAMPLE}.boxes.0.label", bad) for bad in ("", None, 3)),
         *(
             (f"{EXAMPLE}.boxes.0.bbox", bad)
@@ -884,3 +885,54 @@ def test_a_list_of_numbers_that_never_closes_is_searched_in_linear_time(
     text = f"{opening}{', '.join([number] * 2000)} and"
     leak = prompts.find_leak(STRICT, text)
     assert (leak is None) == (number == "1")
+
+
+def test_an_example_that_shows_nothing_is_an_error() -> None:
+    shown = {"captions": [], "boxes": [], "annotations": {"labels": []}}
+    data = changed(FULL, EXAMPLE, {**FULL["types"]["talk"]["examples"][0], **shown})
+    assert "needs captions, boxes or annotations" in error_of(data)
+
+
+def test_annotations_of_examples_are_checked_by_their_kind() -> None:
+    wrong = changed(FULL, f"{EXAMPLE}.annotations", {"labels": [{"lable": "dog"}]})
+    assert f"my.yaml: {EXAMPLE}" in error_of(wrong)
+    assert "an item has label" in error_of(wrong)
+    unknown = changed(FULL, f"{EXAMPLE}.annotations", {"label": []})
+    assert "did you mean 'labels'" in error_of(unknown)
+
+
+@pytest.mark.parametrize("key", ["headings", "max_items"])
+def test_rendering_names_kinds_that_exist(key: str) -> None:
+    value = {"lables": "Here:" if key == "headings" else 3}
+    assert "did you mean 'labels'" in error_of(changed(FULL, f"rendering.{key}", value))
+
+
+RICH = Context(
+    id="1",
+    media=HARBOUR.media,
+    captions=("A dog.",),
+    boxes=(Box("dog", (0.1, 0.2, 0.3, 0.4), True, is_occluded=True, is_depiction=False),),
+    annotations={
+        "labels": (labels.Item("dog"), labels.Item("cat", present=False)),
+        "narratives": (narratives.Item("There is a dog."), narratives.Item("A dog, I think.")),
+        "relations": (),
+    },
+)
+
+
+def test_every_kind_gets_a_section_at_its_place() -> None:
+    assert prompts.render_context(RICH, Rendering()).split("\n\n") == [
+        "Captions:\n- A dog.",
+        "Spoken descriptions:\n- There is a dog.\n- A dog, I think.",
+        "Objects:\ndog (group, partly hidden): [0.100, 0.200, 0.300, 0.400]",
+        "Checked for the whole image:\n- There: dog\n- Not there: cat",
+    ]
+
+
+def test_a_config_gives_kinds_its_own_headings_and_bounds() -> None:
+    rendering = Rendering(
+        headings={"narratives": "Said:"}, max_items={"narratives": 1, "labels": 0}
+    )
+    sections = prompts.render_context(RICH, rendering).split("\n\n")
+    assert "Said (the first 1 of 2):\n- There is a dog." in sections
+    assert not any("whole image" in section for section in sections)

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -100,6 +100,8 @@ class SourceInfo:
         media_license: what is known of the images' own licences, in one sentence.
         splits: split names, in order.
         version: version of the reading code; raised when contexts change.
+        prompt_config: the prompt config that is used if no other is asked for.
+        parts: of a joined source, the facts about its parts.
     """
 
     name: str
@@ -113,6 +115,8 @@ class SourceInfo:
     media_license: str
     splits: tuple[str, ...]
     version: str
+    prompt_config: str = "llava"
+    parts: tuple[SourceInfo, ...] = ()
 
 
 class Source(Protocol):
@@ -157,14 +161,59 @@ def names() -> dict[str, str]:
     return {name.upper(): name for name in sorted(found)}
 
 
-def get(name: str) -> Source:
-    """The source of that name; case does not matter.
+def options() -> dict[str, tuple[SourceOption, tuple[str, ...]]]:
+    """All sources' own options by name, each with the sources that have it."""
+    found: dict[str, tuple[SourceOption, tuple[str, ...]]] = {}
+    for name, module in names().items():
+        for option_name, option in _options(module).items():
+            _, owners = found.get(option_name, (option, ()))
+            found[option_name] = (option, (*owners, name))
+    return found
+
+
+def members(source: Source, split: str) -> tuple[tuple[Source, str], ...]:
+    """The source and its split, or of a joined one its parts with theirs."""
+    from mminstruct.sources._joined import JoinedSource
+
+    return source.members(split) if isinstance(source, JoinedSource) else ((source, split),)
+
+
+def get(name: str, chosen: Mapping[str, Any] | None = None) -> Source:
+    """The source of that name, or several joined by ``+``; case does not matter.
+
+    Args:
+        name: as in `names`, such as ``COCO2017`` or ``COCO2017+LVIS``.
+        chosen: values for some of the sources' own options.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or none of them has such an option.
     """
+    parts = [_one(part.strip(), chosen or {}) for part in name.split("+")]
+    for option in chosen or {}:
+        if all(option not in _options(names()[part.info.name]) for part in parts):
+            has = sorted({o for part in parts for o in _options(names()[part.info.name])})
+            hint = f"; it has {', '.join(has)}" if has else ""
+            raise UsageError(f"the source {name!r} has no option {option!r}{hint}")
+    if len(parts) == 1:
+        return parts[0]
+    from mminstruct.sources._joined import join
+
+    return join(parts)
+
+
+def _one(name: str, chosen: Mapping[str, Any]) -> Source:
     known = names()
     if name.upper() not in known:
         raise UsageError(f"unknown source {name!r}{did_you_mean(name.upper(), known)}")
-    source: Source = importlib.import_module(f"{__name__}.{known[name.upper()]}").SOURCE
-    return source
+    module = known[name.upper()]
+    source: Any = importlib.import_module(f"{__name__}.{module}").SOURCE
+    own = {option: value for option, value in chosen.items() if option in _options(module)}
+    found: Source = replace(source, **own) if own else source
+    return found
+
+
+def _options(module: str) -> Mapping[str, SourceOption]:
+    options: Mapping[str, SourceOption] = getattr(
+        importlib.import_module(f"{__name__}.{module}"), "OPTIONS", {}
+    )
+    return options

@@ -189,8 +189,8 @@ def read_contexts(files: Files, report: ReadReport) -> Iterator[Context]:
     instances_path, captions_path = files.paths["instances"], files.paths["captions"]
     instances_file, instances = decode(instances_path, _INSTANCES)
     captions_file, captions = decode(captions_path, _CAPTIONS)
-    sizes = _sizes(instances_file.images, instances_path.name)
-    caption_sizes = _sizes(captions_file.images, captions_path.name)
+    sizes = sizes_of(instances_file.images, instances_path.name)
+    caption_sizes = sizes_of(captions_file.images, captions_path.name)
     categories = _categories(instances_file.categories, instances_path.name)
     instances.check(sizes, instances_path.name)
     instances.check_categories(categories, instances_path.name)
@@ -210,17 +210,19 @@ def read_contexts(files: Files, report: ReadReport) -> Iterator[Context]:
             continue
         report.contexts += 1
         yield Context(
-            f"{image.id:012d}", licenses.media(image), cleaned, _whole_boxes(boxes, report)
+            f"{image.id:012d}", licenses.media(image), cleaned, whole_boxes(boxes, report)
         )
 
 
-class _ImageSize(msgspec.Struct, gc=False):
+class ImageSize(msgspec.Struct, gc=False):
+    """Width and height in pixels."""
+
     id: int
     width: int
     height: int
 
 
-class _Image(_ImageSize, gc=False):
+class _Image(ImageSize, gc=False):
     file_name: str
     coco_url: str | None = None
     flickr_url: str | None = None
@@ -232,7 +234,7 @@ class _Annotation(msgspec.Struct, gc=False):
     image_id: _Id
 
 
-class _Instance(_Annotation, gc=False):
+class Instance(_Annotation, gc=False):
     """Its box has the top left corner, width and height in pixels."""
 
     category_id: _Id
@@ -244,7 +246,9 @@ class _Caption(_Annotation, gc=False):
     caption: str
 
 
-class _Category(msgspec.Struct, gc=False):
+class Category(msgspec.Struct, gc=False):
+    """A category of objects."""
+
     id: _Id
     name: str
 
@@ -255,9 +259,9 @@ class _License(msgspec.Struct, gc=False):
 
 
 class _InstancesFile(AnnotationFile, kw_only=True, gc=False):
-    images: list[_ImageSize]
-    annotations: list[_Instance]
-    categories: list[_Category]
+    images: list[ImageSize]
+    annotations: list[Instance]
+    categories: list[Category]
 
 
 class _CaptionsFile(AnnotationFile, kw_only=True, gc=False):
@@ -312,14 +316,16 @@ class _Captions(_Annotations):
             yield [self.texts[row] for row in order[begin:end].tolist()]
 
 
-class _Instances(_Annotations):
+class Instances(_Annotations):
+    """Boxes in columns."""
+
     def __init__(self) -> None:
         super().__init__()
         self.category_ids = array("q")
         self.xywh = array("d")
         self.is_group = array("b")
 
-    def add(self, annotations: list[_Instance]) -> None:
+    def add(self, annotations: list[Instance]) -> None:
         super().add(annotations)
         self.category_ids.extend([instance.category_id for instance in annotations])
         self.xywh.extend(chain.from_iterable([instance.bbox for instance in annotations]))
@@ -365,10 +371,10 @@ class _Instances(_Annotations):
         return np.clip(corners, 0.0, 1.0, out=corners)
 
 
-_INSTANCES = Layout(_InstancesFile, _Instances)
+_INSTANCES = Layout(_InstancesFile, Instances)
 _CAPTIONS = Layout(_CaptionsFile, _Captions)
 
-_SizedImage = TypeVar("_SizedImage", bound=_ImageSize)
+_SizedImage = TypeVar("_SizedImage", bound=ImageSize)
 
 
 def _first_unknown(ids: array[int], known: Collection[int]) -> int | None:
@@ -422,7 +428,12 @@ def _same_page(url: str, other: str) -> bool:
     return url.split("://")[-1].rstrip("/") == other.split("://")[-1].rstrip("/")
 
 
-def _sizes(images: list[_SizedImage], file_name: str) -> dict[int, tuple[int, int]]:
+def sizes_of(images: list[_SizedImage], file_name: str) -> dict[int, tuple[int, int]]:
+    """Image id -> width and height in pixels.
+
+    Raises:
+        SourceError: an id is given twice or out of range, or an image has no area.
+    """
     sizes: dict[int, tuple[int, int]] = {}
     for image in images:
         if image.id in sizes:
@@ -445,7 +456,7 @@ def _sizes(images: list[_SizedImage], file_name: str) -> dict[int, tuple[int, in
     return sizes
 
 
-def _categories(categories: list[_Category], file_name: str) -> dict[int, str]:
+def _categories(categories: list[Category], file_name: str) -> dict[int, str]:
     names = {category.id: " ".join(category.name.split()) for category in categories}
     if len(names) < len(categories) or "" in names.values():
         raise SourceError(
@@ -491,7 +502,7 @@ def _clean_captions(captions: list[str], report: ReadReport) -> tuple[str, ...]:
     return tuple(distinct.values())
 
 
-def _whole_boxes(boxes: list[Box], report: ReadReport) -> tuple[Box, ...]:
+def whole_boxes(boxes: list[Box], report: ReadReport) -> tuple[Box, ...]:
     """The boxes that have an area inside the image."""
     kept = []
     for box in boxes:

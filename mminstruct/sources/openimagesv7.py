@@ -163,9 +163,14 @@ class OpenImagesSource:
             )
             for index, medium, own_boxes, own_labels, own_guesses, own_relations in pieces:
                 report.contexts += 1
+                agreeing, doubtful = labels.agreeing(
+                    [*own_labels, *own_guesses], {box.label for box in own_boxes}
+                )
+                if doubtful:
+                    report.skip("label both present and absent", len(doubtful))
                 found = {
                     "narratives": tuple(narratives.Item(text) for text in texts[int(ids[index])]),
-                    "labels": _agreeing([*own_labels, *own_guesses], own_boxes, report),
+                    "labels": agreeing,
                     "relations": tuple(own_relations),
                 }
                 yield Context(
@@ -428,27 +433,6 @@ def _scored(
 
     for items in guessed.piece(start, stop, as_items):
         yield sorted(items, key=lambda item: -(item.score or 0.0))
-
-
-def _agreeing(
-    found: list[labels.Item], boxes: list[Box], report: ReadReport
-) -> tuple[labels.Item, ...]:
-    """The labels without repetitions and contradictions: what has a box isn't absent.
-
-    What people checked goes before what a program found. Two ids may share a name.
-    """
-    boxed = {box.label for box in boxes}
-    present = {item.label for item in found if item.score is None and item.present}
-    absent = {item.label for item in found if not item.present}
-    doubtful = absent & (present | boxed)
-    if doubtful:
-        report.skip("label both present and absent", len(doubtful))
-    kept: dict[str, labels.Item] = {}
-    for item in found:
-        if item.label in doubtful or (item.score is not None and item.label in boxed):
-            continue
-        kept.setdefault(item.label, item)
-    return tuple(kept.values())
 
 
 def _relations(paths: dict[str, Path], ids: Ids, classes: _Names, report: ReadReport) -> _Rows:

@@ -54,10 +54,12 @@ def test_labels_say_what_is_there_what_is_not_and_who_says_so() -> None:
         labels.Item("Rug"),
         labels.Item("Dog"),
         labels.Item("Lamp", score=0.834),
+        labels.Item("Book", not_all_boxed=True),
     ]
     assert labels.lines(items) == [
-        "- There: Dog, Rug",
+        "- There: Dog; Rug",
         "- Not there: Cat",
+        "- There, but not each of them has a box: Book",
         "- Perhaps there, found by a program: Lamp (83% sure)",
     ]
 

@@ -1,0 +1,240 @@
+"""Several sources as one, joined on the image: ``COCO2017+LVIS+LN``.
+
+The first says which images there are, in which splits; the others add what they know of those, from
+whichever of their own splits. All of them give contexts in ascending order of the image's id, so
+joining is one pass over them.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mminstruct.annotations import labels
+from mminstruct.errors import SourceError
+from mminstruct.schema import Box, Context, digest
+from mminstruct.sources import Download, Files, ReadReport, SourceInfo
+
+if TYPE_CHECKING:
+    from mminstruct.sources import Source
+
+SAME_OBJECT_IOU = 0.5
+"""Two boxes of one label and two sources are the same object if they overlap by more than this."""
+
+_SEPARATOR = "|"
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedSource:
+    """A source whose contexts hold what several sources know of the same image.
+
+    Attributes:
+        first: says which images there are.
+        others: add their annotations to those.
+    """
+
+    first: Source
+    others: tuple[Source, ...]
+
+    @property
+    def info(self) -> SourceInfo:
+        """Facts about the whole, which follow from those about the parts."""
+        parts = tuple(part.info for part in (self.first, *self.others))
+        first = parts[0]
+        return SourceInfo(
+            name="+".join(part.name for part in parts),
+            title=f"{first.title} with {' and '.join(part.title for part in parts[1:])}",
+            description=" ".join(part.description for part in parts),
+            homepage=first.homepage,
+            citation="\n".join(dict.fromkeys(part.citation for part in parts if part.citation)),
+            license=" AND ".join(sorted({part.license for part in parts})),
+            license_url=first.license_url,
+            attribution=" ".join(f"{part.attribution.rstrip('.')}." for part in parts),
+            media_license=first.media_license,
+            splits=first.splits,
+            version=first.version,
+            prompt_config=next(
+                (p.prompt_config for p in parts if p.prompt_config != "llava"), "llava_joined"
+            ),
+            parts=parts,
+        )
+
+    def members(self, split: str) -> tuple[tuple[Source, str], ...]:
+        """The parts with the splits of theirs that a split of the whole needs."""
+        return (
+            (self.first, split),
+            *((other, own) for other in self.others for own in other.info.splits),
+        )
+
+    def downloads(self, split: str) -> tuple[Download, ...]:
+        """Those of all parts."""
+        every = (d for source, own in self.members(split) for d in source.downloads(own))
+        return tuple(dict.fromkeys(every))
+
+    def locate(self, places: Sequence[Path], split: str) -> Files | None:
+        """The files of all parts, or None if one of them isn't there."""
+        paths: dict[str, Path] = {}
+        fingerprints = []
+        for number, (source, own) in enumerate(self.members(split)):
+            files = source.locate(places, own)
+            if files is None:
+                return None
+            fingerprints.append([source.info.name, own, files.fingerprint])
+            paths |= {f"{number}{_SEPARATOR}{role}": path for role, path in files.paths.items()}
+        return Files(paths, digest(fingerprints)[:32])
+
+    def read(self, files: Files, report: ReadReport) -> Iterator[Context]:
+        """The first source's contexts, each with what the others know of its image.
+
+        Raises:
+            SourceError: as in the parts, or a part knows none of the images.
+        """
+        # Which files belong to which part is in the numbers; any split has the same parts.
+        streams, reports = [], []
+        for number, (source, _) in enumerate(self.members(self.first.info.splits[0])):
+            own = _paths_of(files, number)
+            reports.append(ReadReport())
+            streams.append(source.read(Files(own, files.fingerprint), reports[-1]))
+        joined = _Others(self, streams[1:])
+        for context in streams[0]:
+            report.contexts += 1
+            yield joined.added_to(context, report)
+        joined.finish(report)
+        report.skipped.update(reports[0].skipped)
+        for (source, _), own_report in zip(
+            self.members(self.first.info.splits[0])[1:], reports[1:], strict=True
+        ):
+            for reason, count in own_report.skipped.items():
+                report.skip(f"{source.info.name}: {reason}", count)
+
+
+def _paths_of(files: Files, number: int) -> dict[str, Path]:
+    start = f"{number}{_SEPARATOR}"
+    return {r.removeprefix(start): path for r, path in files.paths.items() if r.startswith(start)}
+
+
+class _Others:
+    """What the other sources know, in step with the first one's contexts."""
+
+    def __init__(self, source: JoinedSource, streams: Sequence[Iterator[Context]]) -> None:
+        self._first = source.first.info.name
+        self._names = [other.info.name for other in source.others]
+        owners = [number for number, other in enumerate(source.others) for _ in other.info.splits]
+        tagged = [_tagged(owner, stream) for owner, stream in zip(owners, streams, strict=True)]
+        self._stream = heapq.merge(*tagged, key=lambda pair: (pair[1].id, pair[0]))
+        self._next = next(self._stream, None)
+        self._matched = [0] * len(self._names)
+        self._unmatched = [0] * len(self._names)
+
+    def added_to(self, context: Context, report: ReadReport) -> Context:
+        """The context with what the others know of its image."""
+        while self._next is not None and self._next[1].id <= context.id:
+            owner, found = self._next
+            if found.id == context.id:
+                self._matched[owner] += 1
+                context = joined(context, found, report)
+            else:
+                self._unmatched[owner] += 1
+            self._next = next(self._stream, None)
+        return context
+
+    def finish(self, report: ReadReport) -> None:
+        """Count what belongs to other images.
+
+        Raises:
+            SourceError: one of the sources knows none of the images.
+        """
+        while self._next is not None:
+            self._unmatched[self._next[0]] += 1
+            self._next = next(self._stream, None)
+        for name, matched, unmatched in zip(
+            self._names, self._matched, self._unmatched, strict=True
+        ):
+            if unmatched and not matched:
+                raise SourceError(
+                    f"{self._first}+{name}: no image in common, got {unmatched} images of {name} "
+                    f"against at least one of {self._first} expected. Join sources of the same "
+                    "images."
+                )
+            if unmatched:
+                report.skip(f"{name}: image that is not among those of {self._first}", unmatched)
+
+
+def _tagged(owner: int, stream: Iterator[Context]) -> Iterator[tuple[int, Context]]:
+    return ((owner, context) for context in stream)
+
+
+def joined(one: Context, other: Context, report: ReadReport) -> Context:
+    """What two sources know of one image; of the image itself, what the first says.
+
+    Captions follow each other, without repetitions. A box of the second that is the same object as
+    one of the first is left out. Other annotations follow each other by kind, and labels that
+    contradict the other source's are left out.
+    """
+    captions = {caption.casefold(): caption for caption in (*other.captions, *one.captions)}
+    ordered = dict.fromkeys(caption.casefold() for caption in (*one.captions, *other.captions))
+    boxes = _merged_boxes(one.boxes, other.boxes)
+    annotations = dict(one.annotations)
+    for kind, items in other.annotations.items():
+        annotations[kind] = tuple(dict.fromkeys((*annotations.get(kind, ()), *items)))
+    if found := annotations.get("labels"):
+        annotations["labels"], doubtful = labels.agreeing(found, {box.label for box in boxes})
+        if doubtful:
+            report.skip("label both present and absent", len(doubtful))
+    return Context(
+        one.id,
+        one.media,
+        captions=tuple(captions[key] for key in ordered),
+        boxes=boxes,
+        annotations={kind: items for kind, items in annotations.items() if items},
+    )
+
+
+def _merged_boxes(one: Sequence[Box], other: Sequence[Box]) -> tuple[Box, ...]:
+    """The boxes of the first, then those of the second that are other objects.
+
+    Each box of the first takes at most one of the second, the one that overlaps most.
+    """
+    pairs = sorted(
+        (
+            (-overlap, i, j)
+            for i, mine in enumerate(one)
+            for j, theirs in enumerate(other)
+            if mine.label.casefold() == theirs.label.casefold()
+            and (overlap := iou(mine, theirs)) > SAME_OBJECT_IOU
+        )
+    )
+    taken: set[int] = set()
+    same: set[int] = set()
+    for _, i, j in pairs:
+        if i not in taken and j not in same:
+            taken.add(i)
+            same.add(j)
+    return (*one, *(box for j, box in enumerate(other) if j not in same))
+
+
+def iou(one: Box, other: Box) -> float:
+    """Intersection over union of two boxes, 0..1."""
+    a, b = one.bbox_xyxy_norm, other.bbox_xyxy_norm
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    shared = width * height
+    return shared / (one.area + other.area - shared)
+
+
+def join(parts: Iterable[Source]) -> JoinedSource:
+    """The parts as one source.
+
+    Raises:
+        SourceError: a part is named twice.
+    """
+    first, *others = parts
+    known = [part.info.name for part in (first, *others)]
+    if twice := next((name for name in known if known.count(name) > 1), None):
+        raise SourceError(f"{'+'.join(known)}: {twice} is named twice; name each source once")
+    return JoinedSource(first, tuple(others))

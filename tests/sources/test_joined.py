@@ -1,0 +1,250 @@
+"""Narratives and LVIS beside COCO, and sources joined on the image."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import coco_files
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mminstruct import sources
+from mminstruct.annotations import labels, narratives
+from mminstruct.errors import SourceError, UsageError
+from mminstruct.schema import Box, Context, Media
+from mminstruct.sources import ReadReport
+from mminstruct.sources._joined import iou, joined
+from mminstruct.sources.ln import SOURCE as LN
+from mminstruct.sources.lvis import SOURCE as LVIS
+
+PLACE = (0.1, 0.1, 0.5, 0.5)
+NEAR = (0.1, 0.1, 0.5, 0.52)
+FAR = (0.6, 0.6, 0.9, 0.9)
+
+
+def narrative_lines(*pairs: tuple[str, str]) -> str:
+    return "".join(
+        json.dumps({"dataset_id": "mscoco_val2017", "image_id": image, "caption": text}) + "\n"
+        for image, text in pairs
+    )
+
+
+def lvis_document(**changed: Any) -> dict[str, Any]:
+    return {
+        "info": {},
+        "images": [
+            {
+                "id": 42,
+                "width": 100,
+                "height": 200,
+                "coco_url": "http://images.test/train2017/000000000042.jpg",
+                "neg_category_ids": [2],
+                "not_exhaustive_category_ids": [1],
+            }
+        ],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 42,
+                "category_id": 1,
+                "bbox": [10, 20, 40, 80],
+                "segmentation": [],
+            }
+        ],
+        "categories": [
+            {"id": 1, "name": "bat_(animal)", "synonyms": ["bat"]},
+            {"id": 2, "name": "wet_suit"},
+        ],
+    } | changed
+
+
+def read(source: sources.Source, places: list[Path], split: str = "train") -> list[Context]:
+    files = source.locate(places, split)
+    assert files is not None
+    return list(source.read(files, ReadReport()))
+
+
+def test_narratives_of_coco_have_ids_without_zeros_and_contexts_have_twelve_digits(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "coco_train_captions.jsonl").write_text(
+        narrative_lines(("137576", "A  harbour. "), ("42", "A hill."), ("42", "Some trees.")),
+        encoding="utf-8",
+    )
+    one, other = read(LN, [tmp_path])
+    assert (one.id, other.id) == ("000000000042", "000000137576")
+    assert [item.text for item in one.annotations["narratives"]] == ["A hill.", "Some trees."]
+    assert other.annotations["narratives"] == (narratives.Item("A harbour."),)
+    assert other.media.file_name == "000000137576.jpg"
+
+
+@pytest.mark.parametrize("image_id", ["00000000aaaa", "", "-1", "1" * 13, "٤٢"])
+def test_a_narrative_of_no_coco_image_is_an_error(tmp_path: Path, image_id: str) -> None:
+    path = tmp_path / "coco_train_captions.jsonl"
+    path.write_text(narrative_lines((image_id, "A hill.")), encoding="utf-8")
+    with pytest.raises(SourceError, match="twelve digits"):
+        read(LN, [tmp_path])
+
+
+def test_lvis_says_what_is_absent_and_what_has_more_instances_than_boxes(tmp_path: Path) -> None:
+    (tmp_path / "lvis_v1_train.json").write_text(json.dumps(lvis_document()))
+    (context,) = read(LVIS, [tmp_path])
+    assert context.id == "000000000042"
+    assert context.boxes == (Box("bat (animal)", (0.1, 0.1, 0.5, 0.5)),)
+    assert context.annotations["labels"] == (
+        labels.Item("wet suit", present=False),
+        labels.Item("bat (animal)", not_all_boxed=True),
+    )
+
+
+def test_lvis_is_read_from_its_zip_as_well(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "lvis_v1_train.json.zip", "w") as archive:
+        archive.writestr("lvis_v1_train.json", json.dumps(lvis_document()))
+    assert read(LVIS, [tmp_path])[0].id == "000000000042"
+
+
+def test_an_unknown_category_in_a_list_of_lvis_is_an_error(tmp_path: Path) -> None:
+    image = lvis_document()["images"][0] | {"neg_category_ids": [7]}
+    (tmp_path / "lvis_v1_train.json").write_text(json.dumps(lvis_document(images=[image])))
+    with pytest.raises(SourceError, match="image 42.*unknown category.*7"):
+        read(LVIS, [tmp_path])
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """COCO 2017 with three images, and what LVIS and LN know of one and of another one."""
+    folder = coco_files(tmp_path / "coco", 3)
+    image_ids = [int(c.id) for c in read(sources.get("COCO2017"), [folder])]
+    image = lvis_document()["images"][0] | {"id": image_ids[1]}
+    box = lvis_document()["annotations"][0] | {"image_id": image_ids[1]}
+    for split, document in (
+        ("train", lvis_document(images=[], annotations=[])),
+        ("val", lvis_document(images=[image], annotations=[box])),
+    ):
+        (folder / f"lvis_v1_{split}.json").write_text(json.dumps(document))
+    lines = narrative_lines((str(image_ids[0]), "A hill."), ("999", "Elsewhere."))
+    (folder / "coco_train_captions.jsonl").write_text(lines, encoding="utf-8")
+    (folder / "coco_val_captions.jsonl").write_text("", encoding="utf-8")
+    return folder
+
+
+def test_a_join_has_the_first_sources_images_with_what_the_others_know(place: Path) -> None:
+    alone = read(sources.get("COCO2017"), [place])
+    source = sources.get("coco2017+LVIS+ln")
+    files = source.locate([place], "train")
+    assert files is not None
+    report = ReadReport()
+    together = list(source.read(files, report))
+    assert [c.id for c in together] == [c.id for c in alone]
+    assert [c.media for c in together] == [c.media for c in alone]
+    assert together[2] == alone[2]
+    assert together[0].annotations == {"narratives": (narratives.Item("A hill."),)}
+    assert together[1].boxes == (*alone[1].boxes, Box("bat (animal)", (0.1, 0.1, 0.5, 0.5)))
+    assert labels.Item("wet suit", present=False) in together[1].annotations["labels"]
+    assert report.contexts == 3
+    assert report.skipped["LN: image that is not among those of COCO2017"] == 1
+
+
+def test_facts_about_a_join_follow_from_those_about_its_parts(place: Path) -> None:
+    source = sources.get("COCO2017+LVIS")
+    info, parts = source.info, [sources.get(name).info for name in ("COCO2017", "LVIS")]
+    assert info.name == "COCO2017+LVIS"
+    assert info.parts == tuple(parts)
+    assert info.license == "CC-BY-4.0"
+    assert all(part.attribution.rstrip(".") in info.attribution for part in parts)
+    assert all(part.citation in info.citation for part in parts)
+    assert info.splits == parts[0].splits
+    assert len(source.downloads("train")) == 3
+    one = source.locate([place], "train")
+    (place / "lvis_v1_train.json").write_text(json.dumps(lvis_document(images=[], annotations=[])))
+    before = one.fingerprint if one else ""
+    (place / "lvis_v1_val.json").write_text(json.dumps(lvis_document(images=[], annotations=[])))
+    after = source.locate([place], "train")
+    assert after is not None and after.fingerprint != before
+
+
+def test_a_join_is_there_when_all_of_it_is(place: Path) -> None:
+    (place / "lvis_v1_val.json").unlink()
+    assert sources.get("COCO2017+LVIS").locate([place], "train") is None
+
+
+def test_sources_without_an_image_in_common_can_not_be_joined(place: Path) -> None:
+    (place / "coco_train_captions.jsonl").write_text(narrative_lines(("999", "Elsewhere.")))
+    source = sources.get("COCO2017+LN")
+    with pytest.raises(SourceError, match=r"COCO2017\+LN: no image in common, got 1 images of LN"):
+        read(source, [place])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("COCO2017+LVS", "LVIS"), ("COCO2017+", "unknown source ''")]
+)
+def test_an_unknown_part_is_an_error(name: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        sources.get(name)
+
+
+def test_a_source_is_joined_once() -> None:
+    with pytest.raises(SourceError, match="LVIS is named twice"):
+        sources.get("COCO2017+LVIS+lvis")
+
+
+def test_an_option_belongs_to_some_part() -> None:
+    asked = {"machine_labels": True}
+    assert sources.get("OPENIMAGESV7", asked) != sources.get("OPENIMAGESV7")
+    with pytest.raises(UsageError, match="COCO2017.*no option 'machine_labels'"):
+        sources.get("COCO2017", asked)
+
+
+def context(*boxes: Box, captions: tuple[str, ...] = (), **found: Any) -> Context:
+    return Context("1", Media("1.jpg"), captions=captions, boxes=boxes, annotations=found)
+
+
+def join(one: Context, other: Context) -> Context:
+    return joined(one, other, ReadReport())
+
+
+def test_the_same_object_in_both_is_one_box_and_the_first_ones() -> None:
+    one, other = context(Box("Dog", PLACE)), context(Box("dog", NEAR), Box("dog", FAR))
+    assert join(one, other).boxes == (Box("Dog", PLACE), Box("dog", FAR))
+
+
+def test_another_label_is_another_object_wherever_it_is() -> None:
+    assert len(join(context(Box("dog", PLACE)), context(Box("puppy", PLACE))).boxes) == 2
+
+
+def test_a_box_stands_for_one_object_of_the_other_source() -> None:
+    both = join(context(Box("dog", PLACE)), context(Box("dog", NEAR), Box("dog", PLACE)))
+    assert both.boxes == (Box("dog", PLACE), Box("dog", NEAR))
+
+
+def test_two_boxes_of_one_source_are_never_merged() -> None:
+    assert len(join(context(Box("dog", PLACE), Box("dog", NEAR)), context()).boxes) == 2
+
+
+def test_captions_follow_each_other_without_repetitions() -> None:
+    both = join(context(captions=("A dog.", "A cat.")), context(captions=("a DOG.", "A cow.")))
+    assert both.captions == ("A dog.", "A cat.", "A cow.")
+
+
+def test_a_box_of_one_source_overrules_an_absence_in_the_other() -> None:
+    absent = (labels.Item("dog", present=False), labels.Item("cat", present=False))
+    both = join(context(Box("dog", PLACE)), context(labels=absent))
+    assert both.annotations == {"labels": absent[1:]}
+
+
+side = st.floats(0, 1, allow_nan=False)
+
+
+@given(st.tuples(side, side, side, side), st.tuples(side, side, side, side))
+def test_overlap_is_a_fraction_and_the_same_from_both_sides(
+    one: tuple[float, ...], other: tuple[float, ...]
+) -> None:
+    boxes = [Box("x", (min(a, c), min(b, d), max(a, c), max(b, d))) for a, b, c, d in (one, other)]
+    assert 0 <= iou(*boxes) <= 1 + 1e-9
+    assert iou(*boxes) == pytest.approx(iou(*boxes[::-1]))
+    if boxes[0].area > 1e-9:
+        assert iou(boxes[0], boxes[0]) == pytest.approx(1)

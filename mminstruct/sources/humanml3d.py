@@ -1,0 +1,377 @@
+"""HumanML3D: descriptions of human motions, with the spans of time that they are about.
+
+From the texts alone by default, which are MIT. With ``motion_facts`` each context also has facts
+computed from the joints; text written from those falls under AMASS's terms, which are
+non-commercial, and so do the rows. The lengths of motions come from ``index.csv``, which is
+published with the texts. Mirrored copies (``M012345``) are left out unless asked for.
+
+**Source:** https://github.com/EricGuo5513/HumanML3D (texts, splits and index: MIT, (c) 2022 Chuan
+Guo; format of a line: ``caption#word/POS word/POS#start#end``). Motions:
+https://amass.is.tue.mpg.de/license.html, never redistributed.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from mminstruct.annotations import facts, timed
+from mminstruct.errors import SourceError, UsageError, did_you_mean
+from mminstruct.resources import shown
+from mminstruct.schema import Context, Media
+from mminstruct.sources import Download, Files, ReadReport, SourceInfo, SourceOption
+
+OPTIONS = {
+    "motion_facts": SourceOption(
+        bool, "also facts computed from the joints; the rows then are non-commercial (AMASS)"
+    ),
+    "mirrored": SourceOption(bool, "also the mirrored copies of motions"),
+}
+
+FPS = 20
+_FILE_SPLIT = {"train": "train", "validation": "val", "test": "test"}
+_MOTION_LICENSE = "LicenseRef-AMASS"
+_MOTION_LICENSE_URL = "https://amass.is.tue.mpg.de/license.html"
+_FOLDERS = ("", "HumanML3D", "humanml3d")
+_JOINTS = 22
+# Indices of joints, as in SMPL; y is up, metres.
+_PELVIS, _LEFT_HIP, _RIGHT_HIP, _LEFT_FOOT, _RIGHT_FOOT = 0, 1, 2, 10, 11
+_LEFT_SHOULDER, _RIGHT_SHOULDER = 16, 17
+_FOOT_RESTS_BELOW_M_PER_S = 0.25
+_SHORTEST_REST_FRAMES = 3
+
+_CITATION = """\
+@InProceedings{Guo_2022_CVPR,
+  author    = {Guo, Chuan and Zou, Shihao and Zuo, Xinxin and Wang, Sen and Ji, Wei and
+               Li, Xingyu and Cheng, Li},
+  title     = {Generating Diverse and Natural 3D Human Motions From Text},
+  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  pages     = {5152--5161},
+  year      = {2022}
+}"""
+
+_STEPS = (
+    "its terms forbid passing the motions on, so get them yourself: (1) clone "
+    "https://github.com/EricGuo5513/HumanML3D and unzip HumanML3D/texts.zip there; (2) give the "
+    "folder that has HumanML3D in it as the storage path (data_dir). With motion_facts, make "
+    "HumanML3D/new_joints as its README says (this needs an AMASS account) before that"
+)
+
+Joints = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class HumanML3DSource:
+    """HumanML3D.
+
+    Attributes:
+        motion_facts: compute facts from the joints, under the motions' own terms.
+        mirrored: take the mirrored copies, too.
+    """
+
+    motion_facts: bool = False
+    mirrored: bool = False
+
+    @property
+    def info(self) -> SourceInfo:
+        """Facts about the release; its licence is the motions' where facts come from them."""
+        mit = "https://github.com/EricGuo5513/HumanML3D/blob/main/LICENSE"
+        return SourceInfo(
+            name="HUMANML3D",
+            title="HumanML3D",
+            description=(
+                "Human motions of two to ten seconds, each with about three descriptions written "
+                "by people, some of them of a span of the motion."
+            ),
+            homepage="https://github.com/EricGuo5513/HumanML3D",
+            citation=_CITATION,
+            license=_MOTION_LICENSE if self.motion_facts else "MIT",
+            license_url=_MOTION_LICENSE_URL if self.motion_facts else mit,
+            attribution=(
+                "Descriptions are from HumanML3D (https://github.com/EricGuo5513/HumanML3D), "
+                f"(c) 2022 Chuan Guo, MIT ({mit})"
+                + (
+                    "; facts were computed from its motions, which are from AMASS "
+                    f"({_MOTION_LICENSE_URL}) for non-commercial research alone."
+                    if self.motion_facts
+                    else "."
+                )
+            ),
+            media_license=(
+                "The motions fall under the terms of AMASS: non-commercial research alone, no "
+                "redistribution."
+            ),
+            splits=tuple(_FILE_SPLIT),
+            version="1.0.0",
+            prompt_config="motion",
+        )
+
+    def downloads(self, split: str) -> tuple[Download, ...]:
+        """Never: the user gets the data.
+
+        Raises:
+            SourceError: always, with the steps.
+        """
+        self._file_split(split)
+        raise SourceError(f"HUMANML3D: no folder HumanML3D with texts and split files; {_STEPS}.")
+
+    def locate(self, places: Sequence[Path], split: str) -> Files | None:
+        """The texts (a folder or its zip), the split's file, and what else is there.
+
+        Raises:
+            SourceError: some of it is there and what is needed isn't.
+        """
+        name = f"{self._file_split(split)}.txt"
+        for folder in (place / below for place in places for below in _FOLDERS):
+            texts = next((p for p in (folder / "texts", folder / "texts.zip") if p.exists()), None)
+            if texts is None or not (folder / name).is_file():
+                if texts is not None and texts.is_dir() and (folder / "index.csv").is_file():
+                    raise SourceError(
+                        f"{name}: missing in {shown(folder)}, got texts without the list of the "
+                        f"split {split!r}; {_STEPS}."
+                    )
+                continue
+            paths = {"texts": texts, "ids": folder / name}
+            if (folder / "index.csv").is_file():
+                paths["index"] = folder / "index.csv"
+            if self.motion_facts:
+                paths["joints"] = _joints_folder(folder)
+            return Files(paths, _fingerprint(paths))
+        return None
+
+    def read(self, files: Files, report: ReadReport) -> Iterator[Context]:
+        """The split's motions that have a description, in ascending order of their id.
+
+        Raises:
+            SourceError: a listed motion has no texts, or its joints aren't joints.
+        """
+        listed = _lines(files.paths["ids"])
+        known = set(listed)
+        lengths_s = _lengths_s(files.paths["index"]) if "index" in files.paths else {}
+        text_of = _reader(files.paths["texts"])
+        for name in sorted(known):
+            original = name.removeprefix("M")
+            if name != original and not self.mirrored:
+                report.skip("mirrored copy")
+                continue
+            if original not in known:
+                report.skip("mirrored copy of a motion in another split")
+                continue
+            descriptions = tuple(_descriptions(text_of(name), report))
+            if not descriptions:
+                report.skip("motion without a description")
+                continue
+            length_s = lengths_s.get(original)
+            found = {"timed": descriptions, "facts": self._facts(files, name, length_s)}
+            report.contexts += 1
+            yield Context(
+                name,
+                Media(
+                    f"{name}.npy",
+                    modality="motion",
+                    duration_s=length_s,
+                    license=_MOTION_LICENSE,
+                    license_url=_MOTION_LICENSE_URL,
+                ),
+                annotations={kind: items for kind, items in found.items() if items},
+            )
+
+    def _facts(self, files: Files, name: str, length_s: float | None) -> tuple[facts.Item, ...]:
+        if not self.motion_facts:
+            return (facts.Item("Length", f"{length_s:.1f} s"),) if length_s else ()
+        path = files.paths["joints"] / f"{name}.npy"
+        try:
+            joints = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise SourceError(
+                f"{path.name}: can't be read, got '{error}' against an array of joints expected. "
+                "Make the motions again as HumanML3D's README says."
+            ) from error
+        if joints.ndim != 3 or joints.shape[1:] != (_JOINTS, 3) or not np.isfinite(joints).all():
+            raise SourceError(
+                f"{path.name}: got an array of shape {joints.shape} against finite numbers of "
+                f"shape (frames, {_JOINTS}, 3) expected. Make the motions again."
+            )
+        return measured(joints)
+
+    def _file_split(self, split: str) -> str:
+        if split not in _FILE_SPLIT:
+            raise UsageError(f"HUMANML3D has no split {split!r}{did_you_mean(split, _FILE_SPLIT)}")
+        return _FILE_SPLIT[split]
+
+
+SOURCE = HumanML3DSource()
+
+
+def measured(joints: Joints) -> tuple[facts.Item, ...]:
+    """What the joints of a motion say in words.
+
+    Args:
+        joints: (T, 22, 3), metres, y up, 20 frames a second, joints in SMPL's order.
+    """
+    seconds = len(joints) / FPS
+    on_floor = joints[:, _PELVIS][:, [0, 2]]
+    steps_m = np.linalg.norm(np.diff(on_floor, axis=0), axis=1)
+    way_m, apart_m = float(steps_m.sum()), float(np.linalg.norm(on_floor[-1] - on_floor[0]))
+    heights_m = joints[:, _PELVIS, 1]
+    found = {
+        "Length": f"{seconds:.1f} s",
+        "Way of the hips over the floor": f"{way_m:.1f} m, ending {apart_m:.1f} m from its start",
+        "Mean speed": f"{way_m / seconds:.1f} m/s",
+        "Turning": _turning(joints),
+        "Hips between": f"{heights_m.min():.1f} and {heights_m.max():.1f} m above the floor",
+        "Times a foot comes to rest": (
+            f"left {_rests(joints[:, _LEFT_FOOT])}, right {_rests(joints[:, _RIGHT_FOOT])}"
+        ),
+    }
+    return tuple(facts.Item(name, value) for name, value in found.items())
+
+
+def _turning(joints: Joints) -> str:
+    """How far the body has turned at the end, seen from above."""
+    across = (
+        joints[:, _LEFT_HIP]
+        - joints[:, _RIGHT_HIP]
+        + joints[:, _LEFT_SHOULDER]
+        - joints[:, _RIGHT_SHOULDER]
+    )
+    # From right to left; turning to the left takes it from x towards -z.
+    angles = np.unwrap(np.arctan2(-across[:, 2], across[:, 0]))
+    degrees = round(math.degrees(float(angles[-1] - angles[0])) / 10) * 10
+    if degrees == 0:
+        return "none in the end"
+    return f"about {abs(degrees)} degrees to the {'left' if degrees > 0 else 'right'} in the end"
+
+
+def _rests(foot: Joints) -> int:
+    """How often a foot comes to rest after it moved; (T, 3), metres."""
+    speeds = np.linalg.norm(np.diff(foot, axis=0), axis=1) * FPS
+    rests, length, has_moved = 0, 0, False
+    for is_slow in speeds < _FOOT_RESTS_BELOW_M_PER_S:
+        length = length + 1 if is_slow else 0
+        has_moved = has_moved or not is_slow
+        if length == _SHORTEST_REST_FRAMES and has_moved:
+            rests, has_moved = rests + 1, False
+    return rests
+
+
+def _descriptions(lines: Sequence[str], report: ReadReport) -> Iterator[timed.Item]:
+    """The descriptions of one motion, those of the whole first, then by their spans."""
+    found: dict[timed.Item, None] = {}
+    for line in lines:
+        # The caption may have a # of its own.
+        parts = line.rsplit("#", 3)
+        if len(parts) < 4:
+            report.skip("line that isn't a description")
+            continue
+        text = " ".join(parts[0].split())
+        try:
+            start_s, end_s = (_seconds(part) for part in parts[2:])
+        except ValueError:
+            report.skip("line that isn't a description")
+            continue
+        if not text:
+            report.skip("empty description")
+            continue
+        is_span = 0 <= start_s < end_s
+        if not is_span and (start_s, end_s) != (0.0, 0.0):
+            report.skip("span without a length, taken as the whole", 1)
+        item = timed.Item(text, start_s, end_s) if is_span else timed.Item(text)
+        if item in found:
+            report.skip("repeated description")
+        found[item] = None
+    yield from sorted(found, key=lambda item: (item.start_s is not None, item.start_s or 0.0))
+
+
+def _seconds(text: str) -> float:
+    """``nan`` occurs and means 0, as in the release's own loading code."""
+    value = float(text)
+    return 0.0 if math.isnan(value) else value
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{path.name}: can't be read ({error}); get the file again.") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _reader(texts: Path) -> Callable[[str], list[str]]:
+    """Motion's name -> lines of its text file, from a folder or a zip."""
+    if texts.is_dir():
+
+        def from_folder(name: str) -> list[str]:
+            path = texts / f"{name}.txt"
+            if not path.is_file():
+                raise _no_text(name)
+            return _lines(path)
+
+        return from_folder
+    try:
+        archive = zipfile.ZipFile(texts)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise SourceError(f"{texts.name}: damaged zip ({error}); get it again.") from error
+    members = {Path(member).name: member for member in archive.namelist()}
+
+    def from_zip(name: str) -> list[str]:
+        if f"{name}.txt" not in members:
+            raise _no_text(name)
+        lines = archive.read(members[f"{name}.txt"]).decode().split("\n")
+        return [line.strip() for line in lines if line.strip()]
+
+    return from_zip
+
+
+def _no_text(name: str) -> SourceError:
+    return SourceError(
+        f"{name}.txt: missing, got a motion in the split's list against a text file for each "
+        "expected. Unzip texts.zip again."
+    )
+
+
+def _joints_folder(folder: Path) -> Path:
+    joints = folder / "new_joints"
+    if not joints.is_dir():
+        raise SourceError(
+            f"new_joints: missing in {shown(folder)}, and motion_facts needs the joints; {_STEPS}."
+        )
+    return joints
+
+
+def _lengths_s(path: Path) -> dict[str, float]:
+    """Motion's name -> length in seconds, where the index says where it ends."""
+    lengths = {}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                frames = int(row["end_frame"]) - int(row["start_frame"])
+                if int(row["end_frame"]) >= 0:
+                    lengths[row["new_name"].removesuffix(".npy")] = frames / FPS
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise SourceError(
+            f"{path.name}: got {error!r} against the columns start_frame, end_frame and new_name "
+            "expected. Get the file again."
+        ) from error
+    return lengths
+
+
+def _fingerprint(paths: dict[str, Path]) -> str:
+    """Digest of the bytes of all files, those of folders by name."""
+    whole = xxhash.xxh3_128()
+    for role in sorted(paths):
+        path = paths[role]
+        pattern = "*.npy" if role == "joints" else "*.txt"
+        for file in sorted(path.glob(pattern)) if path.is_dir() else [path]:
+            whole.update(f"{role} {file.name if path.is_dir() else ''}\n".encode())
+            whole.update(file.read_bytes())
+    return whole.hexdigest()

@@ -1,7 +1,5 @@
 """Conformance of every file in prompt_configs/: a new config is tested by existing."""
 
-from __future__ import annotations
-
 import json
 import re
 import typing
@@ -13,7 +11,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from mminstruct import parse, prompts, resources
+from mminstruct import annotations, parse, prompts, resources
 from mminstruct.schema import Box, Completion, Context, Media, Turn
 
 FOLDER = resources.folder("prompt_configs")
@@ -47,6 +45,13 @@ def examples(name: str, kind: str) -> tuple[prompts.Example, ...]:
     return prompts.load(name).types[kind].examples
 
 
+def texts_shown(example: prompts.Example) -> list[str]:
+    """What people wrote or said about an example's scene, in lower case."""
+    kinds = ("timed", "narratives")
+    said = [item["text"] for kind in kinds for item in example.annotations.get(kind, ())]
+    return [text.lower() for text in (*example.captions, *said)]
+
+
 def answers(example: prompts.Example) -> list[str]:
     return [turn.answer for turn in example.turns] or [example.answer()]
 
@@ -60,9 +65,11 @@ def user_message_form(rendering: prompts.Rendering) -> re.Pattern[str]:
     """What every user message must look like, whether of an example or of a real image."""
     bbox = r"\[{0}, {0}, {0}, {0}\]".format(rf"[01]\.\d{{{rendering.box_decimals}}}")
     bboxes = rf"{bbox}(?: {bbox})*" if rendering.one_line_per_label else bbox
-    captions = rf"{re.escape(rendering.captions_heading)}(?:\n- \S.*)+"
-    objects = rf"\n\n{re.escape(rendering.boxes_heading)}(?:\n[^\n:\[]+: {bboxes})+"
-    return re.compile(f"{captions}(?:{objects})?")
+    objects = rf"{re.escape(rendering.boxes_heading)}(?:\n[^\n:\[]+: {bboxes})+"
+    headings = [rendering.captions_heading]
+    headings += [rendering.headings.get(k, annotations.heading(k)) for k in annotations.names()]
+    listed = rf"(?:{'|'.join(map(re.escape, headings))})(?:\n- \S.*)+"
+    return re.compile(f"(?:{listed}|{objects})(?:\n\n(?:{listed}|{objects}))*")
 
 
 def schema_keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -155,20 +162,16 @@ def test_a_config_does_not_reject_innocent_answers(name: str) -> None:
 @every_type
 def test_a_type_has_three_examples_of_different_scenes(name: str, kind: str) -> None:
     found = examples(name, kind)
-    captions = [caption.lower() for example in found for caption in example.captions]
+    texts = [text for example in found for text in texts_shown(example)]
     assert len(found) == EXAMPLES_PER_TYPE
-    assert len(captions) == len(set(captions))
+    assert len(texts) == len(set(texts)) > 0
 
 
 @every_config
 def test_a_scene_serves_one_type_only(name: str) -> None:
-    captions = [
-        caption.lower()
-        for kind in prompts.load(name).types.values()
-        for example in kind.examples
-        for caption in example.captions
-    ]
-    assert len(captions) == len(set(captions))
+    kinds = prompts.load(name).types.values()
+    texts = [text for kind in kinds for example in kind.examples for text in texts_shown(example)]
+    assert len(texts) == len(set(texts))
 
 
 @every_config
@@ -303,6 +306,9 @@ def test_rendering_leaves_nothing_out_of_an_example(name: str, kind: str) -> Non
     for example in examples(name, kind):
         text = prompts.render_context(example.context(), rendering)
         assert all(f"\n- {caption}\n" in f"{text}\n" for caption in example.captions)
+        for kind_of_item, items in example.annotations.items():
+            written = annotations.lines(kind_of_item, items)
+            assert "\n".join(["", *written, ""]) in f"{text}\n"
         for box in example.boxes:
             rounded = tuple(round(value, rendering.box_decimals) for value in box.bbox)
             assert rounded in rendered_boxes(text)
@@ -328,7 +334,8 @@ def test_the_examples_in_the_readme_are_valid() -> None:
 
 def test_the_readme_lists_every_config() -> None:
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    assert re.findall(r"^\| `(\w+)` \| windows", text, re.MULTILINE) == NAMES
+    table = text.partition("\n## ")[0]
+    assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == NAMES
 
 
 def test_a_full_prompt_of_llava_smallcontext_leaves_room_in_a_window_of_2048_tokens() -> None:

@@ -7,11 +7,12 @@ into columns at once: neither the file's bytes nor an object per annotation are 
 
 from __future__ import annotations
 
+import os
 import re
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Generic, Protocol, TypedDict, TypeVar
 
@@ -21,6 +22,7 @@ import xxhash
 from mminstruct.errors import SourceError
 
 _CHUNK_BYTES = 1 << 20
+_LARGE_BYTES = 1 << 26
 _CUT_WINDOW_BYTES = 1 << 16
 _LONGEST_BORDER_BYTES = 1 << 10
 _OPENING, _CLOSING = b"[]"
@@ -76,15 +78,46 @@ def find(place: Path, name: str) -> Iterator[Path]:
 
 
 def fingerprint(paths: dict[str, Path]) -> str:
-    """Digest of the roles and bytes of files; the same whether they are in a zip or not."""
+    """Digest of the roles and bytes of files; the same whether they are in a zip or not.
+
+    That of a large file is kept in the Hugging Face cache for as long as the file stays as it is.
+    """
     whole = xxhash.xxh3_128()
     for role in sorted(paths):
-        digest = xxhash.xxh3_128()
-        with _opened(paths[role]) as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-        whole.update(f"{role} {digest.hexdigest()}\n".encode())
+        whole.update(f"{role} {_digest(paths[role])}\n".encode())
     return whole.hexdigest()
+
+
+def _digest(path: Path) -> str:
+    kept = _kept_digest(path)
+    if kept is not None and kept.is_file():
+        return kept.read_text(encoding="ascii")
+    digest = xxhash.xxh3_128()
+    with _opened(path) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    if kept is not None:
+        with suppress(OSError):  # a cache that can't be written costs time and nothing else
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            partial = kept.with_suffix(f".{os.getpid()}")
+            partial.write_text(digest.hexdigest(), encoding="ascii")
+            partial.replace(kept)
+    return digest.hexdigest()
+
+
+def _kept_digest(path: Path) -> Path | None:
+    """Where a large file's digest is kept: whatever changes the file changes this place."""
+    from huggingface_hub.constants import HF_HOME
+
+    with _wrapped_errors(path):
+        archive = _archive_of(path)
+        status = (archive or path).stat()
+    if status.st_size < _LARGE_BYTES:
+        return None
+    member = path.relative_to(archive).as_posix() if archive else ""
+    facts = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    name = xxhash.xxh3_128_hexdigest(f"{facts} {member}")
+    return Path(HF_HOME) / "mminstruct" / "fingerprints" / name
 
 
 def decode(path: Path, layout: Layout[_File, _Columns]) -> tuple[_File, _Columns]:
@@ -203,11 +236,16 @@ def _json_damage(error: Exception, content: bytes) -> str:
     return f"damaged JSON, got {got!r} at byte {at} against JSON"
 
 
+def _archive_of(path: Path) -> Path | None:
+    """The zip that a path goes through, or None."""
+    return next((parent for parent in list(path.parents)[:2] if parent.is_file()), None)
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
     """A file, or the member of a zip if its path goes through one."""
     with _wrapped_errors(path):
-        archive = next((parent for parent in list(path.parents)[:2] if parent.is_file()), None)
+        archive = _archive_of(path)
         if archive is None:
             with path.open("rb") as file:
                 yield file

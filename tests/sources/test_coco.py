@@ -13,6 +13,7 @@ import pytest
 from mminstruct.errors import SourceError, UsageError
 from mminstruct.schema import Box, Context, Media
 from mminstruct.sources import ReadReport
+from mminstruct.sources._annotation_file import fingerprint
 from mminstruct.sources._coco import IMAGE_LICENSES, CocoSource
 from mminstruct.sources.coco2014 import SOURCE as COCO2014
 from mminstruct.sources.coco2017 import SOURCE as COCO2017
@@ -681,3 +682,25 @@ def test_files_that_vanish_between_locating_and_reading_are_an_error(tmp_path: P
     (tmp_path / CAPTIONS).unlink()
     with pytest.raises(SourceError, match=f"^{CAPTIONS}: can't be read, got 'No such file"):
         list(COCO2017.read(files, ReadReport()))
+
+
+def test_the_digest_of_a_large_file_is_kept_until_the_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(cache))
+    path = tmp_path / "large.csv"
+    with path.open("wb") as file:
+        file.truncate(1 << 26)
+    before = fingerprint({"x": path})
+    (kept,) = (cache / "mminstruct" / "fingerprints").iterdir()
+    assert str(tmp_path) not in kept.read_text()
+    assert fingerprint({"x": path}) == before
+    kept.write_text("what is kept is what is used")
+    assert fingerprint({"x": path}) != before
+    with path.open("r+b") as file:
+        file.write(b"a")
+    changed = fingerprint({"x": path})
+    with path.open("r+b") as file:
+        file.write(b"\0")
+    assert fingerprint({"x": path}) == before != changed

@@ -116,7 +116,7 @@ def _kept_digest(path: Path) -> Path | None:
         return None
     member = path.relative_to(archive).as_posix() if archive else ""
     facts = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    name = xxhash.xxh3_128_hexdigest(f"{facts} {member}")
+    name = xxhash.xxh3_128_hexdigest(f"{facts} {member}".encode())
     return Path(HF_HOME) / "mminstruct" / "fingerprints" / name
 
 

@@ -66,6 +66,17 @@ def builder_class(script: Path) -> type[InstructBuilder]:
     return found[0]
 
 
+def find(source: str, prompt_config: str) -> Path | None:
+    """The script among ours that names this source and prompt config, or None."""
+    for name in names():
+        script = script_of(f"builders/{name}")
+        if script is not None:
+            cls = builder_class(script)
+            if (source, prompt_config) == (cls.SOURCE, cls.PROMPT_CONFIG):
+                return script
+    return None
+
+
 def script_hash(script: Path) -> str:
     """Digest of a builder script and of the code it runs on."""
     content = script.read_bytes() + generate.code_version().encode()

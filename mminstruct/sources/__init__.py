@@ -44,10 +44,12 @@ class SourceOption:
     Attributes:
         type: of its value; ``bool`` makes a flag without a value.
         help: in a line.
+        choices: the values it takes, or None for any.
     """
 
     type: type[bool] | type[int] | type[float] | type[str]
     help: str
+    choices: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,12 @@ def options() -> dict[str, tuple[SourceOption, tuple[str, ...]]]:
     return found
 
 
+def options_of(name: str) -> set[str]:
+    """The own options of a source, or of all parts of a joined one."""
+    modules = names()
+    return {o for part in name.split("+") for o in _options(modules[part.strip().upper()])}
+
+
 def members(source: Source, split: str) -> tuple[tuple[Source, str], ...]:
     """The source and its split, or of a joined one its parts with theirs."""
     from mminstruct.sources._joined import JoinedSource
@@ -189,11 +197,11 @@ def get(name: str, chosen: Mapping[str, Any] | None = None) -> Source:
         UsageError: there is none, or none of them has such an option.
     """
     parts = [_one(part.strip(), chosen or {}) for part in name.split("+")]
+    known = options_of(name)
     for option in chosen or {}:
-        if all(option not in _options(names()[part.info.name]) for part in parts):
-            has = sorted({o for part in parts for o in _options(names()[part.info.name])})
-            hint = f"; it has {', '.join(has)}" if has else ""
-            raise UsageError(f"the source {name!r} has no option {option!r}{hint}")
+        if option not in known:
+            has = f"; it has {', '.join(sorted(known))}" if known else ""
+            raise UsageError(f"the source {name!r} has no option {option!r}{has}")
     if len(parts) == 1:
         return parts[0]
     from mminstruct.sources._joined import join

@@ -107,6 +107,7 @@ class OpenImagesSource:
             ),
             splits=_SPLITS,
             version="1.0.0",
+            prompt_config="openimagesv7",
         )
 
     def downloads(self, split: str) -> tuple[Download, ...]:
@@ -453,7 +454,9 @@ def _relations(paths: dict[str, Path], ids: Ids, classes: _Names, report: ReadRe
         rows = kept.wanted(batch)
         first, second = (classes.codes(rows.column(f"LabelName{n}")) for n in (1, 2))
         predicates = rows.column("RelationshipLabel").fill_null("").to_pylist()
-        spoken = np.array([words.get(p, p.replace("_", " ")) for p in predicates], dtype=object)
+        spoken = np.array(
+            [words.get(p, _SPOKEN.get(p, p.replace("_", " "))) for p in predicates], dtype=object
+        )
         named = (first >= 0) & (second >= 0) & (spoken != "")
         _count(report, "relation with a label without a name", ~named)
         kept.keep(named, first.astype(np.int16), second.astype(np.int16), spoken)
@@ -465,9 +468,25 @@ def _attribute(text: str) -> str:
     return text.replace("(made of)", "made of ").lower()
 
 
+# The release's own names of relations, most of them bare verbs, as they are read in a sentence.
+_SPOKEN = {
+    "catch": "catches", "contain": "contains", "cut": "cuts", "dance": "dances with",
+    "drink": "drinks", "eat": "eats", "handshake": "shakes hands with", "hang": "hangs from",
+    "highfive": "high-fives", "holding_hands": "holds hands with", "hug": "hugs",
+    "inside_of": "is inside", "interacts_with": "interacts with", "kick": "kicks",
+    "kiss": "kisses", "read": "reads", "ride": "rides", "skateboard": "rides",
+    "ski": "skis on", "snowboard": "rides", "surf": "surfs on",
+    "talk_on_phone": "talks on", "throw": "throws",
+}  # fmt: skip
+
+
 def _predicates(path: Path) -> dict[str, str]:
-    """``inside_of`` -> ``inside of``; the file may repeat the label for its name."""
-    return {label: text.replace("_", " ") for label, text in names(path).items()}
+    """Label of a relation -> its words; the file mostly repeats the label for a name."""
+    return {label: _SPOKEN.get(label) or _words(text) for label, text in names(path).items()}
+
+
+def _words(predicate: str) -> str:
+    return _SPOKEN.get(predicate, predicate.replace("_", " "))
 
 
 def _as_relations(rows: list[list[Any]], classes: _Names) -> Iterator[relations.Item]:

@@ -309,13 +309,15 @@ def test_relations_and_attributes_read_like_words(tmp_path: Path) -> None:
         f"{ONE},{DOG},/m/nobody,{corners},at",
         f"{TWO},{DOG},{TABLE},{corners},at",
         f"{ONE},{PERSON},{DOG},{corners},talk_to",
+        f"{ONE},{PERSON},{DOG},{corners},ride",
     ]
     (context,), report = read_and_report(tmp_path, relations=rows)
     assert context.annotations["relations"] == (
-        relations.Item("Dog", "inside of", "Table"),
+        relations.Item("Dog", "is inside", "Table"),
         relations.Item("Table", "is", "wooden"),
         relations.Item("Table", "is", "made of textile"),
         relations.Item("Persoña", "talk to", "Dog"),
+        relations.Item("Persoña", "rides", "Dog"),
     )
     assert report.skipped == {"relation with a label without a name": 1}
 

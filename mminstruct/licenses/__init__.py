@@ -1,77 +1,79 @@
-"""What the licence of a row's text may be: facts in YAML, and the rule that combines them.
+"""Licences that compose: facts, what a model is, and what rows made of them may be used for.
 
-It fails closed. What isn't known is not "commercial": an unknown model gives ``unknown``.
+    registry     entries by id, strictly read; a user's own over ours
+    lineage      a model's terms, its bases' and its service's, from an exact id or its own files
+    composition  annotations x prompts x model (x images) -> `Verdict`
+    advice       the verdict in words, and free alternatives
+
+It fails closed: what isn't known is never "commercial".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
+from mminstruct.licenses.advice import alternatives, check_commercial, explanation
+from mminstruct.licenses.composition import EVIDENCE, Part, Role, Verdict, compose, why_not
+from mminstruct.licenses.lineage import Declared, declared, model_parts, named_model
+from mminstruct.licenses.registry import Registry, load, usable
 
-import yaml
+__all__ = [
+    "Declared",
+    "Part",
+    "Registry",
+    "Verdict",
+    "alternatives",
+    "annotation_parts",
+    "check_commercial",
+    "compose",
+    "declared",
+    "explanation",
+    "image_part",
+    "load",
+    "model_parts",
+    "named_model",
+    "prompt_part",
+    "usable",
+    "why_not",
+]
 
 
-@dataclass(frozen=True, slots=True)
-class ModelTerms:
-    """What a model's terms say about its outputs.
+def annotation_parts(registry: Registry, *, source: str, title: str, license: str) -> list[Part]:
+    """The annotations of a source: as registered, and under the licence that it names itself.
 
-    Attributes:
-        license: Hub identifier of the terms.
-        output_training: ``allowed``, ``conditional``, ``same-family-only``, ``forbidden`` or
-            ``unknown``.
-        source_url: where the terms are.
-        checked_on: ISO date of the last look.
+    The two differ where the source was asked for more than its licence covers. A user's entry for
+    the source stands alone.
+
+    Args:
+        registry: the facts.
+        source: name on the command line, such as ``COCO2017``.
+        title: in words.
+        license: SPDX identifier, as the source names it.
     """
-
-    license: str
-    output_training: str
-    source_url: str
-    checked_on: str
-
-
-UNKNOWN = ModelTerms("unknown", "unknown", "", "")
-
-
-@lru_cache(maxsize=1)
-def _registry() -> dict[str, ModelTerms]:
-    data = yaml.safe_load((Path(__file__).parent / "models.yaml").read_text(encoding="utf-8"))
-    return {
-        repo_id: ModelTerms(
-            entry["license"], entry["output_training"], entry["source_url"], str(data["checked_on"])
-        )
-        for entry in data["terms"]
-        for repo_id in entry["models"]
-    }
+    what = f"annotations of {title}"
+    named = _work(registry, "annotations", what, license)
+    work = registry.annotation(source)
+    if work is None:
+        return [named]
+    entry = registry.licenses[work.license] if work.license else None
+    said = f"; {work.note}" if work.note else ""
+    origin = registry.origin("annotations", work.id)
+    seen = f"; see {work.source_url} ({EVIDENCE[work.evidence]})"
+    listed = Part("annotations", what, entry, f"{seen}{said}{origin}")
+    return [listed] if origin or named.by == entry else [listed, named]
 
 
-def model_terms(repo_id: str | None) -> ModelTerms:
-    """The terms of a model by its exact Hub id (or ``openai-api``), never by family name."""
-    return _registry().get(repo_id or "", UNKNOWN)
+def prompt_part(registry: Registry, *, name: str, license: str) -> Part:
+    """Prompts and few-shot examples under the licence that their config names."""
+    return _work(registry, "prompts", f"prompts and examples of {name!r}", license)
 
 
-def text_license(annotation_license: str, terms: ModelTerms) -> str:
-    """Hub licence id of text that a model wrote from annotations: the strictest part decides.
-
-    The annotations' licence where the model's terms leave its outputs free, ``unknown`` where they
-    are not known, ``other`` everywhere else.
-    """
-    if terms.output_training == "allowed":
-        return annotation_license.lower()
-    return "unknown" if terms.output_training == "unknown" else "other"
+def image_part(registry: Registry, *, license: str | None) -> Part:
+    """Shipped images under one licence, as rows name it; None is unknown."""
+    return _work(registry, "images", f"images under {license or 'unknown licences'}", license)
 
 
-_BY_STRICTNESS = ("cc0-1.0", "cc-by-4.0", "other", "unknown")
-
-
-def strictest(license_ids: Iterable[str]) -> str:
-    """The licence of rows under several licences taken together; never the freer one.
-
-    Licences that aren't ranked here make ``other`` of anything but themselves.
-    """
-    distinct = set(license_ids)
-    if len(distinct) == 1:
-        return distinct.pop()
-    ranks = [_BY_STRICTNESS.index(name if name in _BY_STRICTNESS else "other") for name in distinct]
-    return _BY_STRICTNESS[max(ranks)]
+def _work(registry: Registry, role: Role, what: str, license: str | None) -> Part:
+    entry = registry.license(license)
+    if entry is None:
+        note = f"; no licence is registered as {license!r}" if license else ""
+        return Part(role, what, None, note)
+    return Part(role, what, entry, registry.origin("licenses", entry.id))

@@ -1,0 +1,251 @@
+"""What rows made of several things may be used for: the strictest of all their parts.
+
+Pure: registry entries in, a `Verdict` out. It fails closed. A part of unknown terms makes
+``commercial`` None at best; the Hub id is one that covers every part, or ``other``, or ``unknown``.
+
+Text that goes into the rows is merged, so licences that each ask for themselves exclude each other.
+Images that are shipped stay works of their own, so theirs never do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from mminstruct.errors import UsageError
+from mminstruct.licenses.registry import (
+    Evidence,
+    License,
+    Obligation,
+    OutputTraining,
+    Registry,
+    Terms,
+    usable,
+)
+
+Role = Literal["annotations", "prompts", "images", "model", "service"]
+_ROLES: tuple[Role, ...] = get_args(Role)
+# From free to barred; what isn't known stands between what is allowed and what is not.
+_STRICTNESS: tuple[OutputTraining, ...] = get_args(OutputTraining)
+_SAYS: dict[OutputTraining, str] = {
+    "allowed": "outputs may train any model",
+    "conditional": "outputs may train any model, on conditions",
+    "unknown": "what they say about outputs is not known here",
+    "same-family-only": "outputs may train models of the same family only",
+    "research-only": "outputs may be used for research only",
+    "forbidden": "outputs may not train models of others",
+}
+EVIDENCE: dict[Evidence, str] = {
+    "primary": "read there",
+    "secondary": "as quoted by others",
+    "known": "as widely known, not read again",
+    "not-found": "looked for and not found",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Something that rows are made of or come with.
+
+    Attributes:
+        role: what it does there.
+        what: it, in words.
+        by: its licence; for a model or a service, its terms; None is unknown.
+        note: what else to say about where that comes from.
+        repo_id: of a model, its exact id, or None.
+    """
+
+    role: Role
+    what: str
+    by: License | Terms | None
+    note: str = ""
+    repo_id: str | None = None
+
+    @property
+    def commercial(self) -> bool | None:
+        """Whether any model may be trained on it commercially, obligations aside."""
+        if isinstance(self.by, License):
+            return usable(self.by)
+        answers = {"allowed": True, "conditional": True, "unknown": None}
+        return answers.get(self.by.output_training, False) if self.by else None
+
+    @property
+    def reason(self) -> str:
+        """What it contributes, in words."""
+        if self.by is None:
+            said = "the terms are not known here"
+        elif isinstance(self.by, License):
+            said = f"{self.by.title}, {_license_says(self.by)}"
+        else:
+            said = f"{self.by.title}, {_SAYS[self.by.output_training]}"
+        if self.by is not None:
+            seen = f"{EVIDENCE[self.by.evidence]}, {self.by.checked_on}"
+            said += f" [{self.by.clause}; {self.by.source_url}; {seen}]"
+            said += f"; {self.by.note}" if self.by.note else ""
+        return f"{self.what}: {said}{self.note}"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What rows may be used for, and why.
+
+    Attributes:
+        license: Hub id; ``other`` comes with a name and a link.
+        license_name: of ``other``, else None.
+        license_link: of ``other``; ``LICENSE`` is the file beside the card.
+        commercial: whether the rows may train any model commercially, obligations aside; None if
+            that isn't known.
+        output_training: the strictest of what models and services say; ``allowed`` without any.
+        obligations: of all parts.
+        reasons: one a part, and the conclusion.
+        parts: what it was made from, in a fixed order.
+    """
+
+    license: str
+    license_name: str | None
+    license_link: str | None
+    commercial: bool | None
+    output_training: OutputTraining
+    obligations: tuple[Obligation, ...]
+    reasons: tuple[str, ...]
+    parts: tuple[Part, ...]
+
+    @property
+    def hub_metadata(self) -> dict[str, str]:
+        """The licence fields of a card's front matter."""
+        fields = {
+            "license": self.license,
+            "license_name": self.license_name,
+            "license_link": self.license_link,
+        }
+        return {name: value for name, value in fields.items() if value is not None}
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data: the Hub's fields (None where there is none), then what follows from them."""
+        return {
+            "license": self.license,
+            "license_name": self.license_name,
+            "license_link": self.license_link,
+            "commercial": self.commercial,
+            "output_training": self.output_training,
+            "obligations": [o.model_dump() for o in self.obligations],
+            "reasons": list(self.reasons),
+        }
+
+    def __str__(self) -> str:
+        name = f" ({self.license_name})" if self.license_name else ""
+        use = {True: "yes", False: "no", None: "not known"}[self.commercial]
+        return f"{self.license}{name}; commercial use: {use}"
+
+
+def compose(registry: Registry, parts: Iterable[Part]) -> Verdict:
+    """The verdict on rows of these parts, in whatever order they are given.
+
+    Raises:
+        UsageError: the texts' licences exclude each other, so that no licence is possible.
+    """
+    ordered = tuple(sorted(set(parts), key=lambda p: (_ROLES.index(p.role), p.reason)))
+    if not any(part.role == "annotations" for part in ordered):
+        raise ValueError("rows are made from annotations, and none are among the parts")
+    answers = {part.commercial for part in ordered}
+    commercial = False if False in answers else None if None in answers else True
+    license, name, link = _hub_license(registry, ordered)
+    return Verdict(
+        license=license,
+        license_name=name,
+        license_link=link,
+        commercial=commercial,
+        output_training=_strictest(ordered),
+        obligations=tuple(
+            dict.fromkeys(duty for part in ordered if part.by for duty in part.by.obligations)
+        ),
+        reasons=(*(part.reason for part in ordered), _conclusion(ordered, commercial)),
+        parts=ordered,
+    )
+
+
+def _hub_license(registry: Registry, parts: tuple[Part, ...]) -> tuple[str, str | None, str | None]:
+    """Hub id, name and link.
+
+    Raises:
+        UsageError: the texts' licences exclude each other.
+    """
+    works = {p.by.id: p.by for p in parts if isinstance(p.by, License)}
+    texts = {p.by.id: p.by for p in parts if isinstance(p.by, License) and p.role != "images"}
+    if not _covering(registry, texts) and any(text.share_alike for text in texts.values()):
+        raise UsageError(
+            f"licences: {' and '.join(sorted(t.title for t in texts.values()))} exclude each "
+            "other, as one of them asks that all text be under itself; leave a source out"
+        )
+    if any(part.by is None or _is_unknown(part.by) for part in parts):
+        return "unknown", None, None
+    binding = {p.by.id: p.by for p in parts if isinstance(p.by, Terms) and not _is_free(p.by)}
+    covering = _covering(registry, works)
+    if covering and not binding:
+        return _alone(covering[0])
+    if covering:
+        works = {covering[0].id: covering[0]}
+    together = [*sorted(_not_covered(registry, works)), *sorted(binding)]
+    return "other", "-and-".join(dict.fromkeys(together)), "LICENSE"
+
+
+def _alone(entry: License) -> tuple[str, str | None, str | None]:
+    return ("other", entry.id, entry.url) if entry.hub == "other" else (entry.hub, None, None)
+
+
+def _covering(registry: Registry, needed: Iterable[str]) -> list[License]:
+    """The licences under which text under all of these may be released; the freest first."""
+    found = [name for name, covered in registry.covered.items() if covered.issuperset(needed)]
+    # Whatever covers a licence covers what that covers: the freest is covered by most.
+    found.sort(key=lambda name: -sum(name in registry.covered[other] for other in found))
+    return [registry.licenses[name] for name in found]
+
+
+def _not_covered(registry: Registry, names: Iterable[str]) -> list[str]:
+    """Those that none of the others covers."""
+    names = set(names)
+    return [n for n in names if not any(n in registry.covered[other] for other in names - {n})]
+
+
+def _strictest(parts: tuple[Part, ...]) -> OutputTraining:
+    says: list[OutputTraining] = ["allowed"]
+    for part in parts:
+        if part.role in ("model", "service"):
+            says.append(part.by.output_training if isinstance(part.by, Terms) else "unknown")
+    return max(says, key=_STRICTNESS.index)
+
+
+def _is_free(by: Terms) -> bool:
+    return by.output_training == "allowed"
+
+
+def _is_unknown(by: License | Terms) -> bool:
+    if isinstance(by, Terms):
+        return by.output_training == "unknown"
+    return usable(by) is None
+
+
+def why_not(registry: Registry, name: str | None) -> str:
+    """Why something under a licence, as rows name it, may not be used commercially, in words."""
+    entry = registry.license(name)
+    return _license_says(entry) if entry else "terms that are not known here"
+
+
+def _license_says(by: License) -> str:
+    against = [
+        word
+        for answer, word in ((by.commercial, "commercial use"), (by.derivatives, "changes"))
+        if answer is False
+    ]
+    if against:
+        return f"without {' and '.join(against)}"
+    return "free for commercial use" if usable(by) else "with terms that are not known here"
+
+
+def _conclusion(parts: tuple[Part, ...], commercial: bool | None) -> str:
+    if commercial:
+        return "so the rows may train any model commercially, obligations aside"
+    at_fault = ", ".join(part.what for part in parts if part.commercial is commercial)
+    verdict = "may not be used commercially" if commercial is False else "are not known to be free"
+    return f"so the rows {verdict}, because of {at_fault}"

@@ -1,0 +1,375 @@
+"""The facts about licences and terms: the YAML files beside this module, and a user's own entries.
+
+Every entry says where it is from, which clause, when it was checked and how: read in the primary
+text, quoted by a third party, widely known, or not found. Nothing is matched by pattern: a model
+is looked up by its exact repository id, and what isn't there is unknown.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field
+
+from mminstruct import strict_yaml
+from mminstruct.errors import ConfigError, did_you_mean
+from mminstruct.strict_yaml import Strict
+
+OutputTraining = Literal[
+    "allowed", "conditional", "unknown", "same-family-only", "research-only", "forbidden"
+]
+Evidence = Literal["primary", "secondary", "known", "not-found"]
+Id = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+RepoId = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+Billions = Annotated[float, Field(gt=0)]
+
+
+class Obligation(Strict):
+    """Something to do, and when; ``value`` is a prefix or words that have to be used."""
+
+    when: Literal["always", "rows-shared", "model-distributed", "materials-distributed"]
+    kind: Literal[
+        "attribution",
+        "display",
+        "name-prefix",
+        "notice",
+        "pass-on",
+        "scale",
+        "share-alike",
+        "use-policy",
+    ]
+    value: str | None = None
+    text: str = Field(min_length=1)
+
+    def __str__(self) -> str:
+        words = f" ({self.value!r})" if self.value else ""
+        return f"{_WHEN[self.when]}{self.text}{words}"
+
+
+_WHEN = {
+    "always": "",
+    "rows-shared": "when the rows are shared: ",
+    "model-distributed": "when a model trained on the rows is distributed: ",
+    "materials-distributed": "when the generating model itself is distributed: ",
+}
+
+
+class _Fact(Strict):
+    source_url: str = Field(min_length=1)
+    checked_on: datetime.date
+    note: str | None = None
+
+
+class License(_Fact):
+    """A licence of annotations, images or prompts; ``null`` is not known.
+
+    ``covers`` are licences whose text may be released under this one.
+    """
+
+    id: Id
+    title: str = Field(min_length=1)
+    spdx: str | None = None
+    hub: str
+    url: str = Field(min_length=1)
+    commercial: bool | None
+    derivatives: bool | None
+    share_alike: bool = False
+    obligations: tuple[Obligation, ...] = ()
+    covers: tuple[Id, ...] = ()
+    clause: str = Field(min_length=1)
+    evidence: Evidence
+
+
+class Terms(_Fact):
+    """What a model's or a service's terms say about outputs."""
+
+    id: Id
+    title: str = Field(min_length=1)
+    spdx: str | None = None
+    hub: str
+    url: str = Field(min_length=1)
+    output_training: OutputTraining
+    obligations: tuple[Obligation, ...] = ()
+    clause: str = Field(min_length=1)
+    evidence: Evidence
+
+
+class Work(_Fact):
+    """Annotations, or a kind of image, and the licence it is under; ``null`` is not known."""
+
+    id: Id
+    title: str = Field(min_length=1)
+    license: Id | None
+    sources: tuple[str, ...] = ()
+    clause: str = Field(min_length=1)
+    evidence: Evidence
+
+
+class ModelGroup(_Fact):
+    """Models under the same terms: repository id -> billions of parameters."""
+
+    name: str = Field(min_length=1)
+    vendor: str = Field(min_length=1)
+    terms: Id
+    chat: dict[RepoId, Billions | None] = {}
+    pretrained: dict[RepoId, Billions | None] = {}
+    bases: dict[RepoId, RepoId] = {}
+    evidence: Evidence
+
+
+class Endpoint(_Fact):
+    """A service, by the hosts of its API; ``terms: null`` are terms that were not read."""
+
+    id: Id
+    name: str = Field(min_length=1)
+    hosts: tuple[str, ...] = Field(min_length=1)
+    own_models: bool
+    terms: Id | None
+
+
+class _HubLicenses(_Fact):
+    ids: str
+
+
+class LeftOut(Strict):
+    """Something that was looked at and has no entry."""
+
+    id: Id
+    reason: str = Field(min_length=1)
+
+
+class _File(Strict):
+    licenses: tuple[License, ...] = ()
+    terms: tuple[Terms, ...] = ()
+    annotations: tuple[Work, ...] = ()
+    images: tuple[Work, ...] = ()
+    models: tuple[ModelGroup, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ()
+
+
+class _OwnFile(_File):
+    hub_licenses: _HubLicenses | None = None
+    left_out: tuple[LeftOut, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A registered model.
+
+    Attributes:
+        repo_id: exact.
+        vendor: who made it.
+        terms: id of the terms of its outputs.
+        size_b: billions of parameters, or None.
+        chat: whether it follows instructions.
+        base: what it was fine-tuned from, or None.
+        source_url: where it says that it is under those terms.
+        evidence: how that was checked.
+    """
+
+    repo_id: str
+    vendor: str
+    terms: str
+    size_b: float | None
+    chat: bool
+    base: str | None
+    source_url: str
+    evidence: Evidence
+
+
+@dataclass(frozen=True)
+class Registry:
+    """All entries by id; a user's own replace those of the package.
+
+    Attributes:
+        entered: (section, id) of what is from the user's file.
+        user_file: its name, or None.
+    """
+
+    licenses: Mapping[str, License]
+    terms: Mapping[str, Terms]
+    annotations: Mapping[str, Work]
+    images: Mapping[str, Work]
+    models: Mapping[str, Model]
+    endpoints: Mapping[str, Endpoint]
+    left_out: Mapping[str, str]
+    hub_licenses: frozenset[str]
+    entered: frozenset[tuple[str, str]] = frozenset()
+    user_file: str | None = None
+
+    @cached_property
+    def by_name(self) -> dict[str, License]:
+        """Licences by their own ids and by SPDX ids, in lower case."""
+        spdx = {entry.spdx.lower(): entry for entry in self.licenses.values() if entry.spdx}
+        return {**spdx, **self.licenses}
+
+    @cached_property
+    def covered(self) -> dict[str, frozenset[str]]:
+        """Licence -> all licences whose text may be released under it, itself included."""
+
+        def reach(name: str, seen: frozenset[str]) -> frozenset[str]:
+            for inner in self.licenses[name].covers:
+                if inner not in seen:
+                    seen = reach(inner, seen | {inner})
+            return seen
+
+        return {name: reach(name, frozenset({name})) for name in self.licenses}
+
+    def license(self, name: str | None) -> License | None:
+        """The licence of that id or SPDX id, or None."""
+        return self.by_name.get((name or "").lower())
+
+    def terms_named(self, name: str) -> Terms | None:
+        """The terms of that id or SPDX id, as a model card or GGUF file names them, or None."""
+        spdx = {entry.spdx.lower(): entry for entry in self.terms.values() if entry.spdx}
+        return self.terms.get(name.lower()) or spdx.get(name.lower())
+
+    def annotation(self, source: str) -> Work | None:
+        """The annotations of the source of that name on the command line, or None."""
+        named = (work for work in self.annotations.values() if source.upper() in work.sources)
+        return max(named, key=lambda work: ("annotations", work.id) in self.entered, default=None)
+
+    def endpoint(self, url: str) -> Endpoint | None:
+        """The registered service behind an API's URL, or None."""
+        host = urlsplit(url).hostname or ""
+        found = [entry for entry in self.endpoints.values() if host in entry.hosts]
+        return max(found, key=lambda e: ("endpoints", e.id) in self.entered, default=None)
+
+    def origin(self, section: str, id: str) -> str:
+        """`` (entered in FILE)`` if the entry is the user's, else nothing."""
+        return f" (entered in {self.user_file})" if (section, id) in self.entered else ""
+
+    def image_use(self) -> dict[str, bool | None]:
+        """Image licence in lower case -> whether the image may be used commercially."""
+        return {name: usable(entry) for name, entry in sorted(self.by_name.items())}
+
+
+def usable(license: License | None) -> bool | None:
+    """Whether something may be used commercially and changed; None is unknown.
+
+    What was learnt from an image counts as changed.
+    """
+    if license is None:
+        return None
+    answers = (license.commercial, license.derivatives)
+    return False if False in answers else None if None in answers else True
+
+
+def load(user_file: str | Path | None = None) -> Registry:
+    """The registry, with a user's own entries over ours.
+
+    Raises:
+        ConfigError: the user's file can't be read, breaks the schema, or names what isn't there.
+    """
+    own = _packaged()
+    if user_file is None:
+        return own
+    path = Path(user_file).expanduser()
+    added = strict_yaml.validate(_File, strict_yaml.read(path), where=path.name)
+    return _merged(own, added, path.name)
+
+
+@lru_cache(maxsize=1)
+def _packaged() -> Registry:
+    data: dict[str, object] = {}
+    for path in sorted(Path(__file__).parent.glob("*.yaml")):
+        data.update(strict_yaml.read(path))
+    file = strict_yaml.validate(_OwnFile, data, where="mminstruct/licenses")
+    hub = file.hub_licenses.ids.split() if file.hub_licenses else ()
+    left_out = {entry.id: entry.reason for entry in file.left_out}
+    empty = Registry({}, {}, {}, {}, {}, {}, left_out, frozenset(hub))
+    return _merged(empty, file, None)
+
+
+def _merged(registry: Registry, file: _File, where: str | None) -> Registry:
+    """The registry with a file's entries over it; ``where`` is the user's file."""
+    models = {model.repo_id: model for model in _models(file.models, where)}
+    entered = {("models", repo_id) for repo_id in models}
+    for section in ("licenses", "terms", "annotations", "images", "endpoints"):
+        ids = [entry.id for entry in getattr(file, section)]
+        _check_once(ids, section, where)
+        entered |= {(section, id) for id in ids}
+    merged = Registry(
+        licenses={**registry.licenses, **{entry.id: entry for entry in file.licenses}},
+        terms={**registry.terms, **{entry.id: entry for entry in file.terms}},
+        annotations={**registry.annotations, **{work.id: work for work in file.annotations}},
+        images={**registry.images, **{work.id: work for work in file.images}},
+        models={**registry.models, **models},
+        endpoints={**registry.endpoints, **{entry.id: entry for entry in file.endpoints}},
+        left_out=registry.left_out,
+        hub_licenses=registry.hub_licenses,
+        entered=frozenset(entered) if where else frozenset(),
+        user_file=where,
+    )
+    _check(merged, where or "mminstruct/licenses")
+    return merged
+
+
+def _models(groups: Iterable[ModelGroup], where: str | None) -> list[Model]:
+    models = [
+        Model(
+            repo_id=repo_id,
+            vendor=group.vendor,
+            terms=group.terms,
+            size_b=size,
+            chat=chat,
+            base=group.bases.get(repo_id),
+            source_url=group.source_url,
+            evidence=group.evidence,
+        )
+        for group in groups
+        for chat, listed in ((True, group.chat), (False, group.pretrained))
+        for repo_id, size in listed.items()
+    ]
+    _check_once([model.repo_id for model in models], "models", where)
+    known = {model.repo_id for model in models}
+    for group in groups:
+        for repo_id in group.bases:
+            if repo_id not in known:
+                raise ConfigError(
+                    f"{where}: models: {group.name!r} has a base for {repo_id!r}, which is neither "
+                    "in its 'chat' nor in its 'pretrained'"
+                )
+    return models
+
+
+def _check_once(ids: list[str], section: str, where: str | None) -> None:
+    for id in ids:
+        if ids.count(id) > 1:
+            raise ConfigError(f"{where}: {section}: {id!r} is given twice")
+
+
+def _check(registry: Registry, where: str | None) -> None:
+    """Raise ConfigError for a name that stands for nothing, or bases that go in a circle."""
+
+    def check(section: str, id: str, key: str, name: str | None, known: Iterable[str]) -> None:
+        if name is not None and name not in known:
+            raise ConfigError(
+                f"{where}: {section}: {id!r} has {key} {name!r}, which is not known"
+                f"{did_you_mean(name, known)}"
+            )
+
+    for entry in registry.licenses.values():
+        check("licenses", entry.id, "hub", entry.hub, registry.hub_licenses)
+        for covered in entry.covers:
+            check("licenses", entry.id, "covers", covered, registry.licenses)
+    for terms in registry.terms.values():
+        check("terms", terms.id, "hub", terms.hub, registry.hub_licenses)
+    for section, works in (("annotations", registry.annotations), ("images", registry.images)):
+        for work in works.values():
+            check(section, work.id, "license", work.license, registry.licenses)
+    for model in registry.models.values():
+        check("models", model.repo_id, "terms", model.terms, registry.terms)
+        bases = [model.repo_id]
+        while (base := registry.models[bases[-1]].base) in registry.models:
+            if base in bases:
+                raise ConfigError(f"{where}: models: the bases of {model.repo_id!r} go in a circle")
+            bases.append(str(base))
+    for endpoint in registry.endpoints.values():
+        check("endpoints", endpoint.id, "terms", endpoint.terms, registry.terms)

@@ -1,0 +1,287 @@
+"""The facts: complete, dated, exact, and strictly read; a user's own over ours."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mminstruct import licenses, sources
+from mminstruct.errors import ConfigError
+from mminstruct.licenses.registry import License, Terms
+from mminstruct.sources._coco import IMAGE_LICENSES
+
+REGISTRY = licenses.load()
+FACTS: list[Any] = [
+    *(entry for name in ("licenses", "terms", "annotations", "images", "endpoints")
+      for entry in getattr(REGISTRY, name).values()),
+]  # fmt: skip
+
+# What was looked at: (where it is, its id) of everything, so that a lost entry is noticed.
+LOOKED_AT = {
+    "annotations": "coco localized-narratives open-images humanml3d-texts amass humanact12 kit-ml "
+    "motion-x babel motion-million lvis visual-genome vqa-v2 flickr30k objects365 sa-1b "
+    "densepose-coco",
+    "images": "coco-1 coco-2 coco-3 coco-4 coco-5 coco-6 coco-7 coco-8 open-images amass flickr30k "
+    "sa-1b",
+    "endpoints": "openai anthropic gemini mistral openrouter together",
+    "models": "lmsys/vicuna-7b-v1.5 meta-llama/Llama-2-7b-chat-hf meta-llama/Meta-Llama-3-8B "
+    "meta-llama/Llama-3.1-8B-Instruct meta-llama/Llama-3.2-1B-Instruct "
+    "meta-llama/Llama-3.3-70B-Instruct meta-llama/Llama-4-Scout-17B-16E-Instruct "
+    "mistralai/Mistral-7B-Instruct-v0.3 mistralai/Mixtral-8x7B-Instruct-v0.1 "
+    "mistralai/Mixtral-8x22B-Instruct-v0.1 mistralai/Mistral-Small-3.2-24B-Instruct-2506 "
+    "mistralai/Mistral-Nemo-Instruct-2407 mistralai/Ministral-8B-Instruct-2410 "
+    "mistralai/Mistral-Large-Instruct-2411 mistralai/Pixtral-Large-Instruct-2411 "
+    "mistralai/Mistral-Small-Instruct-2409 mistralai/Codestral-22B-v0.1 Qwen/Qwen2-7B-Instruct "
+    "Qwen/Qwen2.5-0.5B-Instruct Qwen/Qwen2.5-1.5B-Instruct Qwen/Qwen2.5-7B-Instruct "
+    "Qwen/Qwen2.5-14B-Instruct Qwen/Qwen2.5-32B-Instruct Qwen/Qwen3-8B Qwen/Qwen3.5-27B "
+    "Qwen/Qwen2.5-72B-Instruct Qwen/Qwen2.5-3B-Instruct Qwen/Qwen-72B-Chat google/gemma-2b-it "
+    "google/gemma-2-9b-it google/gemma-3-27b-it google/gemma-3n-E4B-it google/gemma-4-31B-it "
+    "microsoft/Phi-3-mini-4k-instruct microsoft/Phi-3.5-mini-instruct microsoft/phi-4 "
+    "deepseek-ai/DeepSeek-R1 deepseek-ai/DeepSeek-V3.2 deepseek-ai/DeepSeek-V4-Pro "
+    "deepseek-ai/DeepSeek-R1-Distill-Llama-8B deepseek-ai/DeepSeek-R1-Distill-Qwen-7B "
+    "deepseek-ai/DeepSeek-V3 openai/gpt-oss-20b openai/gpt-oss-120b "
+    "HuggingFaceTB/SmolLM2-135M-Instruct HuggingFaceTB/SmolLM-135M-Instruct "
+    "HuggingFaceTB/SmolLM3-3B TinyLlama/TinyLlama-1.1B-Chat-v0.3 allenai/OLMo-2-1124-7B-Instruct "
+    "allenai/Olmo-3-7B-Instruct zai-org/GLM-4.5 moonshotai/Kimi-K2-Instruct MiniMaxAI/MiniMax-M2 "
+    "tiiuae/falcon-7b-instruct tiiuae/falcon-40b-instruct tiiuae/falcon-11B "
+    "tiiuae/Falcon3-7B-Instruct tiiuae/falcon-180B-chat CohereLabs/c4ai-command-r-v01 "
+    "CohereLabs/aya-expanse-8b nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16 "
+    "nvidia/NVIDIA-Nemotron-Nano-12B-v2 LGAI-EXAONE/EXAONE-3.5-7.8B-Instruct "
+    "tencent/Hunyuan-A13B-Instruct",
+    "left_out": "coco-api open-images-repository llava-instruct-150k flickr-all-rights-reserved "
+    "humanml3d-source-mix anything-else",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("section", LOOKED_AT)
+def test_all_that_was_looked_at_is_registered_or_left_out_with_a_reason(section: str) -> None:
+    there = getattr(REGISTRY, section)
+    assert [name for name in LOOKED_AT[section].split() if name not in there] == []
+    if section != "models":
+        assert set(there) == set(LOOKED_AT[section].split())
+    for reason in REGISTRY.left_out.values():
+        assert len(reason.split()) > 3
+
+
+@pytest.mark.parametrize("fact", FACTS, ids=lambda fact: f"{type(fact).__name__}-{fact.id}")
+def test_every_fact_has_a_source(fact: Any) -> None:
+    assert re.fullmatch(r"https?://[\w.-]+\.\w+/\S*", fact.source_url)
+    if isinstance(fact, License | Terms):
+        assert re.fullmatch(r"https?://[\w.-]+\.\w+/\S*", fact.url)
+
+
+@pytest.mark.parametrize("fact", FACTS, ids=lambda fact: f"{type(fact).__name__}-{fact.id}")
+def test_what_was_not_found_is_never_free(fact: Any) -> None:
+    if getattr(fact, "evidence", None) != "not-found":
+        return
+    if isinstance(fact, License):
+        assert licenses.usable(fact) is not True
+    elif isinstance(fact, Terms):
+        assert fact.output_training == "unknown"
+    else:
+        assert licenses.usable(REGISTRY.license(fact.license)) is not True
+
+
+def test_the_hub_has_the_83_licence_ids_of_its_documentation() -> None:
+    assert len(REGISTRY.hub_licenses) == 83
+    assert {"cc-by-4.0", "llama3.1", "gemma", "other", "unknown"} <= REGISTRY.hub_licenses
+
+
+@pytest.mark.parametrize("entry", REGISTRY.licenses.values(), ids=lambda entry: entry.id)
+def test_a_licence_with_an_id_on_the_hub_is_released_under_that_id_and_no_other(
+    entry: License,
+) -> None:
+    assert entry.hub == (entry.id if entry.id in REGISTRY.hub_licenses else "other")
+
+
+@pytest.mark.parametrize("name", REGISTRY.licenses)
+def test_text_is_never_released_under_a_freer_licence_than_its_own(name: str) -> None:
+    outer = REGISTRY.licenses[name]
+    for inner in (REGISTRY.licenses[covered] for covered in REGISTRY.covered[name]):
+        assert inner.derivatives or inner is outer
+        assert inner.commercial or not outer.commercial
+        kinds = {duty.kind for duty in outer.obligations}
+        assert "share-alike" in kinds or not inner.share_alike
+        assert "attribution" in kinds or not any(
+            duty.kind == "attribution" for duty in inner.obligations
+        )
+    for other in REGISTRY.covered[name] - {name}:
+        assert name not in REGISTRY.covered[other], "no two cover each other"
+
+
+def test_every_base_of_a_registered_model_is_registered_too() -> None:
+    bases = {model.base for model in REGISTRY.models.values() if model.base}
+    assert len(bases) > 6
+    assert bases <= REGISTRY.models.keys()
+
+
+def test_a_model_is_found_by_its_exact_id_only() -> None:
+    for model in REGISTRY.models:
+        name = model.rpartition("/")[2]
+        near = (
+            *(model.upper(), model.lower(), f"{model} ", f" {model}", f"{model}/", f"{model}@main"),
+            *(f"{model}-GGUF", f"{model}-finetuned", f"someone/{name}", model[:-1], name),
+            f"https://huggingface.co/{model}",
+        )
+        for spelled in near:
+            if spelled not in REGISTRY.models:
+                (part,) = licenses.model_parts(REGISTRY, name="m", repo_id=spelled)
+                assert part.by is None, spelled
+
+
+def test_cocos_eight_image_licences_are_those_that_its_files_are_read_with() -> None:
+    for number, (spdx, url) in IMAGE_LICENSES.items():
+        work = REGISTRY.images[f"coco-{number}"]
+        entry = REGISTRY.licenses[work.license or ""]
+        assert entry.spdx == spdx
+        assert url.rpartition("//")[2].removeprefix("www.").rstrip("/") in entry.url
+    use = REGISTRY.image_use()
+    verdicts = {number: use[spdx.lower()] for number, (spdx, _) in IMAGE_LICENSES.items()}
+    assert [number for number, free in verdicts.items() if free] == [4, 5, 7, 8]
+    assert None not in verdicts.values()
+
+
+def test_what_a_source_says_of_its_own_licence_agrees_with_its_entry() -> None:
+    listed = {name for work in REGISTRY.annotations.values() for name in work.sources}
+    shipped = [sources.get(name).info for name in sources.names()]
+    assert {"COCO2014", "COCO2017", "OPENIMAGESV7"} <= listed
+    for info in shipped:
+        work = REGISTRY.annotation(info.name)
+        if work is not None:
+            assert REGISTRY.license(work.license) == REGISTRY.license(info.license)
+
+
+# --- a user's own file ------------------------------------------------------------------------
+
+FACT = {"source_url": "our contract of 2026-02-01", "checked_on": "2026-02-01"}
+TERMS = {
+    **FACT, "id": "acme-terms", "title": "the terms of Acme", "hub": "other",
+    "url": "https://acme.example/terms", "output_training": "allowed", "clause": "7",
+    "evidence": "primary",
+}  # fmt: skip
+GROUP = {
+    **FACT, "name": "Acme", "vendor": "acme", "terms": "acme-terms", "evidence": "primary",
+    "chat": {"acme/model-1": 7},
+}  # fmt: skip
+
+
+def user_file(folder: Path, **sections: Any) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump(sections))
+    return path
+
+
+def test_a_users_model_is_known_and_says_who_entered_it(tmp_path: Path) -> None:
+    registry = licenses.load(user_file(tmp_path, terms=[TERMS], models=[GROUP]))
+    (part,) = licenses.model_parts(registry, name="m", repo_id="acme/model-1")
+    assert part.commercial is True
+    assert part.reason.endswith("(entered in mine.yaml)")
+    assert "acme/model-1" not in licenses.load().models
+
+
+def test_a_users_entry_replaces_ours_and_says_so(tmp_path: Path) -> None:
+    group = {**GROUP, "chat": {"meta-llama/Llama-2-7b-chat-hf": 7}}
+    registry = licenses.load(user_file(tmp_path, terms=[TERMS], models=[group]))
+    (part,) = licenses.model_parts(registry, name="m", repo_id="meta-llama/Llama-2-7b-chat-hf")
+    assert part.commercial is True
+    assert "(entered in mine.yaml)" in part.reason
+    (other,) = licenses.model_parts(registry, name="m", repo_id="meta-llama/Llama-2-7b-hf")
+    assert other.commercial is False
+    assert "mine.yaml" not in other.reason
+
+
+def test_a_users_terms_hold_for_all_models_under_them(tmp_path: Path) -> None:
+    stricter = {**TERMS, "id": "apache-2.0", "output_training": "forbidden"}
+    registry = licenses.load(user_file(tmp_path, terms=[stricter]))
+    (part,) = licenses.model_parts(registry, name="m", repo_id="Qwen/Qwen3-8B")
+    assert part.commercial is False
+    assert "(entered in mine.yaml)" in part.reason
+
+
+def test_a_user_can_say_what_licence_annotations_are_under(tmp_path: Path) -> None:
+    work = {
+        **FACT, "id": "our-coco", "title": "our agreement", "license": "cc-by-nc-4.0",
+        "sources": ["COCO2017"], "clause": "1", "evidence": "primary",
+    }  # fmt: skip
+    registry = licenses.load(user_file(tmp_path, annotations=[work]))
+    (part,) = licenses.annotation_parts(
+        registry, source="COCO2017", title="COCO 2017", license="CC-BY-4.0"
+    )
+    assert part.commercial is False
+    assert "(entered in mine.yaml)" in part.reason
+
+
+def test_a_user_can_enter_a_service(tmp_path: Path) -> None:
+    service = {**FACT, "id": "inhouse", "name": "our gateway", "hosts": ["gw.example"],
+               "own_models": False, "terms": "acme-terms"}  # fmt: skip
+    registry = licenses.load(user_file(tmp_path, terms=[TERMS], endpoints=[service]))
+    parts = licenses.model_parts(
+        registry, name="m", repo_id="Qwen/Qwen3-8B", endpoints=["https://gw.example/v1"]
+    )
+    assert [part.role for part in parts] == ["service", "model"]
+    assert "(entered in mine.yaml)" in parts[0].reason
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"model": []}, r"mine.yaml: unknown key 'model' \(did you mean 'models'\?\)"),
+        (
+            {"terms": [{**TERMS, "output_trainin": "allowed"}]},
+            r"unknown key 'output_trainin' in terms.0 \(did you mean 'output_training'\?\)",
+        ),
+        (
+            {
+                "terms": [
+                    {**TERMS, "obligations": [{"when": "always", "knd": "notice", "text": "x"}]}
+                ]
+            },
+            r"unknown key 'knd' in terms.0.obligations.0 \(did you mean 'kind'\?\)",
+        ),
+        ({"terms": [{k: v for k, v in TERMS.items() if k != "clause"}]}, "clause: this key is mis"),
+        ({"terms": [{**TERMS, "output_training": "free"}]}, "terms.0.output_training.*'free'"),
+        ({"terms": [{**TERMS, "hub": "llama9"}]}, r"'acme-terms' has hub 'llama9'.*did you mean"),
+        ({"terms": [TERMS, TERMS]}, "terms: 'acme-terms' is given twice"),
+        ({"models": [GROUP]}, "'acme/model-1' has terms 'acme-terms', which is not known"),
+        ({"terms": [TERMS], "models": [{**GROUP, "chat": {"model-1": 7}}]}, "models.0.chat"),
+        ({"terms": [TERMS], "models": [{**GROUP, "chat": {"a/b": -1}}]}, "greater than 0"),
+        (
+            {"terms": [TERMS], "models": [{**GROUP, "bases": {"acme/model-2": "a/b"}}]},
+            "has a base for 'acme/model-2', which is neither in its",
+        ),
+        (
+            {"terms": [TERMS], "models": [{**GROUP, "bases": {"acme/model-1": "acme/model-1"}}]},
+            "go in a circle",
+        ),
+        ({"hub_licenses": {}}, "unknown key 'hub_licenses'"),
+    ],
+)
+def test_a_users_file_that_breaks_the_schema_is_refused_with_the_place(
+    tmp_path: Path, sections: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        licenses.load(user_file(tmp_path, **sections))
+
+
+@pytest.mark.parametrize("text", ["- a list", "terms: [", "terms: []\nterms: []\n", "\udc80"])
+def test_a_users_file_that_is_no_yaml_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ConfigError, match="^mine.yaml: "):
+        licenses.load(path)
+    with pytest.raises(ConfigError, match="^absent.yaml: "):
+        licenses.load(tmp_path / "absent.yaml")
+
+
+def test_the_example_of_the_documentation_is_an_entry_that_works(tmp_path: Path) -> None:
+    documentation = Path(__file__).parents[2] / "docs" / "licences.md"
+    (example,) = re.findall(r"```yaml\n(.*?)```", documentation.read_text("utf-8"), re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(example)
+    registry = licenses.load(tmp_path / "mine.yaml")
+    own, base = licenses.model_parts(registry, name="m", repo_id="acme/model-1")
+    assert (own.commercial, base.repo_id) == (True, "Qwen/Qwen3-8B")
+    assert "Built with Acme" in str(own.by.obligations[0] if own.by else "")

@@ -1,19 +1,41 @@
-"""`make compat`: the builders under the lines of `datasets` that are supported."""
+"""`make compat`: what can't be installed beside the newest of everything."""
 
 import nox
 
 nox.options.default_venv_backend = "venv"
 
+_TEST_TOOLS = ("bpe-openai>=0.1.4,<0.2", "pytest>=8", "pytest-socket>=0.7")
+_BUILDERS = ("tests/test_builders.py",)
+
 
 @nox.session(python=False)
-@nox.parametrize("datasets", ["3.6.0", "5.0.1", "5.*"])
-def compat(session: nox.Session, datasets: str) -> None:
-    """Install the package beside one version of datasets and run tests/test_builders.py there."""
-    folder = session.create_tmp()
-    python = f"{folder}/{datasets.replace('*', 'x')}/bin/python"
-    session.run("python3", "-m", "venv", f"{folder}/{datasets.replace('*', 'x')}", external=True)
+@nox.parametrize(
+    ("requirements", "tests"),
+    [
+        nox.param((".", "datasets==3.6.0"), _BUILDERS, id="datasets-3.6.0"),
+        nox.param((".", "datasets==5.0.1"), _BUILDERS, id="datasets-5.0.1"),
+        nox.param((".", "datasets==5.*"), _BUILDERS, id="datasets-5"),
+        # The client package of TGI needs huggingface-hub<1, as nothing else here does.
+        nox.param(
+            (".[tgi,llama-cpp]",),
+            (
+                *_BUILDERS,
+                *("tests/backends/test_tgi.py", "tests/backends/test_conformance.py"),
+                *("-k", "builders or tgi"),
+            ),
+            id="tgi",
+        ),
+    ],
+)
+def compat(session: nox.Session, requirements: tuple[str, ...], tests: tuple[str, ...]) -> None:
+    """Install the package with some requirements, check them with pip, and run tests there."""
+    folder = f"{session.create_tmp()}/venv"
+    python = f"{folder}/bin/python"
+    package, *others = requirements
+    session.run("python3", "-m", "venv", folder, external=True)
     session.run(
-        python, "-m", "pip", "install", "--quiet", "-e", ".", f"datasets=={datasets}",
-        "pytest", "pytest-socket", "aiohttp", external=True,
+        python, "-m", "pip", "install", "--quiet", "-e", package, *others,
+        *_TEST_TOOLS, external=True,
     )  # fmt: skip
-    session.run(python, "-m", "pytest", "-q", "tests/test_builders.py", external=True)
+    session.run(python, "-m", "pip", "check", external=True)
+    session.run(python, "-m", "pytest", "-q", *tests, external=True)

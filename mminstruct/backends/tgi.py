@@ -1,0 +1,547 @@
+"""Chat completions of a text-generation-inference (TGI) server of Hugging Face.
+
+**Wire format:** https://huggingface.github.io/text-generation-inference/ (Messages API, ``/info``,
+``/health``, ``/chat_tokenize``); servers from 2.0.2 on, for token counts from 2.3 on.
+
+Requests, answers and errors have the types of the client package, ``text-generation``, over one
+pooled session of our own: its `AsyncClient` opens a session, and with it a connection, for every
+request, has no error for a body that isn't JSON, and sends ``null`` for each field left out.
+
+The model is known by what ``/info`` says, its Hub id and revision, so that an answer counts as
+stored wherever the same weights are served. A server that loaded them from a folder doesn't say
+which they are; then the endpoint is part of the identity, and ``--model`` may give their Hub id.
+
+The window is the server's business: it counts a prompt anyway, and what its refusal says of the
+room that a prompt leaves saves a run the round trip to count each one beforehand.
+
+Sampling is what was asked for: TGI is greedy at a temperature of 0 (not where the field is left
+out), but only if no top-p comes with it, and refuses a top-p of 1.
+
+A key comes from ``TGI_API_KEY``; an endpoint at Hugging Face gets ``HF_TOKEN`` where that is unset.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import re
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit, urlunsplit
+
+import aiohttp
+import httpx2
+import msgspec
+import pydantic
+
+from mminstruct.backends import BackendOptions
+from mminstruct.backends.openai import authorization, public_url, retry_after, secrets_of
+from mminstruct.errors import (
+    BackendError,
+    BackendUnusable,
+    ContextTooLong,
+    RequestRefused,
+    TransientError,
+    UsageError,
+)
+from mminstruct.schema import Completion, FinishReason, Message, Request, Sampling
+
+if TYPE_CHECKING:
+    from text_generation.types import ChatRequest
+
+_INSTALL = "pip install 'mminstruct[tgi]'"
+_HUGGING_FACE = ".endpoints.huggingface.cloud"
+_ASKING_TIMEOUT_S = 30.0
+_CONNECT_TIMEOUT_S = 30.0
+_WORDS_SHOWN = 500
+_ROOM = re.compile(r"must be <= (\d+)\. Given: (\d+) `inputs` tokens")
+_TOO_LONG = re.compile(r"`inputs` (?:tokens \+|must have less than)|`max_new_tokens` must be <=")
+_FINISH: dict[str, FinishReason] = {
+    "stop": "stop",
+    "eos_token": "stop",
+    "stop_sequence": "stop",
+    "length": "length",
+}
+
+
+class Served(msgspec.Struct, frozen=True):
+    """What a server's ``/info`` says of it, as far as it matters here."""
+
+    model_id: str
+    max_total_tokens: int
+    model_sha: str | None = None
+    model_dtype: str | None = None
+    max_concurrent_requests: int = 128
+    version: str = "unknown"
+
+
+class _Tokenized(msgspec.Struct):
+    tokenize_response: list[Any]
+
+
+_served_decoder = msgspec.json.Decoder(Served)
+_tokenized_decoder = msgspec.json.Decoder(_Tokenized)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A server, and how it is spoken to.
+
+    Attributes:
+        url: without user, password and trailing slash, fit for messages.
+        authorization: the header's value, or None.
+        secrets: what no message may show.
+    """
+
+    url: str
+    authorization: str | None = field(default=None, repr=False)
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Those of every request."""
+        kind = {"Content-Type": "application/json"}
+        return kind | ({"Authorization": self.authorization} if self.authorization else {})
+
+    def redacted(self, text: str) -> str:
+        """The start of a text in one line and without secrets."""
+        for secret in self.secrets:
+            text = text.replace(secret, "***")
+        return " ".join(text.split())[:_WORDS_SHOWN]
+
+
+def create(options: BackendOptions) -> TGIBackend:
+    """The backend for a TGI server and its replicas, which are not asked anything yet.
+
+    Raises:
+        UsageError: no URL is given or one isn't, an option doesn't fit, or the client package isn't
+            installed.
+    """
+    if importlib.util.find_spec("text_generation") is None:
+        raise UsageError(f"the client package text-generation is not installed; {_INSTALL}")
+    if options.context_window is not None:
+        raise UsageError(
+            "the model source 'tgi' takes no context window: a TGI server has its own, set with "
+            "its --max-total-tokens, and cuts prompts and answers to it; leave it out"
+        )
+    named, urls = options.model, options.base_urls
+    if named is not None and "://" in named:
+        if urls:
+            raise UsageError(
+                f"TGI server: got {public_url(named)} as the model and {public_url(urls[0])} as "
+                "the server; give all servers with --tgi_url"
+            )
+        urls, named = (named,), None
+    if not urls:
+        raise UsageError(
+            "the model source 'tgi' needs a server; give one with --tgi_url, such as "
+            "http://localhost:8080"
+        )
+    return TGIBackend([endpoint(url, os.environ) for url in urls], options, named=named)
+
+
+def endpoint(url: str, environment: Mapping[str, str]) -> Endpoint:
+    """The server at a URL, with the key that is meant for it.
+
+    ``HF_TOKEN`` opens an account, so it goes nowhere but to Hugging Face and never in the clear.
+
+    Raises:
+        UsageError: it isn't an http(s) URL, or has a query.
+    """
+    try:
+        parts = urlsplit(url.strip())
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # no number as the port, half an IPv6 address
+        fits = False
+    if not fits or parts.query:
+        shown = url.strip().partition("?")[0].rpartition("@")[2]
+        raise UsageError(f"TGI URL: expected something like http://localhost:8080, got {shown!r}")
+    path = re.sub(r"(/v1(/chat/completions)?|/generate(_stream)?)?/*$", "", parts.path)
+    key = environment.get("TGI_API_KEY")
+    if not key and parts.scheme == "https" and (parts.hostname or "").endswith(_HUGGING_FACE):
+        key = environment.get("HF_TOKEN")
+    whole = urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+    return Endpoint(
+        public_url(whole),
+        authorization(whole, key or None),
+        tuple(sorted(secrets_of(whole, key or None), key=len, reverse=True)),
+    )
+
+
+@lru_cache(maxsize=64)
+def served(servers: tuple[Endpoint, ...]) -> Served:
+    """What the first of these servers that is up says it runs; asked once in a process.
+
+    Raises:
+        BackendUnusable: none is up, or the first that answers isn't a TGI server or wants a key.
+    """
+    absent = []
+    for server in servers:
+        try:
+            return ask_served(server)
+        except TransientError as error:
+            absent.append(str(error))
+    raise BackendUnusable("; ".join(absent))
+
+
+def ask_served(server: Endpoint) -> Served:
+    """What a server runs now, asked once it is healthy.
+
+    Raises:
+        TransientError: nobody answers, or the model isn't ready.
+        BackendUnusable: it isn't a TGI server, or wants a key.
+    """
+    with httpx2.Client(headers=server.headers, timeout=_ASKING_TIMEOUT_S) as client:
+        try:
+            health = client.get(f"{server.url}/health")
+            info = client.get(f"{server.url}/info") if health.is_success else health
+        except httpx2.HTTPError as error:
+            raise TransientError(
+                f"{server.url}: no TGI server answers ({server.redacted(str(error))}); one that "
+                "has just been started listens once the model is loaded. Wait for that, or check "
+                "the URL",
+                cause="unreachable",
+            ) from error
+    if info.status_code in (401, 403):
+        raise BackendUnusable(_no_access(server, info.status_code))
+    if info.status_code >= 500:
+        words = server.redacted(info.text)
+        raise TransientError(
+            f"{server.url} answered {info.status_code} ({words}): the server is there, but its "
+            "model is still loading or has died; wait until GET /health answers 200, or look at "
+            "the server's log",
+            cause=f"http_{info.status_code}",
+        )
+    try:
+        return _served_decoder.decode(info.content)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BackendUnusable(
+            f"{server.url}: not a TGI server ({info.url.path} answered {info.status_code}); other "
+            "servers are reached with --model_source openai --openai_base_url URL"
+        ) from error
+
+
+def payload(messages: Sequence[Message], sampling: Sampling) -> ChatRequest:
+    """The request in the client package's types; ``tgi`` is any server's own model."""
+    from text_generation import types
+
+    greedy = sampling.temperature == 0.0
+    return types.ChatRequest(
+        model="tgi",
+        messages=[types.Message(role=m.role, content=m.content) for m in messages],
+        temperature=sampling.temperature,
+        top_p=None if greedy or sampling.top_p >= 1.0 else sampling.top_p,
+        max_tokens=sampling.max_tokens,
+        seed=sampling.seed,
+    )
+
+
+def read_body(body: bytes, server: Endpoint) -> Completion:
+    """The completion in the body of a 200, with the model as the server names it.
+
+    Raises:
+        TransientError: it isn't one.
+    """
+    from text_generation import types
+
+    try:
+        answer = types.ChatComplete.model_validate_json(body)
+    except pydantic.ValidationError as error:
+        words = server.redacted(body.decode(errors="replace"))
+        raise TransientError(
+            f"{server.url}: the answer is not a chat completion: {words!r}", cause="bad_body"
+        ) from error
+    if not answer.choices:
+        raise TransientError(f"{server.url}: the answer has no choices", cause="bad_body")
+    choice = answer.choices[0]
+    usage = answer.usage if isinstance(answer.usage, dict) else {}
+    return Completion(
+        text=choice.message.content or "",
+        finish_reason=_FINISH.get(choice.finish_reason, "other"),
+        prompt_tokens=usage.get("prompt_tokens"),
+        completion_tokens=usage.get("completion_tokens"),
+        model=answer.model,
+    )
+
+
+def read_error(
+    status: int, body: bytes, headers: Mapping[str, str], server: Endpoint
+) -> BackendError:
+    """The error in the body of anything but a 200.
+
+    TGI's own are JSON with an ``error_type``; what stands before a server answers in its own way.
+    """
+    from text_generation import errors
+
+    fields = _error_fields(body)
+    words = server.redacted(fields["error"])
+    message = f"{server.url} answered {status}: {words}"
+    if status == 401:
+        return BackendUnusable(_no_access(server, status))
+    if status == 403:  # to the package a shard that isn't ready, as at a service long gone
+        return RequestRefused(_no_access(server, status), unknown_here=True)
+    error = errors.parse_error(status, fields)
+    if status == 413 or (isinstance(error, errors.ValidationError) and _TOO_LONG.search(words)):
+        return ContextTooLong(message, room=_room(words))
+    again = (
+        errors.OverloadedError,
+        errors.RateLimitExceededError,
+        errors.GenerationError,
+        errors.IncompleteGenerationError,
+        errors.ShardNotReadyError,
+        errors.ShardTimeoutError,
+    )
+    if isinstance(error, again) or status in (408, 425, 429) or status >= 500:
+        return TransientError(message, cause=f"http_{status}", retry_after_s=retry_after(headers))
+    # A model without a chat template, or with one that knows no system prompt, answers nobody.
+    hopeless = isinstance(error, errors.NotFoundError) or fields["error_type"] == "template_error"
+    return RequestRefused(message, unknown_here=hopeless)
+
+
+def _error_fields(body: bytes) -> dict[str, str]:
+    """``error`` and ``error_type`` of a body; of one that isn't TGI's the words, and no type."""
+    try:
+        found = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("error"), str):
+        found = {"error": body.decode(errors="replace").strip() or "(no words)"}
+    return {"error": found["error"], "error_type": str(found.get("error_type", ""))}
+
+
+def _room(words: str) -> int | None:
+    """Tokens that the window leaves for the answer, as far as the refusal says."""
+    found = _ROOM.search(words)
+    return max(0, int(found[1]) - int(found[2])) if found else None
+
+
+def _no_access(server: Endpoint, status: int) -> str:
+    host = urlsplit(server.url).hostname or ""
+    name = "HF_TOKEN" if host.endswith(_HUGGING_FACE) else "TGI_API_KEY"
+    sent = f"the key in {name} is not accepted" if server.authorization else f"set {name} to a key"
+    return f"{server.url} answered {status}: {sent}"
+
+
+class TGIBackend:
+    """One model at one TGI server, and at the replicas of that.
+
+    A server is asked what it runs when it is opened, and again after it couldn't be reached: one
+    that has come back with other weights would give answers that are known by the wrong name. Of
+    several servers some may be down at the opening.
+    """
+
+    name: Literal["tgi"] = "tgi"
+    token_error = 0.0
+    rate_limits = None  # TGI knows none
+
+    def __init__(
+        self,
+        servers: Sequence[Endpoint],
+        options: BackendOptions,
+        *,
+        named: str | None = None,
+        own: int = 0,
+    ) -> None:
+        self._servers = tuple(servers)
+        self._server = self._servers[own]
+        self._options = options
+        self._named = named
+        self._session: aiohttp.ClientSession | None = None
+        self._counting: httpx2.Client | None = None
+        # An estimate asks for a chunk of prompts, to see what fits, and then for each again.
+        self._count = lru_cache(maxsize=1024)(self._ask_count)
+        self._checking: asyncio.Lock | None = None
+        self._is_checked = False
+        self._replicas: tuple[TGIBackend, ...] = (self,)
+        if own == 0:
+            others = range(1, len(servers))
+            self._replicas += tuple(
+                TGIBackend(servers, options, named=named, own=n) for n in others
+            )
+
+    @property
+    def replicas(self) -> tuple[TGIBackend, ...]:
+        """One for each server; the first is this one."""
+        return self._replicas
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """The servers' URLs."""
+        return tuple(replica._server.url for replica in self._replicas)
+
+    @property
+    def model(self) -> str:
+        """Its Hub id; of weights in a folder the name given with ``--model``, or the folder's."""
+        served_id = self._model_id()
+        return served_id.rstrip("/").rpartition("/")[2] if _is_folder(served_id) else served_id
+
+    @property
+    def repo_id(self) -> str | None:
+        """Its Hub id; None for weights in a folder that nobody gave a name."""
+        served_id = self._model_id()
+        return None if _is_folder(served_id) else served_id
+
+    @property
+    def parallel(self) -> int:
+        """What the servers take at once, at most: they refuse all beyond."""
+        most = len(self._replicas) * self._known().max_concurrent_requests
+        return min(self._options.max_concurrency, most)
+
+    @property
+    def context_window(self) -> int | None:
+        """The server's, for an estimate; once open None, as the server then sees to it itself.
+
+        What is sent is the same either way: the room that a refusal tells is what a count leaves.
+        """
+        return None if self._session else self._known().max_total_tokens
+
+    def identity(self) -> dict[str, str]:
+        """Model and revision; the endpoint as well if the server doesn't know the revision."""
+        found = self._known()
+        identity = {"backend": self.name, "model": self.model}
+        if found.model_sha:
+            identity["revision"] = found.model_sha
+        else:
+            identity["endpoint"] = self._servers[0].url
+        if found.model_dtype:  # servers before 3.0
+            identity["dtype"] = found.model_dtype
+        return identity
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """The server's own count, a round trip; a run needs none."""
+        return self._count(tuple(messages))
+
+    def _ask_count(self, messages: tuple[Message, ...]) -> int:
+        if self._counting is None:
+            transport = httpx2.HTTPTransport(retries=3)
+            self._counting = httpx2.Client(
+                headers=self._server.headers, timeout=_ASKING_TIMEOUT_S, transport=transport
+            )
+            weakref.finalize(self, self._counting.close)
+        asked = payload(messages, Sampling()).model_dump_json(exclude_none=True)
+        url = f"{self._server.url}/chat_tokenize"
+        try:
+            answer = self._counting.post(url, content=asked)
+            if answer.status_code == 200:
+                return len(_tokenized_decoder.decode(answer.content).tokenize_response)
+        except (httpx2.HTTPError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            reason = self._server.redacted(str(error))
+            raise BackendUnusable(f"{url}: tokens can't be counted: {reason}") from error
+        advice = "; a TGI server counts tokens from 2.3 on" if answer.status_code == 404 else ""
+        raise BackendUnusable(
+            f"{url} answered {answer.status_code}: {self._server.redacted(answer.text)}{advice}"
+        )
+
+    async def __aenter__(self) -> TGIBackend:
+        self._checking = asyncio.Lock()
+        parallel = self.parallel
+        if len(self._servers) == 1:
+            try:
+                await self._check()
+            except TransientError as error:
+                raise BackendUnusable(str(error)) from error
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=parallel),
+            timeout=aiohttp.ClientTimeout(
+                total=self._options.timeout_s, sock_connect=_CONNECT_TIMEOUT_S
+            ),
+            headers=self._server.headers,
+            trust_env=True,
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+        self._session = None
+        self._is_checked = False
+
+    async def complete(self, request: Request) -> Completion:
+        """One answer; errors as in `mminstruct.backends.Backend.complete`."""
+        if self._session is None:
+            raise BackendUnusable("the backend is not open")
+        await self._check()
+        asked = payload(request.messages, request.sampling).model_dump_json(exclude_none=True)
+        url = f"{self._server.url}/v1/chat/completions"
+        try:
+            async with self._session.post(url, data=asked.encode()) as response:
+                status, headers, body = response.status, response.headers, await response.read()
+        except (asyncio.TimeoutError, aiohttp.ClientError) as error:
+            raise self._no_answer(error) from error
+        if status != 200:
+            raise read_error(status, body, headers, self._server)
+        completion = read_body(body, self._server)
+        if completion.model != self._known().model_id:
+            raise self._changed(completion.model)
+        return replace(completion, model=self.model)
+
+    def _known(self) -> Served:
+        """What the answers are known by, which all servers have to run."""
+        return served(self._servers)
+
+    def _model_id(self) -> str:
+        found = self._known().model_id
+        if self._named and self._named != found:
+            if _is_folder(found):
+                return self._named
+            raise UsageError(
+                f"model {self._named!r}: {self._server.url} runs {found}; leave --model out, or "
+                "start a server with the other model"
+            )
+        return found
+
+    async def _check(self) -> None:
+        """Make sure that the server runs what its answers will be known by.
+
+        Raises:
+            TransientError: it isn't up.
+            BackendUnusable: it runs something else.
+        """
+        if self._is_checked or self._checking is None:
+            return
+        async with self._checking:
+            if self._is_checked:
+                return
+            now = await asyncio.to_thread(ask_served, self._server)
+            if _weights(now) != _weights(self._known()):
+                raise self._changed(" ".join(filter(None, _weights(now))))
+            self._is_checked = True
+
+    def _changed(self, now: str | None) -> BackendUnusable:
+        before = " ".join(filter(None, _weights(self._known())))
+        served.cache_clear()
+        return BackendUnusable(
+            f"{self._server.url} runs {now}, and the run began with {before}; run or load again "
+            "to take what is run now; all servers have to run the same"
+        )
+
+    def _no_answer(self, error: Exception) -> TransientError:
+        where = self._server.url
+        if isinstance(error, asyncio.TimeoutError) and not isinstance(error, _NO_CONNECTION):
+            seconds = self._options.timeout_s
+            return TransientError(f"{where}: no answer within {seconds:g} s", cause="timeout")
+        self._is_checked = False
+        reason = self._server.redacted(str(error)) or type(error).__name__
+        cause = "unreachable" if isinstance(error, _NO_CONNECTION) else "dropped"
+        return TransientError(f"{where}: {reason}", cause=cause)
+
+
+_NO_CONNECTION = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+
+
+def _is_folder(model_id: str) -> bool:
+    return model_id.startswith(("/", ".", "~"))
+
+
+def _weights(found: Served) -> tuple[str | None, ...]:
+    return found.model_id, found.model_sha, found.model_dtype

@@ -1,0 +1,80 @@
+"""`mminstruct show`: one context, and its messages as a model gets them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from dummy_data import write_all
+
+from mminstruct import cli, prompts
+from mminstruct.schema import decode_context
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_all(tmp_path / "data", 3)
+
+
+def show(data: Path, *arguments: str) -> int:
+    return cli.run(["show", *arguments, "--dataset_storage_path", str(data)])
+
+
+def test_the_json_holds_the_context_and_what_a_model_gets(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert show(data, "OPENIMAGESV7", "0000000000000002", "--json") == cli.DONE
+    shown = json.loads(capsys.readouterr().out)
+    context = decode_context(json.dumps(shown["context"]))
+    config = prompts.load("openimagesv7")
+    assert context.id == "0000000000000002"
+    assert context.media.author == "A, B"
+    assert list(shown["messages"]) == list(config.types)
+    for name, messages in shown["messages"].items():
+        expected = prompts.render(context, config, name).messages
+        assert [(m["role"], m["content"]) for m in messages] == [
+            (m.role, m.content) for m in expected
+        ]
+
+
+def test_without_an_id_the_first_context_is_shown_for_people(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert show(data, "coco2017+ln", "--types", "conversation") == cli.DONE
+    text = capsys.readouterr().out
+    assert text.startswith("image 000000000001 (000000000001.jpg)\n  licence: CC-BY-2.0\n")
+    assert text.count("\n=== ") == 1
+    assert text.count("\n--- user") == 4
+    assert text.rstrip().endswith("[0.017, 0.042, 0.173, 0.458]")
+    assert "Spoken descriptions:\n- In this image I can see a ferry" in text
+
+
+def test_another_split_and_prompt_config_can_be_shown(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["COCO2014", "--splits", "validation", "--prompt_config", "llava_smallcontext"]
+    assert show(data, *arguments) == cli.DONE
+    assert "COCO_val2014_000000000001.jpg" in capsys.readouterr().out
+
+
+def test_a_motion_says_what_it_is(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert show(data, "HUMANML3D", "000001") == cli.DONE
+    text = capsys.readouterr().out
+    assert text.startswith("motion 000001 (000001.npy)\n")
+    assert text.rstrip().endswith("Measured:\n- Length: 3.5 s")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["COCO2017", "000000000009"], "COCO2017 has no context '000000000009' (did you mean"),
+        (["COCO2017", "--machine_labels"], "--machine_labels is an option of OPENIMAGESV7"),
+        (["COCO"], "unknown source 'COCO'"),
+    ],
+)
+def test_a_wrong_id_or_source_is_an_error(
+    data: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert show(data, *arguments) == cli.USAGE
+    assert message in capsys.readouterr().err

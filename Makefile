@@ -21,8 +21,9 @@ check: $(STAMP)  ## style, types, layers
 bench: $(STAMP)  ## requests/s, stored reruns, annotation reading, each beside its alternative
 	$(BIN)/python benchmarks/pipeline.py
 	$(BIN)/python benchmarks/coco_reader.py
+	$(BIN)/python benchmarks/transformers_engines.py
 
-compat: $(STAMP)  ## the builders under the oldest and newest supported lines of datasets
+compat: $(STAMP)  ## the oldest and newest supported lines of datasets, and the extra tgi, each by itself
 	$(BIN)/nox -s compat
 
 clean:

@@ -8,28 +8,41 @@ that changing it reuses what is there.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
 import math
+import sys
+import tempfile
+import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import datasets
 
 from mminstruct import backends, generate, licenses, prompts, sources
 from mminstruct.backends import Backend, BackendOptions
-from mminstruct.client import Client, RetryPolicy, Stats
+from mminstruct.client import Client, Failed, RetryPolicy, Stats
 from mminstruct.download import fetch
 from mminstruct.errors import RunStopped, UsageError, did_you_mean
 from mminstruct.generate import Plan, Report
+from mminstruct.licenses import Part, Registry, Verdict
+from mminstruct.limits import Budget
+from mminstruct.pricing import Price, price_of
 from mminstruct.prompts import PromptConfig
 from mminstruct.responses import ResponseStore, default_path
 from mminstruct.schema import Sampling, digest
 from mminstruct.sources import Files, ReadReport, Source
 
+if TYPE_CHECKING:
+    from mminstruct.backends.openai import OpenAIBackend
+    from mminstruct.batch import Limits
+
 _SHARDS = 64
+_log = logging.getLogger(__name__)
 _REPORTS = "report-*.json"
 
 
@@ -47,7 +60,7 @@ class InstructConfig(datasets.BuilderConfig):
         types: instruction types; None is all of the prompt config.
         splits: splits to generate; each costs money, so only ``train`` by default.
         limit: images per split, the first ones by id; None is all.
-        backend: ``openai``, ``llama_cpp`` or ``fake``.
+        backend: a model source, such as ``openai``, ``tgi`` or ``llama_cpp``.
         model: a name at a server, or a file; None is the backend's default.
         base_url: of a server, with or without ``/v1``; several are replicas of the first.
         context_window: tokens that prompt and answer may take together; None asks the model.
@@ -58,8 +71,17 @@ class InstructConfig(datasets.BuilderConfig):
         max_concurrency: requests in flight at most, over all processes.
         timeout_s: longest wait for an answer, seconds.
         max_retries: tries after a request's first.
+        batch_api: ask through OpenAI's Batch API: half the price, within a day.
+        max_requests: answers that a run pays for at most; None is any number.
+        max_cost: USD that a run costs at most; None is any.
+        price_in: USD per million prompt tokens; None takes the price list.
+        price_out: USD per million completion tokens; None takes the price list.
         response_store: file of finished completions; None is the one in the Hugging Face cache.
         engine: the backend's own options (its ``OPTIONS``); each is an argument by itself, too.
+        source_options: the source's own options (its ``OPTIONS``); each is an argument, too.
+        licenses: file with licence entries of one's own, over those of the package.
+        model_id: exact Hub id of the model, where it can't be told from its files or name.
+        commercial: images that may be used commercially alone, and only if the rows may be too.
     """
 
     source: str = ""
@@ -78,8 +100,17 @@ class InstructConfig(datasets.BuilderConfig):
     max_concurrency: int = 64
     timeout_s: float = 600.0
     max_retries: int = 8
+    batch_api: bool = False
+    max_requests: int | None = None
+    max_cost: float | None = None
+    price_in: float | None = None
+    price_out: float | None = None
     response_store: str | None = None
     engine: dict[str, Any] = dataclasses.field(default_factory=dict)
+    source_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    licenses: str | None = None
+    model_id: str | None = None
+    commercial: bool = False
 
     def create_config_id(
         self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None
@@ -90,9 +121,13 @@ class InstructConfig(datasets.BuilderConfig):
         types = prompts.type_names(config, self.type_names())
         splits = self.split_names(source)
         identity = backends.create(self.backend, self.backend_options()).identity()
+        registry, verdict = self.registry(), self.verdict()
+        if self.commercial:
+            licenses.check_commercial(registry, verdict)
         rows = [
             generate.code_version(),
             source.info,
+            self.source_options,
             [self.fingerprint(source, split) for split in splits],
             splits,
             config.hash,
@@ -101,6 +136,7 @@ class InstructConfig(datasets.BuilderConfig):
             self.sampling(),
             self.context_window,
             self.limit,
+            [verdict.license, verdict.commercial, registry.image_use(), self.commercial],
             None if custom_features is None else custom_features.to_dict(),
         ]
         return f"{self.name}-{digest(rows)[:16]}"
@@ -113,6 +149,10 @@ class InstructConfig(datasets.BuilderConfig):
             ("max_concurrency", 1, None),
             ("context_window", 1, None),
             ("max_retries", 0, None),
+            ("max_requests", 0, None),
+            ("max_cost", 0, None),
+            ("price_in", 0, None),
+            ("price_out", 0, None),
             ("temperature", 0, None),
             ("timeout_s", 0.001, None),
             ("top_p", 0.0, 1.0),
@@ -123,10 +163,23 @@ class InstructConfig(datasets.BuilderConfig):
             if not low <= value or (high is not None and value > high):
                 bound = f"at least {low}" if high is None else f"between {low} and {high}"
                 raise UsageError(f"{field}: expected {bound}, got {value}")
+        for bound in ("max_requests", "max_cost"):
+            if self.batch_api and getattr(self, bound) is not None:
+                raise UsageError(
+                    f"{bound}: what the Batch API was given can't be called back; leave out "
+                    f"{bound} or batch_api, or give a --limit"
+                )
+        if self.batch_api:
+            backend = backends.create(self.backend, self.backend_options())
+            if backend.name != "openai":
+                raise UsageError(
+                    f"batch_api: the model source {backend.name!r} has no Batch API; "
+                    "use the model source 'openai' or leave it out"
+                )
 
     def open_source(self) -> Source:
         """The source of the contexts."""
-        return sources.get(self.source)
+        return sources.get(self.source, self.source_options)
 
     def open_prompts(self) -> PromptConfig:
         """The prompt config, read again each time, as its file may have been edited."""
@@ -160,7 +213,40 @@ class InstructConfig(datasets.BuilderConfig):
 
     def locate(self, source: Source, split: str) -> Files | None:
         """The split's files under ``data_dir``, or None."""
-        return source.locate([Path(self.data_dir).expanduser()] if self.data_dir else [], split)
+        return source.locate(self.places(), split)
+
+    def places(self) -> list[Path]:
+        """Where annotation files are looked for before they are downloaded."""
+        return [Path(self.data_dir).expanduser()] if self.data_dir else []
+
+    def registry(self) -> Registry:
+        """The facts about licences, with the user's own, read again each time."""
+        return licenses.load(self.licenses)
+
+    def text_parts(self, registry: Registry) -> list[Part]:
+        """Whatever rows are made of besides a model's words, with its licence."""
+        source, config = self.open_source().info, self.open_prompts()
+        parts = [licenses.prompt_part(registry, name=config.name, license=config.license)]
+        for info in source.parts or (source,):
+            parts += licenses.annotation_parts(
+                registry, source=info.name, title=info.title, license=info.license
+            )
+        return parts
+
+    def verdict(self) -> Verdict:
+        """What the text of the rows may be used for; images are not part of them."""
+        registry = self.registry()
+        backend = backends.create(self.backend, self.backend_options())
+        path = Path(self.model or "").expanduser() if backend.repo_id is None else None
+        model = licenses.model_parts(
+            registry,
+            name=backend.model,
+            repo_id=self.model_id or backend.repo_id,
+            files=licenses.declared(path) if self.model and path and path.exists() else None,
+            endpoints=backend.endpoints,
+            given=self.model_id is not None,
+        )
+        return licenses.compose(registry, [*self.text_parts(registry), *model])
 
     def sampling(self) -> Sampling:
         """How completions are drawn."""
@@ -185,6 +271,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
     Attributes:
         stats: counters of a run in this process, for a progress display.
         policy: retries of a run in this process; None takes ``max_retries`` of the config.
+        batch_limits: what a batch may hold, and how often to look at it; None is as OpenAI has it.
         report: what became of the requests, once prepared.
         read_report: what reading the annotations left out, by split, once prepared.
     """
@@ -194,6 +281,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
     VERSION = datasets.Version("1.0.0")
     BUILDER_CONFIG_CLASS = InstructConfig
     DEFAULT_CONFIG_NAME = "default"
+    batch_limits: Limits | None = None
 
     def __init_subclass__(cls) -> None:
         """Offer ``default`` (all types) and one config for each type."""
@@ -212,11 +300,15 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
     def __init__(self, *args: Any, config_name: str | None = None, **kwargs: Any) -> None:
         self.stats = Stats()
         self.policy: RetryPolicy | None = None
+        self._budget: Budget | None = None
+        self._requests: list[datasets.Dataset] = []
+        self._batch_failures: dict[bytes, Failed] | None = None
         self.report = Report()
         self.read_report: dict[str, ReadReport] = {}
-        own = {name: kwargs.pop(name) for name in list(kwargs) if name in backends.engine_options()}
-        if own:
-            kwargs["engine"] = {**kwargs.get("engine", {}), **own}
+        for field, options in _OWN_OPTIONS.items():
+            own = {name: kwargs.pop(name) for name in list(kwargs) if name in options()}
+            if own:
+                kwargs[field] = {**kwargs.get(field, {}), **own}
         unknown = sorted(
             set(kwargs)
             - {field.name for field in dataclasses.fields(InstructConfig)}
@@ -224,7 +316,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         )
         if unknown:
             known = [field.name for field in dataclasses.fields(InstructConfig)]
-            known += backends.engine_options()
+            known += [name for options in _OWN_OPTIONS.values() for name in options()]
             raise UsageError(f"unknown argument {unknown[0]!r}{did_you_mean(unknown[0], known)}")
         known_names = [config.name for config in self.BUILDER_CONFIGS]
         if config_name is not None and config_name not in known_names:
@@ -246,29 +338,79 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             ),
             citation=source.info.citation,
             homepage=source.info.homepage,
-            license=self._license(),
+            license=self.config.verdict().license,
             features=generate.FEATURES,
         )
 
     def plan(self) -> Plan:
         """All that the rows depend on besides contexts and completions."""
         backend = backends.create(self.config.backend, self.config.backend_options())
+        verdict = self.config.verdict()
         return Plan(
             source=self.config.open_source().info,
             config=self.config.open_prompts(),
             sampling=self.config.sampling(),
             backend=backend.name,
             model=backend.model,
-            license=self._license(),
+            endpoint=backend.endpoints[0] if backend.endpoints else None,
+            license=verdict.license,
+            commercial=verdict.commercial,
+            image_use=self.config.registry().image_use(),
+        )
+
+    @property
+    def budget(self) -> Budget:
+        """What a run may ask for; several builders may share the one of the first.
+
+        Raises:
+            UsageError: a cost is bounded, but nobody knows the price.
+        """
+        if self._budget is None:
+            price, config = self.price(), self.config
+            if config.max_cost is not None and price is None:
+                raise UsageError(
+                    f"max_cost: the price of {self._model_name()} is not known here; give "
+                    "--price_in and --price_out, in USD per million tokens, or bound the answers "
+                    "with --max_requests"
+                )
+            self._budget = Budget(
+                max_requests=config.max_requests,
+                max_cost_usd=config.max_cost,
+                usd_per_prompt_token=price.usd_per_prompt_token if price else 0.0,
+                usd_per_completion_token=price.usd_per_completion_token if price else 0.0,
+            )
+        return self._budget
+
+    @budget.setter
+    def budget(self, shared: Budget) -> None:
+        self._budget = shared
+
+    @contextlib.contextmanager
+    def _ledger(self) -> Iterator[None]:
+        """Has all processes of a run count in one place, if there is a bound."""
+        if not self.budget.bounded or self.budget.ledger is not None:
+            yield
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            self.budget.ledger = Path(folder) / "spent.json"
+            try:
+                yield
+            finally:
+                self.budget.ledger = None
+
+    def price(self) -> Price | None:
+        """What the model's tokens cost, or None if it isn't known."""
+        backend = self._backend()
+        return price_of(
+            backend.model,
+            backend.endpoints,
+            price_in=self.config.price_in,
+            price_out=self.config.price_out,
         )
 
     def identity(self) -> dict[str, str]:
         """What the answers depend on besides messages and sampling."""
         return self._backend().identity()
-
-    def terms(self) -> licenses.ModelTerms:
-        """The terms of the model's outputs."""
-        return licenses.model_terms(self._backend().repo_id)
 
     def download_and_prepare(
         self, output_dir: str | None = None, *args: Any, **kwargs: Any
@@ -285,7 +427,8 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             self.info.splits = None
             if self.info.features == generate.FEATURES:
                 self.info.features = generate.FEATURES
-        super().download_and_prepare(output_dir, *args, **kwargs)
+        with self._ledger():
+            super().download_and_prepare(output_dir, *args, **kwargs)
         self._read_reports(Path(self._output_dir))
 
     def _read_reports(self, folder: Path) -> None:
@@ -306,23 +449,19 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             )
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        source = self.config.open_source()
-        config = self.config.open_prompts()
-        types = prompts.type_names(config, self.config.type_names())
-        generators = []
-        for split in self.config.split_names(source):
-            files = self._files(source, split, dl_manager)
-            contexts, read_report = generate.contexts_dataset(
-                source, files, split, Path(self._cache_dir_root)
+        if self.config.batch_api and dl_manager.is_streaming:
+            raise UsageError(
+                "batch_api: answers come in batches after hours, which is no stream; "
+                "leave out streaming or batch_api"
             )
+        downloads = Path(
+            dl_manager.download_config.cache_dir or datasets.config.DOWNLOADED_DATASETS_PATH
+        )
+        generators = []
+        for split in self.config.split_names(self.config.open_source()):
+            requests, key, read_report = self._read(split, downloads)
             if not dl_manager.is_streaming:
                 read_report.write(Path(self._output_dir) / f"read-{split}.json")
-            if not len(contexts):
-                raise UsageError(f"{source.info.name}, split {split!r}: no image has a caption")
-            if self.config.limit is not None:
-                contexts = contexts.select(range(min(self.config.limit, len(contexts))))
-            key = digest([generate.code_version(), files.fingerprint, len(contexts), types])[:16]
-            requests = generate.requests_dataset(contexts, types, key)
             shards: Any = _ranges(len(requests), _SHARDS)
             generators.append(
                 datasets.SplitGenerator(
@@ -340,21 +479,92 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             )
         if self.stats.total is None:
             self.stats.total = sum(len(g.gen_kwargs["requests"]) for g in generators)
+        self._batch_failures = None
+        if self.config.batch_api:
+            self._requests = [g.gen_kwargs["requests"] for g in generators]
         return generators
 
-    def _files(self, source: Source, split: str, dl_manager: Any) -> Files:
+    def _prepare_split(self, *args: Any, **kwargs: Any) -> None:
+        """As in `datasets`; batches are answered before, for all splits and processes at once."""
+        if self.config.batch_api and self._batch_failures is None:
+            self._batch_failures = self._answered_in_batches()
+        super()._prepare_split(*args, **kwargs)
+
+    def _answered_in_batches(self) -> dict[bytes, Failed]:
+        """What got no answer from the Batch API; all other answers are in the store."""
+        from mminstruct import batch  # with the SDK, which is not for `import mminstruct`
+
+        plan, (requests, self._requests) = self.plan(), (self._requests, [])
+        return batch.answer(
+            lambda: (job for part in requests for job in generate.jobs(part, plan)),
+            cast("OpenAIBackend", self._backend()),  # `check` lets no other through
+            self.store_path(),
+            policy=self._policy(),
+            limits=self.batch_limits or batch.Limits(),
+            stats=self.stats,
+        )
+
+    def requests(self) -> dict[str, datasets.Dataset]:
+        """The requests of each split, in their order; fetches annotation files that are missing."""
+        downloads = Path(datasets.config.DOWNLOADED_DATASETS_PATH)
+        splits = self.config.split_names(self.config.open_source())
+        return {split: self._read(split, downloads)[0] for split in splits}
+
+    def _read(self, split: str, downloads: Path) -> tuple[datasets.Dataset, str, ReadReport]:
+        """A split's requests, a digest of what they depend on, and what reading left out."""
+        source, config = self.config.open_source(), self.config.open_prompts()
+        types = prompts.type_names(config, self.config.type_names())
+        files = self._files(source, split, downloads)
+        contexts, report = generate.contexts_dataset(
+            source, files, split, Path(self._cache_dir_root)
+        )
+        if not len(contexts):
+            raise UsageError(f"{source.info.name}, split {split!r}: no image has a caption")
+        kept: Any = None
+        if self.config.commercial:
+            kept = self.config.registry().image_use()
+            contexts = self._commercial(source, split, contexts, report)
+        if self.config.limit is not None:
+            contexts = contexts.select(range(min(self.config.limit, len(contexts))))
+        key = digest([generate.code_version(), files.fingerprint, len(contexts), types, kept])[:16]
+        return generate.requests_dataset(contexts, types, key), key, report
+
+    def _commercial(
+        self, source: Source, split: str, contexts: datasets.Dataset, report: ReadReport
+    ) -> datasets.Dataset:
+        """The contexts whose images (motions ...) may be used commercially; others are reported.
+
+        Raises:
+            UsageError: there is none.
+        """
+        registry = self.config.registry()
+        kept, left_out = generate.usable_contexts(contexts, registry.image_use())
+        kind, said = source.info.modality, []
+        for name, count in left_out.most_common():
+            why = f"under {name or 'an unknown licence'} ({licenses.why_not(registry, name)})"
+            report.skip(f"{kind} {why}", count)
+            said.append(f"{count} {why}")
+        outcome = (
+            f"{source.info.name}, split {split!r}: {len(kept)} of {len(contexts)} {kind}s may be "
+            f"used commercially; left out: {', '.join(said) or 'none'}"
+        )
+        if not len(kept):
+            raise UsageError(outcome)
+        _log.info(outcome)
+        return kept
+
+    def _files(self, source: Source, split: str, downloads: Path) -> Files:
         files: Files | None = self.config.locate(source, split)
         if files is None:
-            cache_dir = self._download_dir(dl_manager)
-            fetched = [fetch(download, cache_dir) for download in source.downloads(split)]
-            files = source.locate([path.parent for path in fetched], split)
+            places = self.config.places()
+            for part, own in sources.members(source, split):
+                if part.locate(places, own) is None:
+                    fetched = [fetch(download, downloads) for download in part.downloads(own)]
+                    places += [path.parent for path in fetched]
+            files = source.locate(places, split)
         if files is None:
             raise UsageError(f"{source.info.name}: the downloaded files lack split {split!r}")
         return files
-
-    def _download_dir(self, dl_manager: Any) -> Path:
-        chosen = dl_manager.download_config.cache_dir
-        return Path(chosen or datasets.config.DOWNLOADED_DATASETS_PATH)
 
     def _generate_examples(
         self,
@@ -403,10 +613,24 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             yield from generate.stream_requests(requests, self.plan(), client)
 
     def _client(self, backend: Backend) -> Client:
-        policy = self.policy or RetryPolicy(max_retries=self.config.max_retries)
-        return Client(backend, ResponseStore(self._store_path()), policy=policy, stats=self.stats)
+        failures, stats = self._batch_failures, self.stats
+        if failures is not None:  # all but what parsing rejects is counted already
+            stats = Stats(rejected=stats.rejected)
+        store = ResponseStore(self.store_path())
+        return Client(
+            backend,
+            store,
+            policy=self._policy(),
+            stats=stats,
+            budget=self.budget,
+            failures=failures,
+        )
 
-    def _store_path(self) -> Path:
+    def _policy(self) -> RetryPolicy:
+        return self.policy or RetryPolicy(max_retries=self.config.max_retries)
+
+    def store_path(self) -> Path:
+        """The file of finished answers."""
         chosen = self.config.response_store
         return Path(chosen).expanduser() if chosen else default_path()
 
@@ -416,9 +640,12 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
     def _model_name(self) -> str:
         return self._backend().model
 
-    def _license(self) -> str:
-        return licenses.text_license(self.config.open_source().info.license, self.terms())
 
+# Arguments that backends and sources declare, and the field of the config that collects them.
+_OWN_OPTIONS: dict[str, Callable[[], Mapping[str, Any]]] = {
+    "engine": backends.engine_options,
+    "source_options": sources.options,
+}
 
 _BUILDER_ARGUMENTS = {
     "cache_dir",
@@ -439,15 +666,13 @@ _BUILDER_ARGUMENTS = {
 
 def make(source: str, prompt_config: str, name: str) -> type[InstructBuilder]:
     """A builder class for a pair that has no script; its cache folder is called ``name``."""
-    return type(
-        "AdHocBuilder",
-        (InstructBuilder,),
-        {
-            "SOURCE": source,
-            "PROMPT_CONFIG": prompt_config,
-            "__module__": f"mminstruct_adhoc.{name}",
-        },
-    )
+    # `datasets` imports the module that a builder is from, and names the cache after it.
+    for module in ("mminstruct_adhoc", f"mminstruct_adhoc.{name}"):
+        sys.modules.setdefault(module, types.ModuleType(module))
+    members = {"SOURCE": source, "PROMPT_CONFIG": prompt_config, "__module__": module}
+    cls = type("AdHocBuilder", (InstructBuilder,), members)
+    setattr(sys.modules[module], cls.__name__, cls)
+    return cls
 
 
 def summary(report: Report) -> str:

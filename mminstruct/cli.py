@@ -5,13 +5,14 @@ Exit codes:
     0    everything asked for is there
     1    done, but some requests got no answer; run the same command again to ask for those
     2    a wrong argument, prompt config or annotation file; nothing was sent
-    3    the run had to stop (server, key, disk); run the same command again to go on
+    3    the run had to stop (server, key, disk, budget); run the same command again to go on
     130  Ctrl-C (143: terminated); run the same command again to go on
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import re
 import signal
@@ -19,7 +20,8 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -29,19 +31,28 @@ import datasets
 from mminstruct import (
     __version__,
     backends,
+    estimate,
     licenses,
     loading,
+    preview,
     prompts,
     release,
     resources,
     sources,
 )
-from mminstruct.builder import IncompleteWarning, InstructBuilder, make, summary
+from mminstruct.builder import (
+    IncompleteWarning,
+    InstructBuilder,
+    InstructConfig,
+    make,
+    summary,
+)
 from mminstruct.errors import (
     BackendError,
     MMInstructError,
     RunStopped,
     StoreError,
+    UsageError,
     did_you_mean,
 )
 from mminstruct.generate import Report
@@ -135,6 +146,9 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"mminstruct {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_generate(commands)
+    _add_estimate(commands)
+    _add_show(commands)
+    _add_license(commands)
     listing = commands.add_parser("list", help="builders, sources, prompt configs and backends")
     listing.set_defaults(command=_list)
     return parser
@@ -148,28 +162,84 @@ def _add_generate(commands: Any) -> None:
         allow_abbrev=False,
     )
     parser.set_defaults(command=_generate)
+    _add_run_arguments(parser)
+
+
+def _add_estimate(commands: Any) -> None:
+    parser: _Parser = commands.add_parser(
+        "estimate",
+        help="what a run would ask for, take and cost",
+        description="Takes the arguments of generate and sends nothing to any model: how many "
+        "requests, how many answers are in the store already, tokens, cost and time. Figures are "
+        "for the whole run; cost and time are for what is not in the store.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=_estimate)
+    _add_run_arguments(parser)
+    _flags(parser.add_argument_group("estimate"), _ESTIMATE_FLAGS)
+
+
+def _add_show(commands: Any) -> None:
+    parser: _Parser = commands.add_parser(
+        "show",
+        help="one context, and its messages as a model gets them",
+        description="Prints one image, motion ... with its annotations as a model gets them, "
+        "for each instruction type.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=_show)
+    parser.add_argument("sources", nargs=1, metavar="SOURCE", help="such as COCO2017")
+    parser.add_argument("id", nargs="?", help="of the image (default: the first)")
+    names = ("prompt_config", "types", "splits", "dataset_storage_path")
+    _flags(parser, {name: _CONTENT_FLAGS[name] for name in names})
+    _flags(parser.add_argument_group("source"), _own_flags(sources.options()))
+    _flags(parser, {"json": {"action": "store_true", "help": "for machines: context, messages"}})
+
+
+def _add_run_arguments(parser: _Parser) -> None:
+    """What generate and estimate are told alike."""
     parser.add_argument(
         "sources", nargs="+", metavar="SOURCE", help=f"one or more of {', '.join(sources.names())}"
     )
     _flags(parser.add_argument_group("model"), _MODEL_FLAGS)
-    _flags(parser.add_argument_group("engine"), _engine_flags())
+    _flags(parser.add_argument_group("engine"), _own_flags(backends.engine_options()))
+    _flags(parser.add_argument_group("source"), _own_flags(sources.options()))
     _flags(parser.add_argument_group("what to generate"), _CONTENT_FLAGS)
     _flags(parser.add_argument_group("sampling"), _SAMPLING_FLAGS)
     _flags(parser.add_argument_group("output"), _OUTPUT_FLAGS)
     _flags(parser.add_argument_group("how to run (changes no row)"), _RUNTIME_FLAGS)
+    _flags(parser.add_argument_group("budget (run again to go on after it)"), _BUDGET_FLAGS)
 
 
 _MODEL_FLAGS: dict[str, dict[str, Any]] = {
     "model_source": {
         "default": "llama.cpp",
         "metavar": "NAME",
-        "help": "openai (any OpenAI-compatible server), llama.cpp (a GGUF file; default) or fake",
+        "help": "openai (any OpenAI-compatible server), tgi (text-generation-inference), "
+        "llama.cpp (a GGUF file; default), huggingface (transformers) or fake",
     },
-    "model": {"help": "model name or GGUF file; llama.cpp without one runs SmolLM2-135M"},
+    "model": {
+        "help": "model name, GGUF file, Hugging Face repository or folder, or TGI server; "
+        "llama.cpp without one runs SmolLM2-135M"
+    },
     "openai_base_url": {
         "metavar": "URL",
         "action": "append",
         "help": "server, with or without /v1 (default: OpenAI's, with the key in OPENAI_API_KEY)",
+    },
+    "tgi_url": {
+        "metavar": "URL",
+        "action": "append",
+        "help": "TGI server, such as http://localhost:8080 (a key, if it wants one, comes from "
+        "TGI_API_KEY, or from HF_TOKEN for an endpoint at Hugging Face)",
+    },
+    "model_id": {
+        "metavar": "ORG/NAME",
+        "help": "the model's exact id on the Hub, if its terms can't be found by name or file",
+    },
+    "licenses": {
+        "metavar": "FILE",
+        "help": "YAML with licences and terms of your own, over those that are known here",
     },
     "context_window": {
         "type": int,
@@ -183,13 +253,18 @@ _MODEL_FLAGS: dict[str, dict[str, Any]] = {
 }
 _CONTENT_FLAGS: dict[str, dict[str, Any]] = {
     "prompt_config": {
-        "default": "llava",
         "metavar": "NAME",
-        "help": "name or YAML file (default: llava)",
+        "help": "name or YAML file (default: the source's own; llava for COCO)",
     },
     "types": {"nargs": "+", "metavar": "TYPE", "help": "instruction types (default: all)"},
     "splits": {"nargs": "+", "metavar": "SPLIT", "help": "splits (default: train alone)"},
     "limit": {"type": int, "metavar": "N", "help": "first N images of each split"},
+    "commercial": {
+        "action": "store_const",
+        "const": True,
+        "help": "only images that may be used commercially, and only if the model's terms and all "
+        "other licences allow the same of the rows",
+    },
     "dataset_storage_path": {
         "default": "./cache",
         "metavar": "DIR",
@@ -216,6 +291,8 @@ _RUNTIME_FLAGS: dict[str, dict[str, Any]] = {
     "timeout": {"type": float, "metavar": "S", "dest": "timeout_s", "help": "longest wait for one "
                 "answer in seconds (default: 600)"},
     "max_retries": {"type": int, "metavar": "N", "help": "tries after the first (default: 8)"},
+    "batch_api": {"action": "store_const", "const": True, "help": "openai: through the Batch API, "
+                  "half the price, within a day; may be stopped and run again at any time"},
     "response_store": {
         "metavar": "FILE",
         "help": "finished answers (default: mminstruct/responses.sqlite in the Hugging Face cache)",
@@ -223,10 +300,27 @@ _RUNTIME_FLAGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def _engine_flags() -> dict[str, dict[str, Any]]:
-    """The flags for what backends declare as their own options."""
+_BUDGET_FLAGS: dict[str, dict[str, Any]] = {
+    "max_requests": {"type": int, "metavar": "N", "help": "stop after N paid answers"},
+    "max_cost": {"type": float, "metavar": "USD", "help": "stop before a run costs more"},
+    "price_in": {"type": float, "metavar": "USD", "help": "price of a million prompt tokens "
+                 "(default: from a price list, for the APIs that it knows)"},
+    "price_out": {"type": float, "metavar": "USD", "help": "price of a million answer tokens"},
+}  # fmt: skip
+_ESTIMATE_FLAGS: dict[str, dict[str, Any]] = {
+    "exact": {
+        "action": "store_true",
+        "help": "look at every request (default: a sample where there are over 2,000)",
+    },
+    "requests_per_second": {"type": float, "metavar": "N", "help": "throughput to expect"},
+    "json": {"action": "store_true", "help": "for machines; ranges are [low, high], unknown null"},
+}
+
+
+def _own_flags(options: Mapping[str, tuple[Any, tuple[str, ...]]]) -> dict[str, dict[str, Any]]:
+    """The flags for what backends, or sources, declare as their own options."""
     flags: dict[str, dict[str, Any]] = {}
-    for name, (option, owners) in backends.engine_options().items():
+    for name, (option, owners) in options.items():
         settings: dict[str, Any] = {"help": f"{', '.join(owners)}: {option.help}"}
         if option.type is bool:
             settings.update(action="store_const", const=True)
@@ -252,13 +346,22 @@ def _flags(group: Any, flags: Mapping[str, dict[str, Any]]) -> None:
 def _generate(args: argparse.Namespace) -> int:
     output_format, path = _output(args)
     release.check_output(path, output_format)
+    for info in (sources.get(name).info for name in args.sources):
+        if output_format == "llava-instruct" and info.modality != "image":
+            raise UsageError(
+                f"--output_format llava-instruct holds images, and {info.name} is about "
+                f"{info.modality}; use jsonl or dataset"
+            )
     _quiet()
     with tempfile.TemporaryDirectory() as scratch:
-        builders = [_builder(source, args, scratch) for source in dict.fromkeys(args.sources)]
-        terms = builders[0].terms()
-        _say(f"model {builders[0].plan().model}; licence of the text: {_verdict(builders)}")
+        builders = _builders(args, scratch)
+        verdict = _verdict([builder.config for builder in builders])
+        _say(f"model {builders[0].plan().model}; licence of the text: {verdict}")
+        budget = builders[0].budget
+        budget.ledger = Path(scratch) / "spent.json"
         report, parts = Report(), []
         for builder in builders:
+            builder.budget = budget
             _prepare(builder)
             report.add(builder.report)
             parts.append(builder.as_dataset())
@@ -266,7 +369,7 @@ def _generate(args: argparse.Namespace) -> int:
             split: datasets.concatenate_datasets([part[split] for part in parts if split in part])
             for split in dict.fromkeys(split for part in parts for split in part)
         }
-        release.write(splits, path, output_format, _origin(builders, args, terms), report)
+        release.write(splits, path, output_format, _origin(builders, args, verdict), report)
         for row in _first_rows(splits, args.show):
             sys.stdout.write(_sample(row))
     _say(f"{summary(report)}; written to {path}")
@@ -285,18 +388,47 @@ def _output(args: argparse.Namespace) -> tuple[release.OutputFormat, Path]:
     return chosen, Path(args.output_path or _DEFAULT_OUTPUT[chosen])
 
 
+def _builders(args: argparse.Namespace, scratch: str) -> list[InstructBuilder]:
+    """A builder for each source that was asked for."""
+    wanted = [sources.get(name).info.name for name in dict.fromkeys(args.sources)]
+    _check_source_options(args, wanted)
+    return [_builder(name, args, scratch) for name in wanted]
+
+
+def _check_source_options(args: argparse.Namespace, wanted: Sequence[str]) -> None:
+    """Raise UsageError for an option that none of the sources has."""
+    for option, (_, owners) in sources.options().items():
+        if getattr(args, option) is not None and not any(
+            option in sources.options_of(name) for name in wanted
+        ):
+            raise UsageError(
+                f"--{option} is an option of {', '.join(owners)}, got {', '.join(wanted)}; "
+                "leave it out"
+            )
+
+
 def _builder(source: str, args: argparse.Namespace, scratch: str) -> InstructBuilder:
     """The builder for a source with the prompt config that was asked for."""
-    name = sources.get(source).info.name
-    found = prompts.find(args.prompt_config)
-    prompt_name = prompts.load(args.prompt_config).name
-    script = loading.script_of(f"builders/{name.lower()}_{prompt_name}")
-    own = found.parent == resources.folder("prompt_configs")
-    if script is not None and own:
-        cls, code = loading.builder_class(script), loading.script_hash(script)
-    else:
-        cls, code = make(name, args.prompt_config, f"{name.lower()}_{prompt_name}"), None
-    return cls(config_name="default", hash=code, **_config(args, scratch))
+    given = {**_config(args, scratch), **_source_options(args, source)}
+    return _builder_class(source, args.prompt_config)(config_name="default", **given)
+
+
+def _source_options(args: argparse.Namespace, source: str) -> dict[str, Any]:
+    """What was asked of a source beyond its defaults."""
+    given = {option: getattr(args, option) for option in sources.options_of(source)}
+    return {option: value for option, value in given.items() if value is not None}
+
+
+def _builder_class(source: str, prompt_config: str | None) -> Callable[..., InstructBuilder]:
+    """What makes the builder for a source with a prompt config, or with the source's own."""
+    info = sources.get(source).info
+    asked = prompt_config or info.prompt_config
+    prompt_name = prompts.load(asked).name
+    own = prompts.find(asked).parent == resources.folder("prompt_configs")
+    script = loading.find(info.name, prompt_name) if own else None
+    if script is not None:
+        return partial(loading.builder_class(script), hash=loading.script_hash(script))
+    return make(info.name, asked, f"{info.name}_{prompt_name}".lower().replace("+", "_"))
 
 
 def _config(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
@@ -305,20 +437,38 @@ def _config(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
         "data_dir": args.dataset_storage_path,
         "backend": "fake" if args.dry_run else args.model_source,
         "model": None if args.dry_run else args.model,
-        "base_url": args.openai_base_url,
+        "base_url": _base_urls(args),
         "response_store": str(Path(scratch) / "dry.sqlite")
         if args.dry_run
         else args.response_store,
         **{
             name: getattr(args, name)
             for name in ("context_window", "types", "splits", "limit", "temperature", "top_p")
+            + ("model_id", "licenses", "commercial")
             + ("max_tokens", "seed", "max_concurrency", "timeout_s", "max_retries")
-            + (() if args.dry_run else tuple(backends.engine_options()))
+            + tuple(_BUDGET_FLAGS)
+            + (() if args.dry_run else ("batch_api", *backends.engine_options()))
         },
     }
     if args.dry_run:
         given["cache_dir"] = scratch
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _base_urls(args: argparse.Namespace) -> list[str] | None:
+    """The servers of the model source.
+
+    Raises:
+        UsageError: a flag for the servers of another one was given.
+    """
+    for owner, urls in (("openai", args.openai_base_url), ("tgi", args.tgi_url)):
+        if urls and args.model_source.lower() != owner:
+            flag = "--openai_base_url" if owner == "openai" else "--tgi_url"
+            raise UsageError(
+                f"{flag} is for --model_source {owner}, got --model_source {args.model_source}; "
+                f"change the one or leave out the other"
+            )
+    return args.openai_base_url or args.tgi_url  # type: ignore[no-any-return]
 
 
 def _prepare(builder: InstructBuilder) -> None:
@@ -344,21 +494,15 @@ def _prepare(builder: InstructBuilder) -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def _verdict(builders: Sequence[InstructBuilder]) -> str:
-    text = licenses.strictest(builder.plan().license for builder in builders)
-    terms = builders[0].terms()
-    reasons = {
-        "allowed": f"the annotations' own, as {terms.license} puts no duty on outputs",
-        "unknown": "what the model's terms say about its outputs is not known here",
-    }
-    reason = reasons.get(
-        terms.output_training,
-        f"the model's terms ({terms.license}) restrict what outputs may train",
-    )
-    return f"{text} ({reason})"
+def _verdict(configs: Sequence[InstructConfig]) -> licenses.Verdict:
+    """What the rows of several sources together may be used for."""
+    parts = [part for config in configs for part in config.verdict().parts]
+    return licenses.compose(configs[0].registry(), parts)
 
 
-def _origin(builders: Sequence[InstructBuilder], args: argparse.Namespace, terms: Any) -> Origin:
+def _origin(
+    builders: Sequence[InstructBuilder], args: argparse.Namespace, verdict: licenses.Verdict
+) -> Origin:
     plan = builders[0].plan()
     config = builders[0].config
     skipped: Counter[str] = Counter()
@@ -371,8 +515,7 @@ def _origin(builders: Sequence[InstructBuilder], args: argparse.Namespace, terms
         types=prompts.type_names(plan.config, config.type_names()),
         backend=plan.backend,
         model=plan.model,
-        license=licenses.strictest(builder.plan().license for builder in builders),
-        terms=terms,
+        verdict=verdict,
         settings={
             **builders[0].identity(),
             "model": plan.model,
@@ -403,7 +546,7 @@ def _first_rows(splits: Mapping[str, datasets.Dataset], count: int) -> Iterator[
 
 
 def _sample(row: Mapping[str, Any]) -> str:
-    head = f"\n--- {row['image']} ({row['type']})\n"
+    head = f"\n--- {row['media']} ({row['type']})\n"
     names = {"user": "Q", "assistant": "A"}
     return head + "".join(f"{names[m['role']]}: {m['content']}\n" for m in row["messages"])
 
@@ -413,6 +556,117 @@ def _quiet() -> None:
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity_error()
     logging.getLogger("httpx2").setLevel(logging.WARNING)
+    for name in ("mminstruct.backends", "mminstruct.batch", "mminstruct.builder"):
+        notes = logging.getLogger(name)
+        notes.handlers, notes.propagate = [_Notes(logging.INFO)], False
+        notes.setLevel(logging.INFO)
+
+
+class _Notes(logging.Handler):
+    """Says what is logged, in place of the progress line, which comes again below it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it."""
+        if sys.stderr.isatty():
+            sys.stderr.write("\r\x1b[K")
+        _say(record.getMessage())
+
+
+# --- license ----------------------------------------------------------------------------------
+
+
+def _add_license(commands: Any) -> None:
+    parser: _Parser = commands.add_parser(
+        "license",
+        help="what rows may be used for, and why, before any money is spent",
+        description="What the rows of sources and a model may be used for, and why. Nothing is "
+        "asked of any model. Without --model_source, the model is one of your own: a GGUF file, a "
+        "folder, or what the exact id on the Hub stands for.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=_license)
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help=", ".join(sources.names()))
+    names = ("model_source", "model", "openai_base_url", "tgi_url", "model_id", "licenses")
+    flags = {name: dict(_MODEL_FLAGS[name]) for name in names}
+    flags["model_source"]["default"] = None
+    flags["prompt_config"] = _CONTENT_FLAGS["prompt_config"]
+    flags["json"] = {"action": "store_true", "help": "the same for machines"}
+    _flags(parser, flags)
+    _flags(parser.add_argument_group("source"), _own_flags(sources.options()))
+
+
+def _license(args: argparse.Namespace) -> int:
+    given = {"licenses": args.licenses, "model_id": args.model_id}
+    wanted = [sources.get(name).info for name in dict.fromkeys(args.sources)]
+    _check_source_options(args, [info.name for info in wanted])
+    by_name = args.model is not None and args.model_source is None
+    if args.model_source is not None:
+        given.update(backend=args.model_source, model=args.model, base_url=_base_urls(args))
+    elif args.openai_base_url or args.tgi_url:
+        raise UsageError("a server's URL says nothing without --model_source; give both")
+    configs = [
+        InstructConfig(
+            source=info.name,
+            source_options=_source_options(args, info.name),
+            prompt_config=args.prompt_config or info.prompt_config,
+            **given,
+        )
+        for info in wanted
+    ]
+    registry = configs[0].registry()
+    if by_name:
+        parts = [part for config in configs for part in config.text_parts(registry)]
+        parts += licenses.named_model(registry, args.model, args.model_id)
+        verdict = licenses.compose(registry, parts)
+    else:
+        verdict = _verdict(configs)
+    others = licenses.alternatives(registry, verdict)
+    if args.json:
+        text = json.dumps({**verdict.as_json(), "alternatives": others}, indent=2) + "\n"
+    else:
+        text = licenses.explanation(verdict, others)
+    sys.stdout.write(text)
+    return DONE
+
+
+# --- estimate ---------------------------------------------------------------------------------
+
+
+def _estimate(args: argparse.Namespace) -> int:
+    _quiet()
+    with tempfile.TemporaryDirectory() as scratch:
+        builders = _builders(args, scratch)
+        verdict = _verdict([builder.config for builder in builders])
+        _say(f"model {builders[0].plan().model}; licence of the text: {verdict}")
+        found = estimate.estimate(
+            builders, exact=args.exact, requests_per_second=args.requests_per_second
+        )
+    text = json.dumps(found.as_json(), indent=2) + "\n" if args.json else estimate.table(found)
+    sys.stdout.write(text)
+    return DONE
+
+
+# --- show -------------------------------------------------------------------------------------
+
+
+def _show(args: argparse.Namespace) -> int:
+    _quiet()
+    (name,) = args.sources
+    _check_source_options(args, [sources.get(name).info.name])
+    given = {
+        "data_dir": args.dataset_storage_path,
+        "types": args.types,
+        "splits": args.splits,
+        **{option: getattr(args, option) for option in sources.options_of(name)},
+    }
+    builder = _builder_class(name, args.prompt_config)(
+        config_name="default",
+        backend="fake",
+        **{field: value for field, value in given.items() if value is not None},
+    )
+    found = preview.preview(builder, args.id)
+    sys.stdout.write(found.as_json() + "\n" if args.json else found.as_text())
+    return DONE
 
 
 # --- list -------------------------------------------------------------------------------------

@@ -4,8 +4,12 @@ It owns an event loop on a thread of its own, so that requests go on while the c
 files, and so that callers need no loop. What it promises:
 
 - a completion is in the store before anyone hears of it; what is in the store is never asked for;
-- at most ``backend.parallel`` requests are in flight, and a request that waits for its retry holds
-  up nobody; when a server says Retry-After, everybody waits, or the run ends if it is over an hour;
+- at most ``backend.parallel`` requests are in flight, to servers no more and no faster than they
+  are found to take (`mminstruct.limits`), and a request that waits for its retry holds up nobody;
+  when a server says Retry-After, everybody waits, or the run ends if it is over an hour;
+- of several servers each gets what it has room for, and what one that dies was asked goes to the
+  others at once; it is left out until it answers again;
+- no attempt is sent that could exceed the budget, whatever the answers in flight turn out to cost;
 - the same request is asked for once, however many rows need its answer at the same time;
 - one request that is refused costs itself and nothing else;
 - requests go one by one until the first answer. A wrong key, an unknown model or a server that is
@@ -19,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import math
 import random
 import threading
 import time
@@ -28,7 +33,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, TypeVar
 
-from mminstruct.backends import Backend
+from mminstruct.backends import Backend, Remote, most_tokens
 from mminstruct.errors import (
     BackendError,
     BackendUnusable,
@@ -39,8 +44,9 @@ from mminstruct.errors import (
     StoreError,
     TransientError,
 )
+from mminstruct.limits import Budget, Gate, Limiter, Quotas, Rates, Sent
 from mminstruct.prompts import Prompt
-from mminstruct.responses import ResponseStore, key_of
+from mminstruct.responses import ResponseStore, Scope, key_of
 from mminstruct.schema import Completion, Request, Sampling
 
 _T = TypeVar("_T")
@@ -50,6 +56,11 @@ _FAILED_IN_A_ROW = 100
 _CONNECTION_TRIES_AT_START = 3
 _DRAIN_STREAM_S = 5.0
 _LONGEST_WAIT_S = 3600.0
+_BUDGET_POLL_S = 0.05
+# A server may have written, and charge for, an answer that didn't arrive.
+_MAYBE_PAID = ("timeout", "dropped", "bad_body")
+# Not this request's fault, most likely.
+_SERVER_GONE = ("unreachable", "dropped", "timeout")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +106,8 @@ class Stats:
         prompt_tokens: of the answers paid for, as far as engines count them.
         completion_tokens: likewise.
         started_s: monotonic time of the first request.
+        waiting_for: what holds the whole run up, in parts of the progress line.
+        held_by: what holds requests back at present, such as ``paced 5.0/s``; empty if nothing.
     """
 
     total: int | None = None
@@ -108,6 +121,8 @@ class Stats:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     started_s: float | None = None
+    waiting_for: tuple[str, ...] = ()
+    held_by: str = ""
 
     @property
     def done(self) -> int:
@@ -123,11 +138,13 @@ class Job:
         prompts: gives an iterator over ever shorter prompts, the whole one first.
         sampling: how to draw the answer.
         min_answer_tokens: room that a prompt has to leave in the window.
+        scope: what the answer's length is counted under; None is nowhere.
     """
 
     prompts: Callable[[], Iterator[Prompt]]
     sampling: Sampling
     min_answer_tokens: int
+    scope: Scope | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,14 +164,17 @@ class Failed:
         message: the last error in words.
         rejected: a defined outcome that a rerun would repeat (the prompt fits no window), not a
             failure.
+        room: for a prompt that is too long, as in `ContextTooLong`.
     """
 
     cause: str
     message: str
     rejected: bool = False
+    room: int | None = None
 
 
 Outcome = Answered | Failed
+_NOT_SENT = Failed("not_sent", "the store lost the answer while the run went on")
 
 
 class Client:
@@ -165,6 +185,9 @@ class Client:
         store: not yet opened; likewise.
         policy: retries.
         stats: where to count.
+        rates: what may be sent a minute; None leaves it to what the server says and does.
+        budget: what the run may cost; None is no bound.
+        failures: if given, nothing is sent: what the store lacks fails as it says here, by key.
     """
 
     def __init__(
@@ -174,18 +197,27 @@ class Client:
         *,
         policy: RetryPolicy | None = None,
         stats: Stats | None = None,
+        rates: Rates | None = None,
+        budget: Budget | None = None,
+        failures: Mapping[bytes, Failed] | None = None,
     ) -> None:
         self.backend = backend
         self.store = store
         self.stats = stats or Stats()
         self._policy = policy or RetryPolicy()
+        self._failures = failures
         self._identity = backend.identity()
         self._rng = random.Random()  # noqa: S311
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="llm-client", daemon=True
         )
-        self._slots = asyncio.Semaphore(backend.parallel)
+        self._budget = budget if budget is not None and budget.bounded else None
+        self._paying = asyncio.Lock()
+        self._rates = rates
+        self._servers: tuple[Backend, ...] = ()
+        self._remotes: tuple[Remote, ...] = ()
+        self._gate: Gate
         self._start = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._end: asyncio.Future[None] = self._loop.create_future()
@@ -193,7 +225,6 @@ class Client:
         self._failed_at_start = 0
         self._failed_in_a_row = 0
         self._answers = 0
-        self._resume_at_s = 0.0
         self._stopped: MMInstructError | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._asking: dict[bytes, asyncio.Future[Completion]] = {}
@@ -202,12 +233,32 @@ class Client:
         self._thread.start()
         try:
             self.store.__enter__()
-            self._run(self.backend.__aenter__())
+            self._run(self._open())
         except BaseException:
             self.store.__exit__(None, None, None)
             self._stop_loop()
             raise
         return self
+
+    async def _open(self) -> None:
+        if isinstance(self.backend, Remote):
+            self._remotes = self.backend.replicas
+        servers = self._remotes or (self.backend,)
+        try:
+            for server in servers:
+                await server.__aenter__()
+                self._servers += (server,)
+        except BaseException:
+            await self._close_servers()
+            raise
+        most = self.backend.parallel
+        adaptive, spare = bool(self._remotes), len(servers) > 1
+        limiters = [Limiter(most, adaptive=adaptive, spare=spare) for _ in servers]
+        self._gate = Gate(limiters, most, self._rates)
+
+    async def _close_servers(self) -> None:
+        for server in self._servers:
+            await server.__aexit__(None, None, None)
 
     def __exit__(
         self,
@@ -239,6 +290,14 @@ class Client:
             StoreError: likewise.
         """
         return asyncio.run_coroutine_threadsafe(self._shielded(jobs), self._loop)
+
+    def has_answers(self, jobs: Sequence[Job]) -> bool:
+        """Whether none of these jobs would be sent as things stand.
+
+        Raises:
+            StoreError: the store can't be read.
+        """
+        return self._run(self._has_answers(jobs))
 
     async def complete(self, jobs: Sequence[Job]) -> list[Outcome]:
         """`submit` for callers that have an event loop of their own."""
@@ -272,7 +331,7 @@ class Client:
     async def _complete_many(self, jobs: Sequence[Job]) -> list[Outcome]:
         if self.stats.started_s is None:
             self.stats.started_s = time.monotonic()
-        attempts = [_Attempt(job, self.backend, self._identity) for job in jobs]
+        attempts = [Attempt(job, self.backend, self._identity) for job in jobs]
         found = self._look_up([a.key for a in attempts if a.key is not None])
         outcomes = [self._stored(attempt, found) for attempt in attempts]
         waiting = [i for i, outcome in enumerate(outcomes) if outcome is None]
@@ -282,7 +341,11 @@ class Client:
             outcomes[i] = outcome
         return [outcome for outcome in outcomes if outcome is not None]
 
-    def _stored(self, attempt: _Attempt, found: Mapping[bytes, Completion]) -> Outcome | None:
+    async def _has_answers(self, jobs: Sequence[Job]) -> bool:
+        keys = {Attempt(job, self.backend, self._identity).key for job in jobs} - {None}
+        return len(self._look_up([key for key in keys if key is not None])) == len(keys)
+
+    def _stored(self, attempt: Attempt, found: Mapping[bytes, Completion]) -> Outcome | None:
         completion = found.get(attempt.key) if attempt.key is not None else None
         if completion is None or attempt.prompt is None:
             return None
@@ -296,12 +359,12 @@ class Client:
             self._stop(error)
             raise
 
-    async def _outcome(self, attempt: _Attempt) -> Outcome:
+    async def _outcome(self, attempt: Attempt) -> Outcome:
         while attempt.prompt and attempt.request and attempt.key:
             try:
-                completion = await self._answer(attempt.key, attempt.request)
-            except ContextTooLong:
-                attempt.shorten()
+                completion = await self._answer(attempt.key, attempt.request, attempt.scope)
+            except ContextTooLong as error:
+                attempt.shorten(error.room)
                 if attempt.key is not None:
                     stored = self._stored(attempt, self._look_up([attempt.key]))
                     if stored is not None:
@@ -315,8 +378,13 @@ class Client:
         self.stats.rejected["too_long"] += 1
         return Failed("too_long", attempt.why_too_long, rejected=True)
 
-    async def _answer(self, key: bytes, request: Request) -> Completion:
+    async def _answer(self, key: bytes, request: Request, scope: Scope | None) -> Completion:
         """One answer, stored; whoever needs the same one meanwhile waits for it, too."""
+        if self._failures is not None:
+            failure = self._failures.get(key, _NOT_SENT)
+            if failure.rejected:
+                raise ContextTooLong(failure.message, room=failure.room)
+            raise TransientError(failure.message, cause=failure.cause)
         under_way = self._asking.get(key)
         if under_way is not None:
             completion = await asyncio.shield(under_way)
@@ -325,7 +393,7 @@ class Client:
         mine = self._asking[key] = self._loop.create_future()
         try:
             completion = await self._ask(request)
-            await self.store.put(key, completion)
+            await self.store.put(key, completion, scope)
             mine.set_result(completion)
         except MMInstructError as error:
             if isinstance(error, StoreError):
@@ -374,53 +442,140 @@ class Client:
         return known or (not self.stats.stored and self._failed_at_start >= _FAILED_AT_START)
 
     async def _with_retries(self, request: Request) -> Completion:
-        retry = 0
-        answers_before: list[int] = []
+        attempts = _Tries(self._answers)
         while True:
             try:
-                completion = await self._once(request, answers_before)
+                completion = await self._once(request, attempts)
             except BackendUnusable as error:
                 raise self._stop(error) from error
             except ContextTooLong:
                 raise
             except RequestRefused as error:
-                self._count_failure(error, answers_before[0])
+                self._count_failure(error, attempts.answers_before)
                 raise
             except TransientError as error:
-                at_start = not self._started and error.cause == "unreachable"
-                limit = _CONNECTION_TRIES_AT_START - 1 if at_start else self._policy.max_retries
-                if retry >= min(limit, self._policy.max_retries):
-                    self._count_failure(error, answers_before[0])
-                    raise
-                if (error.retry_after_s or 0.0) > _LONGEST_WAIT_S:
-                    hours = f"{(error.retry_after_s or 0.0) / 3600:.1f} hours"
-                    words = f"{error}; the server asks for a pause of {hours}"
-                    raise self._stop(RunStopped(words)) from error
-                wait_s = self._policy.wait_s(retry, error.retry_after_s, self._rng)
-                if error.retry_after_s is not None:
-                    until = time.monotonic() + error.retry_after_s
-                    self._resume_at_s = max(self._resume_at_s, until)
+                wait_s = self._wait_s(error, attempts)
             else:
                 self._answers += 1
                 self._failed_in_a_row = 0
                 return completion
-            retry += 1
             self.stats.retries += 1
-            await self._pause(wait_s)
+            if wait_s > 0:
+                await self._pause(wait_s)
 
-    async def _once(self, request: Request, answers_before: list[int]) -> Completion:
-        async with self._slots:
-            while (pause_s := self._resume_at_s - time.monotonic()) > 0:
-                await self._pause(pause_s + self._rng.uniform(0.0, 0.1))
-            if self._stopped is not None:
-                raise RunStopped(str(self._stopped)) from self._stopped
-            answers_before.append(self._answers)
-            self.stats.sent += 1
-            self.stats.in_flight += 1
+    def _wait_s(self, error: TransientError, attempts: _Tries) -> float:
+        """Seconds before the next attempt; raises what a request that is given up ends with."""
+        if error.cause in _SERVER_GONE and self._gate.others(attempts.gone):
+            return 0.0  # another server has not been asked yet
+        at_start = not self._started and error.cause == "unreachable"
+        limit = _CONNECTION_TRIES_AT_START - 1 if at_start else self._policy.max_retries
+        if attempts.retries >= min(limit, self._policy.max_retries):
+            self._count_failure(error, attempts.answers_before)
+            raise error
+        if (error.retry_after_s or 0.0) > _LONGEST_WAIT_S:
+            hours = f"{(error.retry_after_s or 0.0) / 3600:.1f} hours"
+            words = f"{error}; the server asks for a pause of {hours}"
+            raise self._stop(RunStopped(words)) from error
+        attempts.gone.clear()
+        attempts.retries += 1
+        return self._policy.wait_s(attempts.retries - 1, error.retry_after_s, self._rng)
+
+    async def _once(self, request: Request, attempts: _Tries) -> Completion:
+        most_usd = await self._reserve(request)
+        paid_usd: float | None = None
+        try:
+            sent = await self._gate.enter(
+                tokens=self._tokens(request) if self._gate.counts_tokens else 0.0,
+                avoid=attempts.gone,
+                first=attempts.sent > 0,
+            )
             try:
-                return await self.backend.complete(request)
-            finally:
-                self.stats.in_flight -= 1
+                completion = await self._send(request, sent, attempts)
+                paid_usd = self._price(completion, most_usd)
+            except TransientError as error:
+                if error.cause in _MAYBE_PAID:
+                    paid_usd = most_usd
+                raise
+            except asyncio.CancelledError:
+                paid_usd = most_usd
+                raise
+            return completion
+        finally:
+            if self._budget is not None:
+                self._budget.settle(most_usd, paid_usd)
+
+    async def _send(self, request: Request, sent: Sent, attempts: _Tries) -> Completion:
+        """The answer of the server that the gate chose, which hears of whatever comes of it."""
+        if attempts.sent == 0:
+            attempts.answers_before = self._answers
+        attempts.sent += 1
+        self.stats.sent += 1
+        self.stats.in_flight += 1
+        server = self._servers[sent.server]
+        before = self._told(sent.server)
+        cause = "not_sent"
+        try:
+            completion = await server.complete(request)
+        except TransientError as error:
+            cause = error.cause
+            if cause in _SERVER_GONE:
+                attempts.gone.add(sent.server)
+            if cause == "http_429" or error.retry_after_s is not None:
+                cause = ""
+                told = self._told(sent.server)
+                self._gate.refused(sent, error.retry_after_s, None if told is before else told)
+            raise
+        except RequestRefused:
+            cause = ""
+            self._gate.answered(sent, used=0.0)
+            raise
+        else:
+            cause = ""
+            used, told = _used(completion), self._told(sent.server)
+            self._gate.answered(sent, used=used, quotas=None if told is before else told)
+            return completion
+        finally:
+            self.stats.in_flight -= 1
+            if cause:
+                self._gate.failed(sent, cause)
+            self.stats.held_by = self._gate.words()
+
+    def _told(self, server: int) -> Quotas | None:
+        return self._remotes[server].rate_limits if self._remotes else None
+
+    def _tokens(self, request: Request) -> float:
+        """Tokens that prompt and answer take together at most, nearly."""
+        return self.backend.count_tokens(request.messages) + request.sampling.max_tokens
+
+    async def _reserve(self, request: Request) -> float:
+        """What the next attempt costs at most, in USD, once the budget has room for it."""
+        budget = self._budget
+        if budget is None:
+            return 0.0
+        most_usd = 0.0
+        if budget.max_cost_usd is not None:
+            tokens = self.backend.count_tokens(request.messages)
+            off = self.backend.token_error
+            if off is None:
+                tokens = most_tokens(self.backend, request.messages)
+            elif off:
+                tokens = math.ceil(tokens * (1 + off))
+            most_usd = budget.cost_usd(tokens, request.sampling.max_tokens)
+        async with self._paying:
+            while not budget.admit(most_usd):
+                if self._stopped is not None:
+                    raise RunStopped(str(self._stopped)) from self._stopped
+                if not budget.spent.in_flight:
+                    raise self._stop(RunStopped(budget.reached()))
+                await self._pause(_BUDGET_POLL_S)
+        return most_usd
+
+    def _price(self, completion: Completion, most_usd: float) -> float:
+        """What an answer costs, or at most where the engine doesn't count its tokens."""
+        prompt, answer = completion.prompt_tokens, completion.completion_tokens
+        if self._budget is None or prompt is None or answer is None:
+            return most_usd
+        return self._budget.cost_usd(prompt, answer)
 
     async def _pause(self, seconds: float) -> None:
         """Sleep, unless the run is stopped meanwhile."""
@@ -452,6 +607,7 @@ class Client:
             self._stopped = error
             self._stopping.set()
             self._end.set_result(None)
+            self._gate.close(RunStopped(str(error)))
         return RunStopped(str(self._stopped))
 
     async def _close(self, drain_s: float) -> None:
@@ -465,7 +621,7 @@ class Client:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        await self.backend.__aexit__(None, None, None)
+        await self._close_servers()
 
     def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -481,7 +637,29 @@ class Client:
         self._loop.close()
 
 
-class _Attempt:
+@dataclass(slots=True)
+class _Tries:
+    """The attempts at a request.
+
+    Attributes:
+        answers_before: answers that had come when it was first sent.
+        sent: attempts.
+        retries: attempts after a failure that may be the request's own.
+        gone: servers that didn't answer it, since the last of those.
+    """
+
+    answers_before: int
+    sent: int = 0
+    retries: int = 0
+    gone: set[int] = field(default_factory=set)
+
+
+def _used(completion: Completion) -> float | None:
+    prompt, answer = completion.prompt_tokens, completion.completion_tokens
+    return None if prompt is None or answer is None else float(prompt + answer)
+
+
+class Attempt:
     """A job at its present length: the longest prompt that fits and hasn't been refused.
 
     Prompt, request and key are None once no length is left.
@@ -495,6 +673,7 @@ class _Attempt:
         "key",
         "prompt",
         "request",
+        "scope",
         "why_too_long",
     )
 
@@ -503,32 +682,51 @@ class _Attempt:
         self._backend = backend
         self._identity = identity
         self._prompts = job.prompts()
+        self.scope = job.scope
+        self.prompt: Prompt | None = None
+        self.request: Request | None = None
+        self.key: bytes | None = None
         self.why_too_long = "the server finds even the shortest prompt too long"
         self.shorten()
 
-    def shorten(self) -> None:
-        """Go on to the next prompt that fits."""
+    def shorten(self, room: int | None = None) -> None:
+        """Go on to the next prompt that fits, or stay with this one if its room is enough.
+
+        Args:
+            room: tokens for an answer to this prompt, as the server that refused it says.
+        """
+        if room is not None and self.prompt and self.request:
+            sampling = self.request.sampling
+            if self._wanted <= room < sampling.max_tokens:
+                self._take(self.prompt, replace(sampling, max_tokens=room))
+                return
         self.prompt, self.request, self.key = None, None, None
         for prompt in self._prompts:
-            sampling = self._sampling_in_window(prompt)
-            if sampling is not None:
-                self.prompt = prompt
-                self.request = Request(prompt.messages, sampling)
-                self.key = key_of(self._identity, self.request)
+            fitting = self._sampling_in_window(prompt)
+            if fitting is not None:
+                self._take(prompt, fitting)
                 return
+
+    def _take(self, prompt: Prompt, sampling: Sampling) -> None:
+        self.prompt = prompt
+        self.request = Request(prompt.messages, sampling)
+        self.key = key_of(self._identity, self.request)
+
+    @property
+    def _wanted(self) -> int:
+        return min(self._job.min_answer_tokens, self._job.sampling.max_tokens)
 
     def _sampling_in_window(self, prompt: Prompt) -> Sampling | None:
         """The sampling with max_tokens bounded by the window, or None if the prompt is too long."""
         window, sampling = self._backend.context_window, self._job.sampling
         if window is None:
             return sampling
-        tokens = self._backend.count_tokens(prompt.messages)
-        wanted = min(self._job.min_answer_tokens, sampling.max_tokens)
+        tokens = most_tokens(self._backend, prompt.messages)
         room = window - tokens
-        if room < wanted:
+        if room < self._wanted:
             self.why_too_long = (
                 f"the shortest prompt has {tokens} tokens, which leaves {max(room, 0)} of the "
-                f"window's {window} for an answer that needs {wanted}"
+                f"window's {window} for an answer that needs {self._wanted}"
             )
             return None
         return sampling if room >= sampling.max_tokens else replace(sampling, max_tokens=room)

@@ -2,7 +2,7 @@
 
 MMInstructError            anything this package raises on purpose
 ├── UsageError             an argument, a name or a combination that makes no sense
-├── ConfigError            a prompt config that breaks its schema
+├── ConfigError            a prompt config or licence file that breaks its schema
 ├── SourceError            annotation files that are missing, damaged or contradict themselves
 │   └── DownloadError      a file that could not be fetched, or arrived with other bytes
 ├── BackendError           an LLM that could not be reached or did not answer
@@ -29,7 +29,7 @@ class UsageError(MMInstructError):
 
 
 class ConfigError(MMInstructError):
-    """A prompt config that breaks its schema."""
+    """A prompt config or licence file that breaks its schema."""
 
 
 class SourceError(MMInstructError):
@@ -58,7 +58,15 @@ class RequestRefused(BackendError):
 
 
 class ContextTooLong(RequestRefused):
-    """The prompt and its answer do not fit the model's context window."""
+    """The prompt and its answer do not fit the model's context window.
+
+    Attributes:
+        room: tokens that the window leaves for an answer to this prompt, or None if unknown.
+    """
+
+    def __init__(self, message: str, *, room: int | None = None) -> None:
+        super().__init__(message)
+        self.room = room
 
 
 class TransientError(BackendError):

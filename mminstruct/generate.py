@@ -10,17 +10,20 @@ rows depend on, never from pickled functions.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
 import datasets
+import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Features, Value
@@ -28,20 +31,23 @@ from filelock import FileLock
 
 from mminstruct import prompts
 from mminstruct.client import Answered, Client, Job, Outcome
-from mminstruct.parse import Rejected, parse
+from mminstruct.parse import Parsed, Rejected, parse
 from mminstruct.prompts import PromptConfig
+from mminstruct.responses import Scope
 from mminstruct.schema import Context, Sampling, decode_context, digest, encode_context
 from mminstruct.sources import Files, ReadReport, Source, SourceInfo
 
 _MAX_BATCH = 32
+_STORED_BATCH = 1000
+_SAMPLE = 64
 _MIN_WINDOW = 8
 
 
 class _RowFeatures(Features):
-    """Features that take a row of one-element Arrow arrays as it is.
+    """Features that take Arrow arrays in the place of values as they are.
 
     `ArrowWriter` concatenates such arrays, while encoding and casting Python values again would
-    cost two thirds of a rerun from the store.
+    cost as much as all the rest of a rerun from the store.
     """
 
     def encode_example(self, example: dict[str, Any]) -> dict[str, Any]:
@@ -56,17 +62,31 @@ FEATURES = _RowFeatures(
         "id": Value("string"),
         "source": Value("string"),
         "image_id": Value("string"),
+        "modality": Value("string"),
+        # The file's name in its release; of an image in ``image`` too, as trainers want it.
+        "media": Value("string"),
         "image": Value("string"),
         "image_url": Value("string"),
         "width": Value("int32"),
         "height": Value("int32"),
         "image_license": Value("string"),
+        # What naming the image's author takes, as far as its release tells.
+        "image_credit": {
+            "author": Value("string"),
+            "author_url": Value("string"),
+            "title": Value("string"),
+            "landing_url": Value("string"),
+            "license_url": Value("string"),
+        },
         "type": Value("string"),
         "messages": [{"role": Value("string"), "content": Value("string")}],
         "license": Value("string"),
+        # Text and image together, to train any model; None is not known.
+        "commercial_use": Value("bool"),
         "provenance": {
             "backend": Value("string"),
             "model": Value("string"),
+            "endpoint": Value("string"),
             "prompt_config": Value("string"),
             "prompt_version": Value("string"),
             "prompt_hash": Value("string"),
@@ -98,6 +118,9 @@ _RESULT = Features(
 )
 _COUNTED = ["id", "type", "reason", "detail", "rejected", "truncated"]
 _RESULT_SCHEMA = _RESULT.arrow_schema
+_MESSAGE = list(_RESULT_SCHEMA.field("messages").type.value_type)
+_PROVENANCE = list(_RESULT_SCHEMA.field("provenance").type)
+_CREDIT = list(_RESULT_SCHEMA.field("image_credit").type)
 _CONTEXT_SCHEMA = pa.schema([("id", pa.string()), ("context", pa.string())])
 _CONTEXTS_PER_BATCH = 1000
 
@@ -113,6 +136,9 @@ class Plan:
         backend: name of the backend, for rows.
         model: name of the model, for rows.
         license: of the text, for rows.
+        commercial: whether the text may be used commercially; None is unknown.
+        image_use: image licence in lower case -> whether the image may be used commercially.
+        endpoint: URL of the API that answers, for rows; None in this process.
     """
 
     source: SourceInfo
@@ -121,6 +147,9 @@ class Plan:
     backend: str
     model: str
     license: str
+    commercial: bool | None = None
+    image_use: Mapping[str, bool | None] = field(default_factory=dict)
+    endpoint: str | None = None
 
     def digest(self) -> str:
         """Changes whenever the same completions would give other rows."""
@@ -133,6 +162,9 @@ class Plan:
                 self.backend,
                 self.model,
                 self.license,
+                self.commercial,
+                self.image_use,
+                self.endpoint,
             ]
         )
 
@@ -173,6 +205,12 @@ class Report:
                 "detail": result["detail"],
             }
         )
+
+    def count_rows(self, results: pa.Table) -> None:
+        """Count results that are all rows."""
+        for kind in pc.value_counts(results.column("type")).to_pylist():
+            self.rows[kind["values"]] += kind["counts"]
+        self.truncated += pc.sum(results.column("truncated"), min_count=0).as_py()
 
     @property
     def failures(self) -> Counter[str]:
@@ -265,6 +303,36 @@ def _write_contexts(contexts: Iterator[Context], path: Path) -> None:
         writer.write_batch(pa.record_batch([ids, texts], schema=_CONTEXT_SCHEMA))
 
 
+class _MediaLicense(msgspec.Struct):
+    license: str | None = None
+
+
+class _Licensed(msgspec.Struct):
+    media: _MediaLicense
+
+
+def usable_contexts(
+    contexts: datasets.Dataset, image_use: Mapping[str, bool | None]
+) -> tuple[datasets.Dataset, Counter[str | None]]:
+    """The contexts whose images may be used commercially, and the licences of the others, counted.
+
+    Args:
+        contexts: as `contexts_dataset` gives them.
+        image_use: as in `Plan`.
+    """
+    decode = msgspec.json.Decoder(_Licensed).decode
+    kept: list[int] = []
+    left_out: Counter[str | None] = Counter()
+    texts = contexts.with_format("arrow").iter(_CONTEXTS_PER_BATCH)
+    for index, text in enumerate(text for part in texts for text in part["context"].to_pylist()):
+        license = decode(text).media.license
+        if image_use.get((license or "").lower()):
+            kept.append(index)
+        else:
+            left_out[license] += 1
+    return contexts.select(kept), left_out
+
+
 def requests_dataset(
     contexts: datasets.Dataset, types: tuple[str, ...], key: str
 ) -> datasets.Dataset:
@@ -284,18 +352,22 @@ def requests_dataset(
     return datasets.concatenate_datasets(parts)
 
 
-def batch_size(parallel: int) -> int:
+def batch_size(requests: datasets.Dataset, plan: Plan, client: Client) -> int:
     """Requests that one call of the mapped function handles.
 
     Each costs a hop between threads, a table and some bookkeeping, so a batch holds several; but
-    not so many that one slow answer keeps many finished ones waiting.
+    not so many that one slow answer keeps many finished ones waiting. Where the store seems to
+    hold all answers there is nothing to wait for.
     """
-    return max(1, min(_MAX_BATCH, parallel // 8))
+    sample = {len(requests) * part // _SAMPLE for part in range(_SAMPLE)} if len(requests) else ()
+    if client.has_answers(list(jobs(requests.select(sorted(sample)), plan))):
+        return _STORED_BATCH
+    return max(1, min(_MAX_BATCH, client.backend.parallel // 8))
 
 
-def window(parallel: int) -> int:
+def window(parallel: int, size: int) -> int:
     """Batches under way at once: enough to keep the backend busy behind a few slow answers."""
-    return max(_MIN_WINDOW, math.ceil(8 * parallel / batch_size(parallel)))
+    return max(_MIN_WINDOW, math.ceil(8 * parallel / size))
 
 
 def map_requests(
@@ -306,16 +378,15 @@ def map_requests(
     A result is a row, or the reason why there is none (column ``reason``).
     """
     cache_file.parent.mkdir(parents=True, exist_ok=True)
-    size = batch_size(client.backend.parallel)
-    under_way = asyncio.Semaphore(window(client.backend.parallel))
+    size = batch_size(requests, plan, client)
+    under_way = asyncio.Semaphore(window(client.backend.parallel, size))
     loops: set[asyncio.AbstractEventLoop] = set()
 
     async def complete(batch: pa.Table) -> pa.Table:
         loops.add(asyncio.get_running_loop())
         async with under_way:
             asked = _asked(batch, plan)
-            outcomes = await client.complete([job for *_, job in asked])
-            return _results(asked, outcomes, plan, client)
+            return _results(asked, await client.complete(asked.jobs), plan, client)
 
     # At its own bound `map` spins: it waits for the first of all its tasks, done ones included. So
     # the bound is ours, and a task that waits for it holds a slice of a memory-mapped table.
@@ -331,9 +402,13 @@ def map_requests(
         cache_file_name=str(cache_file),
         new_fingerprint=fingerprint,
     )
+    # What is there now will stay. Looking through it for garbage, again and again while requests
+    # come and go, would take a fifth of a rerun from the store.
+    gc.freeze()
     try:
         mapped = _in_a_thread(map_all, client)
     finally:
+        gc.unfreeze()
         datasets.config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL = usual
         for loop in loops:
             _close(loop)  # `map` makes one and leaves it open
@@ -369,12 +444,12 @@ def stream_requests(
     requests: datasets.Dataset, plan: Plan, client: Client
 ) -> Iterator[dict[str, Any]]:
     """The results of all requests, in their order, each as soon as those before it are there."""
-    size = batch_size(client.backend.parallel)
-    ahead = window(client.backend.parallel)
-    under_way: deque[tuple[list[_Asked], Future[list[Outcome]]]] = deque()
+    size = batch_size(requests, plan, client)
+    ahead = window(client.backend.parallel, size)
+    under_way: deque[tuple[_Asked, Future[list[Outcome]]]] = deque()
     for batch in requests.with_format("arrow").iter(size):
         asked = _asked(batch, plan)
-        under_way.append((asked, client.submit([job for *_, job in asked])))
+        under_way.append((asked, client.submit(asked.jobs)))
         while under_way and (len(under_way) >= ahead or under_way[0][1].done()):
             yield from _finished(under_way.popleft(), plan, client)
     while under_way:
@@ -386,21 +461,23 @@ def rows_from(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(id, row) of all results that are rows; the others are counted in the report.
 
-    A row's values are Arrow arrays of one element if ``features`` are ours, else plain Python.
+    If ``features`` are ours, a row's values are Arrow arrays, and the first row of many holds the
+    elements of all: the others are empty. That is what `ArrowWriter` concatenates fastest.
     """
-    arrow = isinstance(features, _RowFeatures)
     for batch in results.with_format("arrow").iter(1000):
-        columns = [batch.column(name).combine_chunks() for name in FEATURES]
-        rows = None if arrow else batch.select(list(FEATURES)).to_pylist()
-        for index, result in enumerate(batch.select(_COUNTED).to_pylist()):
+        is_row = pc.is_null(batch.column("reason"))
+        for result in batch.filter(pc.invert(is_row)).select(_COUNTED).to_pylist():
             report.count(result)
-            if result["reason"] is not None:
-                continue
-            if rows is None:
-                row = {n: c.slice(index, 1) for n, c in zip(FEATURES, columns, strict=True)}
-            else:
-                row = rows[index]
-            yield result["id"], row
+        rows = batch.filter(is_row)
+        report.count_rows(rows)
+        ids = rows.column("id").to_pylist()
+        rows = rows.select(list(FEATURES))
+        if not isinstance(features, _RowFeatures):
+            yield from zip(ids, rows.to_pylist(), strict=True)
+            continue
+        whole = {name: rows.column(name).combine_chunks() for name in FEATURES}
+        empty = {name: column.slice(0, 0) for name, column in whole.items()}
+        yield from zip(ids, chain([whole], repeat(empty)), strict=False)
 
 
 def has_failures(results: datasets.Dataset) -> bool:
@@ -414,30 +491,35 @@ def row_from(result: dict[str, Any]) -> dict[str, Any]:
     return {name: result[name] for name in FEATURES}
 
 
-_Asked = tuple[Context, str, str | None, Job]
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Requests of a batch, by column.
+
+    Attributes:
+        ids: of the rows that they lead to.
+        types: instruction types.
+        contexts: what they are about.
+        jobs: for the client.
+    """
+
+    ids: list[str]
+    types: list[str]
+    contexts: list[Context]
+    jobs: list[Job]
 
 
 def jobs(requests: datasets.Dataset, plan: Plan) -> Iterator[Job]:
     """All requests as they would be asked, in their order."""
     for batch in requests.with_format("arrow").iter(1000):
-        yield from (job for *_, job in _asked(batch, plan))
+        yield from _asked(batch, plan).jobs
 
 
-def _asked(batch: pa.Table, plan: Plan) -> list[_Asked]:
-    """(context, type, question of a ``text`` answer, job) of each request of a batch."""
-    asked = []
-    for text, name in zip(
-        batch.column("context").to_pylist(), batch.column("type").to_pylist(), strict=True
-    ):
-        context = decode_context(text)
-        sample = sample_id(plan.source, context, name)
-        kind = plan.config.types[name]
-        question = None
-        if kind.answer_form == "text":
-            seed = plan.sampling.seed or 0
-            question = prompts.question_for(plan.config, name, sample_id=sample, seed=seed)
-        asked.append((context, name, question, _job(plan, context, name, sample)))
-    return asked
+def _asked(batch: pa.Table, plan: Plan) -> _Asked:
+    types = batch.column("type").to_pylist()
+    contexts = [decode_context(text) for text in batch.column("context").to_pylist()]
+    ids = [sample_id(plan.source, c, t) for c, t in zip(contexts, types, strict=True)]
+    asked = zip(contexts, types, ids, strict=True)
+    return _Asked(ids, types, contexts, [_job(plan, *request) for request in asked])
 
 
 def _job(plan: Plan, context: Context, name: str, sample: str) -> Job:
@@ -448,6 +530,7 @@ def _job(plan: Plan, context: Context, name: str, sample: str) -> Job:
         prompts=lambda: prompts.reductions(context, plan.config, name),
         sampling=sampling,
         min_answer_tokens=plan.config.min_answer_tokens,
+        scope=Scope(plan.config.hash, name, plan.model, sampling.max_tokens),
     )
 
 
@@ -457,75 +540,117 @@ def sample_id(source: SourceInfo, context: Context, type_name: str) -> str:
 
 
 def _finished(
-    entry: tuple[list[_Asked], Future[list[Outcome]]], plan: Plan, client: Client
+    entry: tuple[_Asked, Future[list[Outcome]]], plan: Plan, client: Client
 ) -> Iterator[dict[str, Any]]:
     asked, outcomes = entry
     yield from _results(asked, outcomes.result(), plan, client).to_pylist()
 
 
-def _results(asked: list[_Asked], outcomes: list[Outcome], plan: Plan, client: Client) -> pa.Table:
-    results = []
-    for (context, name, question, job), outcome in zip(asked, outcomes, strict=True):
-        result = _result(plan, context, name, question, job, outcome)
-        # too_long was counted by the client, before any answer.
-        if result["rejected"] and isinstance(outcome, Answered):
-            client.stats.rejected[result["reason"]] += 1
-        results.append(result)
-    return pa.Table.from_pylist(results, schema=_RESULT_SCHEMA)
+_Read = tuple[Answered, Parsed]
 
 
-def _result(
-    plan: Plan, context: Context, name: str, question: str | None, job: Job, outcome: Outcome
-) -> dict[str, Any]:
-    media = context.media
-    row: dict[str, Any] = {
-        "id": sample_id(plan.source, context, name),
-        "source": plan.source.name,
-        "image_id": context.id,
-        "image": media.file_name,
-        "image_url": media.url,
-        "width": media.width,
-        "height": media.height,
-        "image_license": media.license,
-        "type": name,
-        "license": plan.license,
-        "messages": None,
-        "provenance": None,
-        "reason": None,
-        "detail": None,
-        "rejected": None,
-        "truncated": False,
+def _results(asked: _Asked, outcomes: list[Outcome], plan: Plan, client: Client) -> pa.Table:
+    """The results of a batch, put together by column: by row it takes four times as long."""
+    read: list[_Read | None] = []
+    reasons: list[tuple[str, str, bool] | tuple[None, None, None]] = []
+    for sample, name, outcome in zip(asked.ids, asked.types, outcomes, strict=True):
+        if not isinstance(outcome, Answered):
+            read.append(None)
+            reasons.append((outcome.cause, outcome.message, outcome.rejected))
+            continue
+        parsed = _parsed(plan, sample, name, outcome)
+        if isinstance(parsed, Rejected):
+            # too_long was counted by the client, before any answer.
+            client.stats.rejected[parsed.reason] += 1
+            read.append(None)
+            reasons.append((parsed.reason, parsed.detail, True))
+        else:
+            read.append((outcome, parsed))
+            reasons.append((None, None, None))
+    media = [context.media for context in asked.contexts]
+    commercial = {name: _commercial_use(plan, name) for name in {m.license for m in media}}
+    reason, detail, rejected = zip(*reasons, strict=True)
+    columns: dict[str, Any] = {
+        "id": asked.ids,
+        "source": [plan.source.name] * len(read),
+        "image_id": [context.id for context in asked.contexts],
+        "modality": [m.modality for m in media],
+        "media": [m.file_name for m in media],
+        "image": [m.file_name if m.modality == "image" else None for m in media],
+        "image_url": [m.url for m in media],
+        "width": [m.width for m in media],
+        "height": [m.height for m in media],
+        "image_license": [m.license for m in media],
+        "image_credit": pa.StructArray.from_arrays(
+            [pa.array([getattr(m, f.name) for m in media], f.type) for f in _CREDIT], fields=_CREDIT
+        ),
+        "type": asked.types,
+        "messages": _messages(read),
+        "license": [plan.license] * len(read),
+        "commercial_use": [commercial[m.license] for m in media],
+        "provenance": _provenance(plan, asked.jobs, read),
+        "reason": reason,
+        "detail": detail,
+        "rejected": rejected,
+        "truncated": [entry is not None and "truncated" in entry[1].notes for entry in read],
     }
-    if not isinstance(outcome, Answered):
-        row.update(reason=outcome.cause, detail=outcome.message, rejected=outcome.rejected)
-        return row
-    prompt, completion = outcome.prompt, outcome.completion
-    parsed = parse(completion, plan.config, name, question=question)
-    if isinstance(parsed, Rejected):
-        row.update(reason=parsed.reason, detail=parsed.detail, rejected=True)
-        return row
-    row["truncated"] = "truncated" in parsed.notes
-    row["messages"] = [
-        {"role": role, "content": content}
-        for turn in parsed.turns
-        for role, content in (("user", turn.question), ("assistant", turn.answer))
-    ]
-    row["provenance"] = {
+    return pa.table(columns, schema=_RESULT_SCHEMA)
+
+
+def _commercial_use(plan: Plan, image_license: str | None) -> bool | None:
+    answers = (plan.commercial, plan.image_use.get((image_license or "").lower()))
+    return False if False in answers else None if None in answers else True
+
+
+def _parsed(plan: Plan, sample: str, name: str, outcome: Answered) -> Parsed | Rejected:
+    question = None
+    if plan.config.types[name].answer_form == "text":
+        seed = plan.sampling.seed or 0
+        question = prompts.question_for(plan.config, name, sample_id=sample, seed=seed)
+    return parse(outcome.completion, plan.config, name, question=question)
+
+
+def _messages(read: list[_Read | None]) -> pa.Array:
+    contents: list[str] = []
+    offsets = []
+    for entry in read:
+        offsets.append(len(contents) if entry else None)
+        for turn in entry[1].turns if entry else ():
+            contents += (turn.question, turn.answer)
+    roles = ["user", "assistant"] * (len(contents) // 2)
+    columns = [pa.array(column, pa.string()) for column in (roles, contents)]
+    messages = pa.StructArray.from_arrays(columns, fields=_MESSAGE)
+    return pa.ListArray.from_arrays(pa.array([*offsets, len(contents)], pa.int32()), messages)
+
+
+def _provenance(plan: Plan, asked: list[Job], read: list[_Read | None]) -> pa.Array:
+    same = {
         "backend": plan.backend,
         "model": plan.model,
+        "endpoint": plan.endpoint,
         "prompt_config": plan.config.name,
         "prompt_version": plan.config.version,
         "prompt_hash": plan.config.hash,
-        "temperature": job.sampling.temperature,
-        "top_p": job.sampling.top_p,
-        "max_tokens": job.sampling.max_tokens,
-        "seed": job.sampling.seed,
-        "few_shots": prompt.few_shots,
-        "dropped_few_shots": prompt.dropped_few_shots,
-        "dropped_boxes": prompt.dropped_boxes,
-        "finish_reason": completion.finish_reason,
-        "prompt_tokens": completion.prompt_tokens,
-        "completion_tokens": completion.completion_tokens,
-        "notes": list(parsed.notes),
+        "temperature": plan.sampling.temperature,
+        "top_p": plan.sampling.top_p,
+        "max_tokens": plan.sampling.max_tokens,
     }
-    return row
+    answers = [entry and entry[0] for entry in read]
+    own: dict[str, list[Any]] = {
+        "seed": [job.sampling.seed for job in asked],
+        "few_shots": [a and a.prompt.few_shots for a in answers],
+        "dropped_few_shots": [a and a.prompt.dropped_few_shots for a in answers],
+        "dropped_boxes": [a and a.prompt.dropped_boxes for a in answers],
+        "finish_reason": [a and a.completion.finish_reason for a in answers],
+        "prompt_tokens": [a and a.completion.prompt_tokens for a in answers],
+        "completion_tokens": [a and a.completion.completion_tokens for a in answers],
+        "notes": [entry and entry[1].notes for entry in read],
+    }
+    arrays = [
+        pa.array(own[f.name], f.type)
+        if f.name in own
+        else pa.repeat(pa.scalar(same[f.name], f.type), len(read))
+        for f in _PROVENANCE
+    ]
+    absent = pa.array([entry is None for entry in read])
+    return pa.StructArray.from_arrays(arrays, fields=_PROVENANCE, mask=absent)

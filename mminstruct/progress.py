@@ -25,13 +25,15 @@ def describe(stats: Stats, *, rate: float | None, width: int = 200) -> str:
         width: columns.
     """
     total = "?" if stats.total is None else f"{stats.total:,}"
-    parts = [f"{stats.done:,}/{total}"]
-    if rate:
+    parts = [f"{stats.done:,}/{total}", *stats.waiting_for]
+    if rate and not stats.waiting_for:
         parts.append(f"{rate:.1f}/s" if rate >= 1 else f"{rate * 60:.1f}/min")
         if stats.total is not None and stats.total > stats.done:
             parts.append(f"{duration((stats.total - stats.done) / rate)} left")
     if stats.in_flight:
         parts.append(f"{stats.in_flight} in flight")
+    if stats.held_by:
+        parts.append(stats.held_by)
     for count, word in (
         (stats.failed.total(), "failed"),
         (stats.rejected.total(), "rejected"),

@@ -242,7 +242,15 @@ def load(name: str) -> PromptConfig:
         ConfigError: it breaks the schema, or can't be read.
     """
     path = find(name)
-    return parse(_read_with_parents(path), where=path.name)
+    data = _read_with_parents(path)
+    content = (path.name, repr(data))
+    if content not in _loaded:
+        _loaded[content] = parse(data, where=path.name)
+    return _loaded[content]
+
+
+# By what was read: files are read again each time, as they may have been edited.
+_loaded: dict[tuple[str, str], PromptConfig] = {}
 
 
 def parse(data: Mapping[str, Any], *, where: str) -> PromptConfig:

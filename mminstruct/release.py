@@ -29,7 +29,7 @@ import yaml
 from mminstruct import resources
 from mminstruct.errors import UsageError
 from mminstruct.generate import Report
-from mminstruct.licenses import ModelTerms
+from mminstruct.licenses import Verdict
 from mminstruct.prompts import PromptConfig
 from mminstruct.sources import SourceInfo
 
@@ -52,8 +52,7 @@ class Origin:
         types: instruction types that were asked for, in order.
         backend: name of the backend.
         model: name of the model.
-        license: Hub id of the text's licence.
-        terms: the terms of the model's outputs.
+        verdict: what the text may be used for, and why.
         settings: what else the rows depend on, in words.
         skipped: what reading the annotations left out, counted by reason.
     """
@@ -63,8 +62,7 @@ class Origin:
     types: tuple[str, ...]
     backend: str
     model: str
-    license: str
-    terms: ModelTerms
+    verdict: Verdict
     settings: Mapping[str, str]
     skipped: Mapping[str, int]
 
@@ -136,7 +134,7 @@ def card(path: Path, origin: Origin, report: Report, files: Mapping[str, Mapping
     title = f"{' + '.join(s.title for s in origin.sources)} instructions by {model}"
     metadata = {
         "language": ["en"],
-        **_hub_license(origin),
+        **origin.verdict.hub_metadata,
         "pretty_name": title,
         "annotations_creators": ["machine-generated"],
         "language_creators": ["machine-generated"],
@@ -157,9 +155,9 @@ def card(path: Path, origin: Origin, report: Report, files: Mapping[str, Mapping
         prompt_hash=origin.config.hash,
         path=json.dumps(path.resolve().name, ensure_ascii=False)[1:-1],
         first_type=next(iter(files), origin.types[0]),
-        license=origin.license,
+        license=origin.verdict.license_name or origin.verdict.license,
         license_table=_license_table(origin),
-        license_reason=_license_reason(origin),
+        license_reason=_license_reasons(origin, _markdown),
         attribution="\n\n".join(source.attribution for source in origin.sources),
         count_table=_count_table(origin, report),
         drop_notes=_drop_notes(origin, report),
@@ -258,28 +256,18 @@ def _shown(origin: Origin) -> Origin:
     )
 
 
-def _hub_license(origin: Origin) -> dict[str, str]:
-    if origin.license in ("other", "unknown"):
-        name = origin.terms.license if origin.license == "other" else "model-terms-unknown"
-        return {"license": "other", "license_name": name, "license_link": "LICENSE"}
-    return {"license": origin.license}
-
-
-def _license_reason(origin: Origin) -> str:
-    terms = origin.terms
-    if terms.output_training == "unknown":
-        return (
-            f"What the terms of {origin.model} say about its outputs is not known here. Find out "
-            "before you publish or train on these rows."
-        )
-    if terms.output_training == "allowed":
-        return (
-            f"The terms of {origin.model} ({terms.license}) put no duty on its outputs, so the "
-            "licence of the annotations decides."
-        )
-    return (
-        f"The terms of {origin.model} ({terms.license}, {terms.source_url}) restrict what its "
-        f"outputs may train ({terms.output_training})."
+def _license_reasons(origin: Origin, escape: Callable[[str], str] = str) -> str:
+    """Whether the rows may be used commercially, why, and what that obliges to."""
+    verdict = origin.verdict
+    use = {True: "yes", False: "no", None: "not known"}[verdict.commercial]
+    lists = {"Why": verdict.reasons, "Obligations": [str(duty) for duty in verdict.obligations]}
+    return "\n\n".join(
+        [f"Commercial use: {use}."]
+        + [
+            f"{title}:\n\n" + "\n".join(f"- {escape(entry)}" for entry in entries)
+            for title, entries in lists.items()
+            if entries
+        ]
     )
 
 
@@ -288,17 +276,18 @@ def _license_table(origin: Origin) -> str:
         f"| annotations of {s.title} | [{s.license}]({s.license_url}) |" for s in origin.sources
     ]
     lines += [f"| images of {s.title}, not included | {s.media_license} |" for s in origin.sources]
-    terms = origin.terms
-    model = f"[{terms.license}]({terms.source_url})" if terms.source_url else "unknown"
-    lines.append(f"| outputs of {origin.model} | {model} |")
+    for part in origin.verdict.parts:
+        if part.role in ("model", "service"):
+            by = f"[{_markdown(part.by.title)}]({part.by.source_url})" if part.by else "unknown"
+            lines.append(f"| outputs of {_markdown(part.what)} | {by} |")
     lines.append(f"| prompts and few-shot examples | {_markdown(origin.config.license)} |")
     return "\n".join(lines)
 
 
 def _license_text(origin: Origin) -> str:
     parts = [
-        f"The text of this dataset: {origin.license}",
-        _license_reason(origin),
+        f"The text of this dataset: {origin.verdict.license_name or origin.verdict.license}",
+        _license_reasons(origin),
         *(source.attribution for source in origin.sources),
         *(f"Images of {s.title}: {s.media_license}" for s in origin.sources),
     ]
@@ -330,7 +319,7 @@ def _provenance(origin: Origin, report: Report) -> str:
         "sources": [source.name for source in origin.sources],
         "backend": origin.backend,
         "model": origin.model,
-        "license": origin.license,
+        "licensing": origin.verdict.as_json(),
         "prompt_config": origin.config.name,
         "prompt_version": origin.config.version,
         "prompt_hash": origin.config.hash,

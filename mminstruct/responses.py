@@ -6,7 +6,9 @@ whatever is waiting in one transaction: at a thousand completions a second that 
 commits, at one a second it is one each.
 
 The file is SQLite in WAL mode, safe for several processes. It holds the key and the answer, not
-the prompt. Pages are 16 KiB, since answers of 2-4 kB would waste up to half of the usual 4 KiB.
+the prompt. Beside the answers it keeps their number and lengths by prompt config, instruction type
+and model, from which the lengths of further answers are estimated. Pages are 16 KiB, since answers
+of 2-4 kB would waste up to half of the usual 4 KiB.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -25,11 +28,11 @@ from filelock import FileLock, Timeout
 
 from mminstruct.errors import StoreError
 from mminstruct.resources import shown
-from mminstruct.schema import Completion, Request, canonical_json
+from mminstruct.schema import Completion, Message, Request, canonical_json
 
 KEY_VERSION = 1
 _APPLICATION_ID = 0x6D6D6966  # "mmif"
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _PAGE_BYTES = 16384
 _BUSY_TIMEOUT_S = 60.0
 _MAX_GROUP = 2000
@@ -42,15 +45,63 @@ _decoder = msgspec.json.Decoder(Completion)
 def key_of(identity: Mapping[str, str], request: Request) -> bytes:
     """SHA-256 of everything that the answer depends on, 32 bytes.
 
-    Timeouts, retries, concurrency, paths and keys are not among it.
+    Timeouts, retries, concurrency, paths and keys are not among it. What is hashed is the canonical
+    JSON of ``{"identity", "key_version", "messages", "sampling"}``; all but the last message is
+    mostly the same from request to request and is then hashed once.
     """
-    asked = {
-        "key_version": KEY_VERSION,
-        "identity": identity,
-        "messages": request.messages,
-        "sampling": request.sampling,
-    }
-    return hashlib.sha256(canonical_json(asked)).digest()
+    *opening, last = request.messages
+    asked = _begun(identity, opening).copy()
+    asked.update(b'%b],"sampling":%b}' % (canonical_json(last), canonical_json(request.sampling)))
+    return asked.digest()
+
+
+_last_begun: tuple[dict[str, str], list[Message], hashlib._Hash] | None = None
+
+
+def _begun(identity: Mapping[str, str], opening: list[Message]) -> hashlib._Hash:
+    """The hash of the canonical JSON up to the last message; the latest one is kept."""
+    global _last_begun
+    last = _last_begun  # another thread may replace it
+    if last is not None and last[0] == identity and last[1] == opening:
+        return last[2]
+    head = canonical_json({"identity": identity, "key_version": KEY_VERSION})[:-1]
+    asked = hashlib.sha256(head + b',"messages":[')
+    for message in opening:
+        asked.update(canonical_json(message) + b",")
+    _last_begun = (dict(identity), opening, asked)
+    return asked
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What the length of an answer goes by: answers of one scope are of a kind.
+
+    Attributes:
+        prompt_config: its hash.
+        type: instruction type.
+        model: its name.
+        max_tokens: where answers are cut at the latest.
+    """
+
+    prompt_config: str
+    type: str
+    model: str
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """How long the finished answers of a scope are, in tokens.
+
+    Attributes:
+        count: answers.
+        total: sum of their tokens.
+        squares: sum of the squares of their tokens.
+    """
+
+    count: int = 0
+    total: int = 0
+    squares: int = 0
 
 
 def default_path() -> Path:
@@ -63,18 +114,26 @@ def default_path() -> Path:
 class ResponseStore:
     """The store, opened as a context manager.
 
+    Args:
+        path: of the file; it is made if it isn't there.
+        read_only: neither make nor change it; a missing file is an empty store.
+
     Raises:
         StoreError: the file can't be opened, is something else, or comes from a newer version.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
+        self._read_only = read_only
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._reader: sqlite3.Connection | None = None
         self._failure: StoreError | None = None
 
     def __enter__(self) -> ResponseStore:
+        if self._read_only:
+            self._reader = _connect_read_only(self.path)
+            return self
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -90,8 +149,8 @@ class ResponseStore:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._queue.put(None)
         if self._thread is not None:
+            self._queue.put(None)
             self._thread.join()
         if self._reader is not None:
             self._reader.close()
@@ -115,17 +174,35 @@ class ResponseStore:
             raise self._explained(error) from error
         return found
 
-    async def put(self, key: bytes, completion: Completion) -> None:
-        """Return once the completion is on disk.
+    def lengths(self, scope: Scope) -> Lengths:
+        """How long the answers of a scope are that came with a token count."""
+        if self._reader is None:
+            raise StoreError("the response store is not open")
+        try:
+            row = self._reader.execute(
+                "SELECT count, total, squares FROM lengths WHERE (prompt_config, type, model, "
+                "max_tokens) = (?, ?, ?, ?)",
+                astuple(scope),
+            ).fetchone()
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+        return Lengths(*row) if row else Lengths()
+
+    async def put(self, key: bytes, completion: Completion, scope: Scope | None = None) -> None:
+        """Return once the completion is on disk, and its length added to those of its scope.
 
         Raises:
             StoreError: it could not be written; nothing stored before is lost.
         """
         if self._failure is not None:
             raise self._failure
+        if self._read_only:
+            raise StoreError(f"response store {shown(self.path)} is open for reading only")
         loop = asyncio.get_running_loop()
         written: asyncio.Future[None] = loop.create_future()
-        self._queue.put(_Write(key, _encoder.encode(completion), loop, written))
+        tokens = completion.completion_tokens
+        length = None if scope is None or tokens is None else (scope, tokens)
+        self._queue.put(_Write(key, _encoder.encode(completion), length, loop, written))
         await written
 
     def __len__(self) -> int:
@@ -169,17 +246,19 @@ class ResponseStore:
 class _Write:
     """One completion on its way to disk, and whoever waits for it."""
 
-    __slots__ = ("key", "loop", "value", "written")
+    __slots__ = ("key", "length", "loop", "value", "written")
 
     def __init__(
         self,
         key: bytes,
         value: bytes,
+        length: tuple[Scope, int] | None,
         loop: asyncio.AbstractEventLoop,
         written: asyncio.Future[None],
     ) -> None:
         self.key = key
         self.value = value
+        self.length = length
         self.loop = loop
         self.written = written
 
@@ -187,15 +266,37 @@ class _Write:
 def _commit(connection: sqlite3.Connection, writes: Iterable[_Write]) -> None:
     try:
         connection.execute("BEGIN IMMEDIATE")
+        new = [write for write in writes if _insert(connection, write)]
         connection.executemany(
-            "INSERT OR IGNORE INTO completions (key, value) VALUES (?, ?)",
-            [(write.key, write.value) for write in writes],
+            "INSERT INTO lengths VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+            "count = count + excluded.count, total = total + excluded.total, "
+            "squares = squares + excluded.squares",
+            _summed(write.length for write in new if write.length is not None),
         )
         connection.execute("COMMIT")
     except sqlite3.Error:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def _insert(connection: sqlite3.Connection, write: _Write) -> bool:
+    """Whether the completion is new."""
+    inserted = connection.execute(
+        "INSERT OR IGNORE INTO completions (key, value) VALUES (?, ?)", (write.key, write.value)
+    )
+    return inserted.rowcount > 0
+
+
+def _summed(lengths: Iterable[tuple[Scope, int]]) -> list[tuple[str | int, ...]]:
+    """One row of the table of lengths for each scope."""
+    tokens_of: dict[Scope, list[int]] = {}
+    for scope, tokens in lengths:
+        tokens_of.setdefault(scope, []).append(tokens)
+    return [
+        (*astuple(scope), len(tokens), sum(tokens), sum(n * n for n in tokens))
+        for scope, tokens in tokens_of.items()
+    ]
 
 
 def _resolve(writes: Iterable[_Write], failure: StoreError | None) -> None:
@@ -225,11 +326,11 @@ def _connect(path: Path) -> sqlite3.Connection:
         try:
             # SQLite waits for no lock while it changes the journal mode, so ours is needed here.
             with FileLock(f"{path}.lock", timeout=_BUSY_TIMEOUT_S):
-                is_new = _check(connection, path)
+                version = _check(connection, path)
                 connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA synchronous = FULL")
-                if is_new:
+                if version < _SCHEMA_VERSION:
                     _create(connection)
         except BaseException:
             connection.close()
@@ -246,8 +347,41 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _check(connection: sqlite3.Connection, path: Path) -> bool:
-    """Whether the file is new; another's is refused before anything is written to it."""
+def _connect_read_only(path: Path) -> sqlite3.Connection:
+    """A connection that changes nothing; to an empty store in memory if there is no file."""
+    try:
+        if not path.exists() or not path.stat().st_size:
+            connection = sqlite3.connect(":memory:", isolation_level=None)
+            _create(connection)
+            return connection
+        uri = path.resolve().as_uri() + "?mode=ro"
+        try:
+            connection, version = _opened(uri, path)
+        except sqlite3.OperationalError:
+            # A folder that can't be written to has no room for the index of the WAL.
+            connection, version = _opened(f"{uri}&immutable=1", path)
+        if version < _SCHEMA_VERSION:
+            connection.execute(f"CREATE TEMP TABLE {_LENGTHS}")
+    except (sqlite3.Error, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise StoreError(
+            f"response store {shown(path)}: {reason}; give another file with --response_store"
+        ) from error
+    return connection
+
+
+def _opened(uri: str, path: Path) -> tuple[sqlite3.Connection, int]:
+    """A connection to a store of ours, and its format's version."""
+    connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+    try:
+        return connection, _check(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> int:
+    """The format's version, 0 in a new file; another's is refused before anything is written."""
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application_id == 0 and version == 0:
@@ -257,7 +391,7 @@ def _check(connection: sqlite3.Connection, path: Path) -> bool:
                 f"response store {shown(path)}: this SQLite file belongs to another program; "
                 "give another one with --response_store"
             )
-        return True
+        return 0
     if application_id != _APPLICATION_ID:
         raise StoreError(
             f"response store {shown(path)}: this SQLite file belongs to another program; "
@@ -268,14 +402,23 @@ def _check(connection: sqlite3.Connection, path: Path) -> bool:
             f"response store {shown(path)}: written by a newer mminstruct (format {version}, "
             f"this one reads {_SCHEMA_VERSION}); upgrade mminstruct"
         )
-    return False
+    return int(version)
+
+
+_LENGTHS = (
+    "IF NOT EXISTS lengths (prompt_config TEXT, type TEXT, model TEXT, max_tokens INTEGER, "
+    "count INTEGER, total INTEGER, squares INTEGER, "
+    "PRIMARY KEY (prompt_config, type, model, max_tokens)) WITHOUT ROWID"
+)
 
 
 def _create(connection: sqlite3.Connection) -> None:
+    """Make the tables, or those that an older version didn't have."""
     connection.execute("BEGIN IMMEDIATE")
     connection.execute(
         "CREATE TABLE IF NOT EXISTS completions (key BLOB PRIMARY KEY, value BLOB NOT NULL)"
     )
+    connection.execute(f"CREATE TABLE {_LENGTHS}")
     connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
     connection.execute("COMMIT")

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import tempfile
+from pathlib import Path
 
 # Before `datasets` is imported: its caches are fixed then.
 _HOME = tempfile.TemporaryDirectory(prefix="mminstruct-tests-")
 os.environ["HF_HOME"] = _HOME.name
 os.environ["HF_HUB_OFFLINE"] = "1"
-for _name in ("OPENAI_API_KEY", "HF_TOKEN", "HF_DATASETS_CACHE"):
+for _name in ("OPENAI_API_KEY", "TGI_API_KEY", "HF_TOKEN", "HF_DATASETS_CACHE"):
     os.environ.pop(_name, None)
+
+from tokenizer_files import write_tokenizer_files  # noqa: E402
+
+os.environ["TIKTOKEN_CACHE_DIR"] = str(write_tokenizer_files(Path(_HOME.name) / "tiktoken"))
 
 import json  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
-from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+import pytest
 from loopback import LoopbackServer, chat_completion
+from tgi_server import TGIServer
+from tokenizer_files import billed_prompt_tokens
 
-from mminstruct.backends import BackendOptions
+from mminstruct.backends import BackendOptions, llama_cpp
 
 
 @dataclass(frozen=True)
@@ -19,13 +27,11 @@ class Engine:
 
     Attributes:
         options: with which it is created.
-        counts_exactly: whether its token count is the engine's own.
         honours_seed: whether a seed fixes the answer, and another one changes it.
         obeys_limit: whether max_tokens cuts an answer.
     """
 
     options: BackendOptions = BackendOptions(context_window=512)
-    counts_exactly: bool = True
     honours_seed: bool = True
     obeys_limit: bool = True
 
@@ -36,16 +42,48 @@ def _openai() -> Iterator[Engine]:
         words = ["A", "carrot", "is", "a", "root", "that", "people", "eat."]
         limit = body["max_tokens"]
         reason = "length" if limit < len(words) else "stop"
-        return chat_completion(" ".join(words[:limit]), finish_reason=reason)
+        usage = {"prompt_tokens": billed_prompt_tokens(body), "completion_tokens": limit}
+        return chat_completion(" ".join(words[:limit]), finish_reason=reason, usage=usage)
 
     with LoopbackServer(answer) as server:
-        options = BackendOptions(model="org/model", base_urls=(server.url,), context_window=512)
-        yield Engine(options, counts_exactly=False, honours_seed=False)
+        options = BackendOptions(model="gpt-4o-mini", base_urls=(server.url,), context_window=512)
+        yield Engine(options, honours_seed=False)
+
+
+@contextlib.contextmanager
+def _tgi() -> Iterator[Engine]:
+    pytest.importorskip("text_generation", reason="the extra tgi (text-generation) isn't installed")
+    with TGIServer() as server:
+        yield Engine(BackendOptions(base_urls=(server.url,)))
+
+
+@contextlib.contextmanager
+def _transformers() -> Iterator[Engine]:
+    pytest.importorskip("torch", reason="the extra transformers isn't installed")
+    yield Engine(BackendOptions(model=str(smollm2_folder()), context_window=512))
+
+
+@lru_cache(maxsize=1)
+def smollm2_folder() -> Path:
+    """SmolLM2-135M-Instruct as a folder, which opens in a tenth of the time its GGUF file takes."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+    file = llama_cpp.bundled_model()
+    folder = Path(tempfile.mkdtemp(prefix="mminstruct-smollm2-")) / "SmolLM2-135M-Instruct"
+    atexit.register(shutil.rmtree, folder.parent)
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+    read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+    model = LlamaForCausalLM(read.config)  # what was read from GGUF refuses to be saved
+    model.load_state_dict(read.state_dict())
+    model.save_pretrained(folder)
+    return folder
 
 
 _ENGINES: dict[str, Callable[[], AbstractContextManager[Engine]]] = {
     "fake": lambda: contextlib.nullcontext(Engine(obeys_limit=False)),
     "openai": _openai,
+    "tgi": _tgi,
+    "transformers": _transformers,
 }
 
 

@@ -94,12 +94,19 @@ class LoopbackServer:
 
     async def _start(self) -> None:
         app = web.Application(client_max_size=1 << 26)
-        app.router.add_post("/v1/chat/completions", self._handle)
+        self._add_routes(app)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port)
         await site.start()
         self.port = self._runner.addresses[0][1]
+
+    def _add_routes(self, app: web.Application) -> None:
+        app.router.add_post("/v1/chat/completions", self._handle)
+        self.add_routes(app)
+
+    def add_routes(self, app: web.Application) -> None:
+        """For servers that offer more than chat completions."""
 
     async def _stop(self) -> None:
         if self._runner is not None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 # Bounds hangs, nothing else.
 PATIENCE_S = 60
-COMMAND = [sys.executable, "-c", "from mminstruct.cli import main; main()"]
+COMMAND = (sys.executable, "-c", "from mminstruct.cli import main; main()")
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,12 @@ class Place:
     Attributes:
         folder: a new one has nothing to reuse.
         data: annotation files.
+        command: how the command line is started.
     """
 
     folder: Path
     data: Path
+    command: tuple[str, ...] = COMMAND
 
     @property
     def store(self) -> Path:
@@ -69,7 +71,7 @@ class Place:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, file_size_limit))
 
         return subprocess.Popen(
-            [*COMMAND, *arguments],
+            [*self.command, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

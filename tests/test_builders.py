@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
 from conftest import coco_files
+from dummy_data import write_all
 from loopback import LoopbackServer, chat_completion, turns_for
 
 import mminstruct
 from mminstruct import loading, prompts, resources, sources
+from mminstruct.builder import IncompleteWarning
 from mminstruct.errors import MMInstructError, RunStopped, UsageError
 from mminstruct.generate import FEATURES
 
@@ -23,10 +27,7 @@ TYPES = ["conversation", "detail_description", "complex_reasoning"]
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> str:
-    for year in (2014, 2017):
-        for split in ("train", "val"):
-            coco_files(tmp_path / "coco", 6, year=year, split=split)
-    return str(tmp_path / "coco")
+    return str(write_all(tmp_path / "data", 6))
 
 
 def load(path: str, *args: Any, cache: Path, **kwargs: Any) -> Any:
@@ -65,7 +66,8 @@ def test_a_builder_says_what_it_is(name: str, data_dir: str) -> None:
     assert script is not None
     cls = loading.builder_class(script)
     source = sources.get(cls.SOURCE).info
-    assert name == f"{cls.SOURCE.lower()}_{cls.PROMPT_CONFIG}"
+    assert name.startswith(f"{cls.SOURCE.lower().replace('+', '_')}_")
+    assert loading.find(cls.SOURCE, cls.PROMPT_CONFIG) == script
     assert builder.name == name
     assert source.title in builder.info.description
     assert builder.info.homepage == source.homepage
@@ -177,6 +179,62 @@ def test_another_concurrency_or_patience_reuses_the_prepared_rows(
     )  # fmt: skip
     assert first.cache_files == second.cache_files
     assert len(server.bodies) == 18
+
+
+def test_the_store_alone_gives_the_same_rows_and_counts_again(
+    tmp_path: Path, server: LoopbackServer
+) -> None:
+    refusing = True
+
+    def of_every_kind(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        kind = sum(body["messages"][-1]["content"].encode()) % 5
+        if kind == 0:
+            return chat_completion("")
+        if kind == 1:
+            text = f"{turns_for(body)}\n\nQuestion: And?\nAnswer: It is cut"
+            return chat_completion(text, finish_reason="length")
+        if kind == 2 and refusing:
+            return 400, {}, {"error": {"message": "no"}}
+        return chat_completion(turns_for(body))
+
+    server.answer = of_every_kind
+    settings = {"backend": "openai", "model": "m", "base_url": server.url, "seed": 1}
+    data_dir = str(coco_files(tmp_path / "coco", 12))
+    runs = []
+    for refusing in (True, True, False, False):  # the last one finds all answers in the store
+        sent = len(server.bodies)
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always", IncompleteWarning)
+            rows = load(COCO, split="train", data_dir=data_dir, cache=tmp_path, **settings)
+        assert bool(warned) == refusing
+        counts = [p.read_text("utf-8") for p in (tmp_path / "cache").rglob("report-*.json")]
+        runs.append((rows.to_list(), counts, len(server.bodies) - sent))
+        shutil.rmtree(tmp_path / "cache")
+    (first, counts, sent), again, whole, from_store = runs
+    refused = again[2]
+    assert (first, counts) == again[:2]
+    assert whole[:2] == from_store[:2]
+    assert (sent, whole[2], from_store[2]) == (36, refused, 0)
+    assert 0 < refused < 36
+    assert [row for row in whole[0] if row in first] == first != whole[0]
+    assert any("truncated" in row["provenance"]["notes"] for row in first)
+    assert '"rejected": {"conversation": {"empty"' in counts[0]
+
+
+def test_more_rows_than_one_write_takes_come_out_whole_and_in_order(tmp_path: Path) -> None:
+    data_dir = str(coco_files(tmp_path / "coco", 700))
+    kinds = TYPES[:2]
+    settings = {"split": "train", "data_dir": data_dir, "types": kinds, "cache": tmp_path}
+    asked = load(COCO, **settings)
+    shutil.rmtree(tmp_path / "cache")
+    stored = load(COCO, **settings)
+    assert list(stored["id"]) == [
+        f"coco2017-{n:012d}-{kind}" for kind in kinds for n in range(1, 701)
+    ]
+    assert stored.to_list() == asked.to_list()
+    shutil.rmtree(tmp_path / "cache")
+    assert list(load(COCO, streaming=True, **settings)) == asked.to_list()
+    assert gc.get_freeze_count() == 0
 
 
 def test_a_builder_is_found_from_any_directory(

@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 import pytest
 from conftest import coco_files
+from dummy_data import write_all
 from loopback import LoopbackServer
 
 from mminstruct import cli
@@ -145,6 +146,8 @@ def test_a_wrong_command_line_exits_2_and_says_what_is_right(
         (["COCO2017", "--prompt_config", "lava"], "did you mean 'llava'"),
         (["COCO2017", "--model_source", "opneai"], "did you mean 'openai'"),
         (["COCO2017", "--model_source", "openai"], "--model"),
+        (["COCO2017", "--tgi_url", "http://h"], "--tgi_url is for --model_source tgi, got"),
+        (["COCO2017", "--openai_base_url", "http://h"], "is for --model_source openai, got"),
         (["COCO2017", "--model_source", "llama.cpp", "--model", "no.gguf"], "No such file"),
         (["COCO2017", "--output_path", "full"], "not written by mminstruct"),
         (["COCO2017", "--limit", "-1"], "limit: expected at least 1"),
@@ -230,3 +233,45 @@ def test_a_rerun_writes_the_same_files(folder: Path, server: LoopbackServer) -> 
         written.append({str(p): p.read_bytes() for p in files})
     assert written[0] == written[1]
     assert b"1 x image without captions" in written[0][str(folder / "out" / "README.md")]
+
+
+def test_a_pair_without_a_script_is_generated_as_well(tmp_path: Path) -> None:
+    config = tmp_path / "own.yaml"
+    text = "extends: llava\nname: own\nversion: 1.0.0\ndescription: Ours.\n"
+    config.write_text(text, encoding="utf-8")
+    for prompt_config in ("llava_smallcontext", str(config)):
+        out = tmp_path / "out.jsonl"
+        arguments = ["generate", "SAMPLE", "--dry_run", "--limit", "1", "--output_path", str(out)]
+        assert cli.run([*arguments, "--prompt_config", prompt_config]) == cli.DONE
+        rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+        assert [row["type"] for row in rows] == [
+            "conversation",
+            "detail_description",
+            "complex_reasoning",
+        ]
+
+
+def test_a_source_brings_its_own_prompt_config_and_options(tmp_path: Path) -> None:
+    data, out = write_all(tmp_path / "data", 2), tmp_path / "out.jsonl"
+    arguments = ["--dry_run", "--dataset_storage_path", str(data), "--output_path", str(out)]
+    for source, prompt_config in (
+        ("OPENIMAGESV7", "openimagesv7"),
+        ("coco2017+ln", "llava_joined"),
+        ("HUMANML3D", "motion"),
+    ):
+        assert cli.run(["generate", source, *arguments]) == cli.DONE
+        row = json.loads(out.read_text(encoding="utf-8").splitlines()[0])
+        assert row["provenance"]["prompt_config"] == prompt_config
+
+
+def test_an_option_of_another_source_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["generate", "SAMPLE", "--dry_run", "--motion_facts"]) == cli.USAGE
+    assert "--motion_facts is an option of HUMANML3D, got SAMPLE" in capsys.readouterr().err
+
+
+def test_motions_in_the_form_for_images_are_an_error_before_anything_is_asked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["generate", "HUMANML3D", "--dry_run", "--output_path", "x.json"]
+    assert cli.run(arguments) == cli.USAGE
+    assert "llava-instruct holds images, and HUMANML3D is about motion" in capsys.readouterr().err

@@ -28,7 +28,7 @@ from mminstruct.errors import (
     TransientError,
 )
 from mminstruct.prompts import Prompt
-from mminstruct.responses import ResponseStore, key_of
+from mminstruct.responses import ResponseStore, Scope, key_of
 from mminstruct.schema import Completion, Message, Request, Sampling
 
 QUICK = RetryPolicy(max_retries=4, base_s=0.001, cap_s=0.002)
@@ -152,6 +152,18 @@ def test_stored_answers_are_never_asked_for(store_path: Path) -> None:
     assert again[:-1] == first
     assert script.texts == ["scene 40"]
     assert (client.stats.stored, client.stats.answered) == (40, 1)
+
+
+def test_jobs_have_answers_only_if_none_of_them_would_be_sent(store_path: Path) -> None:
+    script = Asked()
+    with Client(Backend(script, window=100), ResponseStore(store_path)) as client:
+        too_long = job(" ".join(["word"] * 200))
+        ask(client, [job("scene 1"), job("scene 2")])
+        assert client.has_answers([job("scene 1"), too_long, job("scene 2")])
+        assert not client.has_answers([job("scene 1"), job("scene 3")])
+        assert client.has_answers([])
+    assert script.texts == ["scene 1", "scene 2"]
+    assert client.stats.stored == 0
 
 
 def test_an_empty_answer_is_stored_like_any_other(store_path: Path) -> None:
@@ -470,6 +482,30 @@ def test_prompts_too_long_for_the_server_are_shortened_until_they_fit(store_path
     assert script.texts.count("a b c") == 1
 
 
+def test_a_prompt_keeps_its_form_if_the_server_says_there_is_room_enough(
+    store_path: Path,
+) -> None:
+    """The server has a window of 40, and counts words as the fake backend does."""
+
+    def script(request: Request) -> Completion:
+        tokens = len(text_of(request).split())
+        if tokens + request.sampling.max_tokens > 40:
+            raise ContextTooLong("too long", room=40 - tokens)
+        asked.append((tokens, request.sampling.max_tokens))
+        return Completion("fine", "stop", tokens, 1)
+
+    asked: list[tuple[int, int]] = []
+    forms = [" ".join(["word"] * count) for count in (39, 28, 10)]
+    jobs = [job(*forms, max_tokens=100, min_answer_tokens=12)]
+    for backend in (Backend(script), Backend(script, window=40)):
+        with Client(backend, ResponseStore(store_path)) as client:
+            (outcome,) = ask(client, jobs)
+        assert isinstance(outcome, Answered)
+        assert outcome.prompt.dropped_boxes == 1
+    # The second run, with a window of its own, has found the answer of the first.
+    assert asked == [(28, 12)]
+
+
 def test_a_prompt_is_sent_in_the_longest_form_that_fits_the_window(store_path: Path) -> None:
     script = Asked()
     forms = [" ".join(["word"] * count) for count in (30, 20, 10)]
@@ -585,12 +621,12 @@ class FullStore(ResponseStore):
         super().__init__(path)
         self.room = room
 
-    async def put(self, key: bytes, completion: Completion) -> None:
+    async def put(self, key: bytes, completion: Completion, scope: Scope | None = None) -> None:
         """As usual, until there is no room left."""
         self.room -= 1
         if self.room < 0:
             raise StoreError("disk full")
-        await super().put(key, completion)
+        await super().put(key, completion, scope)
 
 
 def test_nothing_is_sent_any_more_once_answers_cannot_be_stored(store_path: Path) -> None:

@@ -16,10 +16,10 @@ import pytest
 import yaml
 from huggingface_hub import DatasetCard
 
-from mminstruct import prompts, release, sources
+from mminstruct import licenses, prompts, release, sources
 from mminstruct.errors import UsageError
 from mminstruct.generate import FEATURES, Report
-from mminstruct.licenses import ModelTerms, model_terms, text_license
+from mminstruct.licenses import Part
 from mminstruct.release import Origin
 from mminstruct.sources import SourceInfo
 
@@ -56,6 +56,8 @@ def row(
         "id": f"coco2017-{image:012d}-{kind}",
         "source": "COCO2017",
         "image_id": f"{image:012d}",
+        "modality": "image",
+        "media": f"{image:012d}.jpg",
         "image": f"{image:012d}.jpg",
         "image_url": f"http://images.cocodataset.org/train2017/{image:012d}.jpg",
         "width": 640,
@@ -63,10 +65,15 @@ def row(
         "image_license": "CC-BY-2.0",
         "type": kind,
         "messages": messages,
+        "image_credit": dict.fromkeys(
+            ("author", "author_url", "title", "landing_url", "license_url"), "somewhere"
+        ),
         "license": "cc-by-4.0",
+        "commercial_use": True,
         "provenance": {
             "backend": "fake",
             "model": "fake",
+            "endpoint": None,
             "prompt_config": "llava",
             "prompt_version": "1.0.0",
             "prompt_hash": "0123456789abcdef",
@@ -104,15 +111,20 @@ def report_of(splits: dict[str, datasets.Dataset], **changes: Any) -> Report:
 
 
 def origin(model: str = "mistralai/Mistral-7B-Instruct-v0.2", **changes: Any) -> Origin:
-    terms = changes.pop("terms", None) or model_terms(model)
+    registry = licenses.load()
+    parts = [
+        *licenses.annotation_parts(
+            registry, source=COCO.name, title=COCO.title, license=COCO.license
+        ),
+        *changes.pop("terms", licenses.model_parts(registry, name=model, repo_id=model)),
+    ]
     values: dict[str, Any] = {
         "sources": (COCO,),
         "config": prompts.load("llava"),
         "types": TYPES,
         "backend": "openai",
         "model": model,
-        "license": text_license(COCO.license, terms),
-        "terms": terms,
+        "verdict": licenses.compose(registry, parts),
         "settings": {"backend": "openai", "model": model, "temperature": "0.7", "seed": "None"},
         "skipped": {},
     }
@@ -482,7 +494,8 @@ def tables_of(card: str) -> list[list[list[str]]]:
 
 ALLOWED = origin("mistralai/Mistral-7B-Instruct-v0.2")
 UNKNOWN = origin("someone/finetune")
-FORBIDDEN = origin("openai-api")
+OPENAI = licenses.load().terms["openai-terms"]
+FORBIDDEN = origin("gpt", terms=[Part("service", "the OpenAI API", OPENAI)])
 FAMILY = origin("meta-llama/Llama-2-7b-chat-hf")
 every_licence = pytest.mark.parametrize("by", [ALLOWED, UNKNOWN, FORBIDDEN, FAMILY])
 
@@ -518,16 +531,23 @@ def test_the_front_matter_has_a_config_for_everything_and_one_for_each_type() ->
     ("by", "fields"),
     [
         (ALLOWED, {"license": "cc-by-4.0"}),
+        (UNKNOWN, {"license": "unknown"}),
         (
-            UNKNOWN,
+            FORBIDDEN,
             {
                 "license": "other",
-                "license_name": "model-terms-unknown",
+                "license_name": "cc-by-4.0-and-openai-terms",
                 "license_link": "LICENSE",
             },
         ),
-        (FORBIDDEN, {"license": "other", "license_name": "other", "license_link": "LICENSE"}),
-        (FAMILY, {"license": "other", "license_name": "llama2", "license_link": "LICENSE"}),
+        (
+            FAMILY,
+            {
+                "license": "other",
+                "license_name": "cc-by-4.0-and-llama2",
+                "license_link": "LICENSE",
+            },
+        ),
     ],
 )
 def test_the_licence_fields_follow_from_annotations_and_model_terms(
@@ -540,10 +560,10 @@ def test_the_licence_fields_follow_from_annotations_and_model_terms(
 @pytest.mark.parametrize(
     ("by", "reason"),
     [
-        (ALLOWED, "put no duty on its outputs, so the licence of the annotations decides"),
-        (UNKNOWN, "is not known here. Find out before you publish or train"),
-        (FORBIDDEN, "restrict what its outputs may train (forbidden)"),
-        (FAMILY, "restrict what its outputs may train (same-family-only)"),
+        (ALLOWED, "so the rows may train any model commercially, obligations aside"),
+        (UNKNOWN, "the terms are not known here; no entry has this exact id"),
+        (FORBIDDEN, "outputs may not train models of others"),
+        (FAMILY, "outputs may train models of the same family only"),
     ],
 )
 def test_card_and_licence_file_say_why(tmp_path: Path, by: Origin, reason: str) -> None:
@@ -553,8 +573,12 @@ def test_card_and_licence_file_say_why(tmp_path: Path, by: Origin, reason: str) 
         assert reason in text
         assert COCO.attribution in text
         assert COCO.media_license in text
-        assert by.license in text
-    assert by.terms.source_url in (path / "README.md").read_text(encoding="utf-8")
+        assert by.verdict.license in text
+        assert "name the author and the licence" in text
+        for part in by.verdict.parts:
+            assert part.by is None or part.by.source_url in text
+    found = json.loads((path / "provenance.json").read_text(encoding="utf-8"))
+    assert found["licensing"] == by.verdict.as_json()
 
 
 @every_licence
@@ -637,11 +661,8 @@ HOSTILE = [
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_name_from_outside_cannot_break_a_card(name: str) -> None:
-    terms = ModelTerms("unknown", "unknown", "", "")
     report = Report(rows=Counter(conversation=5), rejected={"conversation": Counter({name: 1})})
-    by = origin(
-        name, terms=terms, settings={"model": name, name: "x"}, skipped={name: 2}, license="unknown"
-    )
+    by = origin(name, settings={"model": name, name: "x"}, skipped={name: 2})
     card, plain = card_of(by, report), card_of(UNKNOWN)
     shape = [(len(table), {len(cells) for cells in table}) for table in tables_of(card)]
     assert (
@@ -652,7 +673,7 @@ def test_a_name_from_outside_cannot_break_a_card(name: str) -> None:
     metadata = metadata_of(card)
     assert metadata["pretty_name"] == f"COCO 2017 instructions by {' '.join(name.split())}"
     assert metadata.keys() == metadata_of(plain).keys()
-    assert metadata["license"] == "other"
+    assert metadata["license"] == "unknown"
     assert len(re.findall("^#", card, re.MULTILINE)) == len(re.findall("^#", plain, re.MULTILINE))
     assert DatasetCard(card).data.to_dict() == metadata
 
@@ -665,7 +686,7 @@ def test_what_is_escaped_is_read_as_it_was() -> None:
         for cells in table
         if cells[0].startswith(" outputs of")
     )
-    assert re.sub(r"\\(.)", r"\1", cell) == f" outputs of {model} "
+    assert re.sub(r"\\(.)", r"\1", cell) == f" outputs of model {model} "
 
 
 @pytest.mark.parametrize("name", ["out", "my data", 'say "hi"', "back\\slash", "d\u00e9j\u00e0"])

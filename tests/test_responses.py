@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import random
 import resource
 import sqlite3
@@ -10,20 +12,23 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mminstruct.errors import StoreError
-from mminstruct.responses import ResponseStore, key_of
-from mminstruct.schema import Completion, Message, Request, Sampling
+from mminstruct.responses import Lengths, ResponseStore, Scope, key_of
+from mminstruct.schema import Completion, Message, Request, Sampling, canonical_json
 
 IDENTITY = {"backend": "openai", "endpoint": "http://127.0.0.1/v1", "model": "m"}
 REQUEST = Request(
     (Message("system", "You see."), Message("user", "A dog.")),
     Sampling(temperature=0.7, top_p=0.9, max_tokens=100, seed=3),
 )
+SCOPE = Scope("0123abcd", "conversation", "m", 100)
 WORDS = Path(__file__).read_text(encoding="utf-8").split()
 
 
@@ -114,23 +119,225 @@ def test_equal_requests_have_equal_keys_in_every_process() -> None:
     assert key_of(IDENTITY, REQUEST).hex().startswith("453c929b3bfdcb33")
 
 
+OPENINGS = [(), REQUEST.messages, (*REQUEST.messages, Message("assistant", 'A \u2028"dog".\n'))]
+ASKED = st.tuples(
+    st.sampled_from([IDENTITY, {**IDENTITY, "model": "n"}]),
+    st.builds(
+        lambda opening, last, sampling: Request((*opening, last), sampling),
+        st.sampled_from(OPENINGS),
+        st.builds(Message, st.sampled_from(["user", "assistant"]), st.text()),
+        st.builds(
+            Sampling,
+            st.floats(0, 2),
+            st.floats(0, 1),
+            st.integers(1, 4096),
+            st.none() | st.integers(0, 2**31),
+        ),
+    ),
+)
+
+
+@given(st.lists(ASKED, min_size=1, max_size=6))
+def test_a_key_is_the_hash_of_the_canonical_json_whatever_was_asked_before(
+    asked: list[tuple[dict[str, str], Request]],
+) -> None:
+    for identity, request in asked:
+        whole = canonical_json(
+            {
+                "key_version": 1,
+                "identity": identity,
+                "messages": request.messages,
+                "sampling": request.sampling,
+            }
+        )
+        assert key_of(identity, request) == hashlib.sha256(whole).digest()
+
+
 def test_a_thousand_answers_take_at_most_3_kb_each(tmp_path: Path) -> None:
     path = tmp_path / "r.sqlite"
+    entries = list(answers(1000))
+    scopes = [replace(SCOPE, type=f"type {number}") for number in range(3)]
+
+    async def put(store: ResponseStore) -> None:
+        await asyncio.gather(
+            *(store.put(k, a, scopes[number % 3]) for number, (k, a) in enumerate(entries))
+        )
+
     with ResponseStore(path) as store:
-        put_all(store, answers(1000))
+        asyncio.run(put(store))
     assert folder_bytes(path) <= 1000 * 3000
+
+
+def put_scoped(store: ResponseStore, entries: Iterable[tuple[int, int | None, Scope]]) -> None:
+    """Put answers of so many tokens, given as (number, tokens, scope), all at once."""
+
+    async def put() -> None:
+        await asyncio.gather(
+            *(
+                store.put(key(number), Completion("x", completion_tokens=tokens), scope)
+                for number, tokens, scope in entries
+            )
+        )
+
+    asyncio.run(put())
+
+
+def test_lengths_of_answers_are_summed_by_what_they_go_by(tmp_path: Path) -> None:
+    others = [
+        replace(SCOPE, prompt_config="another"),
+        replace(SCOPE, type="another"),
+        replace(SCOPE, model="another"),
+        replace(SCOPE, max_tokens=99),
+    ]
+    with ResponseStore(tmp_path / "r.sqlite") as store:
+        assert store.lengths(SCOPE) == Lengths(0, 0, 0)
+        put_scoped(store, [(1, 10, SCOPE), (2, 30, SCOPE), (3, None, SCOPE)])
+        put_scoped(store, [(4, 7, SCOPE)])
+        put_scoped(store, [(10 + n, n, scope) for n, scope in enumerate(others)])
+        put_all(store, [(key(20), Completion("of no scope", completion_tokens=1000))])
+        assert store.lengths(SCOPE) == Lengths(3, 47, 100 + 900 + 49)
+        assert [store.lengths(scope).total for scope in others] == [0, 1, 2, 3]
+    with ResponseStore(tmp_path / "r.sqlite") as store:
+        assert store.lengths(SCOPE) == Lengths(3, 47, 1049)
+
+
+def test_an_answer_that_is_there_already_is_not_counted_again(tmp_path: Path) -> None:
+    with ResponseStore(tmp_path / "r.sqlite") as store:
+        put_scoped(store, [(1, 10, SCOPE), (1, 10, SCOPE), (2, 20, SCOPE)])
+        put_scoped(store, [(1, 10, SCOPE), (2, 99, SCOPE)])
+        assert store.lengths(SCOPE) == Lengths(2, 30, 500)
+
+
+def first_version(path: Path, entries: Iterable[tuple[bytes, Completion]]) -> None:
+    """Write a store as the first version of its format has it."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA page_size = 16384")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("CREATE TABLE completions (key BLOB PRIMARY KEY, value BLOB NOT NULL)")
+    connection.execute(f"PRAGMA application_id = {0x6D6D6966}")
+    connection.execute("PRAGMA user_version = 1")
+    connection.executemany(
+        "INSERT INTO completions VALUES (?, ?)",
+        [(key, json.dumps(asdict(answer)).encode()) for key, answer in entries],
+    )
+    connection.close()
+
+
+def version_of(path: Path) -> int:
+    """The version of a store's format."""
+    connection = sqlite3.connect(path)
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    connection.close()
+    return int(version)
+
+
+def test_a_store_of_the_first_version_is_brought_up_to_date_in_place(tmp_path: Path) -> None:
+    path = tmp_path / "r.sqlite"
+    old = dict(answers(50))
+    first_version(path, old.items())
+    with ResponseStore(path) as store:
+        assert store.get_many(list(old)) == old
+        assert store.lengths(SCOPE) == Lengths()
+        put_scoped(store, [(1000, 10, SCOPE)])
+    assert version_of(path) == 2
+    with ResponseStore(path) as store:
+        assert len(store) == 51
+        assert store.get_many(list(old)) == old
+        assert store.lengths(SCOPE) == Lengths(1, 10, 100)
+
+
+def test_a_store_that_is_not_there_reads_as_empty_and_is_not_made(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "r.sqlite"
+    with ResponseStore(path, read_only=True) as store:
+        assert len(store) == 0
+        assert store.get_many([key(1)]) == {}
+        assert store.lengths(SCOPE) == Lengths()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_reading_only_changes_no_byte(tmp_path: Path, version: int) -> None:
+    path = tmp_path / "r.sqlite"
+    old = dict(answers(20))
+    if version == 1:
+        first_version(path, old.items())
+    else:
+        with ResponseStore(path) as store:
+            put_all(store, old.items())
+            put_scoped(store, [(1000, 10, SCOPE)])
+    before = path.read_bytes()
+    with ResponseStore(path, read_only=True) as store:
+        assert store.get_many(list(old)) == old
+        assert store.lengths(SCOPE).count == (version == 2)
+        with pytest.raises(StoreError, match=r"r\.sqlite is open for reading only"):
+            put_all(store, [(key(2000), Completion("new"))])
+    assert path.read_bytes() == before
+
+
+def test_what_is_read_only_sees_what_another_writes_meanwhile(tmp_path: Path) -> None:
+    path = tmp_path / "r.sqlite"
+    with ResponseStore(path) as writer, ResponseStore(path, read_only=True) as reader:
+        assert len(reader) == 0
+        put_scoped(writer, [(1, 10, SCOPE)])
+        assert reader.lengths(SCOPE) == Lengths(1, 10, 100)
+        assert len(reader) == 1
+
+
+def test_reading_only_refuses_a_file_that_is_no_store_and_takes_an_empty_one(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("my notes\n" * 100)
+    with pytest.raises(StoreError, match=r"notes\.txt: "), ResponseStore(path, read_only=True):
+        pass
+    assert path.read_text() == "my notes\n" * 100
+    path.write_text("")
+    with ResponseStore(path, read_only=True) as store:
+        assert len(store) == 0
+    assert path.read_text() == ""
+
+
+_READER = """
+import os, sys
+from pathlib import Path
+from mminstruct.responses import ResponseStore
+
+if os.geteuid() == 0:  # whom no permission stops
+    os.setuid(65534)
+with ResponseStore(Path(sys.argv[1]), read_only=True) as store:
+    print(len(store))
+"""
+
+
+def test_a_store_in_a_folder_that_is_read_only_can_be_read() -> None:
+    # Not below tmp_path, which the other user could not even enter.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "r.sqlite"
+        with ResponseStore(path) as store:
+            put_all(store, answers(3))
+        Path(folder).chmod(0o555)
+        done = subprocess.run(
+            [sys.executable, "-c", _READER, str(path)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
 
 
 _WRITER = """
 import asyncio, sys
 from pathlib import Path
-from mminstruct.responses import ResponseStore
+from mminstruct.responses import ResponseStore, Scope
 from mminstruct.schema import Completion
+
+SCOPE = Scope("0123abcd", "conversation", "m", 100)
 
 async def put(store, first):
     for start in range(first, first + 300, 20):
         await asyncio.gather(*(
-            store.put(n.to_bytes(32, "big"), Completion(f"answer {n}"))
+            store.put(n.to_bytes(32, "big"), Completion(f"answer {n}", completion_tokens=n), SCOPE)
             for n in range(start, start + 20)
         ))
 
@@ -143,6 +350,7 @@ for path in sys.argv[2:]:
 
 def test_processes_that_create_and_fill_a_store_at_once_lose_nothing(tmp_path: Path) -> None:
     paths = [tmp_path / f"{number}.sqlite" for number in range(4)]
+    first_version(paths[0], [])
     firsts = (0, 300, 450)  # the third overlaps with the second
     writers = [
         subprocess.Popen(
@@ -164,6 +372,8 @@ def test_processes_that_create_and_fill_a_store_at_once_lose_nothing(tmp_path: P
             assert len(store) == 750
             last = (749).to_bytes(32, "big")
             assert store.get_many([last])[last].text == "answer 749"
+            numbers = range(750)
+            assert store.lengths(SCOPE) == Lengths(750, sum(numbers), sum(n * n for n in numbers))
 
 
 def test_a_file_that_is_not_sqlite_is_refused_and_left_alone(tmp_path: Path) -> None:

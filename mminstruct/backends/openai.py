@@ -7,8 +7,8 @@ with 500 requests in flight the default transport answers at about half the rate
 layer costs as much CPU again as the request itself. Its own retries are off; the client above all
 backends does them.
 
-Token counts are an approximation here, deliberately on the high side: three UTF-8 bytes a token,
-four tokens a message. They only matter when a context window was given.
+Token counts are OpenAI's own for its models (within 1 %: some add a token or two) and approximate
+for any other. What has to fit a context window is judged by a bound on the high side.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 import aiohttp
@@ -31,7 +31,7 @@ import httpx2
 import msgspec
 import openai
 
-from mminstruct.backends import BackendOptions
+from mminstruct.backends import BackendOptions, _tokens
 from mminstruct.errors import (
     BackendError,
     BackendUnusable,
@@ -40,11 +40,12 @@ from mminstruct.errors import (
     TransientError,
     UsageError,
 )
+from mminstruct.limits import Quotas, read_quotas
 from mminstruct.schema import Completion, FinishReason, Message, Request
 
+_T = TypeVar("_T")
+
 _OFFICIAL_URL = "https://api.openai.com/v1"
-_BYTES_PER_TOKEN = 3.0
-_TOKENS_PER_MESSAGE = 4
 _WORDS_SHOWN = 500
 _CONNECT_TIMEOUT_S = 30.0
 # Shorter values of a query are hardly secret, and would blot out ordinary words.
@@ -191,7 +192,7 @@ def read_body(body: bytes, *, redacted: Callable[[str], str] = str) -> Completio
 
 
 class OpenAIBackend:
-    """One model at one OpenAI-compatible server."""
+    """One model at an OpenAI-compatible server, and at the replicas of that."""
 
     name: Literal["openai"] = "openai"
 
@@ -200,10 +201,10 @@ class OpenAIBackend:
         self._official = self._base_url == _OFFICIAL_URL
         self._options = options
         self._api_key = api_key
-        self._secrets = sorted(_secrets(self._base_url, api_key), key=len, reverse=True)
+        self._secrets = sorted(secrets_of(self._base_url, api_key), key=len, reverse=True)
         self._headers = {
             "Content-Type": "application/json",
-            "Authorization": _authorization(self._base_url, api_key) or openai.Omit(),
+            "Authorization": authorization(self._base_url, api_key) or openai.Omit(),
         }
         self._limit_field = "max_tokens"
         self._client: openai.AsyncOpenAI | None = None
@@ -213,6 +214,20 @@ class OpenAIBackend:
         self.repo_id = "openai-api" if self._official else self.model
         self.parallel = options.max_concurrency
         self.context_window = options.context_window
+        self.token_error: float | None = None
+        self.rate_limits: Quotas | None = None
+        others = (replace(options, base_urls=(url,)) for url in options.base_urls[1:])
+        self._others = tuple(OpenAIBackend(other, api_key=api_key) for other in others)
+
+    @property
+    def replicas(self) -> tuple[OpenAIBackend, ...]:
+        """One for each URL; the first is this one."""
+        return (self, *self._others)
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """The servers' URLs."""
+        return tuple(public_url(replica._base_url) for replica in self.replicas)
 
     def identity(self) -> dict[str, str]:
         """Endpoint and model name; what a server loads under that name it alone knows."""
@@ -223,15 +238,18 @@ class OpenAIBackend:
         }
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
-        """An approximation on the high side, see above."""
-        content_bytes = sum(len(m.content.encode()) for m in messages)
-        return int(content_bytes / _BYTES_PER_TOKEN) + _TOKENS_PER_MESSAGE * len(messages)
+        """OpenAI's own count for its models, if their tokenizer can be had; else approximate."""
+        count = _tokens.openai_counter(self._served_model)
+        self.token_error = _tokens.TIKTOKEN_ERROR if count else _tokens.APPROXIMATION_ERROR
+        return (count or _tokens.approximate)(messages)
 
     async def __aenter__(self) -> OpenAIBackend:
         if self._official and self._api_key is None:
             raise BackendUnusable(
                 "OPENAI_API_KEY is not set; set it, or give your own server with --openai_base_url"
             )
+        # Reads or even fetches a file, which would hold up all others later.
+        await asyncio.to_thread(_tokens.openai_counter, self._served_model)
         connections = self._options.max_concurrency
         self._client = openai.AsyncOpenAI(
             # The SDK insists on a key; which one is sent, if any, is in our own header.
@@ -287,15 +305,22 @@ class OpenAIBackend:
         )
         # Not the transport's timeout: that starts again with every byte.
         response = await asyncio.wait_for(post, self._options.timeout_s)
-        return read_body(response.content, redacted=self._redacted)
+        self._hear(response.headers)
+        return read_body(response.content, redacted=self.redacted)
+
+    def _hear(self, headers: Mapping[str, str]) -> None:
+        told = read_quotas(headers, time.time())
+        if told is not None:
+            self.rate_limits = told
 
     def _mapped(self, error: Exception) -> BackendError:
         """Ours for one of `_FAILURES`."""
         where = public_url(self._base_url)
         if isinstance(error, openai.APIStatusError):
+            self._hear(error.response.headers)
             return status_error(
                 error.status_code,
-                self._redacted(_words(error))[:_WORDS_SHOWN],
+                self.redacted(_words(error))[:_WORDS_SHOWN],
                 error.response.headers,
                 where=where,
                 code=str(error.code or ""),
@@ -304,13 +329,30 @@ class OpenAIBackend:
             seconds = self._options.timeout_s
             return TransientError(f"{where}: no answer within {seconds:g} s", cause="timeout")
         root = _root(error)
-        reason = self._redacted(str(root) or type(root).__name__)
+        reason = self.redacted(str(root) or type(root).__name__)
         return TransientError(
             f"{where}: {' '.join(reason.split())}",
             cause="unreachable" if isinstance(root, _NO_CONNECTION) else "dropped",
         )
 
-    def _redacted(self, text: str) -> str:
+    async def call(
+        self, api_call: Callable[[openai.AsyncOpenAI, dict[str, Any]], Awaitable[_T]]
+    ) -> _T:
+        """What another call of the API gives; errors as in `complete`.
+
+        Args:
+            api_call: gets the open SDK client and the headers that go with every call.
+        """
+        if self._client is None:
+            raise BackendUnusable("the backend is not open")
+        headers = {"Authorization": self._headers["Authorization"]}
+        try:
+            return await asyncio.wait_for(api_call(self._client, headers), self._options.timeout_s)
+        except _FAILURES as error:
+            raise self._mapped(error) from error
+
+    def redacted(self, text: str) -> str:
+        """The text without anything that is secret."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text
@@ -331,7 +373,7 @@ def _root(error: BaseException) -> BaseException:
     return error
 
 
-def _authorization(base_url: str, api_key: str | None) -> str | None:
+def authorization(base_url: str, api_key: str | None) -> str | None:
     """The header's value: user and password in the URL are meant for it, so they go first."""
     parts = urlsplit(base_url)
     if parts.username is not None:
@@ -340,7 +382,7 @@ def _authorization(base_url: str, api_key: str | None) -> str | None:
     return f"Bearer {api_key}" if api_key else None
 
 
-def _secrets(base_url: str, api_key: str | None) -> Iterator[str]:
+def secrets_of(base_url: str, api_key: str | None) -> Iterator[str]:
     """What no message may show."""
     parts = urlsplit(base_url)
     found = [parts.netloc.rpartition("@")[0], parts.password, parts.query]

@@ -103,6 +103,7 @@ class SourceInfo:
         splits: split names, in order.
         version: version of the reading code; raised when contexts change.
         prompt_config: the prompt config that is used if no other is asked for.
+        modality: what its contexts are about, in a word, as in their media.
         parts: of a joined source, the facts about its parts.
     """
 
@@ -118,6 +119,7 @@ class SourceInfo:
     splits: tuple[str, ...]
     version: str
     prompt_config: str = "llava"
+    modality: str = "image"
     parts: tuple[SourceInfo, ...] = ()
 
 

@@ -59,6 +59,7 @@ class JoinedSource:
             prompt_config=next(
                 (p.prompt_config for p in parts if p.prompt_config != "llava"), "llava_joined"
             ),
+            modality=first.modality,
             parts=parts,
         )
 

@@ -113,6 +113,7 @@ class HumanML3DSource:
             splits=tuple(_FILE_SPLIT),
             version="1.0.0",
             prompt_config="motion",
+            modality="motion",
         )
 
     def downloads(self, split: str) -> tuple[Download, ...]:

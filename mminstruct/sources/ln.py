@@ -49,6 +49,7 @@ class CocoNarrativesSource:
             ),
             splits=tuple(_FILE_SPLIT),
             version="1.0.0",
+            prompt_config="llava_joined",
         )
 
     def downloads(self, split: str) -> tuple[Download, ...]:

@@ -81,6 +81,7 @@ class LvisSource:
             media_license=("The images are COCO's, from Flickr under one of eight licences each."),
             splits=tuple(_FILE_SPLIT),
             version="1.0.0",
+            prompt_config="llava_joined",
         )
 
     def downloads(self, split: str) -> tuple[Download, ...]:

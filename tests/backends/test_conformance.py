@@ -71,19 +71,23 @@ def test_identity_is_known_before_opening_and_names_no_place(
         assert "site-packages" not in text
 
 
-def test_tokens_are_counted_as_the_engine_counts_them(
+def test_tokens_are_counted_as_the_engine_counts_them_before_it_is_open_and_after(
     named: Named,
 ) -> None:
+    backend = create(named)
+    before, window = backend.count_tokens(MESSAGES), backend.context_window
+
     async def run() -> tuple[int, int | None]:
-        async with create(named) as backend:
+        async with backend:
             answer = await backend.complete(Request(MESSAGES, Sampling(0.0, max_tokens=2)))
             return backend.count_tokens(MESSAGES), answer.prompt_tokens
 
-    ours, theirs = asyncio.run(run())
-    if not named[1].counts_exactly:
-        assert ours > 0  # an approximation, on the high side
-    else:
-        assert ours == theirs
+    after, theirs = asyncio.run(run())
+    assert theirs is not None
+    assert backend.token_error is not None
+    assert abs(before - theirs) <= backend.token_error * theirs
+    assert after == before
+    assert backend.context_window == window  # the keys of answers depend on it
 
 
 def test_a_seed_fixes_the_answer(named: Named) -> None:

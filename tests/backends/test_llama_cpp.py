@@ -9,24 +9,39 @@ from pathlib import Path
 import pytest
 
 from mminstruct import backends
-from mminstruct.backends import BackendOptions, llama_cpp
-from mminstruct.errors import BackendUnusable, ContextTooLong, UsageError
+from mminstruct.backends import Backend, BackendOptions, llama_cpp
+from mminstruct.errors import BackendUnusable, ContextTooLong, TransientError, UsageError
 from mminstruct.schema import Completion, Message, Request, Sampling
 
 OPENING = (Message("system", "You name things. " * 12), Message("user", "A fruit?"))
 OPENING += (Message("assistant", "An apple."),)
 
 
-def ask(question: str, seed: int = 1, max_tokens: int = 16) -> Request:
-    return Request((*OPENING, Message("user", question)), Sampling(0.9, 1.0, max_tokens, seed))
+def ask(question: str, seed: int = 1, max_tokens: int = 16, temperature: float = 0.9) -> Request:
+    sampling = Sampling(temperature, 1.0, max_tokens, seed)
+    return Request((*OPENING, Message("user", question)), sampling)
 
 
-def complete(*requests: Request, window: int = 512) -> list[Completion]:
+def options(window: int | None = 512, **engine: int) -> BackendOptions:
+    # One thread: several wait for each other in a loop, which takes long where others work, too.
+    return BackendOptions(context_window=window, engine={"n_threads": 1, **engine})
+
+
+def complete(
+    *requests: Request, at_once: bool = False, window: int = 512, **engine: int
+) -> list[Completion]:
     async def run() -> list[Completion]:
-        async with backends.create("llama.cpp", BackendOptions(context_window=window)) as backend:
+        async with backends.create("llama.cpp", options(window, **engine)) as backend:
+            if at_once:
+                return await asyncio.gather(*map(backend.complete, requests))
             return [await backend.complete(request) for request in requests]
 
     return asyncio.run(run())
+
+
+def engine_of(backend: Backend) -> llama_cpp._Engine:
+    assert isinstance(backend, llama_cpp.LlamaCppBackend) and backend._engine
+    return backend._engine
 
 
 def test_an_answer_depends_on_its_own_prompt_and_seed_and_not_on_the_one_before() -> None:
@@ -35,9 +50,113 @@ def test_an_answer_depends_on_its_own_prompt_and_seed_and_not_on_the_one_before(
     assert [alone] * 3 == [complete(bird, tree)[1], complete(tree, tree)[1], complete(tree)[0]]
 
 
+def test_more_requests_than_slots_are_all_answered_each_with_its_own_length() -> None:
+    requests = [ask("Tell a story.", seed, max_tokens=seed) for seed in range(1, 8)]
+    answers = complete(*requests, at_once=True, parallel=3)
+    assert [answer.completion_tokens for answer in answers] == [1, 2, 3, 4, 5, 6, 7]
+    assert {answer.finish_reason for answer in answers} == {"length"}
+
+
+def test_the_same_requests_at_once_give_the_same_answers_again() -> None:
+    requests = [ask(f"Name {n} birds.", seed=n) for n in range(1, 5)]
+    assert complete(*requests, at_once=True) == complete(*requests, at_once=True)
+
+
+def test_greedy_and_a_tiny_nucleus_choose_the_same_and_a_seed_changes_neither() -> None:
+    messages = ask("A tree?").messages
+    narrow = [Request(messages, Sampling(0.9, 1e-6, 12, seed)) for seed in (1, 2)]
+    greedy = [Request(messages, Sampling(0.0, 1.0, 12, seed)) for seed in (1, 2)]
+    assert len({answer.text for answer in complete(*narrow, *greedy)}) == 1
+
+
+def test_an_opening_is_computed_once_and_kept_for_the_requests_that_share_it() -> None:
+    async def run() -> None:
+        async with backends.create("llama.cpp", options()) as backend:
+            await asyncio.gather(*(backend.complete(ask(f"A {n}?")) for n in range(4)))
+            ((opening, _),) = engine_of(backend)._openings.items()
+            header = 8  # at most: what the template puts before a question or an answer
+            assert abs(len(opening) - backend.count_tokens(OPENING)) < header
+
+    asyncio.run(run())
+
+
+def test_more_openings_than_are_kept_are_all_answered() -> None:
+    many = [
+        Request(
+            (Message("system", f"You are {n}."), Message("user", "Who?")), Sampling(0.0, 1.0, 2)
+        )
+        for n in range(llama_cpp._OPENINGS + 3)
+    ]
+    one_by_one, at_once = complete(*many), complete(*many, at_once=True)
+    assert len(one_by_one) == len(at_once) == len(many)
+
+
+def test_when_the_cells_run_out_a_request_waits_and_goes_on_where_it_was() -> None:
+    # So hot that it hardly ever ends by itself.
+    question = "A tale of a fox, a hen, a goose, a cat, a dog and a cow?"
+    requests = [ask(question, seed, max_tokens=72, temperature=3.0) for seed in (1, 2)]
+    answers = complete(*requests, at_once=True, window=256, n_ctx=256, parallel=2)
+    assert [answer.completion_tokens for answer in answers] == [72, 72]
+    vocabulary = llama_cpp._Vocabulary(llama_cpp.bundled_model())
+    prompt = vocabulary.tokens(requests[0].messages)
+    opening, ahead = vocabulary.opening(requests[0].messages, prompt), llama_cpp._AHEAD
+    own = len(prompt) - opening
+    assert opening + 2 * (own + ahead) <= 256 < opening + 2 * (own + 72)  # both begin, one ends
+
+
+def test_a_cancelled_request_frees_its_slot() -> None:
+    async def run() -> Completion:
+        async with backends.create("llama.cpp", options(8192, parallel=1)) as backend:
+            endless = ask("Tell a story.", max_tokens=8000, temperature=3.0)
+            asking = asyncio.ensure_future(backend.complete(endless))
+            while not engine_of(backend)._running:
+                await asyncio.sleep(0.01)
+            asking.cancel()
+            answer = await backend.complete(ask("A tree?"))
+            assert not engine_of(backend)._running
+            return answer
+
+    assert asyncio.run(asyncio.wait_for(run(), 60)).text
+
+
+def test_closing_ends_the_wait_for_what_is_not_answered_yet() -> None:
+    async def run() -> None:
+        async with backends.create("llama.cpp", options(8192, parallel=1)) as backend:
+            endless = ask("Tell a story.", max_tokens=8000, temperature=3.0)
+            asking = [asyncio.ensure_future(backend.complete(endless)) for _ in range(2)]
+            while not engine_of(backend)._running:
+                await asyncio.sleep(0.01)
+        for waiting in asking:
+            with pytest.raises(BackendUnusable, match="ended before"):
+                await waiting
+        with pytest.raises(BackendUnusable, match="not open"):
+            await backend.complete(endless)
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_after_an_error_of_the_engine_requests_can_be_tried_again() -> None:
+    async def run() -> Completion:
+        async with backends.create("llama.cpp", options()) as backend:
+            broken = llama_cpp._Task([10**9], 0, Sampling(0.0), 1, 20)
+            engine_of(backend).submit(broken)
+            with pytest.raises(TransientError, match="can't compute"):
+                await asyncio.wrap_future(broken.answer)
+            return await backend.complete(ask("A tree?"))
+
+    assert asyncio.run(run()).text
+
+
+def test_a_character_cut_in_two_is_left_out() -> None:
+    vocabulary = llama_cpp._Vocabulary(llama_cpp.bundled_model())
+    tokens = vocabulary._model.tokenize("so 🦩".encode(), add_bos=False, special=False)
+    assert vocabulary.text(tokens) == "so 🦩"
+    assert vocabulary.text(tokens[:-1]) in ("so", "so ")
+
+
 def test_a_prompt_that_leaves_no_room_is_too_long_and_not_fatal() -> None:
     async def run() -> Completion:
-        async with backends.create("llama.cpp", BackendOptions(context_window=128)) as backend:
+        async with backends.create("llama.cpp", options(128)) as backend:
             with pytest.raises(ContextTooLong, match="window of 128"):
                 await backend.complete(ask("A tree? " * 60))
             return await backend.complete(ask("A tree?"))
@@ -47,8 +166,34 @@ def test_a_prompt_that_leaves_no_room_is_too_long_and_not_fatal() -> None:
 
 def test_an_answer_ends_where_the_window_does() -> None:
     (answer,) = complete(ask("Tell a story.", max_tokens=4000), window=128)
-    assert answer.prompt_tokens and answer.completion_tokens
-    assert answer.prompt_tokens + answer.completion_tokens <= 128
+    assert answer.finish_reason == "length"
+    assert (answer.prompt_tokens or 0) + (answer.completion_tokens or 0) == 128
+
+
+def test_the_window_is_the_models_unless_the_cells_are_fewer() -> None:
+    assert backends.create("llama.cpp", options(None)).context_window == 8192
+    assert backends.create("llama.cpp", options(None, n_ctx=1024)).context_window == 1024
+    assert backends.create("llama.cpp", options(300)).context_window == 300
+
+
+def test_more_requests_are_kept_in_flight_than_there_are_slots_but_not_more_than_allowed() -> None:
+    assert backends.create("llama.cpp", options(parallel=8)).parallel == 10
+    bounded = BackendOptions(max_concurrency=3, engine={"parallel": 8})
+    assert backends.create("llama.cpp", bounded).parallel == 3
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        (options(parallel=0), "parallel: expected between 1 and 248, got 0"),
+        (options(parallel=1000), "parallel: expected between"),
+        (options(n_threads=0), "n_threads: expected at least 1"),
+        (options(512, n_ctx=256), "raise n_ctx to at least 512"),
+    ],
+)
+def test_an_option_out_of_range_is_an_error(chosen: BackendOptions, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        backends.create("llama.cpp", chosen)
 
 
 def test_the_same_weights_are_the_same_model_wherever_they_lie(tmp_path: Path) -> None:

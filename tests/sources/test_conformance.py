@@ -1,17 +1,16 @@
 """What every source must offer, for each module in ``mminstruct/sources``."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from dummy_data import write_all
 
-from mminstruct import sources
+from mminstruct import annotations, sources
 from mminstruct.errors import SourceError, UsageError
-from mminstruct.sources import Source
+from mminstruct.sources import ReadReport, Source
 
 SPDX_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
 NAMES = sorted(sources.names())
@@ -90,3 +89,15 @@ def test_an_unknown_split_is_never_found(source: Source, tmp_path: Path) -> None
         assert source.locate([tmp_path], "no-such-split") is None
     except UsageError as error:
         assert "no-such-split" in str(error)
+
+
+def test_contexts_are_about_what_the_source_says(source: Source, tmp_path: Path) -> None:
+    files = source.locate([write_all(tmp_path, 3)], source.info.splits[0])
+    assert files is not None
+    contexts = list(source.read(files, ReadReport()))
+    assert [context.id for context in contexts] == sorted({context.id for context in contexts})
+    for context in contexts:
+        assert context.media.modality == source.info.modality
+        assert context.media.file_name
+        for kind, items in context.annotations.items():
+            assert all(isinstance(item, type(annotations.items(kind, [item])[0])) for item in items)

@@ -1,0 +1,761 @@
+"""Continuous batching for a causal language model of `transformers`; imported when one is opened.
+
+The tokens that all prompts with the same first messages share (system prompt and few-shot examples:
+most of the prompt) are computed once. Their keys and values are kept once, too: attention over them
+is one matrix product for all rows together, and only what follows them is kept for each row, at its
+own columns, so that a row joins and leaves without moving the others. Models whose layers aren't
+plain attention (sliding windows shorter than the context, recurrent states, attention sinks ...)
+go through the library's own cache in left-padded batches instead, without a shared opening.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import random
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import AttentionInterface, DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer
+
+from mminstruct.errors import BackendError, BackendUnusable, RequestRefused
+from mminstruct.schema import FinishReason, Sampling
+
+_log = logging.getLogger(__name__)
+
+_ATTENTION = "mminstruct_shared_opening"
+_PREFILL_TOKENS = {"cpu": 512, "mps": 1024, "cuda": 4096}
+_SLOTS = {"cpu": 16, "mps": 16, "cuda": 64}
+# Of the memory that is free once the model is loaded; the rest is for activations and for others.
+_SHARE_OF_MEMORY = {"cpu": 0.4, "mps": 0.6, "cuda": 0.7}
+_OPENINGS_KEPT = 4
+_COLUMNS = 64
+_STEPS_BEFORE_GROWTH = 512
+_PROBE_ERROR = 0.05
+_CLOSED = "the backend was closed before the answer was finished"
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """A request being answered.
+
+    Attributes:
+        prompt: its tokens.
+        opening: the first of them, which requests with the same first messages share; fewer than
+            the prompt's, and the same object for all of them.
+        sampling: how to draw.
+        limit: tokens of the answer at most.
+        rng: draws for this row alone, so that its neighbours don't matter.
+        finish: called once, in the engine's thread.
+        answer: tokens so far.
+        cancelled: nobody waits any more; set from any thread.
+    """
+
+    prompt: list[int]
+    opening: tuple[int, ...]
+    sampling: Sampling
+    limit: int
+    rng: random.Random
+    finish: Callable[[FinishReason | BackendError], None]
+    answer: list[int] = field(default_factory=list)
+    cancelled: bool = False
+
+    @property
+    def tokens(self) -> list[int]:
+        """Prompt and answer so far; the last one is what the model is fed next."""
+        return self.prompt + self.answer
+
+    @property
+    def computed(self) -> int:
+        """Tokens whose keys and values are in the cache."""
+        return len(self.prompt) + len(self.answer) - 1
+
+    @property
+    def longest(self) -> int:
+        """Tokens that prompt and answer take at most."""
+        return len(self.prompt) + self.limit
+
+
+class _Closed(Exception):
+    """The engine is being closed."""
+
+
+class _Unsupported(Exception):
+    """The model's attention does more than is computed here."""
+
+
+# --- the shared opening ---------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Pass:
+    """What one pass through the model computes.
+
+    Attributes:
+        opening: keys and values by layer, each (1, heads, tokens, size).
+        opening_length: tokens of the opening.
+        first: the row that the first input row is.
+        rows: that there will be.
+        start: column of the first token, where several tokens of each row are computed.
+        columns: (rows,) column of each row's token, where one of each row is.
+        width: columns that are attended to at most.
+        mask: True where attention goes, (1, 1, tokens, opening and columns), or where it does not,
+            (rows, 1, 1, columns), in the same two cases.
+    """
+
+    opening: Sequence[tuple[Tensor, Tensor]]
+    opening_length: int
+    first: int
+    rows: int
+    start: int
+    columns: Tensor | None
+    width: int
+    mask: Tensor
+
+
+class _RowLayer(DynamicLayer):
+    """One layer's keys and values of the tokens after the opening, (rows, heads, columns, size)."""
+
+    def __init__(self, batch: SharedOpeningBatch) -> None:
+        super().__init__()
+        self._batch = batch
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Store the new keys and values; all that the pass attends to."""
+        now = self._batch.now
+        stop = now.first + key_states.shape[0]
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys = key_states.new_zeros(0, key_states.shape[1], 0, key_states.shape[3])
+            self.values = value_states.new_zeros(0, value_states.shape[1], 0, value_states.shape[3])
+        self.keys = _grown(self.keys, now.rows, now.width)
+        self.values = _grown(self.values, now.rows, now.width)
+        for kept, new in ((self.keys, key_states), (self.values, value_states)):
+            if now.columns is None:
+                kept[now.first : stop, :, now.start : now.start + new.shape[2]] = new
+            else:
+                rows = torch.arange(stop, device=new.device)
+                kept[rows, :, now.columns.to(new.device)] = new[:, :, 0]
+        seen = (slice(now.first, stop), slice(None), slice(0, now.width))
+        return self.keys[seen], self.values[seen]
+
+    def get_seq_length(self) -> int:
+        """Tokens of the longest row; positions are given to the model explicitly."""
+        return self._batch.now.opening_length + self._batch.now.width
+
+
+def _grown(kept: Tensor, rows: int, columns: int) -> Tensor:
+    """At least that large, with the old content; zeros elsewhere, as NaN would spread."""
+    if rows <= kept.shape[0] and columns <= kept.shape[2]:
+        return kept
+    if columns > kept.shape[2]:
+        columns = max(-(-columns // _COLUMNS) * _COLUMNS, kept.shape[2] * 5 // 4)
+    shape = (max(rows, kept.shape[0]), kept.shape[1], max(columns, kept.shape[2]), kept.shape[3])
+    larger = kept.new_zeros(shape)
+    larger[: kept.shape[0], :, : kept.shape[2]] = kept
+    return larger
+
+
+def _attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    mminstruct_batch: SharedOpeningBatch | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention over the shared opening and over each row's own tokens, in `transformers`' form.
+
+    Args:
+        module: the attention layer.
+        query: (rows, heads, tokens, size).
+        key: (rows, key heads, columns, size), of the rows' own tokens.
+        value: likewise.
+        attention_mask: None; masks are the batch's.
+        scaling: of the scores.
+        dropout: none at inference.
+        mminstruct_batch: passed through the model.
+        sliding_window: what the layer would see; none is shorter than the context here.
+        kwargs: what models with other kinds of attention pass.
+    """
+    odd = [n for n in ("softcap", "s_aux", "position_bias") if kwargs.get(n) is not None]
+    if odd or mminstruct_batch is None:
+        raise _Unsupported(f"its attention has {odd[0]}" if odd else "it passes no arguments on")
+    now = mminstruct_batch.now
+    rows, heads, tokens, size = query.shape
+    key_heads = key.shape[1]
+    group = heads // key_heads
+    scaling = size**-0.5 if scaling is None else scaling
+    mask = now.mask.to(query.device)
+    if now.columns is None:
+        if now.opening:
+            common_key, common_value = now.opening[module.layer_idx]
+            key = torch.cat([common_key.expand(rows, -1, -1, -1), key], 2)
+            value = torch.cat([common_value.expand(rows, -1, -1, -1), value], 2)
+        key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+        out = functional.scaled_dot_product_attention(query, key, value, mask, scale=scaling)
+        return out.transpose(1, 2).contiguous(), None
+    query = query.reshape(rows, key_heads, group, size) * scaling
+    own = (query @ key.transpose(2, 3)).masked_fill(mask, -torch.inf)
+    if not now.opening:
+        out = own.float().softmax(-1).to(value.dtype) @ value
+        return out.reshape(rows, 1, heads, -1), None
+    common_key, common_value = (kept[0] for kept in now.opening[module.layer_idx])
+    flat = query.transpose(0, 1).reshape(key_heads, rows * group, size)
+    common = (flat @ common_key.transpose(1, 2)).view(key_heads, rows, group, -1).transpose(0, 1)
+    weights = torch.cat([common, own], -1).float().softmax(-1).to(value.dtype)
+    of_common, of_own = weights.split([common.shape[-1], own.shape[-1]], -1)
+    flat = of_common.transpose(0, 1).reshape(key_heads, rows * group, -1)
+    seen = (flat @ common_value).view(key_heads, rows, group, -1).transpose(0, 1)
+    return (seen + of_own @ value).reshape(rows, 1, heads, -1), None
+
+
+class SharedOpeningBatch:
+    """Rows that follow one opening. Others with the same opening can join at any time.
+
+    Args:
+        model: with `_attend` as its attention.
+        closing: tells when to stop in the middle of a long prompt.
+    """
+
+    joins = True
+    now: _Pass
+
+    def __init__(self, model: Any, closing: threading.Event) -> None:
+        self.rows: list[Row] = []
+        self._model = model
+        self._closing = closing
+        self._prefill_tokens = _PREFILL_TOKENS.get(model.device.type, 512)
+        self._arguments = {"mminstruct_batch": self, **_last_logits(model)}
+        self._cache = self._empty()
+        self._openings: OrderedDict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = OrderedDict()
+        self._opening: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, new: Sequence[Row]) -> None:
+        """Compute the prompts of requests with one opening, but for each one's last token."""
+        new = sorted(new, key=lambda row: row.computed)
+        first = len(self.rows)
+        # Those that were let in are known, whatever happens next.
+        self.rows.extend(new)
+        opening = new[0].opening
+        self._opening = self._computed_opening(opening)
+        while first < len(self.rows):
+            count = self._group(first)
+            group = [row.tokens[len(opening) : -1] for row in self.rows[first : first + count]]
+            self._prefill(self._cache, group, self._opening, len(opening), first)
+            first += count
+
+    def step(self) -> Tensor:
+        """The logits after each row's last token, (rows, vocabulary)."""
+        opening = len(self.rows[0].opening)
+        columns = torch.tensor([row.computed - opening for row in self.rows])
+        width = int(columns.max()) + 1
+        hidden = (torch.arange(width) > columns[:, None])[:, None, None]
+        device = self._model.device
+        self.now = _Pass(
+            self._opening,
+            opening,
+            first=0,
+            rows=len(self.rows),
+            start=0,
+            columns=columns.to(device),
+            width=width,
+            mask=hidden.to(device),
+        )
+        tokens = [[row.tokens[-1]] for row in self.rows]
+        return self._run(self._cache, tokens, (columns + opening)[:, None])
+
+    def keep(self, indices: Sequence[int]) -> None:
+        """Let the other rows go; the last rows move up into their places."""
+        kept = set(indices)
+        for gone in sorted(set(range(len(self.rows))) - kept):
+            if gone >= len(kept):
+                break
+            last = max(kept)
+            kept.remove(last)
+            kept.add(gone)
+            used = self.rows[last].computed - len(self.rows[last].opening)
+            for layer in self._cache.layers:
+                if layer.is_initialized:
+                    layer.keys[gone, :, :used] = layer.keys[last, :, :used]
+                    layer.values[gone, :, :used] = layer.values[last, :, :used]
+            self.rows[gone] = self.rows[last]
+        del self.rows[len(kept) :]
+        if not self.rows:
+            self._cache = self._empty()
+
+    def clear(self, *, openings: bool) -> None:
+        """Forget all rows, and with ``openings`` what could be shared."""
+        self.rows.clear()
+        self._cache, self._opening = self._empty(), []
+        if openings:
+            self._openings.clear()
+
+    def _empty(self) -> Cache:
+        return Cache(layer_class_to_replicate=partial(_RowLayer, self))
+
+    def _group(self, first: int) -> int:
+        """How many rows from there on are computed at once: by length, within the bound."""
+        count = 0
+        for row in self.rows[first:]:
+            if count and (count + 1) * (row.computed - len(row.opening)) > self._prefill_tokens:
+                break
+            count += 1
+        return count
+
+    def _computed_opening(self, opening: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
+        if opening in self._openings:
+            self._openings.move_to_end(opening)
+        elif opening:
+            while len(self._openings) >= _OPENINGS_KEPT:
+                self._openings.popitem(last=False)
+            cache = self._empty()
+            self._prefill(cache, [list(opening)], [], 0, 0)
+            length = len(opening)
+            self._openings[opening] = [
+                (layer.keys[:, :, :length].clone(), layer.values[:, :, :length].clone())
+                for layer in cache.layers
+            ]
+        return self._openings[opening] if opening else []
+
+    def _prefill(
+        self,
+        cache: Cache,
+        texts: Sequence[Sequence[int]],
+        opening: Sequence[tuple[Tensor, Tensor]],
+        length: int,
+        first: int,
+    ) -> None:
+        """Fill the cache with some rows' tokens, from column 0 on.
+
+        Shorter ones are padded on the right: what pads leave in the cache lies behind the row's
+        last token, where it isn't attended to until it is overwritten.
+        """
+        longest = max(len(text) for text in texts)
+        padded = [[*text, *[0] * (longest - len(text))] for text in texts]
+        at_once = max(1, self._prefill_tokens // len(texts))
+        device = self._model.device
+        for start in range(0, longest, at_once):
+            if self._closing.is_set():
+                raise _Closed
+            stop = min(longest, start + at_once)
+            columns = torch.arange(start, stop)
+            mask = torch.arange(length + stop) <= (columns + length)[:, None]
+            self.now = _Pass(
+                opening,
+                length,
+                first=first,
+                rows=max(first + len(texts), len(self.rows)) if cache is self._cache else 1,
+                start=start,
+                columns=None,
+                width=stop,
+                mask=mask[None, None].to(device),
+            )
+            positions = (columns + length).expand(len(texts), -1)
+            self._run(cache, [text[start:stop] for text in padded], positions)
+
+    def _run(self, cache: Cache, tokens: Sequence[Sequence[int]], positions: Tensor) -> Tensor:
+        device = self._model.device
+        output = self._model(
+            input_ids=torch.tensor(tokens, device=device),
+            position_ids=positions.to(device),
+            past_key_values=cache,
+            use_cache=True,
+            **self._arguments,
+        )
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+
+# --- any other model ------------------------------------------------------------------------------
+
+
+class PaddedBatch:
+    """Rows that start together, padded on the left, in the library's own cache."""
+
+    joins = False
+
+    def __init__(self, model: Any) -> None:
+        self.rows: list[Row] = []
+        self._model = model
+        self._arguments = _last_logits(model)
+        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self._cache: Any = None
+        self._mask = torch.zeros(0, 0, dtype=torch.long)
+
+    def add(self, new: Sequence[Row]) -> None:
+        """Compute the prompts, but for each one's last token."""
+        self.rows = list(new)
+        texts = [row.tokens[:-1] for row in self.rows]
+        longest = max(len(text) for text in texts)
+        self._cache = DynamicCache(config=self._model.config)
+        self._mask = torch.tensor(
+            [[0] * (longest - len(text)) + [1] * len(text) for text in texts],
+            device=self._model.device,
+            dtype=torch.long,
+        )
+        if longest:
+            self._run([[*[0] * (longest - len(text)), *text] for text in texts])
+
+    def step(self) -> Tensor:
+        """The logits after each row's last token, (rows, vocabulary)."""
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self.rows), 1)], 1)
+        return self._run([[row.tokens[-1]] for row in self.rows])
+
+    def keep(self, indices: Sequence[int]) -> None:
+        """Let the other rows go."""
+        chosen = torch.tensor(sorted(indices), device=self._mask.device)
+        self.rows = [self.rows[index] for index in sorted(indices)]
+        if not self.rows:
+            self.clear(openings=False)
+            return
+        self._cache.reorder_cache(chosen)
+        self._mask = self._mask[chosen]
+
+    def clear(self, *, openings: bool) -> None:
+        """Forget all rows."""
+        self.rows, self._cache = [], None
+
+    def _run(self, tokens: Sequence[Sequence[int]]) -> Tensor:
+        arguments = dict(self._arguments)
+        count = len(tokens[0])
+        if self._takes_positions:
+            positions = (self._mask.cumsum(-1) - 1).clamp(min=0)
+            arguments["position_ids"] = positions[:, -count:]
+        output = self._model(
+            input_ids=torch.tensor(tokens, device=self._model.device),
+            attention_mask=self._mask,
+            past_key_values=self._cache,
+            use_cache=True,
+            **arguments,
+        )
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+
+def _last_logits(model: Any) -> dict[str, Any]:
+    """The argument that spares the logits of all but the last token, if the model has it."""
+    known = "logits_to_keep" in inspect.signature(model.forward).parameters
+    return {"logits_to_keep": 1} if known else {}
+
+
+@torch.inference_mode()  # type: ignore[untyped-decorator]
+def batch_for(
+    model: Any, closing: threading.Event, window: int
+) -> tuple[SharedOpeningBatch | PaddedBatch, int, str | None]:
+    """What computes this model, the bytes a token takes in its cache, and why no opening is shared.
+
+    Whether the model can share an opening is tried out: its logits have to be those of a plain
+    pass.
+    """
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    tokens = torch.randint(vocabulary, (1, 12), generator=torch.Generator().manual_seed(1))
+    cache = DynamicCache(config=model.config)
+    plain = model(input_ids=tokens.to(model.device), past_key_values=cache, use_cache=True)
+    bytes_per_token = sum(_bytes(layer) for layer in cache.layers) // tokens.numel()
+    usual = model.config._attn_implementation
+    reason = _other_layers(model, window) or _shares_badly(
+        model, tokens[0].tolist(), plain.logits[0].float()
+    )
+    if reason is None:
+        return SharedOpeningBatch(model, closing), bytes_per_token, None
+    model.set_attn_implementation(usual)
+    return PaddedBatch(model), bytes_per_token, reason
+
+
+def _bytes(layer: Any) -> int:
+    kept = [getattr(layer, name, None) for name in ("keys", "values")]
+    return sum(tensor.nbytes for tensor in kept if tensor is not None)
+
+
+def _other_layers(model: Any, window: int) -> str | None:
+    for layer in DynamicCache(config=model.config).layers:
+        wide = getattr(layer, "is_sliding", False) and layer.sliding_window >= window
+        if type(layer) is not DynamicLayer and not wide:
+            return f"it has layers other than full attention ({type(layer).__name__})"
+    return None
+
+
+def _shares_badly(model: Any, tokens: list[int], plain: Tensor) -> str | None:
+    AttentionInterface.register(_ATTENTION, _attend)
+    model.set_attn_implementation(_ATTENTION)
+    if model.config._attn_implementation != _ATTENTION:
+        return "its attention can't be replaced"
+    batch = SharedOpeningBatch(model, threading.Event())
+    opening = tuple(tokens[:5])
+    # Prompts of two lengths, so that one of them is padded.
+    try:
+        batch.add([_probe_row(tokens[:length], opening) for length in (12, 9)])
+        ours = batch.step().float()
+    except (_Unsupported, TypeError, KeyError, AttributeError) as error:
+        return str(error) or type(error).__name__
+    order = [len(row.prompt) - 1 for row in batch.rows]
+    off = float((ours - plain[order]).abs().max() / (plain.max() - plain.min()))
+    return None if off < _PROBE_ERROR else f"its logits would be off by {off:.0%}"
+
+
+def _probe_row(prompt: list[int], opening: tuple[int, ...]) -> Row:
+    return Row(prompt, opening, Sampling(), 1, random.Random(0), lambda end: None)  # noqa: S311
+
+
+# --- sampling -------------------------------------------------------------------------------------
+
+
+def draw(logits: Tensor, rows: Sequence[Row]) -> list[int]:
+    """The next token of each row, by its own sampling and its own random numbers.
+
+    One uniform number picks the token on the cumulated probabilities, so that a seed means the same
+    on every device.
+
+    Args:
+        logits: (rows, vocabulary).
+        rows: whose random generators advance.
+    """
+    tokens: list[int] = logits.argmax(-1).tolist()
+    for nucleus in (False, True):
+        group = [
+            index
+            for index, row in enumerate(rows)
+            if row.sampling.temperature > 0 and (row.sampling.top_p < 1) == nucleus
+        ]
+        if group:
+            drawn = _drawn(logits[group], [rows[index] for index in group], nucleus=nucleus)
+            for index, token in zip(group, drawn, strict=True):
+                tokens[index] = token
+    return tokens
+
+
+def _drawn(logits: Tensor, rows: Sequence[Row], *, nucleus: bool) -> list[int]:
+    if logits.device.type == "mps":
+        logits = logits.cpu()  # it has no float64
+    of_rows = partial(torch.tensor, device=logits.device, dtype=torch.float64)
+    temperature = of_rows([row.sampling.temperature for row in rows])
+    probability = (logits.double() / temperature[:, None]).softmax(-1)
+    order = None
+    if nucleus:
+        probability, order = probability.sort(dim=-1, descending=True, stable=True)
+    cumulated = probability.cumsum(-1)
+    mass = cumulated[:, -1:].contiguous()
+    if nucleus:
+        top_p = of_rows([row.sampling.top_p for row in rows])
+        last = (cumulated < top_p[:, None]).sum(-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
+        mass = cumulated.gather(-1, last)
+    at = of_rows([row.rng.random() for row in rows])[:, None] * mass
+    picked = torch.searchsorted(cumulated, at, right=True)
+    # The product may round up to the mass itself.
+    picked = torch.minimum(picked, torch.searchsorted(cumulated, mass))
+    if order is not None:
+        picked = order.gather(-1, picked)
+    tokens: list[int] = picked[:, 0].tolist()
+    return tokens
+
+
+# --- the engine -----------------------------------------------------------------------------------
+
+
+class Engine:
+    """Answers requests until it is closed; `serve` runs in a thread of its own.
+
+    Args:
+        model: loaded, in evaluation mode.
+        ends: tokens that end an answer.
+        window: tokens that prompt and answer may take together.
+        slots: rows computed at once, or None for what suits the device.
+    """
+
+    def __init__(self, model: Any, *, ends: set[int], window: int, slots: int | None) -> None:
+        self._model = model
+        self._ends = ends
+        self._closing = threading.Event()
+        self._changed = threading.Condition()
+        self._waiting: deque[Row] = deque()
+        self._batch, self._bytes_per_token, self.no_opening = batch_for(
+            model, self._closing, window
+        )
+        device = model.device
+        self._most = slots or _SLOTS.get(device.type, 16)
+        self._slots = self._most
+        self._steps = 0
+        share = _SHARE_OF_MEMORY.get(device.type, 0.4)
+        self._room = int(share * _free_bytes(device)) // max(1, self._bytes_per_token)
+
+    @property
+    def slots(self) -> int:
+        """Rows computed at once at most, as memory allows at present."""
+        return self._slots
+
+    def submit(self, row: Row) -> None:
+        """Have a request answered.
+
+        Raises:
+            BackendUnusable: the engine has stopped.
+        """
+        with self._changed:
+            if self._closing.is_set():
+                raise BackendUnusable("the model's engine has stopped")
+            self._waiting.append(row)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Stop within a step; `serve` returns, and what isn't finished fails."""
+        self._closing.set()
+        with self._changed:
+            self._changed.notify()
+
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
+    def serve(self) -> None:
+        """Answer what is submitted, until closed."""
+        reason = "the model's engine has stopped"
+        try:
+            while self._has_work():
+                full = self._try_step()
+                if full is not None:
+                    self._back_off(full)
+            reason = _CLOSED
+        except _Closed:
+            reason = _CLOSED
+        except RuntimeError as error:
+            reason += f": {_first_line(error)}"
+            _log.debug("the model's engine has stopped", exc_info=True)
+        finally:
+            with self._changed:
+                self._closing.set()
+                left = [*self._batch.rows, *self._waiting]
+                self._waiting.clear()
+            self._batch.clear(openings=True)
+            for row in left:
+                row.finish(BackendUnusable(reason))
+
+    def _has_work(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._closing.is_set() or self._waiting or self._batch.rows
+            )
+            return not self._closing.is_set()
+
+    def _try_step(self) -> str | None:
+        """Advance all rows by a token, and None; or why memory didn't suffice.
+
+        The exception isn't passed on: its frames would hold the memory that is to be freed.
+        """
+        try:
+            new = self._newcomers()
+            if new:
+                self._batch.add(new)
+            if self._batch.rows:
+                self._advance(self._batch.step())
+        except RuntimeError as error:
+            if not any(words in str(error).lower() for words in _OUT_OF_MEMORY):
+                raise
+            return _first_line(error)
+        return None
+
+    def _newcomers(self) -> list[Row]:
+        """The waiting requests that join now: the oldest that the batch can take, within memory."""
+        rows = self._batch.rows
+        with self._changed:
+            self._waiting = deque(row for row in self._waiting if not row.cancelled)
+            if not self._waiting or (rows and not self._batch.joins):
+                return []
+            opening = rows[0].opening if rows else self._waiting[0].opening
+            candidates = list(self._candidates(opening))
+            taken: list[Row] = []
+            longest = max((row.longest for row in rows), default=0)
+            for row in candidates:
+                longest = max(longest, row.longest)
+                count = len(rows) + len(taken) + 1
+                own = longest - len(opening) if self._batch.joins else longest
+                full = count > self._slots or count * own > self._room
+                if full and count > 1:
+                    break
+                taken.append(row)
+            chosen = set(map(id, taken))
+            self._waiting = deque(row for row in self._waiting if id(row) not in chosen)
+        return taken
+
+    def _candidates(self, opening: tuple[int, ...]) -> Iterator[Row]:
+        """Waiting requests in the order they should join."""
+        if self._batch.joins:
+            yield from (row for row in self._waiting if row.opening == opening)
+            return
+        # The oldest and its nearest in length, so that little is padded.
+        oldest = len(self._waiting[0].prompt)
+        yield from sorted(self._waiting, key=lambda row: abs(len(row.prompt) - oldest))
+
+    def _advance(self, logits: Tensor) -> None:
+        rows = list(self._batch.rows)
+        if not bool(torch.isfinite(logits.amax(-1)).all()):
+            raise RuntimeError(f"the model's logits are not finite in {logits.dtype}; try float32")
+        kept = []
+        for index, (row, token) in enumerate(zip(rows, draw(logits, rows), strict=True)):
+            end: FinishReason | None = "stop" if token in self._ends else None
+            if end is None:
+                row.answer.append(token)
+                end = "length" if len(row.answer) >= row.limit else None
+            if row.cancelled:
+                continue
+            if end is None:
+                kept.append(index)
+            else:
+                row.finish(end)
+        if len(kept) < len(rows):
+            self._batch.keep(kept)
+        self._steps += 1
+        if self._slots < self._most and self._steps >= _STEPS_BEFORE_GROWTH:
+            self._slots += max(1, self._slots // 8)
+            self._slots = min(self._slots, self._most)
+            self._steps = 0
+
+    def _back_off(self, why: str) -> None:
+        """Go on with half as many rows; they are computed again up to where they were."""
+        rows = list(self._batch.rows)
+        self._batch.clear(openings=len(rows) < 2)
+        _release(self._model.device)
+        self._steps = 0
+        if len(rows) < 2:
+            for row in rows:
+                needed = f"prompt of {len(row.prompt)} tokens and an answer of up to {row.limit}"
+                row.finish(RequestRefused(f"{needed} don't fit the device's memory ({why})"))
+            return
+        self._slots = max(1, len(rows) // 2)
+        _log.info(
+            "out of memory with %d requests at once; going on with %d", len(rows), self._slots
+        )
+        with self._changed:
+            self._waiting.extendleft(reversed(rows))
+
+
+def _free_bytes(device: Any) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
+    return int(psutil.virtual_memory().available)
+
+
+def _release(device: Any) -> None:
+    """Give cached blocks back, so that larger ones can be had."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

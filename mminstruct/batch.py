@@ -1,0 +1,1052 @@
+"""Answers through OpenAI's Batch API: half the price, within a day, without a request sent twice.
+
+Requests that the store lacks go up as files, the server makes batches of them, and what comes back
+lands in the store; after that the usual run finds all of it there. What makes it safe to kill at
+any moment is a journal beside the store. It is written before every step, and a request is in one
+open batch of it at most (its key is the table's). A step whose outcome got lost is looked up at the
+server: files by their name, which holds the digest of their content, batches by their metadata.
+
+All that submits or collects happens under a file lock; the wait between two looks doesn't hold it.
+So several runs, of the same requests too, share their batches.
+
+Input, output and error files are deleted at the server once every line of them is in the store.
+
+**Source:** https://developers.openai.com/api/docs/guides/batch (statuses, limits, line formats)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import random
+import re
+import sqlite3
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Sequence,
+)
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import httpx2
+import msgspec
+import openai
+from filelock import FileLock, Timeout
+
+from mminstruct.backends.openai import (
+    OpenAIBackend,
+    normal_base_url,
+    payload,
+    read_body,
+    status_error,
+)
+from mminstruct.client import Attempt, Failed, Job, RetryPolicy, Stats
+from mminstruct.errors import (
+    BackendError,
+    BackendUnusable,
+    ContextTooLong,
+    RequestRefused,
+    RunStopped,
+    StoreError,
+    TransientError,
+)
+from mminstruct.resources import shown
+from mminstruct.responses import ResponseStore, Scope
+from mminstruct.schema import Completion
+
+_T = TypeVar("_T")
+_ListCall = Callable[[openai.AsyncOpenAI, dict[str, Any], str | openai.Omit], Awaitable[Any]]
+_ApiCall = Callable[[openai.AsyncOpenAI, dict[str, Any]], Awaitable[_T]]
+
+_log = logging.getLogger(__name__)
+
+_CHAT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
+_INTENT, _DIGEST = "mminstruct_intent", "mminstruct_digest"
+_LIVE = ("validating", "in_progress", "finalizing")
+_ENDED = ("completed", "failed", "expired", "cancelled")
+_JOBS_AT_A_TIME = 500
+_LINES_AT_A_TIME = 1000
+_MAX_VARIABLES = 500
+_FEW_TRIES = 3
+# A batch takes up to a day; for this long the server may be away, or the machine asleep.
+_LONGEST_OUTAGE_S = 3600.0
+_WORDS_SHOWN = 500
+_QUEUE_FULL = re.compile(r"token_limit_exceeded|enqueued token", re.IGNORECASE)
+_NO_CREDIT = re.compile(r"insufficient_quota|billing_hard_limit", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The provider's limits, and how patient to be with it.
+
+    Attributes:
+        requests: in a file.
+        file_bytes: of a file.
+        poll_s: longest wait between two looks at the batches; the first waits are shorter.
+        settle_s: after this long, what a list lacks was never created.
+    """
+
+    requests: int = 50_000
+    file_bytes: int = 200_000_000
+    poll_s: float = 60.0
+    settle_s: float = 60.0
+
+
+def answer(
+    jobs: Callable[[], Iterator[Job]],
+    backend: OpenAIBackend,
+    store_path: Path,
+    *,
+    policy: RetryPolicy,
+    limits: Limits,
+    stats: Stats,
+) -> dict[bytes, Failed]:
+    """The failures by response key, once all other requests have their answers in the store.
+
+    Args:
+        jobs: starts an iterator over all requests, in an order that never changes.
+        backend: not yet opened.
+        store_path: of the response store; the journal lies beside it.
+        policy: retries.
+        limits: of the provider.
+        stats: where to count.
+
+    Raises:
+        BackendError: the server can't be reached, or has no Batch API.
+        RunStopped: nothing at all was answered, or the account has no credit.
+        StoreError: store or journal can't be written.
+    """
+    run = _Run(jobs, backend, store_path, policy, limits, stats)
+    # A thread of its own: a notebook runs an event loop in this one, and an interrupt would hit
+    # the loop between any two of its steps.
+    with ThreadPoolExecutor(1, thread_name_prefix="batch") as thread:
+        future = thread.submit(asyncio.run, run.to_the_end())
+        try:
+            return future.result()
+        except BaseException:
+            if not future.done():
+                run.cancel()
+            raise
+
+
+class _Run:
+    """One run over all requests."""
+
+    def __init__(
+        self,
+        jobs: Callable[[], Iterator[Job]],
+        backend: OpenAIBackend,
+        store_path: Path,
+        policy: RetryPolicy,
+        limits: Limits,
+        stats: Stats,
+    ) -> None:
+        self._jobs = jobs
+        self._backend = backend
+        self._identity = backend.identity()
+        self._store = ResponseStore(store_path)
+        self._journal = Journal(store_path.with_name(f"{store_path.name}.batches"))
+        self._policy = policy
+        self._limits = limits
+        self._stats = stats
+        self._rng = random.Random()  # noqa: S311
+        self._failures: dict[bytes, Failed] = {}
+        self._scopes: dict[bytes, Scope | None] = {}
+        self._open: set[str] = set()
+        self._missing_output: dict[str, float] = {}
+        self._file_requests = limits.requests
+        self._room: int | None = None
+        self._held_back = False
+        self._reached = False
+        self._answers = 0
+        self._task: asyncio.Task[Any] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def cancel(self) -> None:
+        """End the run from another thread; batches go on at the server."""
+        if self._loop is not None and self._task is not None:
+            self._loop.call_soon_threadsafe(self._task.cancel)
+
+    async def to_the_end(self) -> dict[bytes, Failed]:
+        """As `answer`."""
+        self._task, self._loop = asyncio.current_task(), asyncio.get_running_loop()
+        self._stats.started_s = time.monotonic()
+        with self._store, self._journal, tempfile.TemporaryDirectory() as scratch:
+            async with self._backend:
+                others = len(self._backend.endpoints) - 1
+                if others:
+                    where = self._identity["endpoint"]
+                    _log.info("batches go to %s alone, not to the %d other URLs", where, others)
+                try:
+                    await self._rounds(Path(scratch))
+                except BaseException:
+                    self._say_what_goes_on()
+                    raise
+                finally:
+                    self._stats.waiting_for = ()
+        if not self._answers and self._failures:
+            last = next(reversed(self._failures.values()))
+            if not last.rejected:
+                raise RunStopped(f"no request was answered; one of the failures: {last.message}")
+        return self._failures
+
+    async def _rounds(self, scratch: Path) -> None:
+        """Submit, wait and collect until a look at all requests finds none left to wait for.
+
+        What was refused as too long is submitted in its next length, so there may be several
+        rounds; what failed is left to the next run.
+        """
+        started_s = time.monotonic()
+        changed = True
+        while True:
+            async with self._locked():
+                changed |= await self._look(scratch)
+                if changed:
+                    await self._submit(scratch)
+                    changed = False
+                await self._clean_up()
+            if not self._open and not self._held_back:
+                return
+            # A batch that takes hours needs no look every other second.
+            elapsed_s = time.monotonic() - started_s
+            await asyncio.sleep(min(self._limits.poll_s, max(2.0, elapsed_s / 10)))
+            changed |= self._held_back and not self._open
+
+    @contextlib.asynccontextmanager
+    async def _locked(self) -> AsyncIterator[None]:
+        lock = FileLock(f"{self._journal.path}.lock")
+        while True:
+            try:
+                lock.acquire(timeout=0)
+                break
+            except Timeout:
+                self._stats.waiting_for = ("another run is at its batches",)
+                await asyncio.sleep(min(1.0, self._limits.poll_s))
+        try:
+            yield
+        finally:
+            lock.release()
+
+    # Looking at all requests, and submitting what is missing.
+
+    async def _submit(self, scratch: Path) -> None:
+        """Make batches of what is neither stored, nor failed, nor in an open batch."""
+        files: dict[str, str] | None = None
+        batches: list[Any] = []
+        self._held_back = False
+        async with contextlib.aclosing(self._drafts(scratch)) as drafts:
+            async for draft in drafts:
+                if self._room == 0 and self._open:
+                    self._held_back = True
+                else:
+                    if files is None:
+                        batches, files = await self._batches(), await self._files()
+                    await self._submit_one(draft, files, batches)
+                draft.path.unlink()
+
+    async def _drafts(self, scratch: Path) -> AsyncGenerator[_Draft, None]:
+        """Files of what is missing, one at a time; counts everything else on the way."""
+        endpoint, model = self._identity["endpoint"], self._identity["model"]
+        limit_field = self._journal.limit_field(endpoint, model)
+        if limit_field is None:
+            # Of OpenAI's models, all know the newer name and some know nothing else.
+            official = endpoint == normal_base_url(None)
+            limit_field = "max_completion_tokens" if official else "max_tokens"
+        failed: Counter[str] = Counter()
+        seen: set[bytes] = set()
+        draft, answered = _Draft(scratch, limit_field), 0
+        jobs = self._jobs()
+        with contextlib.ExitStack() as last:
+            last.callback(lambda: draft.closed())
+            while chunk := list(islice(jobs, _JOBS_AT_A_TIME)):
+                attempts = [Attempt(job, self._backend, self._identity) for job in chunk]
+                stored = self._shortened(attempts)
+                keys = [a.key for a in attempts if a.key is not None and a.key not in stored]
+                under_way = self._journal.open_batches(keys)
+                for attempt in attempts:
+                    key, request = attempt.key, attempt.request
+                    if key is None or request is None:
+                        continue  # too long for the window; the client counts it
+                    if key in stored:
+                        answered += 1
+                    elif key in under_way:
+                        self._scopes[key] = attempt.scope
+                        self._open.add(under_way[key])
+                    elif key in self._failures:
+                        failed[self._failures[key].cause] += 1
+                    elif key not in seen:
+                        seen.add(key)
+                        self._scopes[key] = attempt.scope
+                        line = _line(key, payload(model, request, limit_field=limit_field))
+                        if draft.is_full(len(line), self._file_requests, self._limits.file_bytes):
+                            yield draft.closed()
+                            draft = _Draft(scratch, limit_field)
+                        draft.add(key, line)
+                await asyncio.sleep(0)  # where an interrupt gets through
+            if draft.keys:
+                yield draft.closed()
+        self._answers = answered
+        self._stats.stored = answered - self._stats.answered
+        self._stats.failed = failed
+
+    def _shortened(self, attempts: Sequence[Attempt]) -> set[bytes]:
+        """The keys that are stored, after all attempts went on to a length not refused yet."""
+        stored: set[bytes] = set()
+        while attempts:
+            keys = [a.key for a in attempts if a.key is not None]
+            stored.update(self._store.get_many(keys))
+            refused = self._journal.refusals([key for key in keys if key not in stored])
+            attempts = [a for a in attempts if a.key in refused]
+            for attempt in attempts:
+                if attempt.key is not None:
+                    failure = self._failures[attempt.key] = refused[attempt.key]
+                    attempt.shorten(failure.room)
+        return stored
+
+    async def _submit_one(self, draft: _Draft, files: dict[str, str], batches: list[Any]) -> None:
+        # A batch of the very same file that no journal of ours knows: the journal was lost.
+        known = self._journal.batch_ids()
+        for batch in batches:
+            metadata = batch.metadata or {}
+            same = metadata.get(_DIGEST) == draft.digest and batch.status in _LIVE
+            if same and batch.id not in known:
+                intent = str(metadata.get(_INTENT))
+                self._journal.add(intent, self._identity["endpoint"], draft)
+                self._journal.created(intent, batch.id)
+                self._open.add(intent)
+                return
+        intent = uuid.uuid4().hex
+        self._journal.add(intent, self._identity["endpoint"], draft)
+        try:
+            file_id = files.get(draft.name) or await self._upload(draft)
+            self._journal.uploaded(intent, file_id)
+            batch = await self._create(intent, draft, file_id)
+        except BackendError as error:
+            if _QUEUE_FULL.search(str(error)):
+                self._journal.forget(intent)
+                self._queue_full(len(draft.keys))
+                return
+            if isinstance(error, RequestRefused):
+                self._journal.forget(intent)
+                raise BackendUnusable(f"{error}; the batch was not created") from error
+            raise
+        self._journal.created(intent, batch.id)
+        self._open.add(intent)
+        if self._room:
+            self._room -= 1
+        self._stats.sent += len(draft.keys)
+        _log.info("batch %s: %s requests", batch.id, f"{len(draft.keys):,}")
+
+    def _queue_full(self, requests: int) -> None:
+        """Go on with fewer tokens at a time: first of batches, then of requests in each."""
+        if not self._open and requests > 1:
+            self._file_requests = (requests + 1) // 2
+        if self._room is None:
+            _log.info("the provider's limit on enqueued tokens is reached; the rest goes up later")
+        self._room, self._held_back = 0, True
+
+    async def _upload(self, draft: _Draft) -> str:
+        async def upload(client: openai.AsyncOpenAI, headers: dict[str, Any]) -> Any:
+            with draft.path.open("rb") as file:
+                return await client.files.create(
+                    file=(draft.name, file, "application/jsonl"),
+                    purpose="batch",
+                    extra_headers=headers,
+                )
+
+        async def existing() -> Any:
+            return (await self._files()).get(draft.name)
+
+        done = await self._call(upload, existing)
+        return done if isinstance(done, str) else str(done.id)
+
+    async def _create(self, intent: str, draft: _Draft, file_id: str) -> Any:
+        async def create(client: openai.AsyncOpenAI, headers: dict[str, Any]) -> Any:
+            self._journal.creating(intent)
+            return await client.batches.create(
+                completion_window="24h",
+                endpoint=_CHAT,
+                input_file_id=file_id,
+                metadata={_INTENT: intent, _DIGEST: draft.digest},
+                extra_headers=headers,
+            )
+
+        async def existing() -> Any:
+            deadline_s = time.monotonic() + self._limits.settle_s
+            while True:
+                found = _find(await self._batches(), intent, file_id)
+                if found is not None or time.monotonic() > deadline_s:
+                    return found
+                await asyncio.sleep(min(5.0, self._limits.settle_s / 10))
+
+        deadline_s = time.monotonic() + self._limits.settle_s
+        while True:
+            try:
+                return await self._call(create, existing)
+            except RequestRefused as error:
+                # Right after its upload a file may still be unknown.
+                if file_id not in str(error) or time.monotonic() > deadline_s:
+                    raise
+                await asyncio.sleep(min(5.0, self._limits.settle_s / 10))
+
+    # Looking at the batches, and collecting what has ended.
+
+    async def _look(self, scratch: Path) -> bool:
+        """Look after all open batches; whether a new look at the requests is worth it."""
+        rows = self._journal.rows(self._open)
+        changed = len(rows) < len(self._open)  # another run has collected some
+        self._open.intersection_update(row.intent for row in rows)
+        statuses: Counter[str] = Counter()
+        done = failed = 0
+        listed: list[Any] | None = None
+        for row in rows:
+            if row.batch_id is None:
+                if listed is None:
+                    listed = await self._batches()
+                changed |= self._recover(row, listed)
+                continue
+            batch = await self._retrieve(row)
+            if batch is None or not self._has_ended(batch):
+                statuses[batch.status if batch is not None else "validating"] += 1
+                counts = batch.request_counts if batch is not None else None
+                done += counts.completed if counts else 0
+                failed += counts.failed if counts else 0
+                continue
+            await self._collect(row, batch, scratch)
+            changed = True
+        words = [f"{count} {status.replace('_', ' ')}" for status, count in statuses.items()]
+        self._stats.waiting_for = (
+            *([f"batches: {', '.join(words)}"] if words else []),
+            *([f"{done:,} done there"] if done else []),
+            *([f"{failed:,} failed there"] if failed else []),
+            *(["waits for room in the queue"] if self._held_back else []),
+        )
+        return changed
+
+    def _recover(self, row: _Row, listed: Sequence[Any]) -> bool:
+        """Find a batch that was perhaps created; whether the row has come to its end."""
+        found = _find(listed, row.intent, row.file_id)
+        if found is not None:
+            self._journal.created(row.intent, found.id)
+            return False
+        if row.sent_s is None or abs(time.time() - row.sent_s) > self._limits.settle_s:
+            self._journal.forget(row.intent)
+            self._open.discard(row.intent)
+            return True
+        return False
+
+    async def _retrieve(self, row: _Row) -> Any:
+        """The batch, or None if it is so new that the server doesn't know it everywhere."""
+        batch_id = str(row.batch_id)
+        try:
+            return await self._call(
+                lambda client, headers: client.batches.retrieve(batch_id, extra_headers=headers)
+            )
+        except RequestRefused as error:
+            if row.sent_s and abs(time.time() - row.sent_s) <= self._limits.settle_s:
+                return None
+            raise RunStopped(
+                f"{error}; batch {batch_id} holds {row.requests:,} requests of this run. Use the "
+                "key of the account that created it, or, to give it up and submit them again, "
+                f"delete {shown(self._journal.path)}"
+            ) from error
+
+    def _has_ended(self, batch: Any) -> bool:
+        """Whether nothing more will come; an output file may appear a little later."""
+        if batch.status not in _ENDED:
+            return False
+        expected = batch.request_counts is not None and batch.request_counts.completed
+        if not expected or batch.output_file_id:
+            return True
+        since_s = self._missing_output.setdefault(batch.id, time.monotonic())
+        return time.monotonic() - since_s > self._limits.settle_s
+
+    async def _collect(self, row: _Row, batch: Any, scratch: Path) -> None:
+        """Store a batch's answers, note its failures, and close it in the journal."""
+        errors = "; ".join(
+            f"{error.code or 'error'}: {error.message}"
+            + (f" (line {error.line})" if error.line is not None else "")
+            for error in (batch.errors.data if batch.errors else None) or []
+        )
+        if batch.status == "failed" and _QUEUE_FULL.search(errors):
+            self._open.discard(row.intent)
+            self._journal.forget(row.intent)
+            self._queue_full(row.requests)
+            return
+        results = _Results(self._journal.keys(row.intent), row.limit_field)
+        for number, file_id in enumerate((batch.output_file_id, batch.error_file_id)):
+            if file_id:
+                path = scratch / f"results-{number}.jsonl"
+                if await self._download(file_id, path):
+                    await self._store_lines(path, results)
+                path.unlink(missing_ok=True)
+        words = errors or f"batch {batch.id} {batch.status} without an answer to this request"
+        cause = "no_answer" if batch.status == "completed" else f"batch_{batch.status}"
+        missing = Failed(cause, f"batch {batch.id}: {words}"[:_WORDS_SHOWN])
+        self._failures.update(dict.fromkeys(results.without_line(), missing))
+        self._failures.update(results.failures)
+        self._journal.close(row.intent, self._identity, results, keep_files=results.is_damaged())
+        self._open.discard(row.intent)
+        if self._room is not None:
+            self._room += 1
+        self._say_how_it_ended(batch, results, missing)
+        if _NO_CREDIT.search(errors):
+            raise RunStopped(f"batch {batch.id}: {errors}; the account has no credit left")
+
+    async def _download(self, file_id: str, path: Path) -> bool:
+        """Whether the file is there; another run may have stored and deleted it."""
+
+        async def download(client: openai.AsyncOpenAI, headers: dict[str, Any]) -> bool:
+            content = client.files.with_streaming_response.content(file_id, extra_headers=headers)
+            try:
+                with path.open("wb") as file:
+                    async with content as response:
+                        async for chunk in response.iter_bytes():
+                            file.write(chunk)
+            except httpx2.HTTPError as error:
+                words = f"download of {file_id}: {error or type(error).__name__}"
+                raise TransientError(words, cause="dropped") from error
+            with path.open("rb") as file:
+                start = file.read(_WORDS_SHOWN).lstrip()
+            if start and not start.startswith(b"{"):  # a proxy's page, say
+                words = self._backend.redacted(start.decode(errors="replace"))
+                raise TransientError(f"{file_id}: not JSON lines: {words!r}", cause="bad_body")
+            return True
+
+        try:
+            return await self._call(download)
+        except RequestRefused as error:
+            _log.warning("%s", error)
+            return False
+
+    async def _store_lines(self, path: Path, results: _Results) -> None:
+        with path.open("rb") as lines:
+            while chunk := list(islice(lines, _LINES_AT_A_TIME)):
+                answers = dict(results.read(chunk, self._backend.redacted))
+                there = self._store.get_many(list(answers))
+                new = {key: value for key, value in answers.items() if key not in there}
+                await asyncio.gather(
+                    *(self._store.put(key, new[key], self._scopes.get(key)) for key in new)
+                )
+                self._stats.answered += len(new)
+                for completion in new.values():
+                    self._stats.prompt_tokens += completion.prompt_tokens or 0
+                    self._stats.completion_tokens += completion.completion_tokens or 0
+
+    async def _clean_up(self) -> None:
+        """Delete the files of batches whose answers are stored; what fails is left to later."""
+        for intent, batch_id in self._journal.stored(self._identity["endpoint"]):
+            try:
+                await self._delete_files(batch_id)
+            except TransientError as error:
+                _log.debug("files of batch %s are left at the server: %s", batch_id, error)
+            else:
+                self._journal.forget(intent)
+
+    async def _delete_files(self, batch_id: str) -> None:
+        with contextlib.suppress(RequestRefused):  # gone already, or no right to
+            batch = await self._call(
+                lambda client, headers: client.batches.retrieve(batch_id, extra_headers=headers),
+                patient=False,
+            )
+            for file_id in (batch.input_file_id, batch.output_file_id, batch.error_file_id):
+                if file_id:
+                    await self._delete(file_id)
+
+    async def _delete(self, file_id: str) -> None:
+        with contextlib.suppress(RequestRefused):
+            await self._call(
+                lambda client, headers: client.files.delete(file_id, extra_headers=headers),
+                patient=False,
+            )
+
+    # Talking to the server.
+
+    async def _batches(self) -> list[Any]:
+        """All batches that the server lists, of others too."""
+        try:
+            return await self._pages(
+                lambda client, headers, after: client.batches.list(
+                    limit=100, after=after, extra_headers=headers
+                )
+            )
+        except RequestRefused as error:
+            raise BackendUnusable(
+                f"{error}; no Batch API can be used there: run without batch_api"
+            ) from error
+
+    async def _files(self) -> dict[str, str]:
+        """Ids of uploaded files by name; none where the server doesn't list them."""
+        try:
+            found = await self._pages(
+                lambda client, headers, after: client.files.list(
+                    purpose="batch", after=after, extra_headers=headers
+                )
+            )
+        except RequestRefused:
+            return {}
+        return {file.filename: file.id for file in found if file.status != "error"}
+
+    async def _pages(self, page_after: _ListCall) -> list[Any]:
+        found: dict[str, Any] = {}
+        after: str | openai.Omit = openai.omit
+        while True:
+
+            async def page(client: openai.AsyncOpenAI, headers: dict[str, Any]) -> Any:
+                return await page_after(client, headers, after)  # noqa: B023 (awaited right here)
+
+            listed = await self._call(page)
+            new = {entry.id: entry for entry in listed.data or [] if entry.id not in found}
+            found.update(new)
+            # A server that knows no pages gives the same one again.
+            if not new or not listed.has_more:
+                return list(found.values())
+            after = next(reversed(new))
+
+    async def _call(
+        self,
+        api_call: _ApiCall[_T],
+        existing: Callable[[], Awaitable[_T | None]] | None = None,
+        *,
+        patient: bool = True,
+    ) -> _T:
+        """What a call gives, with retries.
+
+        Args:
+            api_call: what to call.
+            existing: looks for what a call has made whose answer got lost.
+            patient: whether the run can't go on without.
+        """
+        retry, failing_since_s = 0, time.monotonic()
+        while True:
+            try:
+                result = await self._once(api_call)
+            except TransientError as error:
+                wait_s = self._policy.wait_s(min(retry, 30), error.retry_after_s, self._rng)
+                failing_s = time.monotonic() + wait_s - failing_since_s
+                if self._is_over(error, retry, failing_s, patient):
+                    raise
+                self._stats.waiting_for = (f"server: {error.cause}, tries again",)
+            else:
+                self._reached = True
+                return result
+            retry += 1
+            self._stats.retries += 1
+            await asyncio.sleep(wait_s)
+            if existing is not None:
+                found = await existing()
+                if found is not None:
+                    return found
+
+    async def _once(self, api_call: _ApiCall[_T]) -> _T:
+        try:
+            result = await self._backend.call(api_call)
+        except (ValueError, AttributeError) as error:  # the latter where the SDK expects a page
+            raise TransientError(f"not JSON: {error}", cause="bad_body") from error
+        if isinstance(result, str):  # what the SDK makes of another content type
+            words = self._backend.redacted(result)[:_WORDS_SHOWN]
+            raise TransientError(f"not JSON: {words!r}", cause="bad_body")
+        return result
+
+    def _is_over(self, error: TransientError, retry: int, failing_s: float, patient: bool) -> bool:
+        """Whether to give up; a server that has answered before gets an hour."""
+        if _QUEUE_FULL.search(str(error)):
+            return True
+        if self._reached and patient:
+            return failing_s > _LONGEST_OUTAGE_S
+        few = error.cause == "unreachable" or not patient
+        tries = _FEW_TRIES if few else self._policy.max_retries + 1
+        return retry + 1 >= min(tries, self._policy.max_retries + 1)
+
+    # Telling the user.
+
+    def _say_how_it_ended(self, batch: Any, results: _Results, missing: Failed) -> None:
+        without = len(results.without_line())
+        if without:
+            _log.warning("%s requests got no answer: %s", f"{without:,}", missing.message)
+        if results.unknown or results.damaged:
+            _log.warning(
+                "batch %s: left out %d lines about unknown requests and %d damaged lines; "
+                "its files are kept at the server",
+                batch.id,
+                results.unknown,
+                results.damaged,
+            )
+        _log.info("batch %s: %s, %s answers", batch.id, batch.status, f"{len(results.answered):,}")
+
+    def _say_what_goes_on(self) -> None:
+        rows = [row for row in self._journal.rows(self._open) if row.batch_id]
+        if rows:
+            url = self._identity["endpoint"]
+            _log.warning(
+                "%s requests go on at the provider. Run the same command again for their answers. "
+                'To cancel a batch: curl -X POST -H "Authorization: Bearer $OPENAI_API_KEY" '
+                "%s/batches/ID/cancel with one of %s",
+                f"{sum(row.requests for row in rows):,}",
+                url,
+                ", ".join(str(row.batch_id) for row in rows),
+            )
+
+
+def _find(batches: Iterable[Any], intent: str, file_id: str | None) -> Any:
+    """The batch of an intent; where a server keeps no metadata, the one of its file."""
+    for batch in batches:
+        metadata = batch.metadata or {}
+        if metadata.get(_INTENT) == intent or (
+            not metadata and file_id is not None and batch.input_file_id == file_id
+        ):
+            return batch
+    return None
+
+
+class _Draft:
+    """A file of requests on its way up: lines in, digest and path out."""
+
+    def __init__(self, folder: Path, limit_field: str) -> None:
+        self.path = folder / f"{uuid.uuid4().hex}.jsonl"
+        self.limit_field = limit_field
+        self.keys: list[bytes] = []
+        self._bytes = 0
+        self._digest = hashlib.sha256()
+        self._file = self.path.open("wb")
+
+    def is_full(self, line_bytes: int, requests: int, file_bytes: int) -> bool:
+        return bool(self.keys) and (
+            len(self.keys) >= requests or self._bytes + line_bytes > file_bytes
+        )
+
+    def add(self, key: bytes, line: bytes) -> None:
+        self.keys.append(key)
+        self._bytes += len(line)
+        self._digest.update(line)
+        self._file.write(line)
+
+    def closed(self) -> _Draft:
+        self._file.close()
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the content."""
+        return self._digest.hexdigest()
+
+    @property
+    def name(self) -> str:
+        """As the server lists it."""
+        return f"mminstruct-{self.digest}.jsonl"
+
+
+def _line(key: bytes, body: dict[str, Any]) -> bytes:
+    request = {"custom_id": key.hex(), "method": "POST", "url": _CHAT, "body": body}
+    return msgspec.json.encode(request) + b"\n"
+
+
+class _Response(msgspec.Struct):
+    status_code: int
+    body: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Error(msgspec.Struct):
+    code: str | int | None = None
+    message: str | None = None
+
+
+class _Line(msgspec.Struct):
+    custom_id: str
+    response: _Response | None = None
+    error: _Error | None = None
+
+
+class _ErrorBody(msgspec.Struct):
+    error: _Error | None = None
+
+
+_line_decoder = msgspec.json.Decoder(_Line)
+_error_decoder = msgspec.json.Decoder(_ErrorBody)
+
+
+class _Results:
+    """What the lines of a batch's files say of its requests.
+
+    Attributes:
+        answered: keys with an answer.
+        failures: of requests that failed for good.
+        refusals: of prompts that are too long.
+        wants_other_field: whether the limit is known under its newer name alone.
+        unknown: lines about requests that were not in the batch.
+        damaged: lines that can't be read.
+    """
+
+    def __init__(self, keys: set[bytes], limit_field: str) -> None:
+        self._keys = keys
+        self._limit_field = limit_field
+        self._seen: set[bytes] = set()
+        self.answered: set[bytes] = set()
+        self.failures: dict[bytes, Failed] = {}
+        self.refusals: dict[bytes, ContextTooLong] = {}
+        self.wants_other_field = False
+        self.unknown = 0
+        self.damaged = 0
+
+    def read(
+        self, lines: Iterable[bytes], redacted: Callable[[str], str]
+    ) -> Iterator[tuple[bytes, Completion]]:
+        """The answers among some lines; everything else is noted."""
+        for line in lines:
+            if not line.strip():
+                continue
+            try:
+                entry = _line_decoder.decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                self.damaged += 1
+                continue
+            try:
+                key = bytes.fromhex(entry.custom_id)
+            except ValueError:
+                key = b""
+            if key not in self._keys:
+                self.unknown += 1
+                continue
+            self._seen.add(key)
+            try:
+                completion = _completion(entry, redacted)
+            except BackendError as error:
+                self._note(key, error)
+                continue
+            self.answered.add(key)
+            yield key, completion
+
+    def _note(self, key: bytes, error: BackendError) -> None:
+        message = str(error)[:_WORDS_SHOWN]
+        if isinstance(error, ContextTooLong):
+            self.refusals[key] = error
+        elif self._limit_field == "max_tokens" and "max_completion_tokens" in message:
+            self.wants_other_field = True
+        elif isinstance(error, TransientError):
+            self.failures[key] = Failed(error.cause, message)
+        else:
+            self.failures[key] = Failed("refused", message)
+
+    def without_line(self) -> set[bytes]:
+        """Keys that no line was about."""
+        return self._keys - self._seen
+
+    def is_damaged(self) -> bool:
+        """Whether there may be more in the files than could be read."""
+        return bool(self.unknown or self.damaged)
+
+
+def _completion(line: _Line, redacted: Callable[[str], str]) -> Completion:
+    """The answer in a line, or the error that it tells of."""
+    if line.response is None:
+        error = line.error or _Error()
+        words = redacted(error.message or "neither an answer nor an error")
+        raise TransientError(words, cause=str(error.code or "no_answer"))
+    status, body = line.response.status_code, bytes(line.response.body)
+    if status == 200:
+        return read_body(body, redacted=redacted)
+    try:
+        error = _error_decoder.decode(body).error or _Error()
+    except msgspec.DecodeError:
+        error = _Error()
+    words = redacted(error.message or body.decode(errors="replace"))[:_WORDS_SHOWN]
+    found = status_error(status, words, {}, where="the batch", code=str(error.code or ""))
+    if isinstance(found, BackendUnusable):
+        raise TransientError(str(found), cause=f"http_{status}")
+    raise found
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A batch that is not at its end.
+
+    Attributes:
+        intent: our name for it, made before it was created.
+        requests: how many.
+        limit_field: name of the field for the answer's longest length.
+        file_id: of the uploaded file, once known.
+        sent_s: wall-clock time of the last attempt to create it.
+        batch_id: the server's name for it, once known.
+    """
+
+    intent: str
+    requests: int
+    limit_field: str
+    file_id: str | None
+    sent_s: float | None
+    batch_id: str | None
+
+
+class Journal:
+    """What was submitted and has not come back, on disk; a context manager.
+
+    To be changed under the file lock only. A key that is in two batches breaks a constraint.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._connection: sqlite3.Connection | None = None
+
+    def __enter__(self) -> Journal:
+        with self._explained():
+            self._connection = sqlite3.connect(self.path, isolation_level=None, timeout=60.0)
+            self._connection.execute("PRAGMA synchronous = FULL")
+            for table in _TABLES:
+                self._connection.execute(f"CREATE TABLE IF NOT EXISTS {table}")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+    def add(self, intent: str, endpoint: str, draft: _Draft) -> None:
+        """Note a batch and its requests, before anything of it is sent."""
+        with self._transaction() as execute:
+            execute(
+                "INSERT INTO batches (intent, endpoint, requests, limit_field) VALUES (?, ?, ?, ?)",
+                [(intent, endpoint, len(draft.keys), draft.limit_field)],
+            )
+            execute(
+                "INSERT INTO requests (key, intent) VALUES (?, ?)",
+                [(key, intent) for key in draft.keys],
+            )
+
+    def uploaded(self, intent: str, file_id: str) -> None:
+        """Note the uploaded file."""
+        with self._transaction() as execute:
+            execute("UPDATE batches SET file_id = ? WHERE intent = ?", [(file_id, intent)])
+
+    def creating(self, intent: str) -> None:
+        """Note that from now on the batch may exist."""
+        with self._transaction() as execute:
+            execute("UPDATE batches SET sent_s = ? WHERE intent = ?", [(time.time(), intent)])
+
+    def created(self, intent: str, batch_id: str) -> None:
+        """Note the server's name for a batch."""
+        with self._transaction() as execute:
+            execute("UPDATE batches SET batch_id = ? WHERE intent = ?", [(batch_id, intent)])
+
+    def close(
+        self, intent: str, identity: dict[str, str], results: _Results, *, keep_files: bool
+    ) -> None:
+        """Note what came of a batch whose answers are stored; its other requests are free again."""
+        with self._transaction() as execute:
+            execute("DELETE FROM requests WHERE intent = ?", [(intent,)])
+            execute(
+                "INSERT OR REPLACE INTO refusals VALUES (?, ?, ?)",
+                [(key, str(error), error.room) for key, error in results.refusals.items()],
+            )
+            if results.wants_other_field:
+                execute(
+                    "INSERT OR REPLACE INTO limit_fields VALUES (?, ?, ?)",
+                    [(identity["endpoint"], identity["model"], "max_completion_tokens")],
+                )
+            if keep_files:
+                execute("DELETE FROM batches WHERE intent = ?", [(intent,)])
+            else:
+                execute("UPDATE batches SET stored = 1 WHERE intent = ?", [(intent,)])
+
+    def forget(self, intent: str) -> None:
+        """Strike a batch out; its requests are free again."""
+        with self._transaction() as execute:
+            execute("DELETE FROM requests WHERE intent = ?", [(intent,)])
+            execute("DELETE FROM batches WHERE intent = ?", [(intent,)])
+
+    def rows(self, intents: Iterable[str]) -> list[_Row]:
+        """Those of some batches that are not at their end, oldest first."""
+        wanted = set(intents)
+        found = self._read(
+            "SELECT intent, requests, limit_field, file_id, sent_s, batch_id FROM batches "
+            "WHERE stored = 0 ORDER BY rowid"
+        )
+        return [_Row(*row) for row in found if row[0] in wanted]
+
+    def stored(self, endpoint: str) -> list[tuple[str, str]]:
+        """(intent, batch id) of batches whose files may still be at the server."""
+        return self._read(
+            "SELECT intent, batch_id FROM batches WHERE stored = 1 AND endpoint = ?", (endpoint,)
+        )
+
+    def batch_ids(self) -> set[str]:
+        """The server's names of all batches in the journal."""
+        return {row[0] for row in self._read("SELECT batch_id FROM batches")}
+
+    def keys(self, intent: str) -> set[bytes]:
+        """The requests of a batch."""
+        rows = self._read("SELECT key FROM requests WHERE intent = ?", (intent,))
+        return {bytes(row[0]) for row in rows}
+
+    def open_batches(self, keys: Sequence[bytes]) -> dict[bytes, str]:
+        """The batches that some requests are in, by key."""
+        found = self._by_key("SELECT key, intent FROM requests WHERE key IN", keys)
+        return {bytes(key): intent for key, intent in found}
+
+    def refusals(self, keys: Sequence[bytes]) -> dict[bytes, Failed]:
+        """Which requests were refused as too long."""
+        found = self._by_key("SELECT key, message, room FROM refusals WHERE key IN", keys)
+        return {
+            bytes(key): Failed("too_long", message, rejected=True, room=room)
+            for key, message, room in found
+        }
+
+    def limit_field(self, endpoint: str, model: str) -> str | None:
+        """The field for an answer's longest length that a model insists on, if it does."""
+        rows = self._read(
+            "SELECT field FROM limit_fields WHERE endpoint = ? AND model = ?", (endpoint, model)
+        )
+        return str(rows[0][0]) if rows else None
+
+    def _by_key(self, select: str, keys: Sequence[bytes]) -> Iterator[tuple[Any, ...]]:
+        for start in range(0, len(keys), _MAX_VARIABLES):
+            some = keys[start : start + _MAX_VARIABLES]
+            yield from self._read(f"{select} ({','.join('?' * len(some))})", some)
+
+    def _read(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        with self._explained() as connection:
+            return connection.execute(statement, values).fetchall()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[Callable[[str, list[Any]], object]]:
+        with self._explained() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection.executemany
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[sqlite3.Connection]:
+        try:
+            yield self._connection  # type: ignore[misc]
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"journal of batches {shown(self.path)}: {error}; every batch it knows goes on"
+            ) from error
+
+
+_TABLES = (
+    "batches (intent TEXT PRIMARY KEY, endpoint TEXT NOT NULL, requests INTEGER NOT NULL, "
+    "limit_field TEXT NOT NULL, file_id TEXT, sent_s REAL, batch_id TEXT, "
+    "stored INTEGER NOT NULL DEFAULT 0)",
+    "requests (key BLOB PRIMARY KEY, intent TEXT NOT NULL) WITHOUT ROWID",
+    "refusals (key BLOB PRIMARY KEY, message TEXT NOT NULL, room INTEGER) WITHOUT ROWID",
+    "limit_fields (endpoint TEXT, model TEXT, field TEXT NOT NULL, PRIMARY KEY (endpoint, model))",
+)

@@ -1,0 +1,578 @@
+"""What a run would ask for, take and cost; nothing is sent to any model.
+
+Requests, their keys and their lengths come from the code that a run uses, so what is counted is
+what would be sent: prompts are counted by the backend's own tokenizer and looked up in the response
+store, which is only read. Of a large source a sample of each instruction type is looked at, and
+figures are intervals that hold the true one with 95 %. Everywhere a figure that is known exactly is
+an interval of one point.
+
+The lengths of answers are those of the finished answers to the same prompt config, type and model;
+where the store has too few, half the shortest to one and a half times the longest answer among the
+type's own few-shot examples, which is what models imitate. Retries are not in the estimate, nor is
+what a server charges for an answer that never arrived.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import datasets
+
+from mminstruct import backends, generate, prompts
+from mminstruct.backends import Backend
+from mminstruct.builder import InstructBuilder
+from mminstruct.client import Attempt
+from mminstruct.errors import UsageError
+from mminstruct.generate import Plan
+from mminstruct.pricing import Price
+from mminstruct.progress import duration
+from mminstruct.responses import Lengths, ResponseStore, Scope
+from mminstruct.schema import Completion, Message
+
+_ALL_UP_TO = 2000
+_SAMPLE = 600
+_SAMPLE_OF_TYPE = 100
+_PILOT = 50
+_CHUNK = 500
+_FEWEST_ANSWERS = 5
+_Z = 1.96
+# Counts within this of the engine's own are given as they are, not as an interval.
+_NEGLIGIBLE = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A figure that lies between two bounds, both included."""
+
+    low: float = 0.0
+    high: float = 0.0
+
+    def __add__(self, other: Interval) -> Interval:
+        return Interval(self.low + other.low, self.high + other.high)
+
+    def times(self, other: Interval) -> Interval:
+        """The product; both are not negative."""
+        return Interval(self.low * other.low, self.high * other.high)
+
+    def plain(self, digits: int | None = None) -> float | list[float]:
+        """A number if it is known exactly, else ``[low, high]``; whole unless digits are given."""
+        if digits is None:
+            low, high = math.floor(self.low + 1e-6), math.ceil(self.high - 1e-6)
+        else:
+            low, high = round(self.low, digits), round(self.high, digits)  # type: ignore[assignment]
+        return low if low == high else [low, high]
+
+
+def exactly(value: float) -> Interval:
+    """The interval of one point."""
+    return Interval(value, value)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """An instruction type of a split of a source.
+
+    Attributes:
+        type: instruction type.
+        requests: how many there are.
+        looked_at: how many of them the figures come from.
+        stored: those whose answers are in the store.
+        too_long: those that fit no window; they are not asked for.
+        left: those that would be sent.
+        prompt_tokens: of all but the too long ones.
+        prompt_tokens_left: of those that would be sent.
+        completion_tokens: of all answers.
+        completion_tokens_left: of those that would be sent.
+        scaled_by: stored answers whose usage corrected the count of prompt tokens; 0 is none.
+        answers: finished answers that the lengths of others are taken from; 0 is the examples.
+    """
+
+    type: str
+    requests: int
+    looked_at: int
+    stored: Interval
+    too_long: Interval
+    left: Interval
+    prompt_tokens: Interval
+    prompt_tokens_left: Interval
+    completion_tokens: Interval
+    completion_tokens_left: Interval
+    scaled_by: int
+    answers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a run would ask for, take and cost.
+
+    Attributes:
+        parts: by source, split and type.
+        model: its name.
+        price: None if it isn't known.
+        token_error: of the count of prompt tokens, as in `Backend.token_error`.
+        in_store: answers in the store, whatever they are to.
+        requests_per_second: throughput to expect, or None if unknown.
+    """
+
+    parts: tuple[Part, ...]
+    model: str
+    price: Price | None
+    token_error: float | None
+    in_store: int
+    requests_per_second: float | None = None
+
+    @property
+    def requests(self) -> int:
+        """Of the whole run."""
+        return sum(part.requests for part in self.parts)
+
+    @property
+    def sampled(self) -> bool:
+        """Whether not all requests were looked at."""
+        return any(part.looked_at < part.requests for part in self.parts)
+
+    def total(self, figure: str) -> Interval:
+        """The sum of a figure of all parts."""
+        found = sum((getattr(part, figure) for part in self.parts), Interval())
+        if figure == "stored":  # what a sample says of each part may be more than there is
+            found = Interval(found.low, max(found.low, min(found.high, self.in_store)))
+        return found
+
+    @property
+    def cost_usd(self) -> Interval | None:
+        """Of what is not in the store; None if the price isn't known."""
+        return self._cost(None if self.price is None else self.price.cost_usd)
+
+    @property
+    def batch_cost_usd(self) -> Interval | None:
+        """The same through the Batch API; None if there is none, or its price isn't known."""
+        if self.price is None or self.price.batch is None:
+            return None
+        return self._cost(self.price.batch_cost_usd)
+
+    def _cost(self, price: Any) -> Interval | None:
+        prompt, answer = self.total("prompt_tokens_left"), self.total("completion_tokens_left")
+        if self.total("left").high == 0:
+            return Interval()
+        if price is None:
+            return None
+        return Interval(price(prompt.low, answer.low), price(prompt.high, answer.high))
+
+    @property
+    def seconds(self) -> Interval | None:
+        """Time for what is not in the store; None if no throughput is given."""
+        left = self.total("left")
+        if not left.high:
+            return Interval()
+        rate = self.requests_per_second
+        return None if rate is None else Interval(left.low / rate, left.high / rate)
+
+    def as_json(self) -> dict[str, Any]:
+        """A number where it is known exactly, ``[low, high]`` where not, None where unknown."""
+
+        def figures(parts: Sequence[Part]) -> dict[str, Any]:
+            only = replace(self, parts=tuple(parts))
+            return {
+                "requests": only.requests,
+                "stored": only.total("stored").plain(),
+                "prompt_tokens": only.total("prompt_tokens").plain(),
+                "completion_tokens": only.total("completion_tokens").plain(),
+            }
+
+        types = dict.fromkeys(part.type for part in self.parts)
+        return {
+            **figures(self.parts),
+            "cost_usd": None if self.cost_usd is None else self.cost_usd.plain(6),
+            "batch_cost_usd": None if self.batch_cost_usd is None else self.batch_cost_usd.plain(6),
+            "seconds": None if self.seconds is None else self.seconds.plain(1),
+            "left": {
+                "requests": self.total("left").plain(),
+                "prompt_tokens": self.total("prompt_tokens_left").plain(),
+                "completion_tokens": self.total("completion_tokens_left").plain(),
+            },
+            "too_long": self.total("too_long").plain(),
+            "types": {name: figures([p for p in self.parts if p.type == name]) for name in types},
+            "model": self.model,
+            "token_error": self.token_error,
+            "sampled": sum(p.looked_at for p in self.parts) if self.sampled else None,
+            "price": None
+            if self.price is None
+            else {
+                "in": self.price.usd_per_prompt_token * 1e6,
+                "out": self.price.usd_per_completion_token * 1e6,
+                "origin": self.price.origin,
+            },
+        }
+
+
+def estimate(
+    builders: Sequence[InstructBuilder],
+    *,
+    exact: bool = False,
+    requests_per_second: float | None = None,
+) -> Estimate:
+    """What preparing the datasets of some builders would take, all with the same model.
+
+    Args:
+        builders: not prepared; nothing is generated, but missing annotation files are fetched.
+        exact: look at every request, however many there are.
+        requests_per_second: throughput to expect.
+
+    Raises:
+        UsageError: an argument is wrong.
+        SourceError: annotation files are damaged.
+        StoreError: the response store can't be read.
+    """
+    if requests_per_second is not None and not requests_per_second > 0:
+        raise UsageError(f"requests_per_second: expected more than 0, got {requests_per_second}")
+    config = builders[0].config
+    backend = backends.create(config.backend, config.backend_options())
+    price = builders[0].price()
+    asked = [
+        (plan, name, requests.select(range(number * size, (number + 1) * size)))
+        for builder in builders
+        for plan, names in [_plan(builder)]
+        for requests in builder.requests().values()
+        for size in [len(requests) // len(names)]
+        for number, name in enumerate(names)
+    ]
+    look_at_all = exact or sum(len(requests) for *_, requests in asked) <= _ALL_UP_TO
+    size = max(_SAMPLE_OF_TYPE, _SAMPLE // max(1, len(asked)))
+    with ResponseStore(builders[0].store_path(), read_only=True) as store:
+        look = _Look(backend, store)
+        parts = tuple(
+            _part(look, plan, name, requests, len(requests) if look_at_all else size)
+            for plan, name, requests in asked
+        )
+        return Estimate(
+            parts=parts,
+            model=backend.model,
+            price=price,
+            token_error=backend.token_error,
+            in_store=len(store),
+            requests_per_second=requests_per_second,
+        )
+
+
+def _plan(builder: InstructBuilder) -> tuple[Plan, tuple[str, ...]]:
+    plan = builder.plan()
+    return plan, prompts.type_names(plan.config, builder.config.type_names())
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A request as it would be sent; without tokens if it fits no window."""
+
+    tokens: int
+    fits: bool
+    repeated: bool
+    stored: Completion | None
+
+
+@dataclass
+class _Look:
+    """What requests are looked at with, and the keys of those seen before."""
+
+    backend: Backend
+    store: ResponseStore
+    keys: set[bytes] = field(default_factory=set)
+
+    def at(self, requests: datasets.Dataset, plan: Plan) -> Iterator[_Seen]:
+        """Each request, in their order."""
+        identity = self.backend.identity()
+        for start in range(0, len(requests), _CHUNK):
+            some = requests.select(range(start, min(start + _CHUNK, len(requests))))
+            attempts = [Attempt(job, self.backend, identity) for job in generate.jobs(some, plan)]
+            found = self.store.get_many([a.key for a in attempts if a.key is not None])
+            for attempt in attempts:
+                if attempt.key is None or attempt.prompt is None:
+                    yield _Seen(0, False, False, None)
+                    continue
+                tokens = self.backend.count_tokens(attempt.prompt.messages)
+                stored = found.get(attempt.key)
+                yield _Seen(tokens, True, attempt.key in self.keys, stored)
+                self.keys.add(attempt.key)
+
+
+def _part(look: _Look, plan: Plan, name: str, requests: datasets.Dataset, size: int) -> Part:
+    """The figures of one type, from ``size`` of its requests."""
+    total = len(requests)
+    chosen = _spread(total, size, seed=name)
+    seen = list(look.at(requests.select(chosen), plan))
+    pilot: list[_Seen] = []
+    if len(chosen) < total:
+        # A trial run with --limit leaves its answers here, where a sample would hardly hit them.
+        pilot = list(look.at(requests.select(range(min(_PILOT, total))), plan))
+    lengths = look.store.lengths(
+        Scope(plan.config.hash, name, plan.model, plan.sampling.max_tokens)
+    )
+    each = _answer_length(look.backend, plan, name, lengths)
+    scale, scaled_by = _scale([*seen, *pilot], look.backend)
+    if len(chosen) == total:
+        figures = _figures_of_all(seen, scale, each)
+    else:
+        figures = _figures_of_sample(seen, pilot, total, len(look.store), scale, each)
+    return Part(
+        type=name,
+        requests=total,
+        looked_at=len(chosen),
+        scaled_by=scaled_by,
+        answers=lengths.count if lengths.count >= _FEWEST_ANSWERS else 0,
+        **figures,
+    )
+
+
+_Length = Callable[[Interval], Interval]
+
+
+def _figures_of_all(seen: Sequence[_Seen], scale: Interval, length: _Length) -> dict[str, Interval]:
+    """The figures where every request was looked at."""
+    fitting = [one for one in seen if one.fits]
+    left = [one for one in fitting if one.stored is None and not one.repeated]
+    known = [
+        one.stored.completion_tokens
+        for one in fitting
+        if one.stored is not None and one.stored.completion_tokens is not None
+    ]
+    return {
+        "stored": exactly(sum(one.stored is not None for one in seen)),
+        "too_long": exactly(len(seen) - len(fitting)),
+        "left": exactly(len(left)),
+        "prompt_tokens": exactly(sum(one.tokens for one in fitting)).times(scale),
+        "prompt_tokens_left": exactly(sum(one.tokens for one in left)).times(scale),
+        "completion_tokens": exactly(sum(known)) + length(exactly(len(fitting) - len(known))),
+        "completion_tokens_left": length(exactly(len(left))),
+    }
+
+
+def _figures_of_sample(
+    seen: Sequence[_Seen],
+    pilot: Sequence[_Seen],
+    total: int,
+    most_stored: int,
+    scale: Interval,
+    length: _Length,
+) -> dict[str, Interval]:
+    """The figures where a sample was looked at, and the first few requests."""
+    fit = [one.fits for one in seen]
+    too_long = Interval() if all(fit) else _count([not one for one in fit], total)
+    stored = _count([one.stored is not None for one in seen], total)
+    found = sum(one.stored is not None for one in pilot)
+    # A sample without a hit says little; how much there is in the store at all says more.
+    most = min(max(stored.high, found), most_stored)
+    stored = Interval(min(max(stored.low, found), most), most)
+    left = Interval(max(0.0, total - stored.high - too_long.high), total - stored.low)
+    fitting = Interval(total - too_long.high, total - too_long.low)
+    tokens = _mean([one.tokens for one in seen if one.fits]).times(scale)
+    return {
+        "stored": stored,
+        "too_long": too_long,
+        "left": left,
+        "prompt_tokens": fitting.times(tokens),
+        "prompt_tokens_left": left.times(tokens),
+        "completion_tokens": length(fitting),
+        "completion_tokens_left": length(left),
+    }
+
+
+def _spread(total: int, size: int, *, seed: str) -> list[int]:
+    """Indices of a sample: one from each of ``size`` equal stretches, the same in every run."""
+    if size >= total:
+        return list(range(total))
+    rng = random.Random(seed)  # noqa: S311
+    edges = [total * part // size for part in range(size + 1)]
+    return [rng.randrange(edges[part], edges[part + 1]) for part in range(size)]
+
+
+def _count(flags: Sequence[bool], total: int) -> Interval:
+    """How many of ``total`` have what some of them were looked at for (Wilson's interval)."""
+    size, share, square = len(flags), sum(flags) / len(flags), _Z * _Z
+    centre = share + square / (2 * size)
+    half = _Z * math.sqrt(share * (1 - share) / size + square / (4 * size * size))
+    low, high = ((centre + sign * half) / (1 + square / size) * total for sign in (-1, 1))
+    return Interval(max(0.0, low), min(high, total))
+
+
+def _mean(values: Sequence[float]) -> Interval:
+    """The mean of all that some values are a sample of."""
+    size = len(values)
+    if not size:
+        return Interval()
+    mean = sum(values) / size
+    variance = sum((value - mean) ** 2 for value in values) / max(1, size - 1)
+    half = _t(size - 1) * math.sqrt(variance / size)
+    return Interval(max(0.0, mean - half), mean + half)
+
+
+def _t(freedom: int) -> float:
+    """The 97.5 % point of Student's distribution (its expansion in 1/freedom)."""
+    one = (_Z**3 + _Z) / 4
+    two = (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / 96
+    freedom = max(1, freedom)
+    return _Z + one / freedom + two / freedom**2
+
+
+def _scale(seen: Iterable[_Seen], backend: Backend) -> tuple[Interval, int]:
+    """By what counts have to be multiplied, and the number of stored answers that this is from.
+
+    A server's own usage figures put a count right that is not exact.
+    """
+    ratios = [
+        one.stored.prompt_tokens / one.tokens
+        for one in seen
+        if one.stored is not None and one.stored.prompt_tokens and one.tokens
+    ]
+    error = backend.token_error
+    if error == 0.0:
+        return exactly(1.0), 0
+    if len(ratios) >= _FEWEST_ANSWERS:
+        found = _mean(ratios)
+        if error is None or error > _NEGLIGIBLE or abs(found.low - 1) > error:
+            return found, len(ratios)
+    if error is None or error <= _NEGLIGIBLE:
+        return exactly(1.0), 0
+    return Interval(1 - error, 1 + error), 0
+
+
+def _answer_length(backend: Backend, plan: Plan, name: str, lengths: Lengths) -> _Length:
+    """Gives the tokens of so many answers; from finished ones, or else from the type's examples."""
+    if lengths.count < _FEWEST_ANSWERS:
+        return _example_length(backend, plan, name).times
+    most = plan.sampling.max_tokens
+    mean = lengths.total / lengths.count
+    variance = max(0.0, lengths.squares - lengths.count * mean**2) / (lengths.count - 1)
+
+    def half(answers: float) -> float:
+        spread = variance * (answers + answers**2 / lengths.count)
+        return _t(lengths.count - 1) * math.sqrt(spread)
+
+    def total(count: Interval) -> Interval:
+        low = count.low * mean - half(count.low)
+        high = count.high * mean + half(count.high)
+        return Interval(max(0.0, low), min(high, count.high * most))
+
+    return total
+
+
+def _example_length(backend: Backend, plan: Plan, name: str) -> Interval:
+    """Tokens that an answer may have, going by the few-shot examples of its type."""
+    kind, most = plan.config.types[name], plan.sampling.max_tokens
+    empty = backend.count_tokens([Message("user", "")])
+    lengths = [
+        backend.count_tokens([Message("user", example.answer())]) - empty
+        for example in kind.examples
+    ]
+    low = min(lengths) / 2 if lengths else kind.min_words
+    high = 1.5 * max(lengths) if lengths else most
+    return Interval(min(low, most), min(high, most))
+
+
+# --- as text ----------------------------------------------------------------------------------
+
+_WIDTH = 80
+_LABEL = 16
+
+
+def table(found: Estimate) -> str:
+    """The estimate in aligned lines of at most 80 columns, and what is approximate about it."""
+    types: dict[str, int] = {}
+    for part in found.parts:
+        types[part.type] = types.get(part.type, 0) + part.requests
+    each = ", ".join(f"{count:,} {name}" for name, count in types.items())
+    left = found.total("left")
+    rows = [("requests", f"{found.requests:,}: {each}" if len(types) > 1 else each)]
+    if found.total("too_long").high:
+        rows.append(("too long", f"{_whole(found.total('too_long'))} fit no window"))
+    rows.append(
+        ("in the store", f"{_whole(found.total('stored'))}; {_whole(left)} left to ask for")
+    )
+    for label, figure in (("prompt", "prompt_tokens"), ("answer", "completion_tokens")):
+        text = _whole(found.total(figure))
+        of_left = _whole(found.total(f"{figure}_left"))
+        rows.append((f"{label} tokens", text if of_left == text else f"{text}; left: {of_left}"))
+    rows.append(("cost", _cost_text(found)))
+    if found.batch_cost_usd is not None:
+        rows.append(("Batch API", _between(found.batch_cost_usd, _usd)))
+    seconds = found.seconds
+    rows.append(
+        (
+            "time",
+            "unknown; give --requests_per_second"
+            if seconds is None
+            else _between(seconds, duration),
+        )
+    )
+    lines = [_wrapped(f"{label:<{_LABEL}}{text}", " " * _LABEL) for label, text in rows]
+    return "\n".join([*lines, *(_wrapped(f"- {note}", "  ") for note in _notes(found))]) + "\n"
+
+
+def _notes(found: Estimate) -> Iterator[str]:
+    """What is approximate, and why."""
+    if found.sampled:
+        yield (
+            f"From a sample of {sum(part.looked_at for part in found.parts):,} requests; intervals "
+            "hold the true figure with 95 % (--exact looks at all)."
+        )
+    error, scaled_by = found.token_error, sum(part.scaled_by for part in found.parts)
+    if error != 0.0 and scaled_by:
+        yield (
+            "Prompt tokens are approximate, put right by what the server counted for "
+            f"{scaled_by:,} stored answers."
+        )
+    if error is None:
+        yield "Prompt tokens are approximate: the error of the count is not known."
+    elif error > _NEGLIGIBLE and not all(part.scaled_by for part in found.parts):
+        yield (
+            f"Prompt tokens are approximate, within {error:.0%}: the model's tokenizer is not at "
+            f"hand. {_FEWEST_ANSWERS} stored answers of each type put them right (a run with "
+            "--limit)."
+        )
+    elif error and not scaled_by:
+        yield f"Prompt tokens are counted with OpenAI's tokenizer, within {error:.0%} of the bill."
+    guessed = {part.type: None for part in found.parts if not part.answers and part.left.high}
+    if guessed:
+        yield (
+            f"Answer tokens of {', '.join(guessed)} are a guess from the prompt config's examples "
+            "(half the shortest to 1.5 times the longest)."
+        )
+    measured = {part.type: part.answers for part in found.parts if part.answers and part.left.high}
+    if measured:
+        yield (
+            f"Answer tokens of {', '.join(measured)} are from {sum(measured.values()):,} finished "
+            "answers in the store."
+        )
+
+
+def _cost_text(found: Estimate) -> str:
+    cost, price = found.cost_usd, found.price
+    if cost is None:
+        return f"unknown: no price of {found.model} here; give --price_in and --price_out"
+    if price is None or not (price.usd_per_prompt_token or price.usd_per_completion_token):
+        return f"{_between(cost, _usd)}" + (f" ({price.origin})" if price else "")
+    rates = (price.usd_per_prompt_token * 1e6, price.usd_per_completion_token * 1e6)
+    return (
+        f"{_between(cost, _usd)} at ${rates[0]:g} and ${rates[1]:g} per million "
+        f"tokens ({price.origin})"
+    )
+
+
+def _whole(interval: Interval) -> str:
+    found = interval.plain()
+    return " to ".join(f"{value:,}" for value in (found if isinstance(found, list) else [found]))
+
+
+def _between(interval: Interval, shown: Callable[[float], str]) -> str:
+    return " to ".join(dict.fromkeys((shown(interval.low), shown(interval.high))))
+
+
+def _usd(amount: float) -> str:
+    return f"${amount:,.2f}" if amount >= 1 or not amount else f"${amount:.4f}"
+
+
+def _wrapped(text: str, indent: str) -> str:
+    return textwrap.fill(text, _WIDTH, subsequent_indent=indent, break_on_hyphens=False)

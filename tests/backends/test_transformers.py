@@ -1,0 +1,637 @@
+"""transformers: the engine with small random models, loading, identity, and the real SmolLM2."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import constants
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from mminstruct import backends
+from mminstruct.backends import Backend, BackendOptions, llama_cpp
+from mminstruct.backends._transformers_engine import Engine, Row, draw
+from mminstruct.errors import (
+    BackendError,
+    BackendUnusable,
+    ContextTooLong,
+    RequestRefused,
+    UsageError,
+)
+from mminstruct.schema import Completion, Message, Request, Sampling
+
+VOCABULARY = 258
+END = 257
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.4,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+TEMPLATE = (
+    "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+OPENING = tuple(range(40, 70))
+
+
+def llama(**changes: Any) -> LlamaForCausalLM:
+    torch.manual_seed(7)
+    return LlamaForCausalLM(LlamaConfig(**{**SIZES, **changes})).eval()
+
+
+def windowed() -> MistralForCausalLM:
+    torch.manual_seed(7)
+    return MistralForCausalLM(MistralConfig(**SIZES, sliding_window=16)).eval()
+
+
+class Asked:
+    """Rows, what they came to, and when."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.ends: dict[int, Any] = {}
+        self._changed = threading.Condition()
+
+    def row(
+        self,
+        text: Sequence[int],
+        limit: int = 12,
+        *,
+        opening: tuple[int, ...] = OPENING,
+        **how: Any,
+    ) -> Row:
+        number = len(self.rows)
+        sampling = Sampling(**{"temperature": 0.0, "max_tokens": limit, **how})
+
+        def finish(end: Any) -> None:
+            with self._changed:
+                self.ends[number] = end
+                self._changed.notify_all()
+
+        rng = random.Random(sampling.seed)  # noqa: S311
+        row = Row([*opening, *text], opening, sampling, limit, rng, finish)
+        self.rows.append(row)
+        return row
+
+    def wait(self) -> list[list[int]]:
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.ends) == len(self.rows), 60)
+        return [row.answer for row in self.rows]
+
+
+def answers(
+    model: Any, asked: Asked, *, slots: int = 8, ends: set[int] | None = None
+) -> list[list[int]]:
+    """What an engine answers when everything is asked for at once."""
+    engine = Engine(model, ends=ends or set(), window=512, slots=slots)
+    for row in asked.rows:
+        engine.submit(row)
+    return served(engine, asked)
+
+
+def served(engine: Engine, asked: Asked) -> list[list[int]]:
+    thread = threading.Thread(target=engine.serve)
+    thread.start()
+    try:
+        return asked.wait()
+    finally:
+        engine.close()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def plainly(model: Any, row: Row) -> list[int]:
+    """The library's own greedy answer to one prompt."""
+    usual, model.config._attn_implementation = model.config._attn_implementation, "sdpa"
+    out = model.generate(
+        torch.tensor([row.prompt]),
+        attention_mask=torch.ones(1, len(row.prompt), dtype=torch.long),
+        max_new_tokens=row.limit,
+        do_sample=False,
+        use_cache=True,
+    )
+    model.config._attn_implementation = usual
+    tokens: list[int] = out[0, len(row.prompt) :].tolist()
+    return tokens
+
+
+def several(asked: Asked, count: int = 7) -> Asked:
+    """Requests of different lengths of prompt and answer, more than there are places for."""
+    for number in range(count):
+        text = [(17 * number + 5 * k) % 250 for k in range(1 + 4 * (number % 4))]
+        asked.row(text, limit=3 + 5 * (number % 3))
+    return asked
+
+
+class Watched:
+    """A model's passes: (rows, tokens) of each; `before` may raise."""
+
+    def __init__(self, model: Any, before: Callable[[int, int], None] | None = None) -> None:
+        self.passes: list[tuple[int, int]] = []
+
+        def watch(module: Any, args: Any, kwargs: Any) -> None:
+            rows, tokens = kwargs["input_ids"].shape
+            self.passes.append((rows, tokens))
+            if before is not None:
+                before(rows, tokens)
+
+        model.register_forward_pre_hook(watch, with_kwargs=True)
+
+
+# --- the engine -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [llama, windowed])
+@pytest.mark.parametrize("slots", [1, 3])
+def test_batched_answers_are_those_of_one_generate_call_each(
+    make: Callable[[], Any], slots: int
+) -> None:
+    asked = several(Asked())
+    model = make()
+    assert answers(model, asked, slots=slots) == [plainly(model, row) for row in asked.rows]
+
+
+def test_openings_of_several_kinds_are_kept_apart() -> None:
+    asked = Asked()
+    for number in range(6):
+        asked.row([number, 9], opening=OPENING if number % 2 else tuple(range(100, 180)))
+    asked.row([3, 4, 5], opening=())
+    model = llama()
+    assert answers(model, asked) == [plainly(model, row) for row in asked.rows]
+
+
+def test_an_opening_is_computed_once_and_requests_join_as_others_finish() -> None:
+    model = llama()
+    asked = several(Asked(), 9)
+    engine = Engine(model, ends=set(), window=512, slots=3)
+    assert engine.no_opening is None
+    watched = Watched(model)
+    for row in asked.rows:
+        engine.submit(row)
+    served(engine, asked)
+    texts = sum(len(row.prompt) - len(OPENING) - 1 for row in asked.rows)
+    prefilled = sum(rows * tokens for rows, tokens in watched.passes if tokens > 1)
+    padding = 3 * 12  # at most, in groups of three with the longest having 13 tokens
+    assert len(OPENING) + texts - 9 <= prefilled <= len(OPENING) + texts + padding
+    steps = [rows for rows, tokens in watched.passes if tokens == 1]
+    drawn = sum(len(row.answer) for row in asked.rows)
+    assert max(steps) == 3
+    assert len(steps) < drawn / 2
+
+
+def test_a_model_with_windows_shorter_than_the_context_shares_no_opening() -> None:
+    engine = Engine(windowed(), ends=set(), window=512, slots=3)
+    assert engine.no_opening and "Sliding" in engine.no_opening
+    assert Engine(windowed(), ends=set(), window=16, slots=3).no_opening is None
+
+
+def test_a_prompt_longer_than_a_pass_is_computed_in_pieces() -> None:
+    asked = Asked()
+    asked.row([k % 250 for k in range(900)], opening=tuple(k % 240 for k in range(700)))
+    model = llama(max_position_embeddings=2048)
+    watched = Watched(model)
+    assert answers(model, asked) == [plainly(model, row) for row in asked.rows]
+    assert max(tokens for _, tokens in watched.passes[:-12]) <= 900
+
+
+def test_a_seed_means_the_same_whoever_is_beside_it() -> None:
+    def among(neighbours: list[dict[str, Any]]) -> list[int]:
+        asked = Asked()
+        asked.row([1, 2, 3], 20, temperature=1.0, top_p=0.9, seed=5)
+        for number, how in enumerate(neighbours):
+            asked.row([number] * (1 + number), 5 + number, **how)
+        return answers(llama(initializer_range=0.1), asked)[0]
+
+    alone = among([])
+    assert len(set(alone)) > 5
+    assert alone == among([{}, {"temperature": 2.0, "seed": 5}, {"temperature": 1.0, "top_p": 0.3}])
+    assert alone == among([{"temperature": 1.0, "seed": n} for n in range(5)])
+
+
+def test_another_seed_is_another_answer() -> None:
+    asked = Asked()
+    for seed in (1, 2, 1):
+        asked.row([1, 2, 3], 20, temperature=1.0, seed=seed)
+    one, other, again = answers(llama(), asked)
+    assert one == again != other
+
+
+def test_tokens_are_drawn_as_often_as_they_are_probable() -> None:
+    probabilities = torch.tensor([0.5, 0.0, 0.3, 0.15, 0.05])
+    drawn: dict[float, Counter[int]] = {}
+    for top_p in (1.0, 0.8):
+        asked = Asked()
+        rows = [asked.row([1], temperature=1.0, top_p=top_p, seed=seed) for seed in range(2000)]
+        drawn[top_p] = Counter(draw(probabilities.log().expand(2000, -1), rows))
+    for token, expected in enumerate((1000, 0, 600, 300, 100)):
+        assert abs(drawn[1.0][token] - expected) <= 4 * expected**0.5
+    assert set(drawn[0.8]) == {0, 2}
+    assert abs(drawn[0.8][0] - 1250) <= 4 * 1250**0.5
+
+
+def test_temperature_sharpens_and_zero_is_greedy() -> None:
+    logits = torch.tensor([[1.0, 1.5]]).expand(500, -1)
+    hot, cold, greedy = (
+        sum(draw(logits, [Asked().row([1], temperature=t, seed=s) for s in range(500)]))
+        for t in (5.0, 0.2, 0.0)
+    )
+    assert 230 < hot < 300 < 430 < cold < 490 < greedy == 500
+
+
+def test_any_of_the_tokens_that_end_an_answer_ends_it() -> None:
+    asked = Asked()
+    model = llama()
+    whole = plainly(model, asked.row([1, 2, 3]))
+    assert answers(model, asked, ends={whole[4], 256}) == [whole[: whole.index(whole[4])]]
+    assert asked.ends == {0: "stop"}
+
+
+def test_out_of_memory_halves_the_batch_and_loses_nothing() -> None:
+    def full(rows: int, tokens: int) -> None:
+        if rows > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+
+    model, asked = llama(), several(Asked())
+    expected = [plainly(model, row) for row in asked.rows]
+    engine = Engine(model, ends=set(), window=512, slots=6)
+    watched = Watched(model, full)
+    for row in asked.rows:
+        engine.submit(row)
+    assert served(engine, asked) == expected
+    assert engine.slots in (1, 2)
+    assert max(rows for rows, _ in watched.passes) > 2
+
+
+def test_a_request_that_exceeds_the_memory_alone_fails_alone() -> None:
+    def full(rows: int, tokens: int) -> None:
+        if tokens > 50:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: no way")
+
+    model, asked = llama(), Asked()
+    asked.row([1, 2])
+    asked.row(list(range(60)))
+    asked.row([3])
+    expected = [plainly(model, asked.rows[index]) for index in (0, 2)]
+    engine = Engine(model, ends=set(), window=512, slots=6)
+    Watched(model, full)
+    for row in asked.rows:
+        engine.submit(row)
+    one, _, other = served(engine, asked)
+    assert [one, other] == expected
+    assert isinstance(asked.ends[1], RequestRefused)
+    assert "prompt of 90 tokens" in str(asked.ends[1])
+
+
+def test_another_error_of_the_engine_ends_all_requests_with_its_words() -> None:
+    def broken(rows: int, tokens: int) -> None:
+        raise RuntimeError("device-side assert triggered")
+
+    model, asked = llama(), several(Asked(), 3)
+    engine = Engine(model, ends=set(), window=512, slots=2)
+    Watched(model, broken)
+    for row in asked.rows:
+        engine.submit(row)
+    served(engine, asked)
+    assert all(isinstance(end, BackendUnusable) for end in asked.ends.values())
+    assert "device-side assert" in str(asked.ends[0])
+    with pytest.raises(BackendUnusable, match="stopped"):
+        engine.submit(asked.rows[0])
+
+
+def test_logits_that_are_not_numbers_are_an_error_and_no_text() -> None:
+    model, asked = llama(), Asked()
+    engine = Engine(model, ends=set(), window=512, slots=2)
+    model.lm_head.weight.data.fill_(float("nan"))
+    engine.submit(asked.row([1, 2]))
+    served(engine, asked)
+    assert "not finite" in str(asked.ends[0])
+
+
+def test_a_cancelled_request_leaves_the_batch() -> None:
+    model, asked = llama(), Asked()
+    engine = Engine(model, ends=set(), window=512, slots=4)
+    kept, gone = asked.row([1, 2, 3], 40), asked.row([4, 5], 400)
+    asked.ends[1] = "nobody waits"
+
+    def cancel(rows: int, tokens: int) -> None:
+        gone.cancelled = gone.cancelled or len(kept.answer) > 10
+
+    watched = Watched(model, cancel)
+    engine.submit(kept)
+    engine.submit(gone)
+    served(engine, asked)
+    assert len(kept.answer) == 40
+    assert len(gone.answer) < 20
+    assert [rows for rows, _ in watched.passes][-20:] == [1] * 20
+
+
+def test_closing_ends_within_a_step_and_tells_who_waits() -> None:
+    model, asked = llama(), Asked()
+    engine = Engine(model, ends=set(), window=512, slots=2)
+    rows = [asked.row([number], 400) for number in range(3)]
+    watched = Watched(model, lambda *_: engine.close() if len(rows[0].answer) == 5 else None)
+    for row in rows:
+        engine.submit(row)
+    served(engine, asked)
+    assert [len(row.answer) for row in rows] == [6, 6, 0]
+    assert all(isinstance(end, BackendError) for end in asked.ends.values())
+    assert len(watched.passes) == 7  # the opening and six steps
+
+
+# --- loading and identity -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random model with a byte tokenizer and a chat template."""
+    place = tmp_path_factory.mktemp("models") / "tiny-chat"
+    save(place)
+    return place
+
+
+def save(place: Path, template: str | None = TEMPLATE) -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {character: number for number, character in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<|unk|>", eos_token="<|end|>"
+    )
+    fast.chat_template = template
+    fast.save_pretrained(place)
+    llama(eos_token_id=END).save_pretrained(place)
+
+
+def chat(question: str = "A tree?") -> tuple[Message, ...]:
+    return (Message("system", "You name things."), Message("user", question))
+
+
+def create(model: Path | str, window: int | None = None, **engine: Any) -> Backend:
+    return backends.create(
+        "huggingface", BackendOptions(model=str(model), context_window=window, engine=engine)
+    )
+
+
+def complete(backend: Backend, *requests: Request) -> list[Completion]:
+    async def run() -> list[Completion]:
+        async with backend:
+            return await asyncio.gather(*(backend.complete(request) for request in requests))
+
+    return asyncio.run(run())
+
+
+def copied(folder: Path, place: Path) -> Path:
+    shutil.copytree(folder, place)
+    return place
+
+
+def test_a_folder_answers_the_same_whatever_it_is_called(folder: Path, tmp_path: Path) -> None:
+    copy = copied(folder, tmp_path / "renamed")
+    (copy / "README.md").write_text("Words about it.")
+    one, other = create(folder), create(copy)
+    assert one.identity() == other.identity()
+    assert (one.model, other.model, one.repo_id) == ("tiny-chat", "renamed", None)
+    request = Request(chat(), Sampling(1.0, 0.9, 8, 3))
+    (a,), (b,) = complete(one, request), complete(other, request)
+    assert (a.text, a.completion_tokens) == (b.text, b.completion_tokens)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "chat_template.jinja"])
+def test_another_file_is_another_model(folder: Path, file: str, tmp_path: Path) -> None:
+    copy = copied(folder, tmp_path / "edited")
+    content = (copy / file).read_bytes()
+    (copy / file).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert create(copy).identity() != create(folder).identity()
+
+
+def test_dtype_and_chat_template_are_identity_and_the_device_is_not(
+    folder: Path, tmp_path: Path
+) -> None:
+    template = tmp_path / "t.jinja"
+    template.write_text(TEMPLATE + " ")
+    usual = create(folder).identity()
+    assert usual["dtype"] == "float32"
+    assert create(folder, device="cpu", parallel=3).identity() == usual
+    assert create(folder, dtype="bfloat16").identity() != usual
+    named = create(folder, chat_template=str(template)).identity()
+    assert named != usual
+    template.write_text(TEMPLATE + "  ")
+    assert create(folder, chat_template=str(template)).identity() != named
+    assert str(tmp_path) not in str(named)
+
+
+def test_a_dtype_is_what_the_model_is_computed_in(folder: Path) -> None:
+    request = Request(chat(), Sampling(0.0, max_tokens=4))
+    (answer,) = complete(create(folder, dtype="bfloat16"), request)
+    assert answer.completion_tokens == 4
+
+
+def test_prompts_are_counted_before_opening_as_the_engine_counts_them(folder: Path) -> None:
+    backend = create(folder)
+    assert backend.token_error == 0.0
+    written = "[system]You name things.<|end|>[user]A tree?<|end|>[assistant]"
+    counted = backend.count_tokens(chat())
+    assert counted == len(written.replace("<|end|>", "E"))
+    (answer,) = complete(backend, Request(chat(), Sampling(0.0, max_tokens=2)))
+    assert answer.prompt_tokens == counted
+
+
+def test_the_window_is_the_models_own_or_smaller(folder: Path) -> None:
+    assert create(folder).context_window == 512
+    assert create(folder, 4096).context_window == 512
+    backend = create(folder, 80)
+    assert backend.context_window == 80
+    (answer,) = complete(backend, Request(chat(), Sampling(0.0, max_tokens=200)))
+    assert answer.prompt_tokens and answer.completion_tokens
+    assert answer.finish_reason == "length"
+    assert answer.prompt_tokens + answer.completion_tokens == 80
+
+
+def test_a_prompt_without_room_is_too_long_and_not_fatal(folder: Path) -> None:
+    async def run() -> Completion:
+        async with create(folder, 80) as backend:
+            with pytest.raises(ContextTooLong, match="window of 80"):
+                await backend.complete(Request(chat("A tree? " * 20)))
+            return await backend.complete(Request(chat(), Sampling(0.0, max_tokens=2)))
+
+    assert asyncio.run(run()).completion_tokens == 2
+
+
+def test_closing_does_not_wait_for_answers(folder: Path) -> None:
+    async def run() -> BaseException | None:
+        async with create(folder) as backend:
+            asking = asyncio.ensure_future(
+                backend.complete(Request(chat(), Sampling(0.0, max_tokens=400)))
+            )
+            await asyncio.sleep(0.05)
+        await asyncio.wait([asking])
+        return asking.exception()
+
+    assert isinstance(asyncio.run(run()), BackendUnusable)
+
+
+def test_a_model_without_a_chat_template_is_named_and_a_file_supplies_one(tmp_path: Path) -> None:
+    save(tmp_path / "base", None)
+    with pytest.raises(BackendUnusable, match=r"'base' has no chat template.*--chat_template"):
+        create(tmp_path / "base").count_tokens(chat())
+    file = tmp_path / "t.jinja"
+    file.write_text("{{ messages[-1]['content'] }}!")
+    assert create(tmp_path / "base", chat_template=str(file)).count_tokens(chat()) == 8
+
+
+def test_a_template_that_refuses_the_roles_says_so(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "t.jinja"
+    file.write_text("{{ raise_exception('System role not supported') }}")
+    with pytest.raises(BackendUnusable, match="System role not supported"):
+        create(folder, chat_template=str(file)).count_tokens(chat())
+
+
+def test_a_device_map_places_the_model(folder: Path) -> None:
+    request = Request(chat(), Sampling(0.0, max_tokens=4))
+    mapped = complete(create(folder, device_map="auto"), request)
+    assert mapped == complete(create(folder, device="cpu"), request)
+
+
+def hub(commit: str, folder: Path) -> None:
+    """Put a model into the local cache of the Hub."""
+    repo = Path(constants.HF_HUB_CACHE) / "models--org--tiny"
+    shutil.copytree(folder, repo / "snapshots" / commit)
+    (repo / "refs").mkdir(parents=True, exist_ok=True)
+    (repo / "refs" / "main").write_text(commit)
+
+
+def test_a_hub_model_is_known_by_its_commit(folder: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    hub(commit, folder)
+    backend = create("org/tiny")
+    assert backend.model == backend.repo_id == "org/tiny"
+    assert backend.identity()["revision"] == commit
+    assert create("org/tiny", revision=commit).identity() == backend.identity()
+    (answer,) = complete(backend, Request(chat(), Sampling(0.0, max_tokens=2)))
+    assert answer.model == "org/tiny"
+    with pytest.raises(UsageError, match="'org/tiny', revision 'v2': not in the local cache"):
+        create("org/tiny", revision="v2")
+
+
+@pytest.mark.parametrize(
+    ("model", "engine", "words"),
+    [
+        ("", {}, "no model was named"),
+        ("org/unknown", {}, "not in the local cache"),
+        ("not a repository", {}, "neither a file, a folder nor"),
+        ("./nowhere", {}, "expected a folder with config.json"),
+        ("nowhere.gguf", {}, "No such file"),
+        ("org/tiny", {"device": "cpu", "device_map": "auto"}, "give one of them"),
+        ("org/tiny", {"parallel": 0}, "parallel: expected at least 1"),
+        ("org/tiny", {"threads": 0}, "has no option 'threads'"),
+    ],
+)
+def test_what_cannot_be_loaded_is_told_before_anything_is_sent(
+    model: str, engine: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        create(model, **engine)
+
+
+def test_options_that_do_not_fit_a_folder_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="revision: 'tiny-chat' is on this machine"):
+        create(folder, revision="main")
+    with pytest.raises(UsageError, match="chat_template 'no.jinja': No such file"):
+        create(folder, chat_template=str(tmp_path / "no.jinja"))
+
+
+def test_a_damaged_model_is_named_without_its_folder(folder: Path, tmp_path: Path) -> None:
+    copy = copied(folder, tmp_path / "damaged")
+    (copy / "model.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(BackendUnusable, match="'damaged': transformers can't load its w") as error:
+        complete(create(copy))
+    assert str(tmp_path) not in str(error.value)
+
+
+def test_code_in_a_models_files_is_not_run_unless_asked(folder: Path, tmp_path: Path) -> None:
+    copy = copied(folder, tmp_path / "custom")
+    ran = tmp_path / "ran"
+    (copy / "config.json").write_text(
+        '{"model_type": "unheard-of", "auto_map": {"AutoConfig": "custom.C"}}'
+    )
+    (copy / "custom.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
+    with pytest.raises(BackendUnusable, match="trust_remote_code"):
+        create(copy).identity() and create(copy).context_window
+    assert not ran.exists()
+
+
+def test_importing_the_module_imports_nothing_large() -> None:
+    code = (
+        "import sys; from mminstruct import backends; backends.engine_options(); "
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_torch_it_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from mminstruct import backends, errors\n"
+        "try: backends.create('huggingface', backends.BackendOptions(model='org/name'))\n"
+        "except errors.UsageError as error: print(error)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "'torch' is not installed; pip install 'mminstruct[transformers]'" in run.stdout
+
+
+# --- the real model -------------------------------------------------------------------------------
+
+
+def test_the_real_model_is_loaded_from_gguf_and_shares_its_opening(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "mminstruct")
+    model = llama_cpp.bundled_model()
+    opening = (
+        Message("system", "You answer in one short sentence. " * 8),
+        Message("user", "What is an apple?"),
+        Message("assistant", "An apple is a fruit."),
+    )
+    asked = [
+        Request(
+            (*opening, Message("user", f"What is the capital of {place}?")), Sampling(0.0, 1.0, 12)
+        )
+        for place in ("France", "Italy", "Japan")
+    ]
+    backend = create(model)
+    assert backend.identity()["weights"] == llama_cpp.fingerprint(model)
+    assert backend.context_window == 8192
+    found = complete(backend, *asked)
+    for city, answer in zip(("Paris", "Rome", "Tokyo"), found, strict=True):
+        assert city in answer.text
+    assert [answer.prompt_tokens for answer in found] == [
+        backend.count_tokens(request.messages) for request in asked
+    ]
+    assert f"{model.name} runs on cpu in float32" in caplog.text
+    assert "no shared opening" not in caplog.text

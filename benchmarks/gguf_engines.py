@@ -9,7 +9,7 @@
 Each is a process of its own that has loaded the model before the clock starts. They take turns,
 round by round, so that other load on the machine hits all alike. CPU time is printed too; with
 ``--threads 1`` it hardly depends on such load, while several threads wait for each other in loops.
-The first is slow, so it gets the first images of a round only.
+The first is slow, so it gets only a round's images with prompts of middling length.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def _serve_rounds(args: argparse.Namespace) -> None:
     for line in sys.stdin:
         images = rounds[int(line)]
         if args.engine == "serial":
-            requests = [request for image in images[: args.serial_images] for request in image]
+            requests = [request for image in _typical(images, args) for request in image]
         else:
             requests = [request for kind in zip(*images, strict=True) for request in kind]
         wall, cpu = time.perf_counter(), time.process_time()
@@ -185,6 +185,13 @@ def _requests(args: argparse.Namespace) -> list[list[list[Request]]]:
     ]
     edges = [len(images) * number // args.rounds for number in range(args.rounds + 1)]
     return [images[start:stop] for start, stop in pairwise(edges)]
+
+
+def _typical(images: list[list[Request]], args: argparse.Namespace) -> list[list[Request]]:
+    """As many images as the slow engine gets: those whose prompts are neither short nor long."""
+    by_length = sorted(images, key=lambda image: len(image[0].messages[-1].content))
+    start = max(0, (len(images) - args.serial_images) // 2)
+    return by_length[start : start + args.serial_images]
 
 
 def _serial(args: argparse.Namespace) -> Ask:

@@ -30,7 +30,7 @@ from mminstruct.download import fetch
 from mminstruct.errors import RunStopped, UsageError, did_you_mean
 from mminstruct.generate import Plan, Report
 from mminstruct.licenses import Part, Registry, Verdict
-from mminstruct.limits import Budget
+from mminstruct.limits import Budget, Rates
 from mminstruct.pricing import Price, price_of
 from mminstruct.prompts import PromptConfig
 from mminstruct.responses import ResponseStore, default_path
@@ -68,7 +68,9 @@ class InstructConfig(datasets.BuilderConfig):
         top_p: nucleus mass.
         max_tokens: upper bound of an answer.
         seed: for sampling and for the choice of questions; None sends none.
-        max_concurrency: requests in flight at most, over all processes.
+        max_concurrency: requests in flight at most, over all processes and servers.
+        requests_per_minute: sent at most, likewise; None finds out what servers take.
+        tokens_per_minute: of prompts and answers, likewise.
         timeout_s: longest wait for an answer, seconds.
         max_retries: tries after a request's first.
         batch_api: ask through OpenAI's Batch API: half the price, within a day.
@@ -97,7 +99,9 @@ class InstructConfig(datasets.BuilderConfig):
     top_p: float = 1.0
     max_tokens: int = 1024
     seed: int | None = None
-    max_concurrency: int = 64
+    max_concurrency: int = 256
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
     timeout_s: float = 600.0
     max_retries: int = 8
     batch_api: bool = False
@@ -147,6 +151,8 @@ class InstructConfig(datasets.BuilderConfig):
             ("limit", 1, None),
             ("max_tokens", 1, None),
             ("max_concurrency", 1, None),
+            ("requests_per_minute", 0.001, None),
+            ("tokens_per_minute", 1, None),
             ("context_window", 1, None),
             ("max_retries", 0, None),
             ("max_requests", 0, None),
@@ -251,6 +257,11 @@ class InstructConfig(datasets.BuilderConfig):
     def sampling(self) -> Sampling:
         """How completions are drawn."""
         return Sampling(self.temperature, self.top_p, self.max_tokens, self.seed)
+
+    def rates(self, share: float = 1.0) -> Rates:
+        """What may be sent a minute, with a share of it for one of several processes."""
+        asked = (self.requests_per_minute, self.tokens_per_minute)
+        return Rates(*(None if rate is None else rate * share for rate in asked))
 
     def backend_options(self, share: float = 1.0) -> BackendOptions:
         """The backend's options, with a share of the concurrency for one of several processes."""
@@ -603,16 +614,16 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             if not generate.has_failures(results):
                 return results
             cache_file.unlink()  # what failed is asked for again
-        with self._client(backend) as client:
+        with self._client(backend, share) as client:
             return generate.map_requests(
                 requests, plan, client, fingerprint=fingerprint, cache_file=cache_file
             )
 
     def _stream(self, requests: datasets.Dataset, share: float) -> Iterator[dict[str, Any]]:
-        with self._client(self._backend(share)) as client:
+        with self._client(self._backend(share), share) as client:
             yield from generate.stream_requests(requests, self.plan(), client)
 
-    def _client(self, backend: Backend) -> Client:
+    def _client(self, backend: Backend, share: float) -> Client:
         failures, stats = self._batch_failures, self.stats
         if failures is not None:  # all but what parsing rejects is counted already
             stats = Stats(rejected=stats.rejected)
@@ -622,6 +633,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             store,
             policy=self._policy(),
             stats=stats,
+            rates=self.config.rates(share),
             budget=self.budget,
             failures=failures,
         )

@@ -225,7 +225,8 @@ _MODEL_FLAGS: dict[str, dict[str, Any]] = {
     "openai_base_url": {
         "metavar": "URL",
         "action": "append",
-        "help": "server, with or without /v1 (default: OpenAI's, with the key in OPENAI_API_KEY)",
+        "help": "server, with or without /v1 (default: OpenAI's, with the key in OPENAI_API_KEY); "
+        "given again: one more with the same model",
     },
     "tgi_url": {
         "metavar": "URL",
@@ -277,6 +278,7 @@ _SAMPLING_FLAGS: dict[str, dict[str, Any]] = {
     "max_tokens": {"type": int, "help": "longest answer (default: 1024)"},
     "seed": {"type": int, "help": "for sampling and choice of questions (default: none)"},
 }
+_RATE_FLAGS = ("requests_per_minute", "tokens_per_minute")
 _OUTPUT_FLAGS: dict[str, dict[str, Any]] = {
     "output_path": {"metavar": "PATH", "help": "folder or file (default: by format)"},
     "output_format": {
@@ -287,7 +289,12 @@ _OUTPUT_FLAGS: dict[str, dict[str, Any]] = {
     "show": {"type": int, "default": 0, "metavar": "N", "help": "print N rows at the end"},
 }
 _RUNTIME_FLAGS: dict[str, dict[str, Any]] = {
-    "max_concurrency": {"type": int, "metavar": "N", "help": "requests in flight (default: 64)"},
+    "max_concurrency": {"type": int, "metavar": "N", "help": "requests in flight at most; a server "
+                        "gets as many of them as it is found to take (default: 256)"},
+    "requests_per_minute": {"type": float, "metavar": "N", "help": "requests sent a minute at most "
+                            "(default: what the server is found to take)"},
+    "tokens_per_minute": {"type": float, "metavar": "N", "help": "tokens of prompts and answers a "
+                          "minute at most (default: what the server says)"},
     "timeout": {"type": float, "metavar": "S", "dest": "timeout_s", "help": "longest wait for one "
                 "answer in seconds (default: 600)"},
     "max_retries": {"type": int, "metavar": "N", "help": "tries after the first (default: 8)"},
@@ -447,7 +454,7 @@ def _config(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
             + ("model_id", "licenses", "commercial")
             + ("max_tokens", "seed", "max_concurrency", "timeout_s", "max_retries")
             + tuple(_BUDGET_FLAGS)
-            + (() if args.dry_run else ("batch_api", *backends.engine_options()))
+            + (() if args.dry_run else ("batch_api", *_RATE_FLAGS, *backends.engine_options()))
         },
     }
     if args.dry_run:

@@ -40,33 +40,39 @@ from pathlib import Path
 
 from filelock import FileLock
 
-_START_IN_FLIGHT = 16.0
+_START_IN_FLIGHT = 64.0
 _START_PER_S = 100.0
 _PACE_DOUBLES_S = 0.5
-_WINDOW_DOUBLES_S = (0.25, 5.0)
-# The curve: from 8 % below what is known to it, and by as much beyond in the same time again. That
-# time is what 30 requests take, and at least 8 times what a refusal costs.
-_DEPTH = 0.08
-_CURVE_REQUESTS = 30.0
+_WINDOW_DOUBLES_S = (0.25, 60.0)
+# The curve: from 12 % below what is known to it, and by as much beyond in the same time again. That
+# time is what 34 requests take, and at least 8 times what a refusal costs.
+_DEPTH = 0.12
+_CURVE_REQUESTS = 34.0
 _CURVE_PAUSES = 8.0
 _CURVE_S = 0.7
 # The first refusal tells least; where it costs a pause, another one is put off for longer.
 _CURVE_PAUSES_FIRST = 20.0
-_FIRST_SHARE = 0.94
+_FIRST_SHARE = 0.95
 _SHARE = 0.98
 # Fewer accepted requests between two refusals tell nothing.
 _TELLING = 6
 _SENT_KEPT = 1500
 _SENT_AT_ONCE_S = 0.05
 _LONGEST_PAUSE_S = 60.0
-# Refusals whose times are compared, to see whether lower bounds help against them.
+# Quick refusals before a trial, how many times as much is sent in it, and refusals after which it
+# is looked at again whether they have no reason.
+_QUICK = 3
+_TRIAL = 3.0
+_WORTH = 1.5
 _SPELL = 6
 _STRAIN = 2.0
 _STRAIN_KEPT = 0.95
 _OVERLOADED = ("timeout", "http_408", "http_503", "http_504", "http_529")
 _SLOWER = 2.0
+_HARDLY_S = 0.2
 _LEAST_ANSWERS = 16
 _LEAST_WINDOW = 4.0
+_SHRUNK = 0.7
 _DEAD_AFTER = 3
 _PROBE_S = (1.0, 30.0)
 
@@ -305,12 +311,12 @@ class Limiter:
         self._refused_s = -math.inf
         self._refusals_in_a_row = 0
         self._told_nothing_yet = True
-        # Of the last refusals that told something: accepted before each, seconds, pace.
-        self._spell: list[tuple[int, float, float]] = []
-        # Of as many before: accepted per second, share refused, pace.
-        self._before: tuple[float, float, float] | None = None
+        # Accepted before each of the last refusals in quick succession, and in how many seconds.
+        self._quick: list[tuple[int, float]] = []
+        self._trial_after = _QUICK
+        self._trial_pace: float | None = None
         self._vain = False
-        self._vain_pace: float | None = None
+        self._worth_per_s = 0.0
         self._in_flight_then = -math.inf
         self._proven = (0, 0)
         self._sent_s: deque[float] = deque(maxlen=_SENT_KEPT)
@@ -319,6 +325,8 @@ class Limiter:
         self._latencies: list[float] = []
         self._latency_s = 0.0
         self._weighed_s = 0.0
+        self._weighed_width = _START_IN_FLIGHT
+        # Median latency, answers a second, and how many were in flight for them.
         self._best: tuple[float, float, float] | None = None
         self._failures_in_a_row = 0
         self._probe_s = -math.inf
@@ -363,7 +371,7 @@ class Limiter:
             self._in_the_way = self._window
             # It grows with time.
             return 0.05
-        if self._credit < 1:
+        if self._credit < 1 - 1e-9:  # what rounding leaves
             self._in_the_way = self._pace
             return (1 - self._credit) / self._pace.value
         waits = [0.0]
@@ -379,12 +387,18 @@ class Limiter:
         before, self._now_s = self._now_s, now
         passed_s = now - before - max(0.0, min(self._resume_s, now) - before)
         pace = self._pace.value
-        most = max(1.0, _SENT_AT_ONCE_S * pace)
-        self._credit = min(most, self._credit + pace * passed_s)
+        at_once = max(1.0, _SENT_AT_ONCE_S * pace)
+        self._credit = min(at_once, self._credit + pace * passed_s)
         if self._in_the_way is not None:
-            for bound in (self._window, self._pace):
-                # One that isn't known yet mustn't hold up the search for the other.
-                if bound is self._in_the_way or bound.known is None:
+            # While nothing is known neither holds up the search for the other, and each goes no
+            # further than twice what the other lets through.
+            width = self._window.value
+            latency_s = self._best[0] if self._best is not None else math.inf
+            for bound, most in (
+                (self._window, 2 * self._weighed_width),
+                (self._pace, max(_START_PER_S, 2 * width / latency_s)),
+            ):
+                if bound.value < most if bound.known is None else bound is self._in_the_way:
                     bound.advance(passed_s)
 
     def sent(self, now: float, tokens: float = 0.0, server: int = 0) -> Sent:
@@ -412,8 +426,10 @@ class Limiter:
             self._latencies.append(now - sent.at_s)
             if len(self._latencies) >= _LEAST_ANSWERS:
                 self._weigh(now)
-            elif self._told_nothing_yet and not self._latency_s:
-                self._window.doubles_s = _bounded(now - sent.at_s, _WINDOW_DOUBLES_S)
+            elif self._best is None:
+                latency_s = max(1e-6, now - sent.at_s)
+                self._best = (latency_s, 1 / latency_s, 1.0)
+                self._window.doubles_s = _bounded(latency_s, _WINDOW_DOUBLES_S)
 
     def told(self, now: float, quotas: Quotas) -> None:
         """What the server says about its allowances."""
@@ -433,7 +449,7 @@ class Limiter:
             self._strain += 1
             if self._strain >= _STRAIN:
                 self._strain, self._strained_s = 0.0, now
-                self._shrink(0.7)
+                self._shrink()
 
     def refused(self, sent: Sent, now: float, retry_after_s: float | None) -> None:
         """A request was refused for now."""
@@ -477,7 +493,7 @@ class Limiter:
         if telling:
             self._cut(now, retry_after_s, crowded and alike)
             self._refusals_in_a_row = 0
-        elif crowded and abs(self.in_flight - self._in_flight_then) <= 1:
+        elif crowded and not self._vain and abs(self.in_flight - self._in_flight_then) <= 1:
             curve_s = max(_CURVE_S, _CURVE_REQUESTS / self._pace.value, self._window.curve_s)
             self._window.learn(min(self.in_flight, self._window.value - 1), curve_s)
             self._in_flight_then = self.in_flight
@@ -493,9 +509,6 @@ class Limiter:
         known = self._pace.known
         taken = self._taken_per_s(now)
         lower = taken if first else min(taken, _SHARE * pace)
-        if self._before is not None and self._spell:
-            # Less than that may be in vain.
-            lower = max(lower, 0.25 * self._spell[0][2])
         sure = known is not None and pace < 1.3 * known
         costs_s = 0.2 if retry_after_s is None else retry_after_s
         curve_s = max(
@@ -528,33 +541,40 @@ class Limiter:
         self._paused_s = max(0.0, self._resume_s - now)
 
     def _is_vain(self, now: float) -> bool:
-        """Whether refusals come as often as ever, though ever less is sent: some servers' do.
+        """Whether a lower bound is no use: some servers refuse now and then without a reason.
 
-        Where a rate is limited, as much is accepted at a lower pace as at a higher one, or as many
-        requests are refused no more. What is compared are some refusals' times.
+        Between two refusals a limited server has taken what it takes, whatever the pace. So after
+        some refusals in quick succession more is sent for once: what takes clearly more then isn't
+        limited, or not there.
         """
-        self._spell.append((self._accepted, now - self._since_s, self._pace.value))
-        if len(self._spell) < _SPELL:
-            return self._vain
-        accepted = sum(spell[0] for spell in self._spell)
-        seconds = sum(spell[1] for spell in self._spell)
-        pace = sum(spell[2] for spell in self._spell) / _SPELL
-        self._spell = []
-        before, self._before = self._before, (accepted / seconds, _SPELL / (accepted + 1), pace)
-        if before is None:
-            return False
-        less, share, slower = (b / a for a, b in zip(before, self._before, strict=True))
-        alike = 0.5 < share < 2
+        accepted, seconds = self._accepted, now - self._since_s
         if self._vain:
-            self._vain = share < 2
-        elif not (alike and less < 0.85 and slower < 0.75):
-            self._vain_pace = None
-        elif self._vain_pace is None:
-            self._vain_pace = before[2]
+            self._quick.append((accepted, seconds))
+            if len(self._quick) == _SPELL:
+                self._vain, self._quick = _per_s(self._quick) > self._worth_per_s, []
+            return self._vain
+        if self._trial_pace is not None:
+            self._worth_per_s = _WORTH * _per_s(self._quick)
+            self._quick = []
+            self._vain = accepted > self._worth_per_s * seconds
+            if self._vain:
+                self._pace.search(self._pace.value, _PACE_DOUBLES_S)
+                self._window.search(max(16.0, self._window.value), self._window.doubles_s)
+            else:
+                self._pace.learn(self._trial_pace, self._pace.curve_s)
+            self._trial_after *= 2
+            self._trial_pace = None
+            return True
+        if seconds < self._pace.curve_s:
+            self._quick.append((accepted, seconds))
         else:
-            self._vain = True
-            self._pace.learn(self._vain_pace, _CURVE_REQUESTS / self._vain_pace)
-        return self._vain
+            self._quick, self._trial_after = [], _QUICK
+        if len(self._quick) < self._trial_after:
+            return False
+        self._quick = self._quick[-_QUICK:]
+        self._trial_pace = self._pace.value
+        self._pace.learn(_TRIAL * self._trial_pace, self._pace.curve_s, sure=False)
+        return True
 
     def _taken_per_s(self, now: float) -> float:
         """Requests a second that the server takes, as far as is known."""
@@ -575,8 +595,9 @@ class Limiter:
         given rate is the most that any span before the refusal took beyond that rate.
         """
         rate = self._pace.value
-        soon = now - self._since_s < 0.5 * self._pace.curve_s
-        least = max(least, (0.5 if soon else 0.75) * rate)
+        known = self._pace.known
+        near = known is not None and rate < 1.3 * known and self._accepted >= 20
+        least = max(least, (0.75 if near else 0.5) * rate)
         while rate > least:
             before, after = self._burst(rate, self._since_s), self._burst(rate, now)
             if before <= after + max(2.0, 0.2 * before):
@@ -606,25 +627,29 @@ class Limiter:
         per_s = len(self._latencies) / seconds
         width = per_s * sum(self._latencies) / len(self._latencies)
         self._latencies, self._weighed_s = [], now
-        if self._best is None:
+        self._weighed_width = max(_START_IN_FLIGHT, width)
+        if self._best is None:  # all answers until now were to requests sent one by one
             self._best = (median_s, per_s, width)
-            return
         best_s, best_per_s, best_width = self._best
         more, gain = width / best_width, per_s / best_per_s
-        if median_s < _SLOWER * best_s:
+        if median_s < max(_SLOWER * best_s, best_s + _HARDLY_S):
             if median_s < best_s or per_s > best_per_s:
                 self._best = (min(median_s, best_s), per_s, width)
-        elif (more > 1.1 and gain > more**0.3) or (more < 0.9 and gain < more**0.5):
+        elif (more > 1.1 and gain > more**0.5) or (more < 0.9 and gain < more**0.5):
             # Many at once are worth their latency, or fewer at once don't help against it.
             self._best = (median_s, per_s, width)
             if more < 0.9:
                 self._window.search(max(best_width, _LEAST_WINDOW), self._window.doubles_s)
         else:
-            self._shrink(0.7)
+            self._shrink(best_width)
 
-    def _shrink(self, share: float) -> None:
+    def _shrink(self, least: float = 0.0) -> None:
         curve_s = max(15.0, 5 * self._latency_s)
-        self._window.learn(max(_LEAST_WINDOW, share * self.in_flight), curve_s)
+        self._window.learn(max(_LEAST_WINDOW, least, _SHRUNK * self.in_flight), curve_s)
+
+
+def _per_s(spans: Sequence[tuple[int, float]]) -> float:
+    return sum(count for count, _ in spans) / sum(seconds for _, seconds in spans)
 
 
 def _bounded(value: float, bounds: tuple[float, float]) -> float:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,7 @@ from mminstruct.errors import (
     StoreError,
     TransientError,
 )
+from mminstruct.limits import Budget
 from mminstruct.prompts import Prompt
 from mminstruct.responses import ResponseStore, Scope, key_of
 from mminstruct.schema import Completion, Message, Request, Sampling
@@ -673,6 +675,62 @@ def test_what_is_asked_and_how_to_draw_it_is_what_the_key_covers(store_path: Pat
     keys = [key_of(backend.identity(), request) for request in script.requests]
     with ResponseStore(store_path) as store:
         assert [answer.text for answer in store.get_many(keys).values()] == ["re scene"]
+
+
+def priced(**bounds: Any) -> Budget:
+    """A budget at a cent a prompt token and two an answer token."""
+    return Budget(usd_per_prompt_token=0.01, usd_per_completion_token=0.02, **bounds)
+
+
+def test_a_budget_is_never_exceeded_and_a_rerun_goes_on_where_it_ended(store_path: Path) -> None:
+    script = Asked()
+    jobs = [job(f"scene {n}", max_tokens=10) for n in range(40)]
+    # An answer costs 0.03 + 0.10 and may cost 0.02 + 0.20.
+    for _ in range(2):
+        budget = priced(max_cost_usd=1.0)
+        with (
+            pytest.raises(RunStopped, match=r"max_cost \$1: this run paid for \d+ requests"),
+            Client(
+                Backend(script, latency_s=0.01), ResponseStore(store_path), budget=budget
+            ) as client,
+        ):
+            ask(client, jobs)
+        assert 1.0 - 0.22 < budget.spent.usd <= 1.0
+        assert budget.spent.in_flight == 0
+        assert budget.spent.requests == client.stats.answered
+    assert stored(store_path) == len(script.texts) == len(set(script.texts))
+
+
+def test_a_budget_of_requests_counts_answers_and_not_failed_attempts(store_path: Path) -> None:
+    def answer(text: str, before: int) -> str:
+        if before == 0:
+            raise TransientError("later", cause="http_500")
+        return text
+
+    script, budget = Asked(answer), Budget(max_requests=10)
+    with (
+        pytest.raises(RunStopped, match=r"max_requests 10: this run paid for 10 requests"),
+        Client(Backend(script), ResponseStore(store_path), policy=QUICK, budget=budget) as client,
+    ):
+        ask(client, [job(f"scene {n}") for n in range(40)])
+    assert stored(store_path) == 10
+
+
+def test_an_attempt_that_may_have_been_paid_for_counts_with_its_worst_case(
+    store_path: Path,
+) -> None:
+    def answer(text: str, before: int) -> str:
+        if before == 0:
+            raise TransientError("no answer in time", cause="timeout")
+        return text
+
+    budget = priced(max_cost_usd=100.0)
+    with Client(
+        Backend(Asked(answer)), ResponseStore(store_path), policy=QUICK, budget=budget
+    ) as client:
+        ask(client, [job("a scene", max_tokens=10)])
+    assert budget.spent.requests == 2
+    assert budget.spent.usd == pytest.approx((0.02 + 0.20) + (0.03 + 0.10))
 
 
 def test_many_loops_can_complete_at_once(store_path: Path) -> None:

@@ -7,6 +7,7 @@ import gzip
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
@@ -473,7 +474,7 @@ def test_no_more_requests_are_in_flight_than_asked_for(
     seen: set[str] = set()
 
     async def answer(server: LoopbackServer, body: dict[str, Any]) -> Any:
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
         text = asked(body)
         if text not in seen and text.endswith("7"):
             seen.add(text)
@@ -634,3 +635,93 @@ def test_everything_at_once_loses_nothing(server: LoopbackServer, store_path: Pa
     assert len(server.bodies) == run.stats.sent == 400 + run.stats.retries
     with ResponseStore(store_path) as store:
         assert len(store) == len(run.texts)
+
+
+def replicas(*urls: str, **options: Any) -> OpenAIBackend:
+    """A backend with several endpoints."""
+    return OpenAIBackend(BackendOptions(model="m", base_urls=urls, **options), api_key=None)
+
+
+def nowhere() -> str:
+    """A URL where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        return f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
+
+
+def test_of_two_servers_one_killed_in_mid_run_costs_no_answer_and_no_retry_of_a_request(
+    server: LoopbackServer, store_path: Path
+) -> None:
+    async def answer(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        await asyncio.sleep(0.02)
+        return well(body)
+
+    server.answer = answer
+    other = LoopbackServer(answer)
+    with other:
+        backend, stats = replicas(server.url, other.url, max_concurrency=16), Stats()
+        # A request that loses its server has no retry of its own to spend.
+        policy = RetryPolicy(max_retries=0)
+        with Client(backend, ResponseStore(store_path), policy=policy, stats=stats) as client:
+            futures = [
+                client.submit([job(f"scene {n}") for n in range(b, b + 20)])
+                for b in range(0, 400, 20)
+            ]
+
+            async def die(server: LoopbackServer, body: dict[str, Any]) -> Any:
+                return DROP
+
+            while len(other.bodies) < 50:
+                time.sleep(0.005)
+            other.answer = die
+            outcomes = [o for future in futures for o in future.result(PATIENCE_S)]
+    assert all(isinstance(outcome, Answered) for outcome in outcomes)
+    assert len(server.bodies) + len(other.bodies) == stats.sent == 400 + stats.retries
+    # Those in flight as it died, and a probe now and then.
+    assert stats.retries <= 16 + 5
+    assert stats.failed == {}
+    assert backend.identity()["endpoint"] == server.url
+    assert backend.replicas[0] is backend
+    assert backend.endpoints == (server.url, other.url)
+
+
+def test_a_server_that_is_down_from_the_start_is_done_without(
+    server: LoopbackServer, store_path: Path
+) -> None:
+    server.answer = lambda server, body: well(body)
+    backend, stats = replicas(nowhere(), server.url), Stats()
+    with Client(backend, ResponseStore(store_path), policy=QUICK, stats=stats) as client:
+        outcomes = client.submit(scenes(40)).result(PATIENCE_S)
+    assert all(isinstance(outcome, Answered) for outcome in outcomes)
+    assert len(server.bodies) == 40
+    assert stats.retries <= 5
+
+
+def test_two_servers_that_are_both_down_stop_the_run_after_a_few_attempts(store_path: Path) -> None:
+    backend, stats = replicas(nowhere(), nowhere()), Stats()
+    with (
+        pytest.raises(RunStopped, match="Cannot connect"),
+        Client(backend, ResponseStore(store_path), policy=QUICK, stats=stats) as client,
+    ):
+        client.submit(scenes(40)).result(PATIENCE_S)
+    assert stats.sent <= 6
+
+
+def test_an_allowance_in_the_headers_is_kept_to(server: LoopbackServer, store_path: Path) -> None:
+    level, at = 20.0, 0.0
+
+    def answer(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        nonlocal level, at
+        now = asyncio.get_running_loop().time()
+        level = min(20.0, level + (now - (at or now)) * 20)
+        at = now
+        full_s = f"{(20 - max(0.0, level - 1)) / 20 * 1000:.0f}ms"
+        headers = {"x-ratelimit-limit-requests": "20", "x-ratelimit-reset-requests": full_s}
+        if level < 1:
+            return (429, {**headers, "x-ratelimit-remaining-requests": "0"}, error_body("slow"))
+        level -= 1
+        return (200, {**headers, "x-ratelimit-remaining-requests": str(int(level))}, well(body))
+
+    server.answer = answer
+    run = Run(scenes(60), server.url, store_path)
+    assert len(run.texts) == 60
+    assert run.stats.retries <= 2

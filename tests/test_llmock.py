@@ -196,6 +196,63 @@ def test_the_verdict_on_a_run_within_a_quota_is_clean(tmp_path: Path, place: Pla
     assert place.stored() == REQUESTS
 
 
+def check_nothing_was_sent_twice(requests: list[dict[str, Any]]) -> None:
+    """No request was sent again after its answer."""
+    answered = Counter(r["fingerprint"] for r in requests if r["status"] == 200)
+    assert len(answered) == REQUESTS
+    assert set(answered.values()) == {1}
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["flag given", "headers alone"])
+def test_the_verdict_on_a_run_within_a_quota_of_tokens_is_clean(
+    tmp_path: Path, place: Place, told: bool
+) -> None:
+    # A request takes some 2,000 tokens: 80 of them, of which 40 at once, last a good 10 seconds.
+    with llmock(tmp_path, "--tpm", "240000") as mock:
+        mock.script()
+        flags = ("--tokens_per_minute", "240000") if told else ()
+        ended = place.run(mock.url, *TYPES, "--max_tokens", "1000", *flags)
+        assert ended.code == 0, ended.err
+        requests = mock.requests()
+        code, words = mock.report()
+    assert code == 0, words
+    assert place.stored() == REQUESTS
+    check_nothing_was_sent_twice(requests)
+
+
+def test_the_verdict_on_a_run_within_a_quota_and_through_errors_is_clean(
+    tmp_path: Path, place: Place
+) -> None:
+    flags = ["--rpm", "1800", "--error-rate=500=0.05", "--error-rate=503=0.05"]
+    with llmock(tmp_path, *flags) as mock:
+        mock.script()
+        ended = place.run(mock.url, *TYPES)
+        assert ended.code == 0, ended.err
+        requests = mock.requests()
+        code, words = mock.report()
+    assert code == 0, words
+    assert place.stored() == REQUESTS
+    check_nothing_was_sent_twice(requests)
+
+
+def test_the_verdict_on_a_run_through_an_outage_is_clean(tmp_path: Path, place: Place) -> None:
+    with llmock(tmp_path, "--latency-ms", "200") as mock:
+        mock.script()
+        process = place.start(mock.url, *TYPES, "--max_concurrency", "8")
+        while len(mock.requests()) < 5:
+            assert process.poll() is None, finish(process)
+            time.sleep(0.02)
+        mock.call("DELETE", "/_llmock/scenario")
+        mock.script(fail(503, 12), fail(429, 12))
+        ended = finish(process)
+        assert ended.code == 0, ended.err
+        requests = mock.requests()
+        code, words = mock.report()
+    assert code == 0, words
+    assert place.stored() == REQUESTS
+    check_nothing_was_sent_twice(requests)
+
+
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_the_verdict_on_a_run_that_cannot_succeed_is_clean(
     tmp_path: Path, place: Place, status: int

@@ -93,6 +93,13 @@ def test_the_line_has_all_that_is_known() -> None:
     )
 
 
+def test_what_holds_requests_back_is_shown() -> None:
+    stats = Stats(total=1000, answered=50, in_flight=64, held_by="paced 5.0/s", retries=4)
+    assert describe(stats, rate=4.9, width=80) == (
+        "50/1,000  4.9/s, 3m13s left, 64 in flight, paced 5.0/s, 4 retries"
+    )
+
+
 def test_a_line_without_news_is_short() -> None:
     assert describe(Stats(total=12), rate=None) == "0/12"
     assert describe(Stats(), rate=None) == "0/?"

@@ -232,8 +232,8 @@ def test_question_and_answer_lines_alternate_in_an_example_answer(name: str, kin
 @every_type
 def test_an_example_answer_is_read_back_as_its_turns(name: str, kind: str) -> None:
     config = prompts.load(name)
-    bare = config.types[kind].model_copy(update={"examples": ()})  # copies of them are rejected
-    config = config.model_copy(update={"types": {kind: bare}})
+    bare = {**config.types[kind].model_dump(), "examples": ()}  # copies of them are rejected
+    config = prompts.parse({**config.model_dump(), "types": {kind: bare}}, where=name)
     for example in examples(name, kind):
         turns = tuple(Turn(turn.question, turn.answer) for turn in example.turns)
         expected = parse.Parsed(turns or (Turn("What is it?", example.answer()),))

@@ -339,7 +339,7 @@ def test_a_file_in_the_working_directory_goes_before_a_shipped_config(
     [
         ("lava", "did you mean 'llava'?"),
         ("llava_smalcontext", "did you mean 'llava_smallcontext'?"),
-        ("zzz", "choose from: llava, llava_smallcontext"),
+        ("zzz", "choose from: llava, llava_joined"),
         ("", "choose from: "),
         ("no/such/llava.yaml", "or give a file"),
         ("/llava", "or give a file"),

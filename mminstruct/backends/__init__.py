@@ -40,7 +40,7 @@ class BackendOptions:
     base_urls: tuple[str, ...] = ()
     context_window: int | None = None
     timeout_s: float = 600.0
-    max_concurrency: int = 64
+    max_concurrency: int = 256
     engine: Mapping[str, Any] = field(default_factory=dict)
 
 

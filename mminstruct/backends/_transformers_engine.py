@@ -2,10 +2,10 @@
 
 The tokens that all prompts with the same first messages share (system prompt and few-shot examples:
 most of the prompt) are computed once. Their keys and values are kept once, too: attention over them
-is one matrix product for all rows together, and only what follows them is kept for each row, at its
-own columns, so that a row joins and leaves without moving the others. Models whose layers aren't
-plain attention (sliding windows shorter than the context, recurrent states, attention sinks ...)
-go through the library's own cache in left-padded batches instead, without a shared opening.
+is one matrix product for all rows that have them, and only what follows is kept for each row, at
+its own columns, so that a row joins and leaves without moving the others. Models whose layers
+aren't plain attention (sliding windows shorter than the context, recurrent states, attention sinks
+...) go through the library's own cache in left-padded batches instead, without a shared opening.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import logging
 import random
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 _ATTENTION = "mminstruct_shared_opening"
 _PREFILL_TOKENS = {"cpu": 512, "mps": 1024, "cuda": 4096}
-_SLOTS = {"cpu": 16, "mps": 16, "cuda": 64}
+_SLOTS = {"cpu": 32, "mps": 32, "cuda": 64}
 # Of the memory that is free once the model is loaded; the rest is for activations and for others.
 _SHARE_OF_MEMORY = {"cpu": 0.4, "mps": 0.6, "cuda": 0.7}
 _OPENINGS_KEPT = 4
@@ -97,13 +97,16 @@ class _Unsupported(Exception):
 # --- the shared opening ---------------------------------------------------------------------------
 
 
+_Opening = Sequence[tuple[Tensor, Tensor]]
+
+
 @dataclass(slots=True)
 class _Pass:
     """What one pass through the model computes.
 
     Attributes:
-        opening: keys and values by layer, each (1, heads, tokens, size).
-        opening_length: tokens of the opening.
+        openings: keys and values by layer, each (1, heads, tokens, size), and the rows that follow
+            them; None is all.
         first: the row that the first input row is.
         rows: that there will be.
         start: column of the first token, where several tokens of each row are computed.
@@ -113,8 +116,7 @@ class _Pass:
             (rows, 1, 1, columns), in the same two cases.
     """
 
-    opening: Sequence[tuple[Tensor, Tensor]]
-    opening_length: int
+    openings: Sequence[tuple[_Opening, list[int] | None]]
     first: int
     rows: int
     start: int
@@ -128,6 +130,7 @@ class _RowLayer(DynamicLayer):
 
     def __init__(self, batch: SharedOpeningBatch) -> None:
         super().__init__()
+        self.is_initialized = False
         self._batch = batch
 
     def update(
@@ -137,7 +140,8 @@ class _RowLayer(DynamicLayer):
         now = self._batch.now
         stop = now.first + key_states.shape[0]
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
+            self.dtype, self.device = key_states.dtype, key_states.device
+            self.is_initialized = True
             self.keys = key_states.new_zeros(0, key_states.shape[1], 0, key_states.shape[3])
             self.values = value_states.new_zeros(0, value_states.shape[1], 0, value_states.shape[3])
         self.keys = _grown(self.keys, now.rows, now.width)
@@ -152,8 +156,8 @@ class _RowLayer(DynamicLayer):
         return self.keys[seen], self.values[seen]
 
     def get_seq_length(self) -> int:
-        """Tokens of the longest row; positions are given to the model explicitly."""
-        return self._batch.now.opening_length + self._batch.now.width
+        """Columns in use; positions are given to the model explicitly."""
+        return self._batch.now.width
 
 
 def _grown(kept: Tensor, rows: int, columns: int) -> Tensor:
@@ -203,31 +207,42 @@ def _attend(
     group = heads // key_heads
     scaling = size**-0.5 if scaling is None else scaling
     mask = now.mask.to(query.device)
+    openings = [(kept[module.layer_idx], which) for kept, which in now.openings]
     if now.columns is None:
-        if now.opening:
-            common_key, common_value = now.opening[module.layer_idx]
+        for (common_key, common_value), _ in openings:
             key = torch.cat([common_key.expand(rows, -1, -1, -1), key], 2)
             value = torch.cat([common_value.expand(rows, -1, -1, -1), value], 2)
         key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
         out = functional.scaled_dot_product_attention(query, key, value, mask, scale=scaling)
         return out.transpose(1, 2).contiguous(), None
     query = query.reshape(rows, key_heads, group, size) * scaling
-    own = (query @ key.transpose(2, 3)).masked_fill(mask, -torch.inf)
-    if not now.opening:
-        out = own.float().softmax(-1).to(value.dtype) @ value
-        return out.reshape(rows, 1, heads, -1), None
-    common_key, common_value = (kept[0] for kept in now.opening[module.layer_idx])
-    flat = query.transpose(0, 1).reshape(key_heads, rows * group, size)
-    common = (flat @ common_key.transpose(1, 2)).view(key_heads, rows, group, -1).transpose(0, 1)
-    weights = torch.cat([common, own], -1).float().softmax(-1).to(value.dtype)
-    of_common, of_own = weights.split([common.shape[-1], own.shape[-1]], -1)
-    flat = of_common.transpose(0, 1).reshape(key_heads, rows * group, -1)
-    seen = (flat @ common_value).view(key_heads, rows, group, -1).transpose(0, 1)
-    return (seen + of_own @ value).reshape(rows, 1, heads, -1), None
+    own = (query @ key.transpose(2, 3)).masked_fill(mask, -torch.inf).float()
+    out, own_total = _weighted(own, value)
+    for (common_key, common_value), which in openings:
+        chosen = slice(None) if which is None else torch.tensor(which, device=query.device)
+        some = query[chosen].transpose(0, 1)  # (key heads, rows, group, size)
+        common = (some.reshape(key_heads, -1, size) @ common_key[0].transpose(1, 2)).float()
+        seen, total = _weighted(common, common_value[0])
+        seen, total = (t.view(*some.shape[:3], -1).transpose(0, 1) for t in (seen, total))
+        # Each part is normalised by itself; their shares follow from the sums of their weights.
+        share = (total - own_total[chosen]).sigmoid().to(value.dtype)
+        out[chosen] = torch.lerp(out[chosen], seen, share)
+    return out.reshape(rows, 1, heads, -1), None
+
+
+def _weighted(scores: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """The values' mean, weighted by the softmax of scores, and the logarithm of the weights' sum.
+
+    ``scores`` is written over.
+    """
+    most = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(most).exp_()
+    total = weights.sum(-1, keepdim=True)
+    return (weights.to(value.dtype) @ value) / total.to(value.dtype), total.log() + most
 
 
 class SharedOpeningBatch:
-    """Rows that follow one opening. Others with the same opening can join at any time.
+    """Rows that follow openings kept beside them. Others can join at any time.
 
     Args:
         model: with `_attend` as its attention.
@@ -244,33 +259,28 @@ class SharedOpeningBatch:
         self._prefill_tokens = _PREFILL_TOKENS.get(model.device.type, 512)
         self._arguments = {"mminstruct_batch": self, **_last_logits(model)}
         self._cache = self._empty()
-        self._openings: OrderedDict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = OrderedDict()
-        self._opening: list[tuple[Tensor, Tensor]] = []
+        self._openings: OrderedDict[tuple[int, ...], _Opening] = OrderedDict()
 
     def add(self, new: Sequence[Row]) -> None:
-        """Compute the prompts of requests with one opening, but for each one's last token."""
-        new = sorted(new, key=lambda row: row.computed)
+        """Compute the prompts, but for each one's last token."""
         first = len(self.rows)
-        # Those that were let in are known, whatever happens next.
-        self.rows.extend(new)
-        opening = new[0].opening
-        self._opening = self._computed_opening(opening)
+        # By opening and length. Those that were let in are known, whatever happens next.
+        self.rows.extend(sorted(new, key=lambda row: (row.opening, row.computed)))
         while first < len(self.rows):
+            opening = self.rows[first].opening
             count = self._group(first)
-            group = [row.tokens[len(opening) : -1] for row in self.rows[first : first + count]]
-            self._prefill(self._cache, group, self._opening, len(opening), first)
+            texts = [row.tokens[len(opening) : -1] for row in self.rows[first : first + count]]
+            self._prefill(self._cache, texts, self._computed_opening(opening), len(opening), first)
             first += count
 
     def step(self) -> Tensor:
         """The logits after each row's last token, (rows, vocabulary)."""
-        opening = len(self.rows[0].opening)
-        columns = torch.tensor([row.computed - opening for row in self.rows])
+        columns = torch.tensor([row.computed - len(row.opening) for row in self.rows])
         width = int(columns.max()) + 1
         hidden = (torch.arange(width) > columns[:, None])[:, None, None]
         device = self._model.device
         self.now = _Pass(
-            self._opening,
-            opening,
+            self._in_use(),
             first=0,
             rows=len(self.rows),
             start=0,
@@ -278,8 +288,8 @@ class SharedOpeningBatch:
             width=width,
             mask=hidden.to(device),
         )
-        tokens = [[row.tokens[-1]] for row in self.rows]
-        return self._run(self._cache, tokens, (columns + opening)[:, None])
+        positions = torch.tensor([[row.computed] for row in self.rows])
+        return self._run(self._cache, [[row.tokens[-1]] for row in self.rows], positions)
 
     def keep(self, indices: Sequence[int]) -> None:
         """Let the other rows go; the last rows move up into their places."""
@@ -303,28 +313,45 @@ class SharedOpeningBatch:
     def clear(self, *, openings: bool) -> None:
         """Forget all rows, and with ``openings`` what could be shared."""
         self.rows.clear()
-        self._cache, self._opening = self._empty(), []
+        self._cache = self._empty()
         if openings:
             self._openings.clear()
+
+    def _in_use(self) -> list[tuple[_Opening, list[int] | None]]:
+        """The openings of the rows, each with its rows."""
+        rows: dict[tuple[int, ...], list[int]] = {}
+        for index, row in enumerate(self.rows):
+            if row.opening:
+                rows.setdefault(row.opening, []).append(index)
+        return [
+            (self._openings[opening], None if len(which) == len(self.rows) else which)
+            for opening, which in rows.items()
+        ]
 
     def _empty(self) -> Cache:
         return Cache(layer_class_to_replicate=partial(_RowLayer, self))
 
     def _group(self, first: int) -> int:
-        """How many rows from there on are computed at once: by length, within the bound."""
+        """How many rows from there on are computed at once: of one opening, within the bound."""
         count = 0
         for row in self.rows[first:]:
-            if count and (count + 1) * (row.computed - len(row.opening)) > self._prefill_tokens:
+            longest = row.computed - len(row.opening)
+            if count and (count + 1) * longest > self._prefill_tokens:
+                break
+            if row.opening != self.rows[first].opening:
                 break
             count += 1
         return count
 
-    def _computed_opening(self, opening: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
-        if opening in self._openings:
-            self._openings.move_to_end(opening)
-        elif opening:
-            while len(self._openings) >= _OPENINGS_KEPT:
-                self._openings.popitem(last=False)
+    def _computed_opening(self, opening: tuple[int, ...]) -> _Opening:
+        """Its keys and values by layer; computed, unless it is one of those used last."""
+        if not opening:
+            return []
+        if opening not in self._openings:
+            needed = {row.opening for row in self.rows}
+            idle = [known for known in self._openings if known not in needed]
+            for known in idle[: max(0, len(self._openings) + 1 - _OPENINGS_KEPT)]:
+                del self._openings[known]
             cache = self._empty()
             self._prefill(cache, [list(opening)], [], 0, 0)
             length = len(opening)
@@ -332,13 +359,14 @@ class SharedOpeningBatch:
                 (layer.keys[:, :, :length].clone(), layer.values[:, :, :length].clone())
                 for layer in cache.layers
             ]
-        return self._openings[opening] if opening else []
+        self._openings.move_to_end(opening)
+        return self._openings[opening]
 
     def _prefill(
         self,
         cache: Cache,
         texts: Sequence[Sequence[int]],
-        opening: Sequence[tuple[Tensor, Tensor]],
+        opening: _Opening,
         length: int,
         first: int,
     ) -> None:
@@ -358,8 +386,7 @@ class SharedOpeningBatch:
             columns = torch.arange(start, stop)
             mask = torch.arange(length + stop) <= (columns + length)[:, None]
             self.now = _Pass(
-                opening,
-                length,
+                [(opening, None)] if opening else [],
                 first=first,
                 rows=max(first + len(texts), len(self.rows)) if cache is self._cache else 1,
                 start=start,
@@ -527,30 +554,43 @@ def draw(logits: Tensor, rows: Sequence[Row]) -> list[int]:
         logits: (rows, vocabulary).
         rows: whose random generators advance.
     """
-    tokens: list[int] = logits.argmax(-1).tolist()
-    for nucleus in (False, True):
-        group = [
-            index
-            for index, row in enumerate(rows)
-            if row.sampling.temperature > 0 and (row.sampling.top_p < 1) == nucleus
-        ]
-        if group:
-            drawn = _drawn(logits[group], [rows[index] for index in group], nucleus=nucleus)
-            for index, token in zip(group, drawn, strict=True):
-                tokens[index] = token
+    groups: dict[Callable[[Tensor, Sequence[Row]], list[int]], list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault(_way(row.sampling), []).append(index)
+    tokens = [0] * len(rows)
+    for way, group in groups.items():
+        chosen = logits if len(group) == len(rows) else logits[group]
+        for index, token in zip(group, way(chosen, [rows[i] for i in group]), strict=True):
+            tokens[index] = token
     return tokens
 
 
-def _drawn(logits: Tensor, rows: Sequence[Row], *, nucleus: bool) -> list[int]:
+def _way(sampling: Sampling) -> Callable[[Tensor, Sequence[Row]], list[int]]:
+    if sampling.temperature <= 0:
+        return _likeliest
+    return _drawn_from_nucleus if sampling.top_p < 1 else _drawn
+
+
+def _likeliest(logits: Tensor, rows: Sequence[Row]) -> list[int]:
+    tokens: list[int] = logits.argmax(-1).tolist()
+    return tokens
+
+
+def _drawn_from_nucleus(logits: Tensor, rows: Sequence[Row]) -> list[int]:
+    return _drawn(logits, rows, nucleus=True)
+
+
+def _drawn(logits: Tensor, rows: Sequence[Row], *, nucleus: bool = False) -> list[int]:
     if logits.device.type == "mps":
         logits = logits.cpu()  # it has no float64
     of_rows = partial(torch.tensor, device=logits.device, dtype=torch.float64)
-    temperature = of_rows([row.sampling.temperature for row in rows])
-    probability = (logits.double() / temperature[:, None]).softmax(-1)
+    temperature = of_rows([row.sampling.temperature for row in rows]).float().clamp(min=1e-6)
+    logits = logits.float() - logits.amax(-1, keepdim=True)
+    probability = (logits / temperature[:, None]).softmax(-1)
     order = None
     if nucleus:
         probability, order = probability.sort(dim=-1, descending=True, stable=True)
-    cumulated = probability.cumsum(-1)
+    cumulated = probability.cumsum(-1, dtype=torch.float64)
     mass = cumulated[:, -1:].contiguous()
     if nucleus:
         top_p = of_rows([row.sampling.top_p for row in rows])
@@ -589,7 +629,7 @@ class Engine:
             model, self._closing, window
         )
         device = model.device
-        self._most = slots or _SLOTS.get(device.type, 16)
+        self._most = slots or _SLOTS.get(device.type, 32)
         self._slots = self._most
         self._steps = 0
         share = _SHARE_OF_MEMORY.get(device.type, 0.4)
@@ -673,30 +713,29 @@ class Engine:
             self._waiting = deque(row for row in self._waiting if not row.cancelled)
             if not self._waiting or (rows and not self._batch.joins):
                 return []
-            opening = rows[0].opening if rows else self._waiting[0].opening
-            candidates = list(self._candidates(opening))
             taken: list[Row] = []
-            longest = max((row.longest for row in rows), default=0)
-            for row in candidates:
-                longest = max(longest, row.longest)
+            longest = max(map(self._own, rows), default=0)
+            for row in self._candidates():
+                longest = max(longest, self._own(row))
                 count = len(rows) + len(taken) + 1
-                own = longest - len(opening) if self._batch.joins else longest
-                full = count > self._slots or count * own > self._room
-                if full and count > 1:
+                if count > 1 and (count > self._slots or count * longest > self._room):
                     break
                 taken.append(row)
             chosen = set(map(id, taken))
             self._waiting = deque(row for row in self._waiting if id(row) not in chosen)
         return taken
 
-    def _candidates(self, opening: tuple[int, ...]) -> Iterator[Row]:
+    def _own(self, row: Row) -> int:
+        """Tokens that a row may take in the cache for itself."""
+        return row.longest - (len(row.opening) if self._batch.joins else 0)
+
+    def _candidates(self) -> list[Row]:
         """Waiting requests in the order they should join."""
         if self._batch.joins:
-            yield from (row for row in self._waiting if row.opening == opening)
-            return
+            return list(self._waiting)
         # The oldest and its nearest in length, so that little is padded.
         oldest = len(self._waiting[0].prompt)
-        yield from sorted(self._waiting, key=lambda row: abs(len(row.prompt) - oldest))
+        return sorted(self._waiting, key=lambda row: abs(len(row.prompt) - oldest))
 
     def _advance(self, logits: Tensor) -> None:
         rows = list(self._batch.rows)

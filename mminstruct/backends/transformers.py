@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 ALIASES = ("huggingface", "hf")
 OPTIONS = {
-    "parallel": EngineOption(int, "requests computed at once (default: as memory allows)"),
+    "parallel": EngineOption(int, "requests computed at once (default: as the machine allows)"),
     "device": EngineOption(str, "cpu, cuda, cuda:1, mps ... (default: the best there is)"),
     "device_map": EngineOption(
         str,

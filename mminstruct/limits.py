@@ -11,6 +11,8 @@ the requests in flight (window) and the requests per second (pace):
 - how much a server takes is seen in what it accepted between two refusals, at both of which its
   allowance was used up, whatever burst it grants;
 - refusals of requests that were sent before the last one are the same event;
+- some servers refuse now and then without a reason. After some refusals in quick succession more is
+  sent for once; where more is taken then, refusals bound nothing from there on;
 - a Retry-After holds back everything, and what follows comes at the learnt pace, not as a herd;
 - timeouts and a median latency that has doubled without more answers for it shrink the window. A
   median doesn't see a few slow answers.

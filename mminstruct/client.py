@@ -218,6 +218,8 @@ class Client:
         self._servers: tuple[Backend, ...] = ()
         self._remotes: tuple[Remote, ...] = ()
         self._gate: Gate
+        self._unsaved = 0
+        self._saved = asyncio.Event()
         self._start = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._end: asyncio.Future[None] = self._loop.create_future()
@@ -393,7 +395,12 @@ class Client:
         mine = self._asking[key] = self._loop.create_future()
         try:
             completion = await self._ask(request)
-            await self.store.put(key, completion, scope)
+            self._unsaved += 1
+            try:
+                await self.store.put(key, completion, scope)
+            finally:
+                self._unsaved -= 1
+                self._saved.set()
             mine.set_result(completion)
         except MMInstructError as error:
             if isinstance(error, StoreError):
@@ -515,6 +522,12 @@ class Client:
         before = self._told(sent.server)
         cause = "not_sent"
         try:
+            # A slow disk holds back what is sent: no more than this is lost if the machine dies.
+            while self._unsaved >= self.backend.parallel:
+                self._saved.clear()
+                await self._saved.wait()
+                if self._stopped is not None:
+                    raise RunStopped(str(self._stopped)) from self._stopped
             completion = await server.complete(request)
         except TransientError as error:
             cause = error.cause

@@ -70,7 +70,6 @@ class Run:
         *,
         api_key: str | None = None,
         policy: RetryPolicy = QUICK,
-        patience_s: float = PATIENCE_S,
         **options: Any,
     ) -> None:
         backend = OpenAIBackend(
@@ -79,7 +78,7 @@ class Run:
         )
         self.stats = Stats()
         with Client(backend, ResponseStore(store), policy=policy, stats=self.stats) as client:
-            self.outcomes: list[Outcome] = client.submit(jobs).result(patience_s)
+            self.outcomes: list[Outcome] = client.submit(jobs).result(PATIENCE_S)
 
     @property
     def texts(self) -> list[str]:
@@ -628,8 +627,7 @@ def test_everything_at_once_loses_nothing(server: LoopbackServer, store_path: Pa
         return well(body)
 
     server.answer = answer
-    # Refusals without a reason make the limiter careful, and a busy machine makes that slow.
-    run = Run(scenes(400), server.url, store_path, max_concurrency=50, patience_s=300)
+    run = Run(scenes(400), server.url, store_path, max_concurrency=50)
     refused = [f for f in run.failures if f.cause == "refused"]
     assert len(run.texts) + len(refused) == 400
     assert len(run.failures) == len(refused) > 0

@@ -34,8 +34,10 @@ import re
 import statistics
 import threading
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -55,18 +57,30 @@ _CURVE_S = 0.7
 # The first refusal tells least; where it costs a pause, another one is put off for longer.
 _CURVE_PAUSES_FIRST = 20.0
 _FIRST_SHARE = 0.95
+_LEAST_FIRST_PER_S = 4.0
 _SHARE = 0.98
 # Fewer accepted requests between two refusals tell nothing.
 _TELLING = 6
 _SENT_KEPT = 1500
 _SENT_AT_ONCE_S = 0.05
 _LONGEST_PAUSE_S = 60.0
-# Quick refusals before a trial, how many times as much is sent in it, and refusals after which it
-# is looked at again whether they have no reason.
+# Quick refusals before a trial, how many times as much is sent in it, how many times as much has to
+# be taken then, and by how many requests more, as something may have been left of an allowance.
 _QUICK = 3
 _TRIAL = 3.0
 _WORTH = 1.5
-_SPELL = 6
+_LEFT = 4
+# A trial that is undecided has failed after so many refusals.
+_TRIAL_ENDS = 10
+# Refusals without a trial: one that has failed doubles them.
+_UNTRIED = 14
+# Refusals after which it is looked at again whether they have no reason, how much more of all may
+# be refused than at first, and at all, and how many in a row without a pause.
+_SPELL = 20
+_MORE = 0.15
+_MOSTLY = 0.5
+_IN_A_ROW = 3
+_LEAST_SEARCH = 16.0
 _STRAIN = 2.0
 _STRAIN_KEPT = 0.95
 _OVERLOADED = ("timeout", "http_408", "http_503", "http_504", "http_529")
@@ -281,6 +295,50 @@ class Sent:
     server: int = 0
 
 
+@dataclass(slots=True)
+class _Trial:
+    """A time in which more is sent than seemed to be taken.
+
+    Attributes:
+        since_s: its begin.
+        worth_per_s: requests a second that would be more than was taken before.
+        before: the bounds of window and pace.
+        sent_s: when something was sent.
+        refused: how much of it was refused by now.
+    """
+
+    since_s: float
+    worth_per_s: float
+    before: tuple[_Bound, _Bound]
+    sent_s: list[float] = field(default_factory=list)
+    refused: int = 0
+
+
+@dataclass(slots=True)
+class _Vain:
+    """A time in which refusals don't bound anything, for as long as they don't become more.
+
+    Attributes:
+        share: of refusals, in the first spell.
+        sent: in this spell.
+        refused: in this spell.
+    """
+
+    share: float | None = None
+    sent: int = 0
+    refused: int = 0
+
+    def is_over(self) -> bool:
+        """Whether a spell has come to its end in which clearly more was refused."""
+        if self.refused < _SPELL:
+            return False
+        share = self.refused / max(1, self.sent)
+        over = share > (_MOSTLY if self.share is None else min(_MOSTLY, self.share + _MORE))
+        self.share = share if self.share is None else self.share
+        self.sent = self.refused = 0
+        return over
+
+
 class Limiter:
     """What one server takes.
 
@@ -309,16 +367,18 @@ class Limiter:
         # Since the last refusal that told something:
         self._since_s = 0.0
         self._paused_s = 0.0
-        self._accepted = 0
+        self._accepted = self._accepted_then = 0
         self._refused_s = -math.inf
         self._refusals_in_a_row = 0
         self._told_nothing_yet = True
         # Accepted before each of the last refusals in quick succession, and in how many seconds.
         self._quick: list[tuple[int, float]] = []
         self._trial_after = _QUICK
-        self._trial_pace: float | None = None
-        self._vain = False
-        self._worth_per_s = 0.0
+        # The same of all refusals since a trial, and how many there may be.
+        self._untried: list[tuple[int, float]] = []
+        self._untried_most = _UNTRIED
+        self._trial: _Trial | None = None
+        self._vain: _Vain | None = None
         self._in_flight_then = -math.inf
         self._proven = (0, 0)
         self._sent_s: deque[float] = deque(maxlen=_SENT_KEPT)
@@ -409,6 +469,10 @@ class Limiter:
         self.in_flight += 1
         self._accepted += 1
         self._sent_s.append(now)
+        if self._trial is not None:
+            self._trial.sent_s.append(now)
+        if self._vain is not None:
+            self._vain.sent += 1
         self._tokens_under_way += tokens
         if self._requests is not None:
             self._requests.take(1.0)
@@ -466,6 +530,11 @@ class Limiter:
             self._accepted -= 1
         if self._sent_s and self._sent_s[-1] >= sent.at_s:
             self._sent_s.pop()
+        if self._vain is not None:
+            self._vain.refused += 1
+        if self._trial is not None and sent.at_s > self._refused_s:
+            self._try(self._trial, sent, now)
+            return
         if sent.at_s <= self._refused_s:
             return
         self._learn(now, retry_after_s)
@@ -486,6 +555,9 @@ class Limiter:
     # What a refusal tells.
 
     def _learn(self, now: float, retry_after_s: float | None) -> None:
+        if self._accepted - self._accepted_then >= 2:
+            self._refusals_in_a_row = 0
+        self._accepted_then = self._accepted
         enough = max(1, _TELLING - 2 * self._refusals_in_a_row)
         telling = self._accepted >= (_TELLING if now - self._since_s < 1.0 else enough)
         # It may be that too many are in flight only if there never were clearly more.
@@ -495,11 +567,13 @@ class Limiter:
         if telling:
             self._cut(now, retry_after_s, crowded and alike)
             self._refusals_in_a_row = 0
-        elif crowded and not self._vain and abs(self.in_flight - self._in_flight_then) <= 1:
+        elif crowded and self._vain is None and abs(self.in_flight - self._in_flight_then) <= 1:
             curve_s = max(_CURVE_S, _CURVE_REQUESTS / self._pace.value, self._window.curve_s)
             self._window.learn(min(self.in_flight, self._window.value - 1), curve_s)
             self._in_flight_then = self.in_flight
-        if retry_after_s is None or self._refusals_in_a_row:
+        if (retry_after_s is None or self._refusals_in_a_row) and (
+            self._vain is None or self._refusals_in_a_row > _IN_A_ROW
+        ):
             own_s = _bounded(1 / self._pace.value, (0.1, _LONGEST_PAUSE_S))
             own_s = min(_LONGEST_PAUSE_S, own_s * 2.0 ** min(9, self._refusals_in_a_row))
             self._pause(now, max(own_s, retry_after_s or 0.0))
@@ -538,52 +612,70 @@ class Limiter:
         self._in_flight_then = self.in_flight
         self._told_nothing_yet = False
         self._since_s = now
-        self._accepted = 0
+        self._accepted = self._accepted_then = 0
         # A pause that goes on belongs to what comes.
         self._paused_s = max(0.0, self._resume_s - now)
 
     def _is_vain(self, now: float) -> bool:
         """Whether a lower bound is no use: some servers refuse now and then without a reason.
 
-        Between two refusals a limited server has taken what it takes, whatever the pace. So after
-        some refusals in quick succession more is sent for once: what takes clearly more then isn't
+        Between refusals a limited server has taken what it takes, whatever the pace. So after some
+        refusals in quick succession more is sent for once: what takes clearly more then isn't
         limited, or not there.
         """
-        accepted, seconds = self._accepted, now - self._since_s
-        if self._vain:
-            self._quick.append((accepted, seconds))
-            if len(self._quick) == _SPELL:
-                self._vain, self._quick = _per_s(self._quick) > self._worth_per_s, []
-            return self._vain
-        if self._trial_pace is not None:
-            self._worth_per_s = _WORTH * _per_s(self._quick)
-            self._quick = []
-            self._vain = accepted > self._worth_per_s * seconds
-            if self._vain:
-                self._pace.search(self._pace.value, _PACE_DOUBLES_S)
-                self._window.search(max(16.0, self._window.value), self._window.doubles_s)
-            else:
-                self._pace.learn(self._trial_pace, self._pace.curve_s)
-            self._trial_after *= 2
-            self._trial_pace = None
-            return True
-        if seconds < self._pace.curve_s:
-            self._quick.append((accepted, seconds))
+        if self._vain is not None:
+            if not self._vain.is_over():
+                return True
+            self._vain = None
+        span = self._accepted, now - self._since_s
+        if span[1] < self._pace.curve_s:
+            self._quick.append(span)
         else:
             self._quick, self._trial_after = [], _QUICK
-        if len(self._quick) < self._trial_after:
+        self._untried.append(span)
+        # Far too soon for a limit that was just found.
+        very = sum(count < _CURVE_REQUESTS / 3 for count, _ in self._quick)
+        if len(self._quick) + 0.5 * very >= self._trial_after:
+            spans = self._quick
+        elif len(self._untried) >= self._untried_most:
+            spans, self._untried_most = self._untried, 2 * self._untried_most
+        else:
             return False
-        self._quick = self._quick[-_QUICK:]
-        self._trial_pace = self._pace.value
-        self._pace.learn(_TRIAL * self._trial_pace, self._pace.curve_s, sure=False)
+        worth_per_s = _WORTH * _per_s(spans[-_QUICK:])
+        self._quick, self._untried = [], []
+        self._trial = _Trial(now, worth_per_s, (copy(self._window), copy(self._pace)))
+        for bound in (self._window, self._pace):
+            bound.learn(_TRIAL * bound.value, bound.curve_s or _CURVE_S, sure=False)
         return True
+
+    def _try(self, trial: _Trial, sent: Sent, now: float) -> None:
+        """Judge a trial by a refusal in it."""
+        trial.refused += 1
+        taken = bisect_right(trial.sent_s, sent.at_s) - trial.refused
+        worth = trial.worth_per_s * (sent.at_s - trial.since_s)
+        if taken >= worth + _LEFT:
+            self._vain = _Vain()
+            self._window.search(max(_LEAST_SEARCH, self._window.value), self._window.doubles_s)
+            self._pace.search(self._pace.value, _PACE_DOUBLES_S)
+        elif trial.refused >= min(taken + 2, 3 if taken < worth else _TRIAL_ENDS):
+            self._window, self._pace = trial.before
+            self._trial_after += 1
+            self._pause(now, 1 / self._pace.value)
+        else:
+            return
+        self._trial = None
+        self._refused_s = self._since_s = now
+        self._accepted = self._accepted_then = 0
+        self._credit = 0.0
 
     def _taken_per_s(self, now: float) -> float:
         """Requests a second that the server takes, as far as is known."""
         if self._told_nothing_yet:
             over_s = _bounded(now - self._sent_s[0] if self._sent_s else 0.0, (0.5, 1.0))
             sent = sum(at > now - over_s for at in self._sent_s)
-            return max(0.1, _FIRST_SHARE * sent / over_s)
+            # What pauses cost tells nothing, and few requests little.
+            least = 0.1 if self._accepted >= 20 else _LEAST_FIRST_PER_S
+            return max(least, _FIRST_SHARE * sent / over_s)
         seconds = now - self._since_s
         while_sending = self._accepted / max(0.05, seconds - self._paused_s)
         return _SHARE * min(

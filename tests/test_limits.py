@@ -217,11 +217,35 @@ def test_3000_requests_at_200_a_second_take_little_longer_than_15_seconds(
     assert len(course.refused) <= 60
 
 
-def test_refusals_that_have_no_reason_do_not_bring_a_run_to_a_standstill() -> None:
-    server = Server(None, noise=0.1, latency_s=0.5)
-    course = simulate(Limiter(64), server, requests=4000)
-    # 128/s without them; a limiter that cuts at each refusal never ends.
-    assert course.end_s < 600
+@pytest.mark.parametrize(
+    ("requests", "share", "latency_s", "most", "longest_s"),
+    [
+        (80, 0.1, 0.02, 16, 15.0),
+        (80, 0.22, 0.02, 16, 40.0),
+        (4000, 0.01, 0.5, 256, 80.0),
+        (4000, 0.1, 0.5, 256, 40.0),
+        (1000, 0.3, 0.5, 256, 130.0),
+    ],
+)
+def test_refusals_that_have_no_reason_do_not_bring_a_run_to_a_standstill(
+    requests: int, share: float, latency_s: float, most: int, longest_s: float
+) -> None:
+    # A limiter that cuts at each refusal never ends, in most of these.
+    for seed in range(30):
+        server = Server(noise=share, latency_s=latency_s, rng=random.Random(seed))
+        assert simulate(Limiter(most), server, requests=requests).end_s < longest_s
+
+
+def test_a_limit_is_found_again_after_refusals_that_had_no_reason() -> None:
+    server = Server(None, 20.0, noise=0.1, latency_s=0.5, rng=random.Random(1))
+
+    def limited() -> None:
+        server.per_s, server.noise, server.level = 20.0, 0.0, 0.0
+
+    course = simulate(Limiter(256), server, until_s=120.0, changes=((40.0, limited),))
+    assert course.per_s(30, 40) > 200
+    assert course.per_s(60, 120) >= 0.9 * 20
+    assert sum(60 <= at for at in course.refused) < 0.04 * 20 * 60
 
 
 def test_an_unlimited_server_gets_all_that_may_be_in_flight_soon() -> None:

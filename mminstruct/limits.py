@@ -68,7 +68,7 @@ _LONGEST_PAUSE_S = 60.0
 # be taken then, and by how many requests more, as something may have been left of an allowance.
 _QUICK = 3
 _TRIAL = 3.0
-_WORTH = 1.5
+_WORTH = 1.3
 _LEFT = 4
 # A trial that is undecided has failed after so many refusals.
 _TRIAL_ENDS = 10

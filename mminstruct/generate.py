@@ -16,14 +16,16 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
 import datasets
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Features, Value
@@ -34,7 +36,7 @@ from mminstruct.client import Answered, Client, Job, Outcome
 from mminstruct.parse import Parsed, Rejected, parse
 from mminstruct.prompts import PromptConfig
 from mminstruct.responses import Scope
-from mminstruct.schema import Context, Sampling, decode_context, digest, encode_context
+from mminstruct.schema import Context, Sampling, append_context, decode_context, digest
 from mminstruct.sources import Files, ReadReport, Source, SourceInfo
 
 _MAX_BATCH = 32
@@ -138,7 +140,7 @@ class Plan:
         license: of the text, for rows.
         commercial: whether the text may be used commercially; None is unknown.
         image_use: image licence in lower case -> whether the image may be used commercially.
-        endpoint: URL of the API that answers, for rows; None in this process.
+        endpoint: the API that answers, as `Registry.endpoint_name` has it; None in this process.
     """
 
     source: SourceInfo
@@ -284,23 +286,41 @@ def contexts_dataset(
         if not (arrow.is_file() and counts.is_file()):
             report = ReadReport()
             partial = arrow.with_suffix(".part")
-            _write_contexts(source.read(files, report), partial)
+            with _no_garbage():
+                _write_contexts(source.read(files, report), partial)
             report.write(counts)
             partial.replace(arrow)
     return datasets.Dataset.from_file(str(arrow)), ReadReport.read(counts)
 
 
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Doesn't look for cycles meanwhile: among millions of records there are none to be found."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def _write_contexts(contexts: Iterator[Context], path: Path) -> None:
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, _CONTEXT_SCHEMA) as writer:
-        ids: list[str] = []
-        texts: list[str] = []
-        for context in contexts:
-            ids.append(context.id)
-            texts.append(encode_context(context))
-            if len(ids) == _CONTEXTS_PER_BATCH:
-                writer.write_batch(pa.record_batch([ids, texts], schema=_CONTEXT_SCHEMA))
-                ids, texts = [], []
-        writer.write_batch(pa.record_batch([ids, texts], schema=_CONTEXT_SCHEMA))
+        more = True
+        while more:
+            ids: list[str] = []
+            # Texts stay where they are encoded: as strings they would be copied twice.
+            text, ends = bytearray(), [0]
+            for context in islice(contexts, _CONTEXTS_PER_BATCH):
+                ids.append(context.id)
+                ends.append(append_context(context, text))
+            offsets = pa.py_buffer(np.array(ends, dtype=np.int32))
+            texts = pa.StringArray.from_buffers(len(ids), offsets, pa.py_buffer(text))
+            writer.write_batch(
+                pa.record_batch([pa.array(ids, pa.string()), texts], schema=_CONTEXT_SCHEMA)
+            )
+            more = len(ids) == _CONTEXTS_PER_BATCH
 
 
 class _MediaLicense(msgspec.Struct):

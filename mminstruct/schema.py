@@ -173,6 +173,12 @@ def encode_context(context: Context) -> str:
     return _context_encoder.encode(context).decode()
 
 
+def append_context(context: Context, text: bytearray) -> int:
+    """The length of the text once the context, as `encode_context` has it, is at its end."""
+    _context_encoder.encode_into(context, text, -1)
+    return len(text)
+
+
 def decode_context(text: str | bytes) -> Context:
     """The context that `encode_context` wrote."""
     return _context_decoder.decode(text)

@@ -67,7 +67,7 @@ def agreeing(
     """
     present = {item.label for item in items if item.score is None and item.present}
     absent = {item.label for item in items if not item.present}
-    doubtful = frozenset(absent & (present | set(boxed)))
+    doubtful = frozenset(absent & present | absent.intersection(boxed))
     kept: dict[str, Item] = {}
     for item in items:
         if item.label in doubtful or (item.score is not None and item.label in boxed):

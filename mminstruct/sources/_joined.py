@@ -225,7 +225,9 @@ def iou(one: Box, other: Box) -> float:
     if width <= 0 or height <= 0:
         return 0.0
     shared = width * height
-    return shared / (one.area + other.area - shared)
+    union = one.area + other.area - shared
+    # The area of a box may be too small for a float.
+    return shared / union if union > 0 else float(a == b)
 
 
 def join(parts: Iterable[Source]) -> JoinedSource:

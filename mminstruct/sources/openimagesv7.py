@@ -13,8 +13,10 @@ Images: listed as CC BY 2.0, each with its author.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import repeat
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
@@ -29,7 +31,7 @@ from mminstruct.schema import Box, Context, Media
 from mminstruct.sources import Download, Files, ReadReport, SourceInfo, SourceOption, _narratives
 from mminstruct.sources._annotation_file import fingerprint
 from mminstruct.sources._coco import spdx_of
-from mminstruct.sources._tables import Ids, batches, image_id, image_ids, names
+from mminstruct.sources._tables import Ids, image_id, image_ids, names, scan
 
 OPTIONS = {
     "machine_labels": SourceOption(
@@ -43,9 +45,10 @@ _SPLITS = ("train", "validation", "test")
 _SHORT_SPLIT = {"train": "train", "validation": "val", "test": "test"}
 _SPLIT_MD5 = {("boxes", "train"): (2_258_447_590, "3c3e70cfaba5757ea5c2604b19cac3b2")}
 _IMAGES_PER_PIECE = 4096
-_FLAGS = ("IsOccluded", "IsTruncated", "IsGroupOf", "IsDepiction", "IsInside")
+# In the order of `Box`.
+_FLAGS = ("IsGroupOf", "IsOccluded", "IsTruncated", "IsDepiction", "IsInside")
 # 0, 1 and, from the end, -1: nobody said.
-_TRI_STATE = (False, True, None)
+_TRI_STATE = np.array([False, True, None], dtype=object)
 _ATTRIBUTE = "is"
 
 _CODES = pa.dictionary(pa.int32(), pa.string())
@@ -149,33 +152,34 @@ class OpenImagesSource:
         media = _media(paths["images"], ids)
         boxes = _boxes(paths["boxes"], ids, classes, media.rotation_deg, report)
         checked = _labels(paths["labels"], ids, classes, report)
-        guessed = _labels(paths["machine"], ids, classes, report) if "machine" in paths else None
+        guessed = _guesses(paths["machine"], ids, classes, report) if "machine" in paths else None
         related = _relations(paths, ids, classes, report)
         for start in range(0, len(ids), _IMAGES_PER_PIECE):
             stop = min(start + _IMAGES_PER_PIECE, len(ids))
             pieces = zip(
-                range(start, stop),
+                ids[start:stop].tolist(),
                 media.piece(start, stop),
-                boxes.piece(start, stop, lambda rows: _as_boxes(rows, classes)),
-                checked.piece(start, stop, lambda rows: list(_as_labels(rows, classes))),
-                _scored(guessed, start, stop, classes),
-                related.piece(start, stop, lambda rows: list(_as_relations(rows, classes))),
+                boxes.piece(start, stop),
+                checked.piece(start, stop),
+                guessed.piece(start, stop) if guessed else repeat([], stop - start),
+                related.piece(start, stop),
                 strict=True,
             )
-            for index, medium, own_boxes, own_labels, own_guesses, own_relations in pieces:
+            for number, medium, own_boxes, own_labels, own_guesses, own_relations in pieces:
                 report.contexts += 1
+                own_guesses = sorted(own_guesses, key=lambda item: -(item.score or 0.0))
                 agreeing, doubtful = labels.agreeing(
                     [*own_labels, *own_guesses], {box.label for box in own_boxes}
                 )
                 if doubtful:
                     report.skip("label both present and absent", len(doubtful))
                 found = {
-                    "narratives": tuple(narratives.Item(text) for text in texts[int(ids[index])]),
+                    "narratives": tuple(map(narratives.Item, texts[number])),
                     "labels": agreeing,
                     "relations": tuple(own_relations),
                 }
                 yield Context(
-                    f"{ids[index]:016x}",
+                    f"{number:016x}",
                     medium,
                     boxes=tuple(own_boxes),
                     annotations={kind: items for kind, items in found.items() if items},
@@ -255,12 +259,17 @@ class _Names:
                 self.known[label_id] = len(self.texts)
                 self.texts.append(text)
 
-    def codes(self, column: pa.DictionaryArray) -> NDArray[np.int32]:
+    def codes(self, column: pa.DictionaryArray) -> NDArray[np.int16]:
         """The codes of a column of label ids; -1 for those that have no name."""
         table = [self.known.get(label_id, -1) for label_id in column.dictionary.to_pylist()]
-        indices = column.indices.fill_null(len(table)).to_numpy(zero_copy_only=False)
-        codes: NDArray[np.int32] = np.array([*table, -1], dtype=np.int32)[indices]
-        return codes
+        return _by_index(column, [*table, -1], np.int16)
+
+
+def _by_index(column: pa.DictionaryArray, values: list[Any], dtype: Any) -> Column:
+    """The column with its dictionary's values replaced; the last one is for null."""
+    indices = column.indices.fill_null(len(values) - 1).to_numpy(zero_copy_only=False)
+    replaced: Column = np.array(values, dtype=dtype)[indices]
+    return replaced
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,95 +279,105 @@ class _Rows:
     Attributes:
         owners: number of the image in the list of ids, ascending.
         columns: of the same length.
+        as_items: makes the items of some rows of the columns.
     """
 
     owners: NDArray[np.int32]
     columns: tuple[Column, ...]
+    as_items: Callable[..., list[Any]]
 
-    def piece(
-        self, start: int, stop: int, as_items: Callable[[list[list[Any]]], list[Any]]
-    ) -> Iterator[list[Any]]:
-        """The items of each of some images; ``as_items`` makes them of columns as lists."""
-        edges = np.searchsorted(self.owners, np.arange(start, stop + 1)).tolist()
-        items = as_items([_as_list(column[edges[0] : edges[-1]]) for column in self.columns])
+    def piece(self, start: int, stop: int) -> Iterator[list[Any]]:
+        """The items of each of some images."""
+        edges = np.searchsorted(self.owners, np.arange(start, stop + 1, dtype=np.int32)).tolist()
+        items = self.as_items(*(column[edges[0] : edges[-1]] for column in self.columns))
         for begin, end in zip(edges, edges[1:], strict=False):
             yield items[begin - edges[0] : end - edges[0]]
 
 
-def _as_list(column: Column) -> list[Any]:
-    """Plain values, fractions without the digits that float32 makes up."""
-    if column.dtype == np.float32:
-        column = column.astype(np.float64).round(6)
-    values: list[Any] = column.tolist()
-    return values
+def _wanted(
+    batch: pa.RecordBatch, ids: Ids, path: Path
+) -> tuple[NDArray[np.int32], pa.RecordBatch]:
+    """The batch's rows of wanted images, after their owners: numbers in the list of ids."""
+    found = image_ids(batch.column("ImageID"), path)
+    if not len(ids):
+        return np.zeros(0, dtype=np.int32), batch.slice(0, 0)
+    owners = np.searchsorted(ids, found).astype(np.int32)
+    owners[owners == len(ids)] = 0
+    mask = ids[owners] == found
+    return owners[mask], batch.filter(pa.array(mask))
 
 
-class _Kept:
-    """Collects the rows of a table that belong to the wanted images.
+# Reason -> which rows are left out for it, and the columns of all.
+_Judged: TypeAlias = tuple[dict[str, NDArray[np.bool_]], tuple[Column, ...]]
 
-    Attributes:
-        owners: of the rows that `wanted` returned last, the number of the image in the list of ids.
+
+def _rows(
+    path: Path,
+    columns: Mapping[str, pa.DataType],
+    ids: Ids,
+    judge: Callable[[NDArray[np.int32], pa.RecordBatch], _Judged],
+    as_items: Callable[..., list[Any]],
+    report: ReadReport,
+) -> _Rows:
+    """A table's rows of wanted images, by image and otherwise in the file's order.
+
+    Args:
+        path: the table.
+        columns: name -> type.
+        ids: of the wanted images.
+        judge: says what is kept of some rows; besides them it gets their owners.
+        as_items: as in `_Rows`.
+        report: counts what is left out.
     """
 
-    def __init__(self, ids: Ids, path: Path) -> None:
-        self._ids = ids
-        self._path = path
-        self.owners = np.zeros(0, dtype=np.int32)
-        self._owners: list[NDArray[np.int32]] = []
-        self._columns: list[tuple[Column, ...]] = []
+    def keep(batch: pa.RecordBatch) -> tuple[dict[str, int], tuple[Column, ...]]:
+        owners, rows = _wanted(batch, ids, path)
+        left_out, values = judge(owners, rows)
+        kept = ~np.logical_or.reduce(tuple(left_out.values()))
+        counts = {reason: int(mask.sum()) for reason, mask in left_out.items()}
+        return counts, tuple(column[kept] for column in (owners, *values))
 
-    def wanted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The batch's rows of wanted images."""
-        found = image_ids(batch.column("ImageID"), self._path)
-        owners = np.searchsorted(self._ids, found).astype(np.int32)
-        owners[owners == len(self._ids)] = 0
-        mask = self._ids[owners] == found if len(self._ids) else np.zeros(len(found), dtype=bool)
-        self.owners = owners[mask]
-        return batch.filter(pa.array(mask))
-
-    def keep(self, mask: NDArray[np.bool_], *columns: Column) -> None:
-        """Keep those of the rows that `wanted` returned last, with these columns."""
-        self._owners.append(self.owners[mask])
-        self._columns.append(tuple(column[mask] for column in columns))
-
-    def rows(self, *types: Any) -> _Rows:
-        """All that was kept, by image and otherwise in the file's order."""
-        owners = np.concatenate([np.zeros(0, dtype=np.int32), *self._owners])
-        order = np.argsort(owners, kind="stable")
-        columns = []
-        for number, dtype in enumerate(types):
-            parts = [columns_[number] for columns_ in self._columns]
-            shape = (0, *parts[0].shape[1:]) if parts else (0,)
-            column = np.concatenate([np.zeros(shape, dtype=dtype), *parts])
-            columns.append(column.astype(dtype, copy=False)[order])
-        return _Rows(owners[order], tuple(columns))
+    parts = []
+    for counts, part in scan(path, {"ImageID": pa.string(), **columns}, keep):
+        parts.append(part)
+        for reason, count in counts.items():
+            if count:
+                report.skip(reason, count)
+    owners, *values = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.argsort(owners, kind="stable")
+    return _Rows(owners[order], tuple(column[order] for column in values), as_items)
 
 
 def _boxes(
     path: Path, ids: Ids, classes: _Names, rotation_deg: NDArray[np.int16], report: ReadReport
 ) -> _Rows:
     """Columns: label code, corners of the upright image (N, 4) xyxy 0..1, flags (N, 5)."""
-    kept = _Kept(ids, path)
     columns = {
-        "ImageID": pa.string(),
         "LabelName": _CODES,
         **dict.fromkeys(("XMin", "XMax", "YMin", "YMax"), pa.float32()),
         **dict.fromkeys(_FLAGS, pa.int8()),
     }
-    for batch in batches(path, columns):
-        rows = kept.wanted(batch)
+
+    def judge(owners: NDArray[np.int32], rows: pa.RecordBatch) -> _Judged:
         codes = classes.codes(rows.column("LabelName"))
-        x1, x2, y1, y2 = (
+        published = [
             np.clip(rows.column(name).to_numpy(zero_copy_only=False), 0.0, 1.0)
-            for name in ("XMin", "XMax", "YMin", "YMax")
-        )
-        corners = _upright(np.stack([x1, y1, x2, y2], axis=1), rotation_deg[kept.owners])
+            for name in ("XMin", "YMin", "XMax", "YMax")
+        ]
+        corners = _upright(np.stack(published, axis=1), rotation_deg[owners])
         flags = [rows.column(n).fill_null(-1).to_numpy(zero_copy_only=False) for n in _FLAGS]
         whole = (corners[:, 0] < corners[:, 2]) & (corners[:, 1] < corners[:, 3])
-        _count(report, "box outside the image or empty", ~whole)
-        _count(report, "box of a label without a name", whole & (codes < 0))
-        kept.keep(whole & (codes >= 0), codes.astype(np.int16), corners, np.stack(flags, axis=1))
-    return kept.rows(np.int16, np.float32, np.int8)
+        left_out = {
+            "box outside the image or empty": ~whole,
+            "box of a label without a name": whole & (codes < 0),
+        }
+        return left_out, (codes, corners, np.stack(flags, axis=1))
+
+    return _rows(path, columns, ids, judge, partial(_as_boxes, _objects(classes.texts)), report)
+
+
+def _objects(values: list[Any]) -> Column:
+    return np.array(values, dtype=object)
 
 
 # Degrees -> for each coordinate of the turned box, which one it comes from, and whether mirrored.
@@ -379,61 +398,55 @@ def _upright(corners: NDArray[np.float32], rotation_deg: NDArray[np.int16]) -> N
     return turned
 
 
-def _as_boxes(rows: list[list[Any]], classes: _Names) -> list[Box]:
-    codes, corners, flags = rows
-    texts = classes.texts
-    return [
-        Box(
-            texts[code],
-            tuple(corner),
-            is_occluded=_TRI_STATE[occluded],
-            is_truncated=_TRI_STATE[truncated],
-            is_group=_TRI_STATE[group],
-            is_depiction=_TRI_STATE[depiction],
-            is_inside=_TRI_STATE[inside],
-        )
-        for code, corner, (
-            occluded,
-            truncated,
-            group,
-            depiction,
-            inside,
-        ) in zip(codes, corners, flags, strict=True)
-    ]
+def _plain(column: NDArray[np.float32]) -> Column:
+    """Without the digits that float32 makes up."""
+    return column.astype(np.float64).round(6)
+
+
+def _as_boxes(texts: Column, codes: Column, corners: Column, flags: Column) -> list[Box]:
+    # Called from C for each of millions, with values that are in columns up to then.
+    corners_xyxy = zip(*_plain(corners).T.tolist(), strict=True)
+    return list(map(Box, texts[codes].tolist(), corners_xyxy, *_TRI_STATE[flags.T].tolist()))
+
+
+_LABEL_COLUMNS = {"LabelName": _CODES, "Confidence": pa.float32()}
 
 
 def _labels(path: Path, ids: Ids, classes: _Names, report: ReadReport) -> _Rows:
-    """Columns: label code, confidence (of people 1 for present and 0 for absent)."""
-    kept = _Kept(ids, path)
-    columns = {"ImageID": pa.string(), "LabelName": _CODES, "Confidence": pa.float32()}
-    for batch in batches(path, columns):
-        rows = kept.wanted(batch)
-        codes = classes.codes(rows.column("LabelName"))
-        scores = rows.column("Confidence").to_numpy(zero_copy_only=False)
-        _count(report, "label without a name", codes < 0)
-        kept.keep((codes >= 0) & ~np.isnan(scores), codes.astype(np.int16), scores)
-    return kept.rows(np.int16, np.float32)
+    """Columns: label code, confidence, 1 for present and 0 for absent."""
+    # Images share them.
+    absent, present = (
+        _objects([labels.Item(text, present=is_there) for text in classes.texts])
+        for is_there in (False, True)
+    )
+
+    def as_items(codes: Column, confidences: Column) -> list[labels.Item]:
+        items: list[labels.Item] = np.where(
+            confidences >= 0.5, present[codes], absent[codes]
+        ).tolist()
+        return items
+
+    return _rows(path, _LABEL_COLUMNS, ids, partial(_judged_labels, classes), as_items, report)
 
 
-def _as_labels(rows: list[list[Any]], classes: _Names) -> Iterator[labels.Item]:
-    for code, confidence in zip(*rows, strict=True):
-        yield labels.Item(classes.texts[code], present=confidence >= 0.5)
+def _guesses(path: Path, ids: Ids, classes: _Names, report: ReadReport) -> _Rows:
+    """What a program found. Columns: label code, score."""
 
-
-def _scored(
-    guessed: _Rows | None, start: int, stop: int, classes: _Names
-) -> Iterator[list[labels.Item]]:
-    """What a program found in each of some images, the surest first."""
-    if guessed is None:
-        yield from ([] for _ in range(start, stop))
-        return
-
-    def as_items(rows: list[list[Any]]) -> list[labels.Item]:
-        pairs = zip(*rows, strict=True)
+    def as_items(codes: Column, scores: Column) -> list[labels.Item]:
+        pairs = zip(codes.tolist(), _plain(scores).tolist(), strict=True)
         return [labels.Item(classes.texts[code], score=score) for code, score in pairs]
 
-    for items in guessed.piece(start, stop, as_items):
-        yield sorted(items, key=lambda item: -(item.score or 0.0))
+    return _rows(path, _LABEL_COLUMNS, ids, partial(_judged_labels, classes), as_items, report)
+
+
+def _judged_labels(classes: _Names, _: NDArray[np.int32], rows: pa.RecordBatch) -> _Judged:
+    codes = classes.codes(rows.column("LabelName"))
+    scores = rows.column("Confidence").to_numpy(zero_copy_only=False)
+    left_out = {
+        "label without a name": codes < 0,
+        "label without a confidence": (codes >= 0) & np.isnan(scores),
+    }
+    return left_out, (codes, scores)
 
 
 def _relations(paths: dict[str, Path], ids: Ids, classes: _Names, report: ReadReport) -> _Rows:
@@ -442,25 +455,23 @@ def _relations(paths: dict[str, Path], ids: Ids, classes: _Names, report: ReadRe
     attributes = names(paths["attributes"])
     classes.add({label_id: _attribute(text) for label_id, text in attributes.items()})
     words = _predicates(paths["predicates"])
-    path = paths["relations"]
-    kept = _Kept(ids, path)
-    columns = {
-        "ImageID": pa.string(),
-        "LabelName1": _CODES,
-        "LabelName2": _CODES,
-        "RelationshipLabel": pa.string(),
-    }
-    for batch in batches(path, columns):
-        rows = kept.wanted(batch)
+    columns = dict.fromkeys(("LabelName1", "LabelName2", "RelationshipLabel"), _CODES)
+
+    def judge(_: NDArray[np.int32], rows: pa.RecordBatch) -> _Judged:
         first, second = (classes.codes(rows.column(f"LabelName{n}")) for n in (1, 2))
-        predicates = rows.column("RelationshipLabel").fill_null("").to_pylist()
-        spoken = np.array(
-            [words.get(p, _SPOKEN.get(p, p.replace("_", " "))) for p in predicates], dtype=object
-        )
+        predicates = rows.column("RelationshipLabel")
+        known = [words.get(p, _words(p)) for p in predicates.dictionary.to_pylist()]
+        spoken = _by_index(predicates, [*known, ""], object)
         named = (first >= 0) & (second >= 0) & (spoken != "")
-        _count(report, "relation with a label without a name", ~named)
-        kept.keep(named, first.astype(np.int16), second.astype(np.int16), spoken)
-    return kept.rows(np.int16, np.int16, object)
+        return {"relation with a label without a name": ~named}, (first, second, spoken)
+
+    texts = _objects(classes.texts)
+
+    def as_items(first: Column, second: Column, spoken: Column) -> list[relations.Item]:
+        columns = (texts[first].tolist(), spoken.tolist(), texts[second].tolist())
+        return list(map(relations.Item, *columns))
+
+    return _rows(paths["relations"], columns, ids, judge, as_items, report)
 
 
 def _attribute(text: str) -> str:
@@ -489,37 +500,42 @@ def _words(predicate: str) -> str:
     return _SPOKEN.get(predicate, predicate.replace("_", " "))
 
 
-def _as_relations(rows: list[list[Any]], classes: _Names) -> Iterator[relations.Item]:
-    for first, second, predicate in zip(*rows, strict=True):
-        yield relations.Item(classes.texts[first], predicate, classes.texts[second])
-
-
 @dataclass(frozen=True, slots=True)
 class _Media:
-    """What the table of images says about the wanted ones.
+    """What the table of images says about the wanted ones, by number of the image.
 
     Attributes:
-        table: its rows of wanted images.
-        row: number of the image in the list of ids -> row of the table, or -1.
-        rotation_deg: by number of the image, counter-clockwise.
-        ids: of the wanted images.
+        facts: texts, null where the table lacks the image.
+        rotation_deg: counter-clockwise.
+        ids: of the images.
     """
 
-    table: pa.Table
-    row: NDArray[np.int64]
+    facts: pa.Table
     rotation_deg: NDArray[np.int16]
     ids: Ids
 
     def piece(self, start: int, stop: int) -> Iterator[Media]:
         """The records of some images."""
-        rows = self.row[start:stop]
-        found = self.table.take(pa.array(rows[rows >= 0])).to_pylist()
-        facts = iter(found)
-        for index in range(start, stop):
-            yield _medium(
-                f"{self.ids[index]:016x}",
-                next(facts) if self.row[index] >= 0 else {},
-                int(self.rotation_deg[index]),
+        facts = self.facts.slice(start, stop - start).to_pydict()
+        licenses = {url: spdx_of(url) for url in set(facts["License"])}
+        rows = zip(
+            self.ids[start:stop].tolist(),
+            self.rotation_deg[start:stop].tolist(),
+            *(facts[name] for name in _TEXTS),
+            strict=True,
+        )
+        for number, turn, subset, landing_url, license_url, author_url, author, title in rows:
+            name = f"{number:016x}.jpg"
+            yield Media(
+                name,
+                url=f"{_IMAGES_URL}/{subset}/{name}" if subset else None,
+                landing_url=landing_url,
+                license=licenses[license_url],
+                license_url=license_url,
+                author=_clean(author),
+                author_url=author_url,
+                title=_clean(title),
+                rotation_deg=turn,
             )
 
 
@@ -527,23 +543,22 @@ _TEXTS = ("Subset", "OriginalLandingURL", "License", "AuthorProfileURL", "Author
 
 
 def _media(path: Path, ids: Ids) -> _Media:
-    kept = _Kept(ids, path)
-    columns = {"ImageID": pa.string(), **dict.fromkeys(_TEXTS, pa.string())}
-    parts, owners, rotations = [], [], []
-    for batch in batches(path, {**columns, "Rotation": pa.string()}, quoted_newlines=True):
-        rows = kept.wanted(batch)
-        owners.append(kept.owners)
-        degrees = rows.column("Rotation").fill_null("").to_pylist()
-        rotations.append(np.array([_degrees(text, path) for text in degrees], dtype=np.int16))
-        parts.append(rows.select(_TEXTS))
-    schema = pa.schema([(name, pa.string()) for name in _TEXTS])
+    columns = {"ImageID": pa.string(), **dict.fromkeys(_TEXTS, pa.string()), "Rotation": _CODES}
+
+    def keep(batch: pa.RecordBatch) -> tuple[NDArray[np.int32], NDArray[np.int16], pa.RecordBatch]:
+        owners, rows = _wanted(batch, ids, path)
+        turns = rows.column("Rotation")
+        degrees = [_degrees(text, path) for text in turns.dictionary.to_pylist()]
+        return owners, _by_index(turns, [*degrees, 0], np.int16), rows.select(_TEXTS)
+
+    parts = list(scan(path, columns, keep))
+    owners = np.concatenate([part[0] for part in parts])
     row = np.full(len(ids), -1, dtype=np.int64)
+    row[owners] = np.arange(len(owners))
     rotation_deg = np.zeros(len(ids), dtype=np.int16)
-    if owners:
-        every = np.concatenate(owners)
-        row[every] = np.arange(len(every))
-        rotation_deg[every] = np.concatenate(rotations)
-    return _Media(pa.Table.from_batches(parts, schema), row, rotation_deg, ids)
+    rotation_deg[owners] = np.concatenate([part[1] for part in parts])
+    facts = pa.Table.from_batches([part[2] for part in parts])
+    return _Media(facts.take(pa.array(row, mask=row < 0)), rotation_deg, ids)
 
 
 def _degrees(text: str, path: Path) -> int:
@@ -562,26 +577,5 @@ def _degrees(text: str, path: Path) -> int:
     return int(degrees)
 
 
-def _medium(name: str, facts: dict[str, str | None], rotation_deg: int) -> Media:
-    url = facts.get("License")
-    subset = facts.get("Subset")
-    return Media(
-        f"{name}.jpg",
-        url=f"{_IMAGES_URL}/{subset}/{name}.jpg" if subset else None,
-        landing_url=facts.get("OriginalLandingURL"),
-        license=spdx_of(url),
-        license_url=url,
-        author=_clean(facts.get("Author")),
-        author_url=facts.get("AuthorProfileURL"),
-        title=_clean(facts.get("Title")),
-        rotation_deg=rotation_deg,
-    )
-
-
 def _clean(text: str | None) -> str | None:
     return " ".join(text.split()) or None if text else None
-
-
-def _count(report: ReadReport, reason: str, rows: NDArray[np.bool_]) -> None:
-    if count := int(rows.sum()):
-        report.skip(reason, count)

@@ -5,24 +5,25 @@ import nox
 nox.options.default_venv_backend = "venv"
 
 _TEST_TOOLS = ("bpe-openai>=0.1.4,<0.2", "pytest>=8", "pytest-socket>=0.7")
-_BUILDERS = ("tests/test_builders.py",)
+# What depends on the versions of datasets and huggingface-hub.
+_BY_VERSION = ("tests/test_builders.py", "tests/test_hub.py", "tests/test_release.py")
 
 
 @nox.session(python=False)
 @nox.parametrize(
     ("requirements", "tests"),
     [
-        nox.param((".", "datasets==3.6.0"), _BUILDERS, id="datasets-3.6.0"),
-        nox.param((".", "datasets==5.0.1"), _BUILDERS, id="datasets-5.0.1"),
-        nox.param((".", "datasets==5.*"), _BUILDERS, id="datasets-5"),
+        nox.param((".", "datasets==3.6.0"), _BY_VERSION, id="datasets-3.6.0"),
+        nox.param((".", "datasets==5.0.1"), _BY_VERSION, id="datasets-5.0.1"),
+        nox.param((".", "datasets==5.*"), _BY_VERSION, id="datasets-5"),
         # The client package of TGI needs huggingface-hub<1, as nothing else here does.
         nox.param(
             (".[tgi,llama-cpp]",),
             (
-                *_BUILDERS,
+                *_BY_VERSION,
                 *("tests/backends/test_tgi.py", "tests/backends/test_conformance.py"),
                 "tests/test_readme.py",
-                *("-k", "builders or tgi"),
+                *("-k", "builders or hub or tgi"),
             ),
             id="tgi",
         ),

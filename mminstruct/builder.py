@@ -356,17 +356,17 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
     def plan(self) -> Plan:
         """All that the rows depend on besides contexts and completions."""
         backend = backends.create(self.config.backend, self.config.backend_options())
-        verdict = self.config.verdict()
+        verdict, registry = self.config.verdict(), self.config.registry()
         return Plan(
             source=self.config.open_source().info,
             config=self.config.open_prompts(),
             sampling=self.config.sampling(),
             backend=backend.name,
             model=backend.model,
-            endpoint=backend.endpoints[0] if backend.endpoints else None,
+            endpoint=registry.endpoint_name(backend.endpoints[0]) if backend.endpoints else None,
             license=verdict.license,
             commercial=verdict.commercial,
-            image_use=self.config.registry().image_use(),
+            image_use=registry.image_use(),
         )
 
     @property

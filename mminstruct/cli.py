@@ -5,33 +5,42 @@ Exit codes:
     0    everything asked for is there
     1    done, but some requests got no answer; run the same command again to ask for those
     2    a wrong argument, prompt config or annotation file; nothing was sent
-    3    the run had to stop (server, key, disk, budget); run the same command again to go on
+    3    the run had to stop (server, key, Hub, disk, budget); run the same command again to go on
     130  Ctrl-C (143: terminated); run the same command again to go on
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import logging
+import os
 import re
+import shlex
 import signal
 import sys
 import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import urlsplit
 
 import datasets
+from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
 from mminstruct import (
     __version__,
     backends,
+    cards,
     estimate,
+    export,
+    hub,
     licenses,
     loading,
     preview,
@@ -49,6 +58,7 @@ from mminstruct.builder import (
 )
 from mminstruct.errors import (
     BackendError,
+    HubError,
     MMInstructError,
     RunStopped,
     StoreError,
@@ -59,14 +69,12 @@ from mminstruct.generate import Report
 from mminstruct.progress import ProgressLine
 from mminstruct.release import Origin
 
+if TYPE_CHECKING:
+    from mminstruct.images import Fetching
+
 DONE, INCOMPLETE, USAGE, STOPPED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 
-_DEFAULT_OUTPUT = {
-    "dataset": "instruct",
-    "jsonl": "instruct.jsonl",
-    "llava-instruct": "llava_instruct.json",
-}
-_FORMAT_OF_SUFFIX: dict[str, release.OutputFormat] = {".jsonl": "jsonl", ".json": "llava-instruct"}
+_FORMAT_OF_SUFFIX = {".jsonl": "jsonl", ".json": "llava-instruct"}
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -82,17 +90,23 @@ def run(arguments: Sequence[str]) -> int:
         code: int = args.command(args)
         return code
     except KeyboardInterrupt as interrupt:
-        _say("stopped. Everything that was answered is kept; run the same command again to go on.")
+        _say(f"stopped. {_kept(args)}; run the same command again to go on.")
         return TERMINATED if interrupt.args == ("SIGTERM",) else INTERRUPTED
     except Exception as error:  # noqa: BLE001 (the one place: below here it is a traceback)
         known = _known(error)
         if known is None:
             raise
         _say(f"error: {known}")
-        if isinstance(known, RunStopped | BackendError | StoreError | OSError):
-            _say("everything that was answered is kept; run the same command again to go on.")
+        if isinstance(known, RunStopped | BackendError | HubError | StoreError | OSError):
+            _say(f"{_kept(args)}; run the same command again to go on.")
             return STOPPED
         return USAGE
+
+
+def _kept(args: argparse.Namespace) -> str:
+    """What a run that stopped has not lost, as a sentence without its end."""
+    kept: str = getattr(args, "kept", "Everything that was answered is kept")
+    return kept
 
 
 def _known(error: BaseException) -> Exception | None:
@@ -149,6 +163,8 @@ def _parser() -> _Parser:
     _add_estimate(commands)
     _add_show(commands)
     _add_license(commands)
+    _add_export(commands)
+    _add_push(commands)
     listing = commands.add_parser("list", help="builders, sources, prompt configs and backends")
     listing.set_defaults(command=_list)
     return parser
@@ -282,9 +298,9 @@ _RATE_FLAGS = ("requests_per_minute", "tokens_per_minute")
 _OUTPUT_FLAGS: dict[str, dict[str, Any]] = {
     "output_path": {"metavar": "PATH", "help": "folder or file (default: by format)"},
     "output_format": {
-        "choices": release.FORMATS,
-        "help": "dataset (a folder for the Hub; default), jsonl, or llava-instruct for LLaVA's "
-        "trainer; .jsonl and .json paths choose the latter two",
+        "choices": ("dataset", *export.FILE_FORMATS),
+        "help": "dataset (a folder for the Hub; default), or the form of a trainer, as export "
+        "writes it; .jsonl paths choose jsonl, .json paths llava-instruct",
     },
     "show": {"type": int, "default": 0, "metavar": "N", "help": "print N rows at the end"},
 }
@@ -347,16 +363,18 @@ def _flags(group: Any, flags: Mapping[str, dict[str, Any]]) -> None:
         group.add_argument(*spellings, dest=kwargs.pop("dest", name), **kwargs)
 
 
-# --- generate ---------------------------------------------------------------------------------
-
-
 def _generate(args: argparse.Namespace) -> int:
     output_format, path = _output(args)
-    release.check_output(path, output_format)
+    today = _today()
+    if output_format == "dataset":
+        release.check_output(path)
+    else:
+        export.check_output(path, output_format)
     for info in (sources.get(name).info for name in args.sources):
-        if output_format == "llava-instruct" and info.modality != "image":
+        form = export.FORMATS.get(output_format)
+        if form is not None and info.modality != "image" and not form.any_modality:
             raise UsageError(
-                f"--output_format llava-instruct holds images, and {info.name} is about "
+                f"--output_format {output_format} holds images, and {info.name} is about "
                 f"{info.modality}; use jsonl or dataset"
             )
     _quiet()
@@ -376,7 +394,13 @@ def _generate(args: argparse.Namespace) -> int:
             split: datasets.concatenate_datasets([part[split] for part in parts if split in part])
             for split in dict.fromkeys(split for part in parts for split in part)
         }
-        release.write(splits, path, output_format, _origin(builders, args, verdict), report)
+        origin = _origin(builders, args, verdict, today)
+        if output_format == "dataset":
+            release.write(splits, path, origin, report)
+        else:
+            outcome = export.write(splits, path, output_format, report, cards.license_text(origin))
+            if outcome.missing:
+                _say(f"{export.summary(outcome)}; see {path.name}.missing.jsonl")
         for row in _first_rows(splits, args.show):
             sys.stdout.write(_sample(row))
     _say(f"{summary(report)}; written to {path}")
@@ -389,10 +413,11 @@ def _generate(args: argparse.Namespace) -> int:
     return DONE
 
 
-def _output(args: argparse.Namespace) -> tuple[release.OutputFormat, Path]:
+def _output(args: argparse.Namespace) -> tuple[str, Path]:
     suffix = Path(args.output_path or "").suffix
-    chosen: release.OutputFormat = args.output_format or _FORMAT_OF_SUFFIX.get(suffix, "dataset")
-    return chosen, Path(args.output_path or _DEFAULT_OUTPUT[chosen])
+    chosen = args.output_format or _FORMAT_OF_SUFFIX.get(suffix, "dataset")
+    default = "instruct" if chosen == "dataset" else export.FORMATS[chosen].output
+    return chosen, Path(args.output_path or default)
 
 
 def _builders(args: argparse.Namespace, scratch: str) -> list[InstructBuilder]:
@@ -508,32 +533,84 @@ def _verdict(configs: Sequence[InstructConfig]) -> licenses.Verdict:
 
 
 def _origin(
-    builders: Sequence[InstructBuilder], args: argparse.Namespace, verdict: licenses.Verdict
+    builders: Sequence[InstructBuilder],
+    args: argparse.Namespace,
+    verdict: licenses.Verdict,
+    today: datetime.date,
 ) -> Origin:
-    plan = builders[0].plan()
-    config = builders[0].config
+    plans = [builder.plan() for builder in builders]
+    plan, config = plans[0], builders[0].config
+    registry = config.registry()
+    identity = builders[0].identity()
+    if "endpoint" in identity:
+        identity["endpoint"] = registry.endpoint_name(identity["endpoint"])
+    names = [n for p in plans for n in prompts.type_names(p.config, config.type_names())]
     skipped: Counter[str] = Counter()
     for builder in builders:
         for report in builder.read_report.values():
             skipped.update(report.skipped)
     return Origin(
-        sources=tuple(builder.plan().source for builder in builders),
-        config=plan.config,
-        types=prompts.type_names(plan.config, config.type_names()),
+        sources=tuple(plan.source for plan in plans),
+        configs=tuple(plan.config for plan in plans),
+        types=tuple(dict.fromkeys(names)),
         backend=plan.backend,
         model=plan.model,
         verdict=verdict,
+        registry=registry,
         settings={
-            **builders[0].identity(),
+            **identity,
             "model": plan.model,
-            "temperature": f"{plan.sampling.temperature:g}",
-            "top_p": f"{plan.sampling.top_p:g}",
-            "max_tokens": str(plan.sampling.max_tokens),
-            "seed": str(plan.sampling.seed),
+            "seed": "none" if plan.sampling.seed is None else str(plan.sampling.seed),
             "mminstruct": __version__,
         },
         skipped=skipped,
+        command=_command_again(args, registry),
+        written_on=today,
     )
+
+
+def _today() -> datetime.date:
+    """The day, UTC; that of SOURCE_DATE_EPOCH where files are to be the same on any day."""
+    seconds = os.environ.get("SOURCE_DATE_EPOCH")
+    if seconds is None:
+        return datetime.datetime.now(datetime.timezone.utc).date()
+    try:
+        return datetime.datetime.fromtimestamp(int(seconds), datetime.timezone.utc).date()
+    except (ValueError, OverflowError, OSError) as error:
+        raise UsageError(
+            f"SOURCE_DATE_EPOCH: expected seconds since 1970, got {seconds!r}; unset it"
+        ) from error
+
+
+def _command_again(args: argparse.Namespace, registry: licenses.Registry) -> str:
+    """What makes the same rows, without keys, private servers and places on this machine."""
+    defaults = _parser().parse_args(["generate", *args.sources])
+    words = ["mminstruct", "generate", *args.sources]
+    own = (*backends.engine_options(), *sources.options())
+    for name in (*_MODEL_FLAGS, *own, *_CONTENT_FLAGS, *_SAMPLING_FLAGS, "output_path"):
+        value = getattr(args, name)
+        if value == getattr(defaults, name):
+            continue
+        words.append(f"--{name}")
+        if name in ("openai_base_url", "tgi_url"):
+            value = value[0]  # the others are replicas
+        if value is not True:
+            values = value if isinstance(value, list) else [value]
+            words += [_public(name, str(one), registry) for one in values]
+    return shlex.join(words)
+
+
+def _public(flag: str, value: str, registry: licenses.Registry) -> str:
+    """A flag's value for everybody to read."""
+    path = Path(value).expanduser()
+    if "://" in value:
+        url = urlsplit(value)
+        return f"{url.scheme}://{url.hostname}{url.path}" if registry.endpoint(value) else "URL"
+    if flag == "dataset_storage_path" or (flag == "model" and path.is_dir()):
+        return "DIR"
+    is_path = flag in ("model", "licenses", "prompt_config", *backends.engine_options())
+    named = flag == "output_path" or (is_path and (path.is_absolute() or path.is_file()))
+    return path.resolve().name if named else value
 
 
 def _first_rows(splits: Mapping[str, datasets.Dataset], count: int) -> Iterator[dict[str, Any]]:
@@ -563,7 +640,7 @@ def _quiet() -> None:
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity_error()
     logging.getLogger("httpx2").setLevel(logging.WARNING)
-    for name in ("mminstruct.backends", "mminstruct.batch", "mminstruct.builder"):
+    for name in ("mminstruct.backends", "mminstruct.batch", "mminstruct.builder", "mminstruct.hub"):
         notes = logging.getLogger(name)
         notes.handlers, notes.propagate = [_Notes(logging.INFO)], False
         notes.setLevel(logging.INFO)
@@ -577,9 +654,6 @@ class _Notes(logging.Handler):
         if sys.stderr.isatty():
             sys.stderr.write("\r\x1b[K")
         _say(record.getMessage())
-
-
-# --- license ----------------------------------------------------------------------------------
 
 
 def _add_license(commands: Any) -> None:
@@ -636,7 +710,138 @@ def _license(args: argparse.Namespace) -> int:
     return DONE
 
 
-# --- estimate ---------------------------------------------------------------------------------
+def _add_push(commands: Any) -> None:
+    parser: _Parser = commands.add_parser(
+        "push",
+        help="a dataset repository to the Hub, in one commit",
+        description="Puts a folder that generate wrote on the Hub: rows, card, licence and all, in "
+        "one commit, which also takes away what was there of an older release. What was sent is "
+        "not sent again: after a stop, run the same command. The token comes from HF_TOKEN or from "
+        "'hf auth login', another Hub than Hugging Face's from HF_ENDPOINT.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=_push, kept="What was sent stays at the Hub")
+    parser.add_argument("folder", metavar="OUT", help="the --output_path of generate")
+    parser.add_argument("repo_id", metavar="USER/NAME", help="made if it isn't there")
+    _flags(parser, _PUSH_FLAGS)
+
+
+_PUSH_FLAGS: dict[str, dict[str, Any]] = {
+    "private": {"action": "store_true", "help": "make a private repository"},
+    "revision": {"metavar": "TAG", "help": "tag for the new commit, such as v1.0"},
+    "accept_license": {
+        "metavar": "ID",
+        "help": "answer for rows that may not be trained on, or of which that isn't known; ID is "
+        "their licence, as the refusal names it",
+    },
+}
+
+
+def _push(args: argparse.Namespace) -> int:
+    _quiet()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    pushed = hub.push(
+        args.folder,
+        args.repo_id,
+        private=args.private,
+        revision=args.revision,
+        accept_license=args.accept_license,
+    )
+    tag = f", tag {pushed.tag}" if pushed.tag else ""
+    made = "pushed to" if pushed.is_new else "nothing new for"
+    _say(f"{made} {pushed.url} (commit {pushed.commit[:8]}{tag})")
+    return DONE
+
+
+_EXPORT_FLAGS: dict[str, dict[str, Any]] = {
+    "format": {
+        "required": True,
+        "choices": export.FORMATS,
+        "help": "; ".join(f"{name}: for {form.reader}" for name, form in export.FORMATS.items()),
+    },
+    "output_path": {"metavar": "PATH", "help": "file, or folder of shards (default: by format)"},
+    "types": {"nargs": "+", "metavar": "TYPE", "help": "instruction types (default: all)"},
+    "splits": {"nargs": "+", "metavar": "SPLIT", "help": "splits (default: all)"},
+}
+_IMAGE_FLAGS: dict[str, dict[str, Any]] = {
+    "images": {
+        "default": "none",
+        "choices": export.IMAGES,
+        "help": "none: file names alone (default); url: addresses; path: files in --image_folder, "
+        "which have to be there; embed: fetched from their publisher",
+    },
+    "image_folder": {
+        "metavar": "DIR",
+        "help": "where images are, or are fetched to (default then: images, beside the output)",
+    },
+    "image_licenses": {
+        "nargs": "+",
+        "metavar": "ID",
+        "help": "only rows whose image is under one of these; commercial: one that allows "
+        "commercial use (default with embed); any (default else)",
+    },
+    "licenses": _MODEL_FLAGS["licenses"],
+    "max_size": {"type": int, "metavar": "PX", "help": "embed: make longer sides this at most"},
+    "max_concurrency": {"type": int, "metavar": "N", "help": "embed: images under way at once "
+                        "(default: 16)"},
+    "timeout": {"type": float, "metavar": "S", "dest": "timeout_s", "help": "embed: longest time "
+                "for one attempt in seconds (default: 60)"},
+    "max_retries": {"type": int, "metavar": "N", "help": "embed: tries after the first "
+                    "(default: 5)"},
+}  # fmt: skip
+
+
+def _add_export(commands: Any) -> None:
+    parser: _Parser = commands.add_parser(
+        "export",
+        help="a release in the form that a trainer reads, with or without images",
+        description="Writes a dataset repository for a trainer. Rows that the trainer could not "
+        "use are left out, counted, and named in PATH.missing.jsonl; the exit code is 1 then.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=_export, kept="every image that was fetched is kept")
+    parser.add_argument(
+        "dataset", metavar="OUT", help="folder that generate wrote, or id on the Hub"
+    )
+    _flags(parser, _EXPORT_FLAGS)
+    _flags(parser.add_argument_group("images"), _IMAGE_FLAGS)
+
+
+def _export(args: argparse.Namespace) -> int:
+    _quiet()
+    outcome = export.export(
+        args.dataset,
+        args.format,
+        output_path=args.output_path,
+        types=args.types,
+        splits=args.splits,
+        images=args.images,
+        image_folder=args.image_folder,
+        image_licenses=args.image_licenses,
+        licenses_file=args.licenses,
+        fetching=_fetching(args),
+        progress=True,
+    )
+    _say(f"{export.summary(outcome)}; written to {outcome.path}")
+    if outcome.missing:
+        _say(f"what was left out, and why, is in {outcome.path}.missing.jsonl")
+        return INCOMPLETE
+    return DONE
+
+
+def _fetching(args: argparse.Namespace) -> Fetching | None:
+    """How images are fetched, or None if nothing was said about it."""
+    own = {name: getattr(args, name) for name in ("max_size", "max_concurrency", "timeout_s")}
+    given = {name: value for name, value in own.items() if value is not None}
+    if not given and args.max_retries is None:
+        return None
+    from mminstruct.images import Fetching  # with an HTTP client, which nothing else here needs
+
+    if args.max_retries is not None:
+        given["retry"] = replace(Fetching().retry, max_retries=args.max_retries)
+    return Fetching(**given)
 
 
 def _estimate(args: argparse.Namespace) -> int:
@@ -651,9 +856,6 @@ def _estimate(args: argparse.Namespace) -> int:
     text = json.dumps(found.as_json(), indent=2) + "\n" if args.json else estimate.table(found)
     sys.stdout.write(text)
     return DONE
-
-
-# --- show -------------------------------------------------------------------------------------
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -674,9 +876,6 @@ def _show(args: argparse.Namespace) -> int:
     found = preview.preview(builder, args.id)
     sys.stdout.write(found.as_json() + "\n" if args.json else found.as_text())
     return DONE
-
-
-# --- list -------------------------------------------------------------------------------------
 
 
 def _list(args: argparse.Namespace) -> int:

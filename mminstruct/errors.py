@@ -10,6 +10,7 @@ MMInstructError            anything this package raises on purpose
 │   │   └── ContextTooLong the prompt does not fit the model's window
 │   ├── TransientError     worth another try: rate limits, 5xx, dropped connections, damaged bodies
 │   └── BackendUnusable    no request can succeed: wrong key, unknown model, nobody listening
+├── HubError               the Hub refused a release or could not be reached
 ├── StoreError             the response store can't be read or written (disk full, damaged file)
 └── RunStopped             a run ended early; what had finished is in the store
 """
@@ -90,6 +91,10 @@ class BackendUnusable(BackendError):
 
 class StoreError(MMInstructError):
     """The response store can't be read or written."""
+
+
+class HubError(MMInstructError):
+    """The Hub refused a release, or could not be reached."""
 
 
 class RunStopped(MMInstructError):

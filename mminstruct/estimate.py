@@ -472,8 +472,6 @@ def _example_length(backend: Backend, plan: Plan, name: str) -> Interval:
     return Interval(min(low, most), min(high, most))
 
 
-# --- as text ----------------------------------------------------------------------------------
-
 _WIDTH = 80
 _LABEL = 16
 

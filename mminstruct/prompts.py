@@ -303,9 +303,6 @@ def _merged(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-# --- from annotations to messages -------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """The messages for one context and type, and what had to be left out to fit.

@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from mminstruct.errors import UsageError
+
 _PACKAGE = Path(__file__).parent
 
 
@@ -17,6 +19,17 @@ def folder(name: Literal["builders", "prompt_configs", "cards"]) -> Path:
     """The folder as installed with the package, else the one of the checkout."""
     packaged = _PACKAGE / name
     return packaged if packaged.is_dir() else _PACKAGE.parent / name
+
+
+def check_writable(folder: Path, output: Path) -> None:
+    """Make the folder; raise UsageError about the output if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".mminstruct-probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"output path {output}: {error.strerror}") from error
 
 
 def shown(path: Path) -> str:

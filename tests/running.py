@@ -79,6 +79,7 @@ class Place:
                 **base,
                 "HF_HOME": str(self.folder / "hf"),
                 "HF_HUB_OFFLINE": "1",
+                "SOURCE_DATE_EPOCH": "1767225600",  # or a test that runs at midnight fails
                 **(env or {}),
             },
             preexec_fn=limit,
@@ -114,10 +115,10 @@ class Place:
         }
 
 
-def finish(process: subprocess.Popen[str]) -> Ended:
+def finish(process: subprocess.Popen[str], patience_s: float = PATIENCE_S) -> Ended:
     """Wait for a process; one that hangs is killed and fails the test."""
     try:
-        out, err = process.communicate(timeout=PATIENCE_S)
+        out, err = process.communicate(timeout=patience_s)
     except subprocess.TimeoutExpired:
         process.kill()
         out, err = process.communicate()

@@ -8,15 +8,19 @@ response store.
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import datasets
 import pytest
 from conftest import coco_files
 from dummy_data import write_all
+from hub_server import TOKEN, HubServer
 from loopback import LoopbackServer
+from running import COMMAND, PATIENCE_S
 from tgi_server import turns_server
 
 from mminstruct import cli
@@ -32,6 +36,7 @@ FLAGS = [
     for row in re.findall(r"^\| (`--.*?) \|", README, re.MULTILINE)
     for flag in re.findall(r"`(.*?)`", row)
 ]
+TELLING = ("show", "license", "estimate")
 BOUNDED = "--types conversation --max_tokens 96 --temperature 0 --limit 1"
 
 
@@ -50,12 +55,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_readme_shows_commands_flags_and_python() -> None:
-    assert len(COMMANDS) >= 5
+    assert {c.split()[1] for c in COMMANDS} == {"generate", "export", "push", *TELLING}
     assert len(FLAGS) >= 8
     assert PYTHON
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "generate" in c])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.split()[1] == "generate"])
 def test_a_command_of_the_readme_generates(
     command: str, folder: Path, server: LoopbackServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,7 +87,34 @@ def test_a_command_of_the_readme_generates(
     assert (folder / written).is_file()
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "generate" not in c])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.split()[1] in ("export", "push")])
+def test_a_command_of_the_readme_does_something_with_a_release(
+    command: str, folder: Path, server: LoopbackServer
+) -> None:
+    model = f"--model mistralai/Mistral-7B-Instruct-v0.2 --openai_base_url {server.url}"
+    generate = f"generate COCO2017 --model_source openai {model} --dataset_storage_path cache"
+    assert cli.run([*generate.split(), "--response_store", "responses.sqlite"]) == cli.DONE
+    if command.split()[1] == "export":
+        assert cli.run(shlex.split(command)[1:]) == cli.DONE
+        return
+    with HubServer() as hub:
+        # The client reads its endpoint when it is imported.
+        env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+        env |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(folder)}
+        done = subprocess.run(
+            [*COMMAND, *shlex.split(command)[1:]],
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+        assert done.returncode == cli.DONE, done.stderr
+        (repo,) = hub.repos.values()
+        assert "v1.0" in repo.tags
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.split()[1] in TELLING])
 def test_a_command_of_the_readme_tells_something_before_a_run(
     command: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -94,9 +94,6 @@ class _Unsupported(Exception):
     """The model's attention does more than is computed here."""
 
 
-# --- the shared opening ---------------------------------------------------------------------------
-
-
 _Opening = Sequence[tuple[Tensor, Tensor]]
 
 
@@ -410,9 +407,6 @@ class SharedOpeningBatch:
         return logits
 
 
-# --- any other model ------------------------------------------------------------------------------
-
-
 class PaddedBatch:
     """Rows that start together, padded on the left, in the library's own cache."""
 
@@ -541,9 +535,6 @@ def _probe_row(prompt: list[int], opening: tuple[int, ...]) -> Row:
     return Row(prompt, opening, Sampling(), 1, random.Random(0), lambda end: None)  # noqa: S311
 
 
-# --- sampling -------------------------------------------------------------------------------------
-
-
 def draw(logits: Tensor, rows: Sequence[Row]) -> list[int]:
     """The next token of each row, by its own sampling and its own random numbers.
 
@@ -604,9 +595,6 @@ def _drawn(logits: Tensor, rows: Sequence[Row], *, nucleus: bool = False) -> lis
         picked = order.gather(-1, picked)
     tokens: list[int] = picked[:, 0].tolist()
     return tokens
-
-
-# --- the engine -----------------------------------------------------------------------------------
 
 
 class Engine:

@@ -16,6 +16,7 @@ from mminstruct.licenses.lineage import Declared, declared, model_parts, named_m
 from mminstruct.licenses.registry import Registry, load, usable
 
 __all__ = [
+    "EVIDENCE",
     "Declared",
     "Part",
     "Registry",

@@ -22,7 +22,7 @@ import yaml
 
 from mminstruct.errors import UsageError
 from mminstruct.licenses.composition import EVIDENCE, Part
-from mminstruct.licenses.registry import Endpoint, Registry, Terms
+from mminstruct.licenses.registry import UNREGISTERED, Endpoint, Registry, Terms
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -257,7 +257,8 @@ def _services(
     for url in endpoints:
         service = registry.endpoint(url)
         if service is None:
-            note += f"; {url} is not registered as a service, so it adds no terms"
+            # Its URL may be private, and this goes into releases.
+            note = f"; it was served by {UNREGISTERED}, which adds no terms that are known here"
             continue
         terms = registry.terms[service.terms] if service.terms else None
         said = registry.origin("endpoints", service.id)

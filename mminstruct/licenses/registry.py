@@ -21,6 +21,8 @@ from mminstruct import strict_yaml
 from mminstruct.errors import ConfigError, did_you_mean
 from mminstruct.strict_yaml import Strict
 
+UNREGISTERED = "an unregistered server"
+
 OutputTraining = Literal[
     "allowed", "conditional", "unknown", "same-family-only", "research-only", "forbidden"
 ]
@@ -240,6 +242,10 @@ class Registry:
         host = urlsplit(url).hostname or ""
         found = [entry for entry in self.endpoints.values() if host in entry.hosts]
         return max(found, key=lambda e: ("endpoints", e.id) in self.entered, default=None)
+
+    def endpoint_name(self, url: str) -> str:
+        """The URL of a registered service; any other may be private and is not named."""
+        return url if self.endpoint(url) else UNREGISTERED
 
     def origin(self, section: str, id: str) -> str:
         """`` (entered in FILE)`` if the entry is the user's, else nothing."""

@@ -75,7 +75,8 @@ def test_a_row_says_whether_text_and_image_may_be_used_commercially(
     ]
     assert {row["license"] for row in found} == {"cc-by-4.0"}
     assert {row["provenance"]["model"] for row in found} == {FREE}
-    assert {row["provenance"]["endpoint"] for row in found} == {server.url}
+    # Its URL may be private.
+    assert {row["provenance"]["endpoint"] for row in found} == {"an unregistered server"}
     assert found[3]["image_credit"] == {
         "author": None,
         "author_url": None,

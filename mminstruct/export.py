@@ -1,0 +1,863 @@
+"""Rows -> the files that trainers read, one `Format` each, with or without images.
+
+Rows are read as a stream and written as they come, so memory doesn't grow with their number.
+Everything is written beside its destination first and then moved: an interrupted run leaves what
+was there. A row that a trainer could not use, because its image is missing or a turn is empty, is
+left out, counted, and named with the reason in ``<output>.missing.jsonl``. What the text may be
+used for stands in ``<output>.LICENSE``, as most forms have no place for it.
+
+Trainers count ``<image>``, and some ``<video>`` and ``<audio>``, in all text. A model that wrote
+one itself would ask for an image that isn't there, so these three are taken out of turns.
+
+**Source** of the forms, as facts:
+LLaVA, docs/Finetune_Custom_Data.md and llava/train/train.py;
+LLaMA-Factory, data/README.md and src/llamafactory/data/mm_plugin.py;
+TRL, ``prepare_multimodal_messages`` in trl/data_utils.py;
+Axolotl, docs/multimodal.qmd;
+ms-swift, docs/source_en/Customization/Custom-dataset.md;
+LaVIN, util/datasets.py and tools/data_processing.py;
+WebDataset, a sample's files are ``<key>.<extension>``, with no dot in the key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import sqlite3
+import tarfile
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING, Any, Literal, get_args
+
+import datasets
+import pyarrow as pa
+from datasets.exceptions import DatasetsError
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from tqdm.auto import tqdm
+
+from mminstruct import licenses, resources
+from mminstruct.errors import UsageError, did_you_mean
+from mminstruct.generate import Report
+
+if TYPE_CHECKING:
+    from mminstruct.images import Fetching  # with an HTTP client, which only fetching needs
+
+Row = Mapping[str, Any]
+Images = Literal["none", "url", "path", "embed"]
+IMAGES: tuple[Images, ...] = get_args(Images)
+"""``none``: file names as rows have them; ``url``: their addresses; ``path``: files in a folder;
+``embed``: files fetched into a folder."""
+
+_NEEDED = ("id", "type", "modality", "image", "image_url", "image_license", "messages")
+_ROWS_PER_BATCH = 1000
+_SHARD_ROWS = 10_000
+_SHARD_BYTES = 2**30
+_SHARD = re.compile(r".+-\d{6}\.tar")
+_PARTIAL = ".partial"
+_TAGS = re.compile("<(?:image|video|audio)>")
+_SIGNATURES = (
+    (re.compile(rb"\xff\xd8\xff"), "jpg"),
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), "png"),
+    (re.compile(rb"RIFF....WEBP", re.DOTALL), "webp"),
+)
+_BRACKETS = {"lines": ("", ""), "array": ("[", "\n]\n"), "all": ('{"all": [', "\n]}\n")}
+
+
+class _LeftOut(Exception):
+    """A row that can't be exported; its text is the reason."""
+
+
+class _Excluded(_LeftOut):
+    """A row whose image's licence was not asked for; its text is the licence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A form that rows are written in.
+
+    Attributes:
+        reader: what reads it.
+        output: where it goes unless told.
+        records: what a row becomes, given its image as the reader finds it, or None.
+        layout: one JSON document a line, one array of them, or an array under the key ``all``;
+            or tar files with images.
+        root: what image paths are relative to: ``images`` the image folder, which the reader is
+            told; ``output`` the folder of the output; ``here`` the working directory.
+        prefix: what the reader puts before an image's name, so that files have it.
+        images: the ways in which it can have images.
+        any_modality: whether it holds motions ... too, whose files no trainer of images opens.
+        entry: its entry in a ``dataset_info.json`` beside it, or None.
+    """
+
+    reader: str
+    output: str
+    records: Callable[[Row, str | None], list[dict[str, Any]]]
+    layout: Literal["lines", "array", "all", "shards"]
+    root: Literal["images", "output", "here"] = "here"
+    prefix: str = ""
+    images: tuple[Images, ...] = IMAGES
+    any_modality: bool = False
+    entry: Mapping[str, Any] | None = None
+
+    def name(self, image: str) -> str:
+        """The image as records name it."""
+        return re.sub("^COCO_(train|val)2014_", "", image) if self.prefix else image
+
+    def file_name(self, image: str) -> str:
+        """The image in its folder."""
+        return self.prefix + self.name(image)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of the rows.
+
+    Attributes:
+        path: what was written.
+        rows: how many of them were.
+        missing: those left out, by reason; also, each by its id, in ``<path>.missing.jsonl``.
+        excluded: those left out as their image's licence was not asked for, by licence.
+    """
+
+    path: Path
+    rows: int = 0
+    missing: Counter[str] = field(default_factory=Counter)
+    excluded: Counter[str] = field(default_factory=Counter)
+
+
+def row_records(row: Row, image: str | None) -> list[dict[str, Any]]:
+    """The row as it is, but for where its image is."""
+    return [{**row, "image": image}]
+
+
+def llava_records(row: Row, image: str | None) -> list[dict[str, Any]]:
+    """The row for LLaVA: the image before the first question, on a line of its own."""
+    shown = {} if image is None else {"image": image}
+    mark = "" if image is None else "<image>\n"
+    return [{"id": row["id"], **shown, "conversations": _turns(row, mark, _FROM_VALUE)}]
+
+
+def sharegpt_records(row: Row, image: str | None) -> list[dict[str, Any]]:
+    """The row for LLaMA-Factory: as many images as there are ``<image>``."""
+    mark = "" if image is None else "<image>"
+    return [{"conversations": _turns(row, mark, _FROM_VALUE), "images": _listed(image)}]
+
+
+def swift_records(row: Row, image: str | None) -> list[dict[str, Any]]:
+    """The row for ms-swift: messages of text, in which ``<image>`` stands for the image."""
+    mark = "" if image is None else "<image>"
+    return [{"messages": _turns(row, mark, _ROLE_CONTENT), "images": _listed(image)}]
+
+
+def messages_records(row: Row, image: str | None) -> list[dict[str, Any]]:
+    """The row for TRL: messages in parts, one of which is an empty place for the image."""
+    places: list[dict[str, str]] = [{"type": "image"}] * len(_listed(image))
+    return [{"messages": _parts(row, places), "images": _listed(image)}]
+
+
+def axolotl_records(row: Row, image: str | None) -> list[dict[str, Any]]:
+    """The row for Axolotl: messages in parts, one of which says where the image is."""
+    key = "url" if image and image.startswith(("http://", "https://")) else "path"
+    return [{"messages": _parts(row, [{"type": "image", key: found} for found in _listed(image)])}]
+
+
+def lavin_records(row: Row, image: str | None) -> list[dict[str, Any]]:
+    """One record a turn: LaVIN has no conversations, and reads no image without a source."""
+    texts = [turn["value"] for turn in _turns(row, "", _FROM_VALUE)]
+    return [
+        {
+            "qid": f"{row['id']}-{number}",
+            "instruction": f"Instruction: {question}\nResponse:",
+            "answer": answer,
+            "options": None,
+            "image": image,
+            "image_source": None if image is None else "mscoco",
+        }
+        for number, (question, answer) in enumerate(zip(texts[::2], texts[1::2], strict=True))
+    ]
+
+
+_FROM_VALUE = ("from", "value", {"user": "human", "assistant": "gpt"})
+_ROLE_CONTENT = ("role", "content", {"user": "user", "assistant": "assistant"})
+_FILES: tuple[Images, ...] = ("none", "path", "embed")  # of readers that open no address
+
+FORMATS: dict[str, Format] = {
+    "jsonl": Format("anything", "instruct.jsonl", row_records, "lines", any_modality=True),
+    "llava-instruct": Format(
+        "LLaVA", "llava_instruct.json", llava_records, "array", "images", images=_FILES
+    ),
+    "sharegpt": Format(
+        "LLaMA-Factory",
+        "sharegpt.json",
+        sharegpt_records,
+        "array",
+        "output",
+        images=_FILES,
+        entry={
+            "formatting": "sharegpt",
+            "columns": {"messages": "conversations", "images": "images"},
+            "tags": {
+                "role_tag": "from",
+                "content_tag": "value",
+                "user_tag": "human",
+                "assistant_tag": "gpt",
+            },
+        },
+    ),
+    "messages": Format("TRL", "messages.jsonl", messages_records, "lines"),
+    "axolotl": Format("Axolotl", "axolotl.jsonl", axolotl_records, "lines"),
+    "ms-swift": Format("ms-swift", "ms_swift.jsonl", swift_records, "lines"),
+    "lavin": Format(
+        "LaVIN",
+        "all_data.json",
+        lavin_records,
+        "all",
+        "images",
+        prefix="COCO_train2014_",
+        images=_FILES,
+    ),
+    "webdataset": Format(
+        "webdataset", "webdataset", row_records, "shards", "images", images=("path", "embed")
+    ),
+}
+"""The forms by name; one more is one more entry."""
+
+FILE_FORMATS = tuple(name for name, form in FORMATS.items() if "none" in form.images)
+"""Those that need no images."""
+
+
+def check_output(path: Path, output_format: str) -> None:
+    """Raise UsageError if the output can't be written; to be asked before money is spent."""
+    form = FORMATS[output_format]
+    if form.layout == "shards":
+        if path.is_file():
+            raise UsageError(f"output path {path}: expected a folder, got a file")
+        found = {child.name for child in path.iterdir()} if path.is_dir() else set()
+        if any(name != _PARTIAL and not _SHARD.fullmatch(name) for name in found):
+            raise UsageError(
+                f"output path {path}: the folder holds something else than shards; "
+                "give another one with --output_path"
+            )
+        resources.check_writable(path, path)
+        return
+    if path.is_dir():
+        raise UsageError(f"output path {path}: expected a file, got a folder")
+    resources.check_writable(path.parent, path)
+    if form.entry is not None:
+        if path.suffix != ".json":
+            raise UsageError(
+                f"output path {path}: {form.reader} tells the form by the file's ending, "
+                f"got {path.suffix!r} against '.json' expected"
+            )
+        _dataset_info(path)
+
+
+def write(
+    splits: Mapping[str, datasets.Dataset],
+    path: Path,
+    output_format: str,
+    report: Report,
+    license_text: str,
+) -> Outcome:
+    """Write the rows of all splits without images; beside them what gave none, and the licence."""
+    form = FORMATS[output_format]
+    outcome = _write(_rows(splits.items()), path, form, _Pictures(), license_text)
+    rejected = path.with_name(f"{path.name}.rejected.jsonl")
+    rejected.unlink(missing_ok=True)
+    if report.details:
+        with _replaced(rejected) as file:
+            file.writelines(_line(detail) for detail in report.details)
+    return outcome
+
+
+def export(
+    dataset: str | Path,
+    output_format: str,
+    *,
+    output_path: str | Path | None = None,
+    types: Sequence[str] | None = None,
+    splits: Sequence[str] | None = None,
+    images: Images = "none",
+    image_folder: str | Path | None = None,
+    image_licenses: Sequence[str] | None = None,
+    licenses_file: str | Path | None = None,
+    fetching: Fetching | None = None,
+    progress: bool = False,
+) -> Outcome:
+    """Write a release for a trainer.
+
+    Args:
+        dataset: folder of a dataset repository, or its id on the Hub.
+        output_format: a name in `FORMATS`.
+        output_path: file, or folder of shards; by default the format's own name.
+        types: instruction types; all by default.
+        splits: all by default.
+        images: see `IMAGES`.
+        image_folder: where images are, or are fetched to: by default ``images`` beside the output.
+            Where they are made smaller, to 512 pixels say, ``-512px`` is added to its name.
+        image_licenses: ``commercial``, of images that may be used so; ``any``; or ids of licences.
+            By default ``commercial`` where images are fetched, else ``any``.
+        licenses_file: a user's own entries over the known licences.
+        fetching: how images are fetched.
+        progress: show a bar on stderr while they are.
+
+    Raises:
+        UsageError: there is no such release, type, split, format or licence; an argument doesn't
+            go with the others; the format can't hold such rows; or no row would be left.
+        RunStopped: images can't be reached. Those that were fetched are kept.
+    """
+    form = FORMATS.get(output_format)
+    if form is None:
+        raise UsageError(f"format {output_format!r}{did_you_mean(output_format, FORMATS)}")
+    _check_images(output_format, images, image_folder, fetching)
+    path = _with_name(output_path or form.output)
+    check_output(path, output_format)
+    allowed = image_licenses or (["commercial"] if images == "embed" else ["any"])
+    if licenses_file is not None and "any" in allowed:
+        raise UsageError(
+            "licenses: of no use where images under any licence are asked for; leave it out, or "
+            "name some with image_licenses"
+        )
+    pictures = _Pictures(images, _license_filter(licenses.load(licenses_file), allowed))
+    if image_folder is not None:
+        pictures.folder = Path(image_folder)
+    if images == "path" and not pictures.folder.is_dir():
+        raise UsageError(f"image_folder {pictures.folder}: no such folder")
+    streams = _streams(str(dataset), types, splits)
+    license_text = _license_text(str(dataset))
+    if images != "embed":
+        return _write(_rows(streams), path, form, pictures, license_text)
+    from mminstruct.images import Fetching
+
+    fetching = fetching or Fetching()
+    folder = path.parent / "images" if image_folder is None else _with_name(image_folder)
+    pictures.folder = folder
+    if fetching.max_size is not None:
+        pictures.folder = folder.with_name(f"{folder.name}-{fetching.max_size}px")
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        _Wanted(Path(scratch) / "images", fetching.max_size) as wanted,
+    ):
+        pictures.wanted = wanted
+        _fetch(_rows(streams), form, pictures, fetching, progress)
+        return _write(_rows(streams), path, form, pictures, license_text)
+
+
+def _check_images(
+    output_format: str,
+    images: str,
+    image_folder: str | Path | None,
+    fetching: Fetching | None,
+) -> None:
+    ways = FORMATS[output_format].images
+    if images not in ways:
+        raise UsageError(
+            f"images: expected one of {', '.join(ways)} for {output_format}, got {images!r}"
+        )
+    if images == "path" and image_folder is None:
+        raise UsageError("image_folder: expected the folder with the images, got none")
+    if images in ("none", "url") and image_folder is not None:
+        raise UsageError(
+            f"image_folder: of no use with images {images!r}; leave it out, or let images be "
+            "'path' or 'embed'"
+        )
+    if images != "embed" and fetching is not None:
+        raise UsageError(
+            "max_size, max_concurrency, timeout and max_retries are for images that are fetched, "
+            f"got images {images!r}; leave them out, or let images be 'embed'"
+        )
+
+
+def _license_filter(
+    registry: licenses.Registry, allowed: Sequence[str]
+) -> Callable[[str | None], bool]:
+    """Whether an image's licence is among those asked for."""
+    words = {"any", "commercial"}
+    for name in allowed:
+        if name not in words and registry.license(name) is None:
+            known = words | registry.licenses.keys()
+            raise UsageError(f"image_licenses: unknown licence {name!r}{did_you_mean(name, known)}")
+    entries = [registry.license(name) for name in allowed if name not in words]
+
+    def is_allowed(name: str | None) -> bool:
+        entry = registry.license(name)
+        commercial = "commercial" in allowed and licenses.usable(entry) is True
+        return "any" in allowed or commercial or (entry is not None and entry in entries)
+
+    return is_allowed
+
+
+def _streams(
+    dataset: str, types: Sequence[str] | None, splits: Sequence[str] | None
+) -> list[tuple[str, datasets.IterableDataset]]:
+    """Name and rows of each split, one instruction type after the other."""
+    try:
+        if Path(dataset).is_file():
+            raise UsageError(f"{dataset}: expected the folder of a dataset repository, got a file")
+        name = Path(dataset).name
+        if (Path(dataset) / f"{name}.py").is_file() or dataset == f"builders/{name}":
+            raise UsageError(
+                f"{dataset}: expected rows, got what makes them; run `mminstruct generate` first"
+            )
+        configs = datasets.get_dataset_config_names(dataset)
+        known = [name for name in configs if name != "default"]
+        for name in types or ():
+            if name not in known:
+                raise UsageError(
+                    f"{dataset} has no instruction type {name!r}{did_you_mean(name, known)}"
+                )
+        chosen = types or (["default"] if "default" in configs else known)
+        found = [datasets.load_dataset(dataset, name, streaming=True) for name in chosen]
+    except (OSError, ValueError, DatasetsError, HfHubHTTPError) as error:
+        raise UsageError(
+            f"{dataset}: expected a dataset repository, as `mminstruct generate` writes it, or "
+            f"the id of one on the Hub, got: {error}"
+        ) from error
+    names = list(dict.fromkeys(split for parts in found for split in parts))
+    for split in splits or ():
+        if split not in names:
+            raise UsageError(f"{dataset} has no split {split!r}{did_you_mean(split, names)}")
+    return [(split, parts[split]) for split in splits or names for parts in found if split in parts]
+
+
+def _rows(
+    splits: Iterable[tuple[str, datasets.Dataset | datasets.IterableDataset]],
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each row, after the name of its split."""
+    for split, rows in splits:
+        try:
+            for batch in rows.with_format("arrow").iter(_ROWS_PER_BATCH):
+                lacking = [name for name in _NEEDED if name not in batch.column_names]
+                if lacking:
+                    raise UsageError(
+                        f"split {split!r}: expected rows as `mminstruct generate` writes them, "
+                        f"got none of the columns {', '.join(lacking)}"
+                    )
+                for row in batch.to_pylist():
+                    yield split, row
+        except (pa.ArrowInvalid, DatasetsError, HfHubHTTPError) as error:
+            raise UsageError(f"split {split!r}: its rows can't be read, got: {error}") from error
+
+
+class _Wanted:
+    """The images to fetch, each once, in a table on disk: there may be millions.
+
+    Args:
+        file: the table; a new one.
+        max_size: what they are made smaller to, or None.
+    """
+
+    def __init__(self, file: Path, max_size: int | None) -> None:
+        self._max_size = max_size
+        # `images.fetch` goes on in a thread, but never while this one does.
+        self._table = sqlite3.connect(file, check_same_thread=False)
+        self._table.execute(
+            "CREATE TABLE image (file TEXT UNIQUE, url TEXT, credit TEXT, lost TEXT)"
+        )
+
+    def __enter__(self) -> _Wanted:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._table.close()
+
+    def add(self, file: str, row: Row) -> None:
+        """Ask for a row's image, unless that was done before."""
+        credit = {name: row.get(name) for name in ("image_url", "image_license", "image_credit")}
+        self._table.execute(
+            "INSERT OR IGNORE INTO image VALUES (?, ?, ?, NULL)",
+            (file, row["image_url"], json.dumps(credit)),
+        )
+
+    def __len__(self) -> int:
+        (count,) = self._table.execute("SELECT count(*) FROM image").fetchone()
+        return int(count)
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        """File names and addresses; the table may change meanwhile."""
+        last = 0
+        while page := self._table.execute(
+            "SELECT rowid, file, url FROM image WHERE rowid > ? ORDER BY rowid LIMIT 1000", (last,)
+        ).fetchall():
+            last = page[-1][0]
+            yield from ((file, url) for _, file, url in page)
+
+    def lose(self, file: str, reason: str) -> None:
+        """Note why there is no such image."""
+        self._table.execute("UPDATE image SET lost = ? WHERE file = ?", (reason, file))
+
+    def lost(self, file: str, url: str) -> str | None:
+        """Why the image from that address isn't in the folder under that name, or None."""
+        query = "SELECT url, lost FROM image WHERE file = ?"
+        first, lost = self._table.execute(query, (file,)).fetchone()
+        return lost if first == url else "another image has the same file name"
+
+    def credits(self) -> Iterator[dict[str, Any]]:
+        """What naming the authors of the images takes, and what was done to these."""
+        query = "SELECT file, credit FROM image WHERE lost IS NULL ORDER BY rowid"
+        for file, credit in self._table.execute(query):
+            yield {"image": file, **json.loads(credit), "max_size": self._max_size}
+
+
+@dataclass
+class _Pictures:
+    """Where the rows' images are.
+
+    Attributes:
+        images: how they get into the output.
+        allows: whether an image under that licence is asked for.
+        folder: where they are, or are fetched to.
+        wanted: those that were to be fetched.
+    """
+
+    images: Images = "none"
+    allows: Callable[[str | None], bool] = lambda license: True
+    folder: Path = Path()
+    wanted: _Wanted | None = None
+
+    def check(self, row: Row, form: Format) -> None:
+        """Raise UsageError for a row that the format can't hold, _LeftOut if it isn't asked for."""
+        modality = row["modality"]
+        if not (form.any_modality or modality == "image" or self._is_text(row, form)):
+            raise UsageError(
+                f"{form.reader} reads images, and row {row['id']} is about {modality}; use the "
+                "format jsonl"
+            )
+        if modality != "text" and not self.allows(row["image_license"]):
+            raise _Excluded(row["image_license"] or "an unknown licence")
+
+    def _is_text(self, row: Row, form: Format) -> bool:
+        return row["modality"] == "text" and form.layout != "shards"
+
+    def file(self, row: Row, form: Format) -> str | None:
+        """The file of a row's image in the folder, or None for a motion, text ..."""
+        if row["modality"] != "image":
+            return None
+        if not _is_inside(row["image"] or ""):
+            raise _LeftOut("its image has no file name, or one that leads out of a folder")
+        if self.images in ("url", "embed") and not row["image_url"]:
+            raise _LeftOut("no address for its image")
+        return form.file_name(row["image"])
+
+    def path(self, row: Row, form: Format, output: Path) -> str | None:
+        """The row's image as the format's reader finds it."""
+        if self.images == "none" and form.any_modality:
+            return row["image"]  # type: ignore[no-any-return]
+        file = self.file(row, form)
+        if file is None:
+            return None
+        if self.images == "none":
+            return form.name(row["image"])
+        if self.images == "url":
+            return row["image_url"]  # type: ignore[no-any-return]
+        if self.wanted is not None:
+            lost = self.wanted.lost(file, row["image_url"])
+            if lost is not None:
+                raise _LeftOut(lost)
+        if not (self.folder / file).is_file():
+            raise _LeftOut("no such file")
+        if form.root == "images":
+            return form.name(row["image"])
+        if form.root == "output":
+            return Path(os.path.relpath(self.folder / file, output.parent)).as_posix()
+        return (self.folder / file).as_posix()
+
+
+def _fetch(
+    rows: Iterable[tuple[str, Row]],
+    form: Format,
+    pictures: _Pictures,
+    fetching: Fetching,
+    progress: bool,
+) -> None:
+    """Bring the images of all rows into the folder, as far as they can be had."""
+    from mminstruct import images
+
+    wanted = pictures.wanted
+    assert wanted is not None
+    for _, row in rows:
+        try:
+            pictures.check(row, form)
+            file = pictures.file(row, form)
+        except _LeftOut:
+            continue  # said when rows are written
+        if file is not None:
+            wanted.add(file, row)
+    with tqdm(desc="images", total=len(wanted), unit="", disable=None if progress else True) as bar:
+
+        def missing() -> Iterator[tuple[str, str]]:
+            for file, url in wanted:
+                if (pictures.folder / file).is_file():
+                    bar.update()
+                else:
+                    yield file, url
+
+        def done(file: str, reason: str | None) -> None:
+            if reason is not None:
+                wanted.lose(file, reason)
+            bar.update()
+
+        images.fetch(missing(), pictures.folder, fetching, done)
+
+
+def _license_text(dataset: str) -> str | None:
+    """The file LICENSE of a release, which one that mminstruct didn't write may lack."""
+    folder = Path(dataset)
+    try:
+        path = folder / "LICENSE"
+        if not folder.is_dir():
+            path = Path(hf_hub_download(dataset, "LICENSE", repo_type="dataset"))
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, EntryNotFoundError):
+        return None
+
+
+def _write(
+    rows: Iterable[tuple[str, Row]],
+    path: Path,
+    form: Format,
+    pictures: _Pictures,
+    license_text: str | None,
+) -> Outcome:
+    """Write rows, and name those left out.
+
+    Raises:
+        UsageError: all of them would be. What was there before is left as it was.
+    """
+    outcome = Outcome(path)
+    missing = path.with_name(f"{path.name}.missing.jsonl")
+    to = _shards if form.layout == "shards" else _file
+    with _replaced(missing) as reasons, to(path, form, pictures.folder) as add:
+        for split, row in rows:
+            try:
+                pictures.check(row, form)
+                image = pictures.path(row, form, path)
+                add(split, row, form.records(row, image))
+                outcome.rows += 1
+            except _Excluded as excluded:
+                outcome.excluded[str(excluded)] += 1
+            except _LeftOut as left_out:
+                outcome.missing[str(left_out)] += 1
+                named = {name: row[name] for name in ("id", "image", "image_url")}
+                reasons.write(_line({**named, "reason": str(left_out)}))
+        if not outcome.rows and (outcome.missing or outcome.excluded):
+            raise UsageError(f"{path}: not written, as no row would be left; {summary(outcome)}")
+    if not outcome.missing:
+        missing.unlink()
+    credits = path.with_name(f"{path.name}.credits.jsonl")
+    if pictures.wanted is None:
+        credits.unlink(missing_ok=True)
+    else:
+        with _replaced(credits) as file:
+            file.writelines(_line(credit) for credit in pictures.wanted.credits())
+    beside = path.with_name(f"{path.name}.LICENSE")
+    if license_text is None:
+        beside.unlink(missing_ok=True)
+    else:
+        with _replaced(beside) as file:
+            file.write(license_text)
+    if form.entry is not None:
+        entries = {**_dataset_info(path), path.stem: {"file_name": path.name, **form.entry}}
+        with _replaced(path.with_name("dataset_info.json")) as file:
+            file.write(json.dumps(entries, ensure_ascii=False, indent=2) + "\n")
+    return outcome
+
+
+def summary(outcome: Outcome) -> str:
+    """Rows written and left out, in a line."""
+    parts = [f"{outcome.rows} rows"]
+    for counts, what in (
+        (outcome.missing, "left out"),
+        (outcome.excluded, "left out for their images' licences"),
+    ):
+        if counts:
+            causes = ", ".join(f"{cause} {count}" for cause, count in counts.most_common(10))
+            parts.append(f"{counts.total()} {what} ({causes})")
+    return ", ".join(parts)
+
+
+_Add = Callable[[str, Row, list[dict[str, Any]]], None]
+
+
+@contextmanager
+def _file(path: Path, form: Format, folder: Path) -> Iterator[_Add]:
+    """Takes the records of each row into one file."""
+    opening, closing_ = _BRACKETS[form.layout]
+    with _replaced(path) as file:
+        separator = ["\n"]
+
+        def add(split: str, row: Row, records: list[dict[str, Any]]) -> None:
+            for record in records:
+                if form.layout == "lines":
+                    file.write(_line(record))
+                else:
+                    file.write(separator[0] + json.dumps(record, ensure_ascii=False))
+                    separator[0] = ",\n"
+
+        file.write(opening)
+        yield add
+        file.write(closing_)
+
+
+@contextmanager
+def _shards(path: Path, form: Format, folder: Path) -> Iterator[_Add]:
+    """Takes each row, and the bytes of its image, into tar files of bounded size."""
+    partial = path / _PARTIAL
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    shard = _Shard(partial)
+
+    def add(split: str, row: Row, records: list[dict[str, Any]]) -> None:
+        image = (folder / form.file_name(row["image"])).read_bytes()
+        endings = (ending for signature, ending in _SIGNATURES if signature.match(image))
+        ending = next(endings, None)
+        if ending is None:
+            raise _LeftOut("not an image (JPEG, PNG, WEBP)")
+        (record,) = records
+        shard.add(split, _key(row["id"]), {ending: image, "json": _line(record).encode()})
+
+    try:
+        with closing(shard):
+            yield add
+        written = {new.name: new.replace(path / new.name) for new in sorted(partial.iterdir())}
+        for old in path.glob("*.tar"):
+            if old.name not in written:
+                old.unlink()
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+class _Shard:
+    """The tar file that samples go into; the next one when it is full or another split begins."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._tar: tarfile.TarFile | None = None
+        self._split = ""
+        self._number = self._rows = self._bytes = 0
+
+    def add(self, split: str, key: str, files: Mapping[str, bytes]) -> None:
+        """One sample: its files by their endings."""
+        full = self._rows == _SHARD_ROWS or self._bytes >= _SHARD_BYTES
+        if self._tar is None or full or split != self._split:
+            self.close()
+            self._number = self._number + 1 if split == self._split and self._tar else 0
+            self._split, self._rows, self._bytes = split, 0, 0
+            self._tar = tarfile.open(self._folder / f"{split}-{self._number:06d}.tar", "w")  # noqa: SIM115
+        for ending, content in files.items():
+            info = tarfile.TarInfo(f"{key}.{ending}")
+            info.size = len(content)
+            self._tar.addfile(info, io.BytesIO(content))
+            self._bytes += len(content)
+        self._rows += 1
+
+    def close(self) -> None:
+        if self._tar is not None:
+            self._tar.close()
+
+
+def _key(id: str) -> str:
+    """A row's id without dots and slashes, which end a key and make folders; still its own."""
+    key = re.sub(r"[^\w+-]", "_", id, flags=re.ASCII)
+    return key if key == id else f"{key}-{hashlib.sha256(id.encode()).hexdigest()[:16]}"
+
+
+def _turns(row: Row, mark: str, names: tuple[str, str, Mapping[str, str]]) -> list[dict[str, str]]:
+    """The row's messages under other names, the first one after a mark.
+
+    Raises:
+        _LeftOut: they don't alternate, or one is empty.
+    """
+    messages = row["messages"] or []
+    if not messages or [m["role"] for m in messages] != ["user", "assistant"] * (
+        len(messages) // 2
+    ):
+        raise _LeftOut("messages don't alternate between user and assistant")
+    texts = [_without_tags(message["content"] or "") for message in messages]
+    if not all(text.strip() for text in texts):
+        raise _LeftOut("an empty message")
+    role, content, roles = names
+    texts[0] = mark + texts[0]
+    return [
+        {role: roles[message["role"]], content: text}
+        for message, text in zip(messages, texts, strict=True)
+    ]
+
+
+def _parts(row: Row, images: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """The row's messages in parts, the images' before the first text."""
+    turns = _turns(row, "", _ROLE_CONTENT)
+    return [
+        {
+            "role": turn["role"],
+            "content": [*([] if number else images), {"type": "text", "text": turn["content"]}],
+        }
+        for number, turn in enumerate(turns)
+    ]
+
+
+def _listed(image: str | None) -> list[str]:
+    return [] if image is None else [image]
+
+
+def _without_tags(text: str) -> str:
+    # What is left may be one again: "<im<image>age>".
+    while (shorter := _TAGS.sub("", text)) != text:
+        text = shorter.strip()
+    return text
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a file of that name is inside the folder that it is joined to."""
+    path = PurePosixPath(name)
+    outside = path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name
+    return bool(path.parts) and not outside
+
+
+def _dataset_info(path: Path) -> dict[str, Any]:
+    """The entries of the ``dataset_info.json`` beside an output.
+
+    Raises:
+        UsageError: there is such a file, and it has none.
+    """
+    file = path.with_name("dataset_info.json")
+    if not file.exists():
+        return {}
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file}: expected JSON to add an entry to, got: {error}") from error
+    if not isinstance(entries, dict):
+        raise UsageError(f"{file}: expected an object to add an entry to, got {entries!r:.60}")
+    return entries
+
+
+def _with_name(path: str | Path) -> Path:
+    """The path with a name at its end, beside which others can stand; ``.`` has none."""
+    path = Path(path)
+    return path.resolve() if path.name in ("", "..") else path
+
+
+def _line(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[IO[str]]:
+    """A file to write, which takes the path's place when all went well."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

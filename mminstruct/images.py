@@ -1,0 +1,249 @@
+"""Fetches the images that rows are about: each once, checked, and kept when a run is interrupted.
+
+An image is written only when all of it is there and Pillow has decoded it, so a file in the folder
+is a good one, and a run that is repeated asks only for what is missing. Bodies are bounded in
+bytes and, against decompression bombs, in pixels. Files of annotations go through
+`mminstruct.download` instead: few and large ones, which are worth continuing in the middle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import random
+import struct
+import warnings
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+from PIL import Image, ImageOps
+
+from mminstruct.backends.openai import retry_after
+from mminstruct.client import RetryPolicy
+from mminstruct.errors import RunStopped, UsageError
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+"""What an image may be, as Pillow names it."""
+
+_RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
+_LONGEST_WAIT_S = 120.0
+_GIVE_UP_AFTER = 20
+# What Pillow raises for bytes that are no image, or only the beginning of one.
+_DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    IndexError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Fetching:
+    """How images are fetched.
+
+    Attributes:
+        max_concurrency: images under way at once.
+        timeout_s: longest time for one attempt at one image, from its first byte to its last.
+        max_bytes: a longer body is given up.
+        max_size: longer side in pixels that an image is made smaller to, or None.
+        retry: when and how often an attempt is repeated that met 429, 5xx or a dropped connection.
+    """
+
+    max_concurrency: int = 16
+    timeout_s: float = 60.0
+    max_bytes: int = 64 * 2**20
+    max_size: int | None = None
+    retry: RetryPolicy = RetryPolicy(max_retries=5, base_s=1.0)
+
+    def __post_init__(self) -> None:
+        for name in ("max_concurrency", "timeout_s", "max_bytes", "max_size"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UsageError(f"{name}: expected more than 0, got {value}")
+        if self.retry.max_retries < 0:
+            raise UsageError(f"max_retries: expected 0 or more, got {self.retry.max_retries}")
+
+
+class _Lost(Exception):
+    """An image that can't be had; its text is the reason."""
+
+
+class _Again(_Lost):
+    """The same for now: worth another attempt."""
+
+    def __init__(self, reason: str, retry_after_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
+
+
+def fetch(
+    wanted: Iterable[tuple[str, str]],
+    folder: Path,
+    fetching: Fetching,
+    done: Callable[[str, str | None], None],
+) -> None:
+    """Fetch images that are not in the folder yet.
+
+    Args:
+        wanted: names in the folder, each once, and URLs.
+        folder: where they go; made if need be.
+        fetching: how.
+        done: called with a name and None, or the reason why there is no such image; in another
+            thread, while this one waits.
+
+    Raises:
+        RunStopped: the first images, or many in a row, could not be reached at all.
+    """
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[None] | None]] = Future()
+
+    async def run() -> None:
+        started.set_result((asyncio.get_running_loop(), asyncio.current_task()))
+        await _fetch_all(wanted, folder, fetching, done)
+
+    # In a thread of its own: a signal's exception in the middle of a loop leaves it in a mess.
+    with warnings.catch_warnings(), ThreadPoolExecutor(1) as thread:
+        # Pillow only warns about images up to twice its bound.
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        running = thread.submit(asyncio.run, run())
+        try:
+            running.result()
+        except KeyboardInterrupt:
+            loop, task = started.result()
+            assert task is not None
+            with suppress(RuntimeError):  # it ended by itself just now
+                loop.call_soon_threadsafe(task.cancel)
+            raise
+
+
+def checked(body: bytes, max_size: int | None) -> bytes:
+    """The bytes of a whole image, made smaller if it is larger than ``max_size`` pixels.
+
+    What is made smaller is turned upright as its EXIF says; the rest is left as it came.
+
+    Raises:
+        _Lost: they are something else, a part of one, or too many pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(body), formats=FORMATS) as image:
+            image.verify()  # checksums; the image can't be used after it
+        with Image.open(io.BytesIO(body), formats=FORMATS) as image:
+            image.load()
+            if max_size is None or max(image.size) <= max_size:
+                return body
+            smaller = ImageOps.exif_transpose(image)
+            if smaller.mode == "P":  # indices can't be averaged
+                smaller = smaller.convert("RGBA")
+            smaller.thumbnail((max_size, max_size), Image.Resampling.LANCZOS)
+            target = io.BytesIO()
+            profile = image.info.get("icc_profile")
+            smaller.save(target, format=image.format, quality=95, icc_profile=profile)
+            return target.getvalue()
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _Lost(f"more than {Image.MAX_IMAGE_PIXELS} pixels") from error
+    except _DAMAGED as error:
+        raise _Lost(f"not a whole image ({', '.join(FORMATS)})") from error
+
+
+async def _fetch_all(
+    wanted: Iterable[tuple[str, str]],
+    folder: Path,
+    fetching: Fetching,
+    done: Callable[[str, str | None], None],
+) -> None:
+    shared, unreachable = iter(wanted), 0
+    limits = httpx2.Limits(max_connections=fetching.max_concurrency)
+    headers = {"User-Agent": "mminstruct", "Accept-Encoding": "identity"}
+
+    async def work() -> None:
+        nonlocal unreachable
+        for name, url in shared:
+            lost = await _fetch_one(client, threads, url, folder / name, fetching)
+            done(name, None if lost is None else str(lost))
+            unreachable = unreachable + 1 if isinstance(lost, _Again) else 0
+            if unreachable >= _GIVE_UP_AFTER:
+                raise RunStopped(
+                    f"images: {unreachable} in a row could not be fetched (last: {url}: {lost}); "
+                    "check the network and the address"
+                )
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        async with httpx2.AsyncClient(
+            follow_redirects=True, timeout=fetching.timeout_s, limits=limits, headers=headers
+        ) as client:
+            workers = [asyncio.create_task(work()) for _ in range(fetching.max_concurrency)]
+            try:
+                await asyncio.gather(*workers)
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
+
+
+async def _fetch_one(
+    client: httpx2.AsyncClient,
+    threads: ThreadPoolExecutor,
+    url: str,
+    path: Path,
+    fetching: Fetching,
+) -> _Lost | None:
+    """None if the image is in the folder now, else why not."""
+    retries, rng = 0, random.Random()
+    while True:
+        try:
+            body = await asyncio.wait_for(_body(client, url, fetching), fetching.timeout_s)
+            loop = asyncio.get_running_loop()
+            image = await loop.run_in_executor(threads, checked, body, fetching.max_size)
+        except asyncio.TimeoutError:  # noqa: UP041 (another class before Python 3.11)
+            lost: _Lost = _Again(f"not there after {fetching.timeout_s:g} s")
+        except _Lost as error:
+            lost = error
+        else:
+            _keep(path, image)
+            return None
+        if not isinstance(lost, _Again) or retries == fetching.retry.max_retries:
+            return lost
+        wait_s = fetching.retry.wait_s(retries, lost.retry_after_s, rng)
+        await asyncio.sleep(min(wait_s, _LONGEST_WAIT_S))
+        retries += 1
+
+
+async def _body(client: httpx2.AsyncClient, url: str, fetching: Fetching) -> bytes:
+    try:
+        if httpx2.URL(url).scheme not in ("http", "https"):
+            raise _Lost("no http or https address")
+        async with client.stream("GET", url) as response:
+            status = response.status_code
+            if status in _RETRIED_STATUS:
+                raise _Again(f"HTTP {status}", retry_after(response.headers))
+            if status != 200:
+                raise _Lost(f"HTTP {status}")
+            body = bytearray()
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > fetching.max_bytes:
+                    raise _Lost(f"more than {fetching.max_bytes} bytes")
+            return bytes(body)
+    except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+        raise _Lost("no http or https address") from error
+    except httpx2.TooManyRedirects as error:
+        raise _Lost("too many redirects") from error
+    except httpx2.HTTPError as error:
+        raise _Again(str(error) or type(error).__name__) from error
+
+
+def _keep(path: Path, image: bytes) -> None:
+    """Write the file in one step: another process may be at it too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_bytes(image)
+    part.replace(path)

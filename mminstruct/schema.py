@@ -104,6 +104,21 @@ class Context(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 @dataclass(frozen=True, slots=True)
+class Option:
+    """Something that some sources, or some backends, can be asked for and others can't.
+
+    Attributes:
+        type: of its value; ``bool`` makes a flag without a value.
+        help: in a line.
+        choices: the values it takes, or None for any.
+    """
+
+    type: type[bool] | type[int] | type[float] | type[str]
+    help: str
+    choices: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One message of a chat, in the roles of the OpenAI chat format."""
 

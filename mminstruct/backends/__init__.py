@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 from mminstruct.backends import _tokens
 from mminstruct.errors import UsageError, did_you_mean
 from mminstruct.limits import Quotas
-from mminstruct.schema import Completion, Message, Request
+from mminstruct.schema import Completion, Message, Option, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +42,6 @@ class BackendOptions:
     timeout_s: float = 600.0
     max_concurrency: int = 256
     engine: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOption:
-    """An option that some backends have and others don't.
-
-    Attributes:
-        type: of its value; ``bool`` makes a flag without a value.
-        help: in a line.
-        choices: the values it takes, or None for any.
-    """
-
-    type: type[bool] | type[int] | type[float] | type[str]
-    help: str
-    choices: tuple[str, ...] | None = None
 
 
 class Backend(Protocol):
@@ -173,9 +158,9 @@ def describe(name: str) -> str:
     return (_module(name).__doc__ or "").partition("\n")[0]
 
 
-def engine_options() -> dict[str, tuple[EngineOption, tuple[str, ...]]]:
+def engine_options() -> dict[str, tuple[Option, tuple[str, ...]]]:
     """All backends' own options by name, each with the backends that have it."""
-    found: dict[str, tuple[EngineOption, tuple[str, ...]]] = {}
+    found: dict[str, tuple[Option, tuple[str, ...]]] = {}
     for name in names():
         for option_name, option in _options(name).items():
             _, owners = found.get(option_name, (option, ()))
@@ -213,6 +198,6 @@ def _module(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 
 
-def _options(name: str) -> Mapping[str, EngineOption]:
-    options: Mapping[str, EngineOption] = getattr(_module(name), "OPTIONS", {})
+def _options(name: str) -> Mapping[str, Option]:
+    options: Mapping[str, Option] = getattr(_module(name), "OPTIONS", {})
     return options

@@ -45,7 +45,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from mminstruct.backends import BackendOptions, EngineOption
+from mminstruct.backends import BackendOptions
 from mminstruct.errors import (
     BackendError,
     BackendUnusable,
@@ -53,15 +53,15 @@ from mminstruct.errors import (
     TransientError,
     UsageError,
 )
-from mminstruct.schema import Completion, FinishReason, Message, Request, Sampling, digest
+from mminstruct.schema import Completion, FinishReason, Message, Option, Request, Sampling, digest
 
 OPTIONS = {
-    "parallel": EngineOption(int, "requests computed at once (default: as the machine allows)"),
-    "n_ctx": EngineOption(
+    "parallel": Option(int, "requests computed at once (default: as the machine allows)"),
+    "n_ctx": Option(
         int, "cells of the key-value cache, shared by all requests (default: room for all slots)"
     ),
-    "n_gpu_layers": EngineOption(int, "layers on the GPU (default: all)"),
-    "n_threads": EngineOption(int, "CPU threads (default: all cores)"),
+    "n_gpu_layers": Option(int, "layers on the GPU (default: all)"),
+    "n_threads": Option(int, "CPU threads (default: all cores)"),
 }
 
 _MAGIC = b"GGUF"

@@ -34,31 +34,31 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from mminstruct.backends import BackendOptions, EngineOption
+from mminstruct.backends import BackendOptions
 from mminstruct.backends.llama_cpp import check_gguf, fingerprint
 from mminstruct.errors import BackendError, BackendUnusable, ContextTooLong, UsageError
-from mminstruct.schema import Completion, FinishReason, Message, Request, digest
+from mminstruct.schema import Completion, FinishReason, Message, Option, Request, digest
 
 if TYPE_CHECKING:
     from mminstruct.backends._transformers_engine import Engine
 
 ALIASES = ("huggingface", "hf")
 OPTIONS = {
-    "parallel": EngineOption(int, "requests computed at once (default: as the machine allows)"),
-    "device": EngineOption(str, "cpu, cuda, cuda:1, mps ... (default: the best there is)"),
-    "device_map": EngineOption(
+    "parallel": Option(int, "requests computed at once (default: as the machine allows)"),
+    "device": Option(str, "cpu, cuda, cuda:1, mps ... (default: the best there is)"),
+    "device_map": Option(
         str,
         "spread the model over devices with accelerate (default: only if one is too small)",
         ("auto", "balanced", "sequential"),
     ),
-    "dtype": EngineOption(
+    "dtype": Option(
         str,
         "of weights and activations (default: the checkpoint's on a GPU, float32 on a CPU)",
         ("bfloat16", "float16", "float32"),
     ),
-    "chat_template": EngineOption(str, "Jinja file, instead of the model's own template"),
-    "revision": EngineOption(str, "branch, tag or commit on the Hub (default: main)"),
-    "trust_remote_code": EngineOption(bool, "run the Python code that the model's files contain"),
+    "chat_template": Option(str, "Jinja file, instead of the model's own template"),
+    "revision": Option(str, "branch, tag or commit on the Hub (default: main)"),
+    "trust_remote_code": Option(bool, "run the Python code that the model's files contain"),
 }
 
 _INSTALL = "pip install 'mminstruct[transformers]'"

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import msgspec
 
 from mminstruct.errors import UsageError, did_you_mean
-from mminstruct.schema import Context
+from mminstruct.schema import Context, Option
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,21 +35,6 @@ class Download:
     url: str
     size_bytes: int | None = None
     md5: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SourceOption:
-    """Something that a source can be asked for beyond its defaults.
-
-    Attributes:
-        type: of its value; ``bool`` makes a flag without a value.
-        help: in a line.
-        choices: the values it takes, or None for any.
-    """
-
-    type: type[bool] | type[int] | type[float] | type[str]
-    help: str
-    choices: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,9 +150,9 @@ def names() -> dict[str, str]:
     return {name.upper(): name for name in sorted(found)}
 
 
-def options() -> dict[str, tuple[SourceOption, tuple[str, ...]]]:
+def options() -> dict[str, tuple[Option, tuple[str, ...]]]:
     """All sources' own options by name, each with the sources that have it."""
-    found: dict[str, tuple[SourceOption, tuple[str, ...]]] = {}
+    found: dict[str, tuple[Option, tuple[str, ...]]] = {}
     for name, module in names().items():
         for option_name, option in _options(module).items():
             _, owners = found.get(option_name, (option, ()))
@@ -222,8 +207,8 @@ def _one(name: str, chosen: Mapping[str, Any]) -> Source:
     return found
 
 
-def _options(module: str) -> Mapping[str, SourceOption]:
-    options: Mapping[str, SourceOption] = getattr(
+def _options(module: str) -> Mapping[str, Option]:
+    options: Mapping[str, Option] = getattr(
         importlib.import_module(f"{__name__}.{module}"), "OPTIONS", {}
     )
     return options

@@ -27,14 +27,14 @@ from numpy.typing import NDArray
 from mminstruct.annotations import facts, timed
 from mminstruct.errors import SourceError, UsageError, did_you_mean
 from mminstruct.resources import shown
-from mminstruct.schema import Context, Media
-from mminstruct.sources import Download, Files, ReadReport, SourceInfo, SourceOption
+from mminstruct.schema import Context, Media, Option
+from mminstruct.sources import Download, Files, ReadReport, SourceInfo
 
 OPTIONS = {
-    "motion_facts": SourceOption(
+    "motion_facts": Option(
         bool, "also facts computed from the joints; the rows then are non-commercial (AMASS)"
     ),
-    "mirrored": SourceOption(bool, "also the mirrored copies of motions"),
+    "mirrored": Option(bool, "also the mirrored copies of motions"),
 }
 
 FPS = 20

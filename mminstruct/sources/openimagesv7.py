@@ -27,14 +27,14 @@ from numpy.typing import NDArray
 from mminstruct.annotations import labels, narratives, relations
 from mminstruct.errors import SourceError, UsageError, did_you_mean
 from mminstruct.resources import shown
-from mminstruct.schema import Box, Context, Media
-from mminstruct.sources import Download, Files, ReadReport, SourceInfo, SourceOption, _narratives
+from mminstruct.schema import Box, Context, Media, Option
+from mminstruct.sources import Download, Files, ReadReport, SourceInfo, _narratives
 from mminstruct.sources._annotation_file import fingerprint
 from mminstruct.sources._coco import spdx_of
 from mminstruct.sources._tables import Ids, image_id, image_ids, names, scan
 
 OPTIONS = {
-    "machine_labels": SourceOption(
+    "machine_labels": Option(
         bool, "also labels that only a program found, with its score (up to 7.4 GB more)"
     ),
 }

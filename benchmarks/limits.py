@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from server import serve
 
 from mminstruct.backends import BackendOptions
 from mminstruct.backends.openai import OpenAIBackend
@@ -116,21 +117,7 @@ def _serve(limits: list[tuple[float, Hidden]], port: Any) -> None:
         counts["answered"].append(time.monotonic() - begun)
         return web.Response(body=_ANSWER, content_type="application/json")
 
-    async def count(request: web.Request) -> web.Response:
-        return web.json_response(counts)
-
-    async def run() -> None:
-        app = web.Application()
-        app.router.add_post("/v1/chat/completions", chat)
-        app.router.add_get("/count", count)
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0, backlog=2048)
-        await site.start()
-        port.send(runner.addresses[0][1])
-        await asyncio.sleep(3600)
-
-    asyncio.run(run())
+    asyncio.run(serve(chat, counts, port.send))
 
 
 class Server:

@@ -10,6 +10,8 @@ import argparse
 import asyncio
 import itertools
 import json
+from collections.abc import Callable
+from typing import Any
 
 from aiohttp import web
 
@@ -67,21 +69,23 @@ def main() -> None:
         await asyncio.sleep(args.slow_s if slow else args.latency_s)
         return web.Response(body=answer, content_type="application/json")
 
+    asyncio.run(serve(chat, counts, lambda port: print(port, flush=True)))
+
+
+async def serve(chat: Any, counts: dict[str, Any], tell: Callable[[int], None]) -> None:
+    """Answer chat completions, and GET /count, on a free port for an hour."""
+
     async def count(request: web.Request) -> web.Response:
         return web.json_response(counts)
 
-    async def serve() -> None:
-        app = web.Application()
-        app.router.add_post("/v1/chat/completions", chat)
-        app.router.add_get("/count", count)
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0, backlog=2048)
-        await site.start()
-        print(runner.addresses[0][1], flush=True)
-        await asyncio.sleep(3600)
-
-    asyncio.run(serve())
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", chat)
+    app.router.add_get("/count", count)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, backlog=2048).start()
+    tell(runner.addresses[0][1])
+    await asyncio.sleep(3600)
 
 
 if __name__ == "__main__":

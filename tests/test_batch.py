@@ -111,9 +111,6 @@ def counted(stats: Stats) -> int:
     return stats.done
 
 
-# --- The way through --------------------------------------------------------------------------
-
-
 def test_rows_are_those_of_single_requests_and_each_request_goes_up_once(
     server: BatchServer, tmp_path: Path, data: Path
 ) -> None:
@@ -253,9 +250,6 @@ def test_any_character_of_an_answer_comes_through(
     server.answer = lambda _, body: line(body)[1]
     single = prepared(builder(server, tmp_path / "single", data, batch_api=False))
     assert prepared(builder(server, tmp_path / "batch", data)) == single
-
-
-# --- Killed and started again -----------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -438,9 +432,6 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-# --- A server that fails ----------------------------------------------------------------------
-
-
 FAILURES = [
     DROP,
     (429, {"Retry-After": "0.01"}, error_body("slow down")),
@@ -545,9 +536,6 @@ def test_an_account_without_credit_ends_the_run_and_can_go_on_later(
     server.event, server.end = (lambda step, number: None), (lambda batch: "completed")
     assert len(prepared(builder(server, tmp_path, data))) == REQUESTS
     assert set(server.answered.values()) == {1}
-
-
-# --- Batches and lines that fail --------------------------------------------------------------
 
 
 def refuse_long(body: dict[str, Any]) -> Any:
@@ -807,9 +795,6 @@ def test_a_queue_that_is_full_is_waited_for(
     assert len(submissions(server)) == REQUESTS
     assert server.steps["create:before"] < 20
     assert len(set(server.uploads)) == len(server.uploads) == 6, "no file goes up twice"
-
-
-# --- Around it --------------------------------------------------------------------------------
 
 
 def test_other_model_sources_and_streams_are_refused(

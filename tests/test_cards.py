@@ -109,9 +109,6 @@ FAMILY = origin("meta-llama/Llama-2-7b-chat-hf")
 every_licence = pytest.mark.parametrize("by", [ALLOWED, UNKNOWN, FORBIDDEN, FAMILY])
 
 
-# --- the front matter -------------------------------------------------------------------------
-
-
 @every_licence
 def test_the_front_matter_of_a_card_is_read_by_the_hub(by: Origin) -> None:
     card = DatasetCard(card_of(by))
@@ -225,9 +222,6 @@ def test_the_size_category_counts_the_rows_of_all_types(rows: int, category: str
     data = metadata_of(card_of(ALLOWED, rows=rows))
     assert data["size_categories"] == [category]
     assert data["dataset_info"][1]["splits"][0]["num_examples"] == rows
-
-
-# --- the page ---------------------------------------------------------------------------------
 
 
 @every_licence
@@ -393,9 +387,6 @@ def test_every_column_of_a_row_is_described() -> None:
     assert [line[0] for line in table_of(card_of(ALLOWED), "column")] == list(FEATURES)
 
 
-# --- pages of builders ------------------------------------------------------------------------
-
-
 def test_every_builder_has_a_page_and_every_page_a_builder() -> None:
     pages = {path.stem for path in resources.folder("cards").glob("*.md")} - {"template"}
     assert pages == set(loading.names())
@@ -436,8 +427,6 @@ def test_a_pair_without_a_builder_gets_words_from_the_source_itself(name: str) -
         assert part.description.split(".")[0] in page.about
     assert f"{source.modality}s" in page.limits
 
-
-# --- real runs --------------------------------------------------------------------------------
 
 PAIRS = [
     *((b.SOURCE, b.PROMPT_CONFIG, name) for name in loading.names()
@@ -574,9 +563,6 @@ def test_several_sources_are_told_of_each_with_its_own_prompts(
     assert found["generation"]["prompt_config"] == ["motion", "llava"]
 
 
-# --- the command ------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("arguments", "command"),
     [
@@ -650,8 +636,6 @@ def test_the_day_is_that_of_the_environment_if_it_has_one(
     assert cli.run(["generate", "SAMPLE", "--dry_run", "--output_path", str(tmp_path)]) == 0
     assert "1970-01-02 (UTC)" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
-
-# --- what comes from outside ------------------------------------------------------------------
 
 INLINE = {
     *("text", "softbreak", "code_inline", "strong_open", "strong_close", "em_open", "em_close"),

@@ -101,9 +101,6 @@ class Interrupted(dict[str, datasets.Dataset]):
         raise KeyboardInterrupt
 
 
-# --- JSON lines and LLaVA -----------------------------------------------------------------------
-
-
 def test_json_lines_hold_all_rows_of_all_splits_in_order(tmp_path: Path) -> None:
     train, validation = rows_of(range(1, 4)), rows_of(range(7, 9))
     path = write(
@@ -204,8 +201,6 @@ def test_a_file_may_be_in_a_folder_that_is_not_there_yet(tmp_path: Path) -> None
     assert files_below(tmp_path) == ["new/out.jsonl"]
     assert len(json_lines(path)) == 1
 
-
-# --- as trainers read them ----------------------------------------------------------------------
 
 Read = list[tuple[list[tuple[str, str]], str | None]]
 """For each conversation its questions with their answers, and its image."""
@@ -457,8 +452,6 @@ def test_an_entry_is_added_to_the_datasets_that_llama_factory_knows(tmp_path: Pa
         export.check_output(tmp_path / "c.txt", "sharegpt")
 
 
-# --- any text -----------------------------------------------------------------------------------
-
 FRAGMENTS = [
     '"', "'", "\\", "\n", "\r\n", "\u2028", "\x85", "\x00", "\x1b[31m", "\t", "---", "...", "```",
     "# ", "| a |", "[x](http://h)", "<b>", "</script>", "&amp;", "<image>", "<im", "age>",
@@ -567,9 +560,6 @@ def test_a_row_that_is_no_conversation_is_left_out_and_named(
         ]
 
 
-# --- shards -------------------------------------------------------------------------------------
-
-
 def samples(folder: Path) -> list[dict[str, Any]]:
     """What webdataset reads."""
     urls = [str(path) for path in sorted(folder.glob("*.tar"))]
@@ -643,9 +633,6 @@ def test_a_folder_with_something_else_is_no_place_for_shards(tmp_path: Path) -> 
         export.check_output(tmp_path, "webdataset")
     with pytest.raises(UsageError, match="expected a folder, got a file"):
         export.check_output(tmp_path / "thesis.txt", "webdataset")
-
-
-# --- images that are fetched --------------------------------------------------------------------
 
 
 def row_at(server: ImageServer, number: int, **changes: Any) -> dict[str, Any]:
@@ -971,9 +958,6 @@ def test_shards_are_filled_with_what_was_fetched(tmp_path: Path, server: ImageSe
     assert [sample["jpg"].size for sample in read] == [(64, 48)] * 2
 
 
-# --- the command line ---------------------------------------------------------------------------
-
-
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: ImageServer) -> Path:
     """A working directory with a release of two images, in ./out, as generate writes it."""
@@ -1189,8 +1173,6 @@ def test_an_export_that_is_interrupted_keeps_its_images(folder: Path, server: Im
     assert server.asked_for == {f"{1:012d}.jpg": 1, f"{2:012d}.jpg": 3}
     assert len(as_llava_reads(Path("llava_instruct.json"), Path("images"))) == 6
 
-
-# --- docs/exports.md ----------------------------------------------------------------------------
 
 PAGE = (Path(__file__).parents[1] / "docs" / "exports.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^mminstruct export .*|(?<=`)mminstruct export instruct [^`]*", PAGE, re.M)

@@ -203,9 +203,6 @@ def is_complete(repo: Repo, folder: Path) -> bool:
     return repo.head.files.keys() - {".gitattributes"} == files_of(folder)
 
 
-# --- a release and the next one -----------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("model", "accepted", "sent_whole"),
     [
@@ -351,9 +348,6 @@ def test_large_files_go_in_parts_where_the_hub_asks_for_parts(
     assert server.asked_for["complete"] == 3
 
 
-# --- private repositories and tags --------------------------------------------------------------
-
-
 def test_a_private_repository_is_made_private_and_an_open_one_is_not_mistaken_for_one(
     server: HubServer, shell: Client, tmp_path: Path
 ) -> None:
@@ -392,9 +386,6 @@ def test_what_cannot_name_a_tag_is_refused_before_anything_is_asked(
 ) -> None:
     with pytest.raises(UsageError, match="expected the name of a tag"):
         push(written(tmp_path / "out"), "user/name", revision=name)
-
-
-# --- what is not pushed -------------------------------------------------------------------------
 
 
 def no_marker(folder: Path) -> None:
@@ -530,9 +521,6 @@ def test_a_repository_of_somebody_elses_making_is_left_alone(
     assert len(server.repos["user/name"].commits) == 1
 
 
-# --- tokens -------------------------------------------------------------------------------------
-
-
 def test_without_a_token_nothing_is_asked(server: HubServer, shell: Client, tmp_path: Path) -> None:
     ended = shell.push(written(tmp_path / "out"), "user/name", token=None)
     assert ended.code == 2
@@ -560,9 +548,6 @@ def test_a_wrong_token_is_refused_before_anything_is_made_and_is_not_shown(
     assert "hf_of_somebody" not in ended.err
     assert server.asked_for.keys() == {"whoami"}
     assert not server.repos
-
-
-# --- a Hub that fails ---------------------------------------------------------------------------
 
 
 def test_somebody_elses_name_is_refused_with_the_hubs_words(
@@ -674,9 +659,6 @@ def test_ctrl_c_leaves_at_once_in_mid_upload_and_says_how_to_go_on(
     assert not server.repos["user/name"].pushed
     server.faults.clear()
     assert shell.push(folder, "user/name").code == 0
-
-
-# --- rows in memory -----------------------------------------------------------------------------
 
 
 def test_rows_in_memory_are_pushed_with_a_card_and_a_licence_of_their_own(

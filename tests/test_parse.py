@@ -76,8 +76,6 @@ PLAIN = format_turns([Turn(*BUS), Turn(*STREET)])
 TEXT = "A white and red bus stands on the side of a street.\n\nNobody is near it."
 
 
-# --- labels -----------------------------------------------------------------------------------
-
 LABELS = [
     ("Question: ", "Answer: "),
     ("Question:", "Answer:"),
@@ -189,9 +187,6 @@ def test_a_question_of_several_lines_is_kept_whole() -> None:
 
 def test_of_several_turns_where_one_was_asked_for_the_first_is_kept() -> None:
     assert read(PLAIN, "turn") == Parsed((Turn(*BUS),), ("extra_turns",))
-
-
-# --- preamble, separators, headings -----------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -309,8 +304,6 @@ def test_of_a_text_with_separators_the_longest_part_is_kept_and_the_rest_noted()
     assert read(text, "text") == Parsed((Turn(ASKED, TEXT),), ("stray_text",))
 
 
-# --- code fences ------------------------------------------------------------------------------
-
 FENCES = [
     "```\n{}\n```",
     "```text\n{}\n```",
@@ -353,9 +346,6 @@ def test_a_code_fence_within_an_answer_stays_there() -> None:
     answer = "The screen shows a program:\n```python\nprint(1)\n```\nA mug stands beside it."
     text = f"Question: What is on the desk?\nAnswer: {answer}\n\nQuestion: {BUS[0]}\nAnswer: Red."
     assert turns_of(read(text)) == [("What is on the desk?", answer), (BUS[0], "Red.")]
-
-
-# --- special tokens, reasoning, newlines --------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -431,9 +421,6 @@ def test_other_newlines_are_read_as_newlines(newline: str) -> None:
     assert read(TEXT.replace("\n", newline), "text") == Parsed((Turn(ASKED, TEXT),))
 
 
-# --- turns that are not whole -------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("end", ["Question: And what else?", "Question:", "Question: Why?\nAnsw"])
 def test_a_last_question_without_an_answer_is_left_out(end: str) -> None:
     parsed = read(f"{PLAIN}\n\n{end}")
@@ -501,9 +488,6 @@ def test_an_answer_that_the_server_withheld_is_rejected(form: str) -> None:
     assert reason_of(parsed) == "content_filter"
 
 
-# --- cut by the token limit ---------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("text", "kept"),
     [
@@ -541,8 +525,6 @@ def test_a_whole_turn_before_a_cut_one_is_enough_where_one_was_asked_for() -> No
 def test_a_text_that_was_cut_is_rejected() -> None:
     assert reason_of(read(TEXT, "text", finish_reason="length")) == "truncated"
 
-
-# --- turns that are whole but bad ---------------------------------------------------------------
 
 LEAKS = [
     "The caption says that it is red.",
@@ -639,8 +621,6 @@ def test_what_was_noted_is_noted_once() -> None:
     assert isinstance(parsed, Parsed)
     assert parsed.notes == ("preamble", "stray_text")
 
-
-# --- any text -----------------------------------------------------------------------------------
 
 first_words = st.sampled_from(["The", "There", "Two", "Both", "caf\u00e9", "\u9577\u3044", "7,5"])
 words = st.one_of(

@@ -98,9 +98,6 @@ def write(folder: Path, name: str, text: str) -> str:
     return str(path)
 
 
-# --- the schema -------------------------------------------------------------------------------
-
-
 def test_a_minimal_and_a_full_config_are_valid() -> None:
     assert prompts.parse(MINIMAL, where="x").rendering == Rendering()
     full = prompts.parse(FULL, where="x")
@@ -291,8 +288,6 @@ def test_type_names_come_in_the_order_of_the_config() -> None:
         prompts.type_names(config, ("tlak",))
 
 
-# --- files ------------------------------------------------------------------------------------
-
 PARENT = """\
     name: parent
     version: 1.0.0
@@ -479,9 +474,6 @@ def test_an_error_in_a_merged_config_names_the_file_that_was_asked_for(tmp_path:
         prompts.load(path)
 
 
-# --- the hash ---------------------------------------------------------------------------------
-
-
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Every value of nested data that holds no other, with its path."""
     items = value.items() if isinstance(value, dict) else enumerate(value)
@@ -545,8 +537,6 @@ def test_the_hash_goes_by_content_and_not_by_spelling(tmp_path: Path) -> None:
         == prompts.parse({**MINIMAL, "rendering": {}, "forbid_coordinates": True}, where="x").hash
     )
 
-
-# --- rendering --------------------------------------------------------------------------------
 
 HARBOUR = Context(
     id="7",
@@ -700,9 +690,6 @@ def test_turns_are_written_as_labelled_lines() -> None:
     assert prompts.format_turns([]) == ""
 
 
-# --- prompts and their reductions ---------------------------------------------------------------
-
-
 def config_with_examples(count: int, **rendering: Any) -> prompts.PromptConfig:
     examples = tuple(
         Example(
@@ -792,9 +779,6 @@ def test_reductions_get_ever_shorter_and_are_few(examples: int, boxes: int) -> N
     assert len(found) <= 1 + examples + 8
 
 
-# --- questions --------------------------------------------------------------------------------
-
-
 def questions_of(count: int) -> prompts.PromptConfig:
     questions = [f"Question {n}?" for n in range(count)]
     kind = {"system": "Describe.", "answer_form": "text", "questions": questions}
@@ -823,8 +807,6 @@ def test_questions_spread_over_samples_and_seeds() -> None:
     assert all(60 <= count <= 140 for count in counts.values())
     assert drawn(0) != drawn(1)
 
-
-# --- leaks ------------------------------------------------------------------------------------
 
 STRICT = prompts.parse(
     {**MINIMAL, "forbidden_phrases": ["the caption", "isn't specified", "c++ (code)"]}, where="x"

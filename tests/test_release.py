@@ -82,9 +82,6 @@ class Interrupted(dict[str, datasets.Dataset]):
         raise KeyboardInterrupt
 
 
-# --- where it may be written --------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["notes.txt", ".git/config", "data/train.parquet", "README.md"])
 def test_a_foreign_folder_that_is_not_empty_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -115,9 +112,6 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="output path"):
         release.check_output(file / "below")
     assert file.read_text() == "mine"
-
-
-# --- the dataset repository ---------------------------------------------------------------------
 
 
 def test_a_repository_is_read_back_whole_and_by_type(tmp_path: Path) -> None:

@@ -469,8 +469,6 @@ class _Engine:
             if task.cached == len(task.tokens):
                 self._draw(task, index)
 
-    # --- which requests run ----------------------------------------------------------------------
-
     def _admit(self) -> None:
         """Let waiting requests in, in their order, as far as there are slots and cells."""
         while self._free_slots and self._waiting and not self._closing:
@@ -532,8 +530,6 @@ class _Engine:
             f"{tokens} tokens don't fit the cache of {self._cells} cells; raise --n_ctx"
         )
 
-    # --- openings --------------------------------------------------------------------------------
-
     def _compute_opening(self, shared: tuple[int, ...], task: _Task) -> bool:
         """Put an opening into the cache, in batches of its own; False if there is no room."""
         if not self._free_openings:
@@ -571,8 +567,6 @@ class _Engine:
         self._forget(sequence)
         self._free_openings.append(sequence)
         return True
-
-    # --- a batch ---------------------------------------------------------------------------------
 
     def _fill(self) -> list[tuple[_Task, int, int]]:
         """Fill the batch: each request, how many of its tokens are in, and where the last is.

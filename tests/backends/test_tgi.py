@@ -76,9 +76,6 @@ def failure(backend: Backend, request: Request | None = None) -> MMInstructError
     return caught.value
 
 
-# --- what is asked ------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("sampling", "fields"),
     [
@@ -113,9 +110,6 @@ def test_answers_are_greedy_at_a_temperature_of_zero_and_drawn_by_their_seed_els
     assert answers[0] == answers[1]
     assert answers[2] == answers[4] != answers[3]
     assert answers[0].model == "org/model"
-
-
-# --- which model it is --------------------------------------------------------------------------
 
 
 def test_a_model_is_known_by_its_revision_wherever_it_is_served(server: TGIServer) -> None:
@@ -211,9 +205,6 @@ def test_a_server_whose_model_changes_in_the_run_ends_it(server: TGIServer) -> N
     assert f"runs org/other, and the run began with org/model {SHA}" in str(error)
 
 
-# --- tokens and the window ----------------------------------------------------------------------
-
-
 def test_tokens_are_counted_before_opening_as_usage_has_them_afterwards(server: TGIServer) -> None:
     chats = [
         MESSAGES,
@@ -292,9 +283,6 @@ def test_a_prompt_above_the_longest_input_is_shortened(tmp_path: Path) -> None:
 def test_a_window_of_ones_own_is_refused(server: TGIServer) -> None:
     with pytest.raises(UsageError, match="takes no context window"):
         backend_of(server, context_window=512)
-
-
-# --- what goes wrong ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -409,9 +397,6 @@ def test_failures_that_pass_cost_nothing_but_time(server: TGIServer, tmp_path: P
     assert set(seen.values()) == {len(failures) + 1}
 
 
-# --- whether there is a server ------------------------------------------------------------------
-
-
 def test_a_server_that_is_not_ready_is_told_from_one_that_is_not_there(server: TGIServer) -> None:
     server.healthy = False
     with pytest.raises(BackendUnusable, match="503 .*unhealthy.*still loading or has died"):
@@ -451,9 +436,6 @@ def test_a_server_is_needed_and_has_to_be_a_url(options: BackendOptions, words: 
 def test_the_url_is_taken_in_every_spelling(tail: str, server: TGIServer) -> None:
     backend = backends.create("tgi", BackendOptions(model=server.url + tail))
     assert complete(backend, Request(MESSAGES))[0].text
-
-
-# --- keys ---------------------------------------------------------------------------------------
 
 
 def test_a_key_is_sent_and_never_shown(
@@ -502,9 +484,6 @@ def test_the_token_of_the_hub_goes_nowhere_else(
     assert tgi.endpoint(url, environment).authorization == (sent and f"Bearer {sent}")
 
 
-# --- many at once -------------------------------------------------------------------------------
-
-
 def test_hundreds_in_flight_share_their_connections_and_none_fails() -> None:
     """3,000 requests, and 256 of them in flight at any time."""
     waiting = 0
@@ -543,9 +522,6 @@ def test_no_more_is_in_flight_than_the_server_takes() -> None:
         several = backends.create("tgi", BackendOptions(base_urls=(server.url, server.url + "/v1")))
         assert isinstance(several, tgi.TGIBackend)
         assert [replica.parallel for replica in several.replicas] == [6, 3]
-
-
-# --- from the command line ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("flag", ["--tgi_url", "--model"])

@@ -163,9 +163,6 @@ class Watched:
         model.register_forward_pre_hook(watch, with_kwargs=True)
 
 
-# --- the engine -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("make", [llama, windowed])
 @pytest.mark.parametrize("slots", [1, 3])
 def test_batched_answers_are_those_of_one_generate_call_each(
@@ -361,9 +358,6 @@ def test_closing_ends_within_a_step_and_tells_who_waits() -> None:
     assert [len(row.answer) for row in rows] == [6, 6, 0]
     assert all(isinstance(end, BackendError) for end in asked.ends.values())
     assert len(watched.passes) == 7  # the opening and six steps
-
-
-# --- loading and identity -------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -603,9 +597,6 @@ def test_without_torch_it_says_what_to_install() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert "'torch' is not installed; pip install 'mminstruct[transformers]'" in run.stdout
-
-
-# --- the real model -------------------------------------------------------------------------------
 
 
 def test_the_real_model_is_loaded_from_gguf_and_shares_its_opening(

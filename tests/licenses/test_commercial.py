@@ -239,9 +239,6 @@ def test_a_row_carries_what_naming_an_images_author_takes(tmp_path: Path) -> Non
     assert (row["commercial_use"], row["provenance"]["endpoint"]) == (True, None)
 
 
-# --- mminstruct license -----------------------------------------------------------------------
-
-
 def asked(command: str, capsys: pytest.CaptureFixture[str]) -> str:
     assert cli.run(["license", *shlex.split(command)]) == 0
     return capsys.readouterr().out

@@ -285,8 +285,6 @@ def test_there_are_alternatives_only_where_another_model_would_help() -> None:
     assert len(licenses.alternatives(REGISTRY, coco(*model("no/such-model")))) == 3
 
 
-# --- what holds for any parts -----------------------------------------------------------------
-
 ENTRIES = [None, *REGISTRY.licenses.values()]
 POOL = [
     *(Part("annotations", f"annotations {n}", by) for n, by in enumerate(ENTRIES)),

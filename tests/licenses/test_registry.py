@@ -155,8 +155,6 @@ def test_what_a_source_says_of_its_own_licence_agrees_with_its_entry() -> None:
             assert REGISTRY.license(work.license) == REGISTRY.license(info.license)
 
 
-# --- a user's own file ------------------------------------------------------------------------
-
 FACT = {"source_url": "our contract of 2026-02-01", "checked_on": "2026-02-01"}
 TERMS = {
     **FACT, "id": "acme-terms", "title": "the terms of Acme", "hub": "other",

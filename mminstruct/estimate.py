@@ -29,6 +29,7 @@ from mminstruct.builder import InstructBuilder
 from mminstruct.client import Attempt
 from mminstruct.errors import UsageError
 from mminstruct.generate import Plan
+from mminstruct.limits import Rates
 from mminstruct.pricing import Price
 from mminstruct.progress import duration
 from mminstruct.responses import Lengths, ResponseStore, Scope
@@ -117,6 +118,9 @@ class Estimate:
         token_error: of the count of prompt tokens, as in `Backend.token_error`.
         in_store: answers in the store, whatever they are to.
         requests_per_second: throughput to expect, or None if unknown.
+        rates: what will be sent a minute at most.
+        max_requests: where the run will stop, or None.
+        max_cost_usd: likewise.
     """
 
     parts: tuple[Part, ...]
@@ -125,6 +129,9 @@ class Estimate:
     token_error: float | None
     in_store: int
     requests_per_second: float | None = None
+    rates: Rates = Rates()
+    max_requests: int | None = None
+    max_cost_usd: float | None = None
 
     @property
     def requests(self) -> int:
@@ -165,12 +172,33 @@ class Estimate:
 
     @property
     def seconds(self) -> Interval | None:
-        """Time for what is not in the store; None if no throughput is given."""
+        """Time for what is not in the store, which a bound on what is sent may stretch.
+
+        None if neither a throughput nor a bound is given; with a bound alone it takes at least so
+        long.
+        """
         left = self.total("left")
         if not left.high:
             return Interval()
-        rate = self.requests_per_second
-        return None if rate is None else Interval(left.low / rate, left.high / rate)
+        tokens = self.total("prompt_tokens_left") + self.total("completion_tokens_left")
+        per_second = [
+            (left, self.requests_per_second),
+            (left, _per_second(self.rates.requests_per_minute)),
+            (tokens, _per_second(self.rates.tokens_per_minute)),
+        ]
+        times = [(x.low / rate, x.high / rate) for x, rate in per_second if rate is not None]
+        return Interval(*map(max, zip(*times, strict=True))) if times else None
+
+    @property
+    def stops_at(self) -> str | None:
+        """The bound that the run may come to before its end, as its flag is written."""
+        most = self.max_requests
+        if most is not None and most < self.total("left").high:
+            return f"--max_requests {most:,}"
+        cost = self.cost_usd
+        if self.max_cost_usd is not None and cost is not None and self.max_cost_usd < cost.high:
+            return f"--max_cost {self.max_cost_usd:g}"
+        return None
 
     def as_json(self) -> dict[str, Any]:
         """A number where it is known exactly, ``[low, high]`` where not, None where unknown."""
@@ -190,6 +218,7 @@ class Estimate:
             "cost_usd": None if self.cost_usd is None else self.cost_usd.plain(6),
             "batch_cost_usd": None if self.batch_cost_usd is None else self.batch_cost_usd.plain(6),
             "seconds": None if self.seconds is None else self.seconds.plain(1),
+            "stops_at": self.stops_at,
             "left": {
                 "requests": self.total("left").plain(),
                 "prompt_tokens": self.total("prompt_tokens_left").plain(),
@@ -256,7 +285,14 @@ def estimate(
             token_error=backend.token_error,
             in_store=len(store),
             requests_per_second=requests_per_second,
+            rates=config.rates(),
+            max_requests=config.max_requests,
+            max_cost_usd=config.max_cost,
         )
+
+
+def _per_second(per_minute: float | None) -> float | None:
+    return None if per_minute is None else per_minute / 60
 
 
 def _plan(builder: InstructBuilder) -> tuple[Plan, tuple[str, ...]]:
@@ -502,7 +538,9 @@ def table(found: Estimate) -> str:
             "time",
             "unknown; give --requests_per_second"
             if seconds is None
-            else _between(seconds, duration),
+            else _between(seconds, duration)
+            if found.requests_per_second is not None or not left.high
+            else f"at least {_between(seconds, duration)}, as the rates asked for allow it",
         )
     )
     lines = [_wrapped(f"{label:<{_LABEL}}{text}", " " * _LABEL) for label, text in rows]
@@ -510,7 +548,9 @@ def table(found: Estimate) -> str:
 
 
 def _notes(found: Estimate) -> Iterator[str]:
-    """What is approximate, and why."""
+    """Where the run will stop; what is approximate, and why."""
+    if bound := found.stops_at:
+        yield f"The run may stop at {bound}; the same command goes on from there."
     if found.sampled:
         yield (
             f"From a sample of {sum(part.looked_at for part in found.parts):,} requests; intervals "

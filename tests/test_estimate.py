@@ -151,6 +151,36 @@ def test_what_is_in_the_store_is_not_paid_for_again(
     assert (everything["cost_usd"], everything["seconds"]) == (0.0, 0.0)
 
 
+def test_the_bounds_of_the_run_are_those_of_its_estimate(
+    server: LoopbackServer,
+    estimate: Callable[..., dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["COCO2017", *at(server), "--price_in", "1", "--price_out", "2"]
+    free = estimate(*arguments)
+    assert (free["seconds"], free["stops_at"]) == (None, None)
+    assert estimate(*arguments, "--requests_per_minute", "9")["seconds"] == 120.0
+    slower = estimate(*arguments, "--requests_per_minute", "9", "--tokens_per_minute", "100")
+    tokens = [
+        sum(free["left"][kind][end] if isinstance(free["left"][kind], list) else free["left"][kind]
+            for kind in ("prompt_tokens", "completion_tokens"))
+        for end in (0, 1)
+    ]  # fmt: skip
+    assert slower["seconds"] == [pytest.approx(count * 0.6, abs=0.1) for count in tokens]
+    # The slowest of them counts.
+    both = ["--requests_per_second", "0.1", "--requests_per_minute", "9"]
+    assert estimate(*arguments, *both)["seconds"] == 180.0
+    assert estimate(*arguments, "--max_requests", "18")["stops_at"] is None
+    assert estimate(*arguments, "--max_requests", "17")["stops_at"] == "--max_requests 17"
+    assert estimate(*arguments, "--max_cost", "9")["stops_at"] is None
+    assert estimate(*arguments, "--max_cost", "0.001")["stops_at"] == "--max_cost 0.001"
+    bounds = ["--max_requests", "17", "--requests_per_minute", "9"]
+    assert cli.run(["estimate", *arguments, *bounds]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "time at least 2m00s, as the rates asked for allow it" in said
+    assert "The run may stop at --max_requests 17; the same command goes on" in said
+
+
 def test_another_model_or_sampling_finds_nothing_in_the_store(
     server: LoopbackServer, estimate: Callable[..., dict[str, Any]]
 ) -> None:

@@ -48,6 +48,8 @@ COLUMNS = {
     "image_url": "where the publisher serves it, if anywhere",
     "width": "in pixels, if known",
     "height": "in pixels, if known",
+    "rotation_deg": "degrees counter-clockwise by which the published file has to be turned; "
+    "width, height and text are about the upright image",
     "image_license": "the image's own licence (SPDX where there is an id); null is not known",
     "image_credit": "author, title and pages, as far as the release of the images tells",
     "type": "the type of instruction, which is also the name of a config",

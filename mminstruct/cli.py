@@ -85,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def run(arguments: Sequence[str]) -> int:
     """Run the command line; the exit code."""
     args = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _terminated)
+    # Who calls this from Python has it back afterwards: processes forked later would inherit it.
+    before = signal.signal(signal.SIGTERM, _terminated)
     try:
         code: int = args.command(args)
         return code
@@ -101,6 +102,8 @@ def run(arguments: Sequence[str]) -> int:
             _say(f"{_kept(args)}; run the same command again to go on.")
             return STOPPED
         return USAGE
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _kept(args: argparse.Namespace) -> str:

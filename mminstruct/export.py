@@ -49,7 +49,7 @@ from mminstruct.errors import UsageError, did_you_mean
 from mminstruct.generate import Report
 
 if TYPE_CHECKING:
-    from mminstruct.images import Fetching  # with an HTTP client, which only fetching needs
+    from mminstruct.images import Fetching, Wanted  # with an HTTP client, for fetching alone
 
 Row = Mapping[str, Any]
 Images = Literal["none", "url", "path", "embed"]
@@ -461,7 +461,7 @@ class _Wanted:
         # `images.fetch` goes on in a thread, but never while this one does.
         self._table = sqlite3.connect(file, check_same_thread=False)
         self._table.execute(
-            "CREATE TABLE image (file TEXT UNIQUE, url TEXT, credit TEXT, lost TEXT)"
+            "CREATE TABLE image (file TEXT UNIQUE, url TEXT, turn INTEGER, credit TEXT, lost TEXT)"
         )
 
     def __enter__(self) -> _Wanted:
@@ -474,22 +474,23 @@ class _Wanted:
         """Ask for a row's image, unless that was done before."""
         credit = {name: row.get(name) for name in ("image_url", "image_license", "image_credit")}
         self._table.execute(
-            "INSERT OR IGNORE INTO image VALUES (?, ?, ?, NULL)",
-            (file, row["image_url"], json.dumps(credit)),
+            "INSERT OR IGNORE INTO image VALUES (?, ?, ?, ?, NULL)",
+            (file, row["image_url"], _turn(row), json.dumps(credit)),
         )
 
     def __len__(self) -> int:
         (count,) = self._table.execute("SELECT count(*) FROM image").fetchone()
         return int(count)
 
-    def __iter__(self) -> Iterator[tuple[str, str]]:
-        """File names and addresses; the table may change meanwhile."""
+    def __iter__(self) -> Iterator[Wanted]:
+        """The images; the table may change meanwhile."""
+        from mminstruct.images import Wanted
+
         last = 0
-        while page := self._table.execute(
-            "SELECT rowid, file, url FROM image WHERE rowid > ? ORDER BY rowid LIMIT 1000", (last,)
-        ).fetchall():
+        query = "SELECT rowid, file, url, turn FROM image WHERE rowid > ? ORDER BY rowid LIMIT 1000"
+        while page := self._table.execute(query, (last,)).fetchall():
             last = page[-1][0]
-            yield from ((file, url) for _, file, url in page)
+            yield from (Wanted(*image) for _, *image in page)
 
     def lose(self, file: str, reason: str) -> None:
         """Note why there is no such image."""
@@ -503,9 +504,10 @@ class _Wanted:
 
     def credits(self) -> Iterator[dict[str, Any]]:
         """What naming the authors of the images takes, and what was done to these."""
-        query = "SELECT file, credit FROM image WHERE lost IS NULL ORDER BY rowid"
-        for file, credit in self._table.execute(query):
-            yield {"image": file, **json.loads(credit), "max_size": self._max_size}
+        query = "SELECT file, turn, credit FROM image WHERE lost IS NULL ORDER BY rowid"
+        for file, turn, credit in self._table.execute(query):
+            done = {"turned_deg": turn, "max_size": self._max_size}
+            yield {"image": file, **json.loads(credit), **done}
 
 
 @dataclass
@@ -546,6 +548,10 @@ class _Pictures:
             raise _LeftOut("its image has no file name, or one that leads out of a folder")
         if self.images in ("url", "embed") and not row["image_url"]:
             raise _LeftOut("no address for its image")
+        if _turn(row) % 90:
+            raise _LeftOut(f"its image would have to be turned by {_turn(row)} degrees")
+        if self.images != "embed" and not form.any_modality and _turn(row):
+            raise _LeftOut("its image has to be turned, which --images embed does")
         return form.file_name(row["image"])
 
     def path(self, row: Row, form: Format, output: Path) -> str | None:
@@ -594,12 +600,12 @@ def _fetch(
             wanted.add(file, row)
     with tqdm(desc="images", total=len(wanted), unit="", disable=None if progress else True) as bar:
 
-        def missing() -> Iterator[tuple[str, str]]:
-            for file, url in wanted:
-                if (pictures.folder / file).is_file():
+        def missing() -> Iterator[images.Wanted]:
+            for image in wanted:
+                if (pictures.folder / image.file).is_file():
                     bar.update()
                 else:
-                    yield file, url
+                    yield image
 
         def done(file: str, reason: str | None) -> None:
             if reason is not None:
@@ -803,6 +809,11 @@ def _parts(row: Row, images: list[dict[str, str]]) -> list[dict[str, Any]]:
         }
         for number, turn in enumerate(turns)
     ]
+
+
+def _turn(row: Row) -> int:
+    """Degrees by which the row's image has to be turned; older releases don't say."""
+    return (row.get("rotation_deg") or 0) % 360
 
 
 def _listed(image: str | None) -> list[str]:

@@ -71,6 +71,8 @@ FEATURES = _RowFeatures(
         "image_url": Value("string"),
         "width": Value("int32"),
         "height": Value("int32"),
+        # By which the published file has to be turned; all else is about the upright image.
+        "rotation_deg": Value("int32"),
         "image_license": Value("string"),
         # What naming the image's author takes, as far as its release tells.
         "image_credit": {
@@ -600,6 +602,7 @@ def _results(asked: _Asked, outcomes: list[Outcome], plan: Plan, client: Client)
         "image_url": [m.url for m in media],
         "width": [m.width for m in media],
         "height": [m.height for m in media],
+        "rotation_deg": [m.rotation_deg for m in media],
         "image_license": [m.license for m in media],
         "image_credit": pa.StructArray.from_arrays(
             [pa.array([getattr(m, f.name) for m in media], f.type) for f in _CREDIT], fields=_CREDIT

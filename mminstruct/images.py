@@ -33,6 +33,11 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 _RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
 _LONGEST_WAIT_S = 120.0
 _GIVE_UP_AFTER = 20
+_TURNS = {
+    90: Image.Transpose.ROTATE_90,  # counter-clockwise
+    180: Image.Transpose.ROTATE_180,
+    270: Image.Transpose.ROTATE_270,
+}
 # What Pillow raises for bytes that are no image, or only the beginning of one.
 _DAMAGED = (
     OSError,
@@ -74,6 +79,21 @@ class Fetching:
             raise UsageError(f"max_retries: expected 0 or more, got {self.retry.max_retries}")
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An image to fetch.
+
+    Attributes:
+        file: its name in the folder.
+        url: where it is.
+        rotation_deg: degrees counter-clockwise by which it has to be turned, by quarters.
+    """
+
+    file: str
+    url: str
+    rotation_deg: int = 0
+
+
 class _Lost(Exception):
     """An image that can't be had; its text is the reason."""
 
@@ -87,7 +107,7 @@ class _Again(_Lost):
 
 
 def fetch(
-    wanted: Iterable[tuple[str, str]],
+    wanted: Iterable[Wanted],
     folder: Path,
     fetching: Fetching,
     done: Callable[[str, str | None], None],
@@ -95,7 +115,7 @@ def fetch(
     """Fetch images that are not in the folder yet.
 
     Args:
-        wanted: names in the folder, each once, and URLs.
+        wanted: the images, each file once.
         folder: where they go; made if need be.
         fetching: how.
         done: called with a name and None, or the reason why there is no such image; in another
@@ -125,10 +145,11 @@ def fetch(
             raise
 
 
-def checked(body: bytes, max_size: int | None) -> bytes:
-    """The bytes of a whole image, made smaller if it is larger than ``max_size`` pixels.
+def checked(body: bytes, max_size: int | None, rotation_deg: int = 0) -> bytes:
+    """The bytes of a whole image, turned, and made smaller if larger than ``max_size`` pixels.
 
-    What is made smaller is turned upright as its EXIF says; the rest is left as it came.
+    What is made smaller is turned upright as its EXIF says, unless ``rotation_deg`` says how. An
+    image to which nothing has to be done is left as it came.
 
     Raises:
         _Lost: they are something else, a part of one, or too many pixels.
@@ -138,15 +159,20 @@ def checked(body: bytes, max_size: int | None) -> bytes:
             image.verify()  # checksums; the image can't be used after it
         with Image.open(io.BytesIO(body), formats=FORMATS) as image:
             image.load()
-            if max_size is None or max(image.size) <= max_size:
+            is_large = max_size is not None and max(image.size) > max_size
+            if not is_large and not rotation_deg:
                 return body
-            smaller = ImageOps.exif_transpose(image)
-            if smaller.mode == "P":  # indices can't be averaged
-                smaller = smaller.convert("RGBA")
-            smaller.thumbnail((max_size, max_size), Image.Resampling.LANCZOS)
+            if rotation_deg:
+                changed = image.transpose(_TURNS[rotation_deg])
+            else:
+                changed = ImageOps.exif_transpose(image)
+            if max_size is not None and is_large:
+                if changed.mode == "P":  # indices can't be averaged
+                    changed = changed.convert("RGBA")
+                changed.thumbnail((max_size, max_size), Image.Resampling.LANCZOS)
             target = io.BytesIO()
             profile = image.info.get("icc_profile")
-            smaller.save(target, format=image.format, quality=95, icc_profile=profile)
+            changed.save(target, format=image.format, quality=95, icc_profile=profile, exif=b"")
             return target.getvalue()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _Lost(f"more than {Image.MAX_IMAGE_PIXELS} pixels") from error
@@ -155,7 +181,7 @@ def checked(body: bytes, max_size: int | None) -> bytes:
 
 
 async def _fetch_all(
-    wanted: Iterable[tuple[str, str]],
+    wanted: Iterable[Wanted],
     folder: Path,
     fetching: Fetching,
     done: Callable[[str, str | None], None],
@@ -166,14 +192,14 @@ async def _fetch_all(
 
     async def work() -> None:
         nonlocal unreachable
-        for name, url in shared:
-            lost = await _fetch_one(client, threads, url, folder / name, fetching)
-            done(name, None if lost is None else str(lost))
+        for image in shared:
+            lost = await _fetch_one(client, threads, image, folder, fetching)
+            done(image.file, None if lost is None else str(lost))
             unreachable = unreachable + 1 if isinstance(lost, _Again) else 0
             if unreachable >= _GIVE_UP_AFTER:
                 raise RunStopped(
-                    f"images: {unreachable} in a row could not be fetched (last: {url}: {lost}); "
-                    "check the network and the address"
+                    f"images: {unreachable} in a row could not be fetched (last: {image.url}: "
+                    f"{lost}); check the network and the address"
                 )
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
@@ -192,23 +218,24 @@ async def _fetch_all(
 async def _fetch_one(
     client: httpx2.AsyncClient,
     threads: ThreadPoolExecutor,
-    url: str,
-    path: Path,
+    wanted: Wanted,
+    folder: Path,
     fetching: Fetching,
 ) -> _Lost | None:
     """None if the image is in the folder now, else why not."""
     retries, rng = 0, random.Random()
     while True:
         try:
-            body = await asyncio.wait_for(_body(client, url, fetching), fetching.timeout_s)
-            loop = asyncio.get_running_loop()
-            image = await loop.run_in_executor(threads, checked, body, fetching.max_size)
+            body = await asyncio.wait_for(_body(client, wanted.url, fetching), fetching.timeout_s)
+            image = await asyncio.get_running_loop().run_in_executor(
+                threads, checked, body, fetching.max_size, wanted.rotation_deg
+            )
         except asyncio.TimeoutError:  # noqa: UP041 (another class before Python 3.11)
             lost: _Lost = _Again(f"not there after {fetching.timeout_s:g} s")
         except _Lost as error:
             lost = error
         else:
-            _keep(path, image)
+            _keep(folder / wanted.file, image)
             return None
         if not isinstance(lost, _Again) or retries == fetching.retry.max_retries:
             return lost

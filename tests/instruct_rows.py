@@ -34,6 +34,7 @@ def row(
         "image_url": f"http://images.cocodataset.org/train2017/{image:012d}.jpg",
         "width": 640,
         "height": 480,
+        "rotation_deg": 0,
         "image_license": "CC-BY-2.0",
         "type": kind,
         "messages": messages,

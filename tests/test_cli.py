@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -275,3 +276,18 @@ def test_motions_in_the_form_for_images_are_an_error_before_anything_is_asked(
     arguments = ["generate", "HUMANML3D", "--dry_run", "--output_path", "x.json"]
     assert cli.run(arguments) == cli.USAGE
     assert "llava-instruct holds images, and HUMANML3D is about motion" in capsys.readouterr().err
+
+
+def test_whoever_calls_it_has_the_signals_handled_as_before(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # Else processes that are forked later inherit a handler that their pool can't end.
+    def mine(number: int, frame: object) -> None: ...
+
+    before = signal.signal(signal.SIGTERM, mine)
+    try:
+        assert cli.run(["list"]) == cli.DONE
+        assert cli.run(["show", "NOWHERE"]) == cli.USAGE
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -178,7 +178,7 @@ def test_what_gave_no_row_stands_beside_the_file_until_a_run_without_any(
     beside = tmp_path / "out.x.rejected.jsonl"
     assert json_lines(beside) == [rejected(2), rejected(3)]
     write(path, splits, output_format)
-    assert files_below(tmp_path) == ["out.x"]
+    assert files_below(tmp_path) == ["out.x", "out.x.LICENSE"]
 
 
 @pytest.mark.parametrize("output_format", ["jsonl", "llava-instruct"])
@@ -190,15 +190,15 @@ def test_an_interrupted_write_of_a_file_leaves_the_old_one(
     with pytest.raises(KeyboardInterrupt):
         export.write(Interrupted(), path, output_format, Report(), "CC0\n")
     assert path.read_bytes() == before
-    assert files_below(tmp_path) == ["out.x"]
+    assert files_below(tmp_path) == ["out.x", "out.x.LICENSE"]
     write(path, {"train": dataset([row(2)])}, output_format)
-    assert files_below(tmp_path) == ["out.x"]
+    assert files_below(tmp_path) == ["out.x", "out.x.LICENSE"]
     assert path.read_bytes() != before
 
 
 def test_a_file_may_be_in_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
     path = write(tmp_path / "new" / "out.jsonl", {"train": dataset([row(1)])}, "jsonl")
-    assert files_below(tmp_path) == ["new/out.jsonl"]
+    assert files_below(tmp_path) == ["new/out.jsonl", "new/out.jsonl.LICENSE"]
     assert len(json_lines(path)) == 1
 
 
@@ -627,6 +627,28 @@ def test_a_file_that_is_no_image_is_not_put_into_a_shard(tmp_path: Path) -> None
     assert outcome.missing == {"not an image (JPEG, PNG, WEBP)": 1}
 
 
+@pytest.mark.parametrize("images", ["none", "path"])
+def test_a_file_that_lies_on_its_side_is_for_no_trainer_as_it_is(
+    tmp_path: Path, images: export.Images
+) -> None:
+    rows = [row(1, rotation_deg=90), row(2, rotation_deg=None), row(3, rotation_deg=45)]
+    out = repository(tmp_path / "out", {"train": rows})
+    for number in (1, 2, 3):
+        (tmp_path / f"{number:012d}.jpg").write_bytes(picture())
+    folder = tmp_path if images == "path" else None
+    more: dict[str, Any] = {"images": images, "image_folder": folder}
+    path = tmp_path / "llava.json"
+    outcome = export.export(out, "llava-instruct", output_path=path, **more)
+    assert outcome.missing == {
+        "its image has to be turned, which --images embed does": 1,
+        "its image would have to be turned by 45 degrees": 1,
+    }
+    assert [record["id"] for record in json.loads(path.read_text())] == [rows[1]["id"]]
+    path = tmp_path / "rows.jsonl"
+    export.export(out, "jsonl", output_path=path)
+    assert [record["rotation_deg"] for record in json_lines(path)] == [90, None, 45]
+
+
 def test_a_folder_with_something_else_is_no_place_for_shards(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(UsageError, match="holds something else than shards"):
@@ -820,6 +842,30 @@ def test_larger_images_are_made_smaller_and_turned_upright(
     assert credit["max_size"] == 50
 
 
+@pytest.mark.parametrize(("degrees", "dark"), [(90, "left"), (180, "bottom"), (270, "right")])
+def test_a_file_that_lies_on_its_side_is_turned_as_it_is_fetched(
+    tmp_path: Path, server: ImageServer, degrees: int, dark: str
+) -> None:
+    # The picture is dark at the top.
+    rows = [row_at(server, 1, rotation_deg=degrees)]
+    for size, folder in ((None, "images"), (32, "images-32px")):
+        embed(tmp_path, rows, fetching=replace(AT_ONCE, max_size=size))
+        image = Image.open(tmp_path / "x" / folder / f"{1:012d}.jpg").convert("L")
+        long, short = (64, 48) if size is None else (32, 24)
+        assert image.size == ((short, long) if degrees % 180 else (long, short))
+        right, bottom = image.width - 1, image.height - 1
+        middle = image.width // 2, image.height // 2
+        sides = {
+            "left": (0, middle[1]),
+            "right": (right, middle[1]),
+            "top": (middle[0], 0),
+            "bottom": (middle[0], bottom),
+        }
+        assert min(sides, key=lambda side: image.getpixel(sides[side])) == dark
+        credit = json_lines(tmp_path / "x" / "out.json.credits.jsonl")[0]
+        assert (credit["turned_deg"], credit["max_size"]) == (degrees, size)
+
+
 def test_credits_name_the_author_and_licence_of_every_image(
     tmp_path: Path, server: ImageServer
 ) -> None:
@@ -830,6 +876,7 @@ def test_credits_name_the_author_and_licence_of_every_image(
         {
             "image": row["image"],
             **{name: row[name] for name in ("image_url", "image_license", "image_credit")},
+            "turned_deg": 0,
             "max_size": None,
         }
         for row in rows[:2]

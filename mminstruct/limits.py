@@ -12,7 +12,7 @@ the requests in flight (window) and the requests per second (pace):
   allowance was used up, whatever burst it grants;
 - refusals of requests that were sent before the last one are the same event;
 - some servers refuse now and then without a reason. After some refusals in quick succession more is
-  sent for once; where more is taken then, refusals bound nothing from there on;
+  sent for once; where more is taken then, refusals bound nothing until clearly more are refused;
 - a Retry-After holds back everything, and what follows comes at the learnt pace, not as a herd;
 - timeouts and a median latency that has doubled without more answers for it shrink the window. A
   median doesn't see a few slow answers.
@@ -72,6 +72,7 @@ _WORTH = 1.3
 _LEFT = 4
 # A trial that is undecided has failed after so many refusals.
 _TRIAL_ENDS = 10
+_TRIAL_SENT = 1000
 # Refusals without a trial: one that has failed doubles them.
 _UNTRIED = 14
 # Refusals after which it is looked at again whether they have no reason, how much more of all may
@@ -471,6 +472,8 @@ class Limiter:
         self._sent_s.append(now)
         if self._trial is not None:
             self._trial.sent_s.append(now)
+            if len(self._trial.sent_s) >= _TRIAL_SENT:  # next to nothing spoke against it
+                self._trial = None
         if self._vain is not None:
             self._vain.sent += 1
         self._tokens_under_way += tokens

@@ -287,7 +287,7 @@ def card(
             "obligations": _items(map(_linked, map(str, origin.verdict.obligations)))
             or "None that are known.",
             "media_licenses": " ".join(
-                dict.fromkeys(_linked(s.media_license) for s in _all(origin))
+                dict.fromkeys(_linked(s.media_license) for s in origin.sources)
             ),
             "media_table": _media_table(origin, contents),
             "attribution": "\n\n".join(dict.fromkeys(_linked(s.attribution) for s in _all(origin))),

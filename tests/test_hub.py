@@ -208,7 +208,8 @@ def is_complete(repo: Repo, folder: Path) -> bool:
     [
         pytest.param(("--model_source", "fake"), "unknown", 1, id="scripted"),
         pytest.param(
-            ("--types", "conversation", "--max_tokens", "200", "--seed", "1"),
+            # One thread: several wait for each other in loops where something else runs.
+            ("--types", "conversation", "--max_tokens", "200", "--seed", "1", "--n_threads", "1"),
             "cc0-1.0",
             0,
             id="SmolLM2",

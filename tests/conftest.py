@@ -25,6 +25,14 @@ import pytest  # noqa: E402
 from loopback import LoopbackServer  # noqa: E402
 
 
+@pytest.fixture(autouse=True)
+def nothing_in_the_default_store() -> Iterator[None]:
+    """No test finds the answers of another one."""
+    yield
+    for file in (Path(_HOME.name) / "mminstruct").glob("responses.sqlite*"):
+        file.unlink()
+
+
 @pytest.fixture
 def server() -> Iterator[LoopbackServer]:
     """A server that answers everything well, until a test sets `answer`."""

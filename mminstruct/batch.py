@@ -9,6 +9,10 @@ server: files by their name, which holds the digest of their content, batches by
 All that submits or collects happens under a file lock; the wait between two looks doesn't hold it.
 So several runs, of the same requests too, share their batches.
 
+Where a run has a bound, requests go up as far as their worst cases fit, those that an earlier run
+left under way included. What their answers leave of it goes into further batches, until the bound
+is nearly reached: a batch of a few requests may take hours, too.
+
 Input, output and error files are deleted at the server once every line of them is in the store.
 
 **Source:** https://developers.openai.com/api/docs/guides/batch (statuses, limits, line formats)
@@ -32,6 +36,7 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
+    Collection,
     Iterable,
     Iterator,
     Sequence,
@@ -54,7 +59,15 @@ from mminstruct.backends.openai import (
     read_body,
     status_error,
 )
-from mminstruct.client import Attempt, Failed, Job, RetryPolicy, Stats
+from mminstruct.client import (
+    Attempt,
+    Failed,
+    Job,
+    RetryPolicy,
+    Stats,
+    price_usd,
+    worst_case_usd,
+)
 from mminstruct.errors import (
     BackendError,
     BackendUnusable,
@@ -64,9 +77,10 @@ from mminstruct.errors import (
     StoreError,
     TransientError,
 )
+from mminstruct.limits import Budget
 from mminstruct.resources import shown
 from mminstruct.responses import ResponseStore, Scope
-from mminstruct.schema import Completion
+from mminstruct.schema import Completion, Request
 
 _T = TypeVar("_T")
 _ListCall = Callable[[openai.AsyncOpenAI, dict[str, Any], str | openai.Omit], Awaitable[Any]]
@@ -85,6 +99,8 @@ _FEW_TRIES = 3
 # A batch takes up to a day; for this long the server may be away, or the machine asleep.
 _LONGEST_OUTAGE_S = 3600.0
 _WORDS_SHOWN = 500
+# Once a bound was reached, so much of it has to be left for another batch.
+_WORTH_A_BATCH = 0.1
 _QUEUE_FULL = re.compile(r"token_limit_exceeded|enqueued token", re.IGNORECASE)
 _NO_CREDIT = re.compile(r"insufficient_quota|billing_hard_limit", re.IGNORECASE)
 
@@ -114,6 +130,7 @@ def answer(
     policy: RetryPolicy,
     limits: Limits,
     stats: Stats,
+    budget: Budget | None = None,
 ) -> dict[bytes, Failed]:
     """The failures by response key, once all other requests have their answers in the store.
 
@@ -124,13 +141,15 @@ def answer(
         policy: retries.
         limits: of the provider.
         stats: where to count.
+        budget: what the run may ask for, at the prices of the Batch API.
 
     Raises:
         BackendError: the server can't be reached, or has no Batch API.
-        RunStopped: nothing at all was answered, or the account has no credit.
+        RunStopped: the budget is used up, nothing at all was answered, or the account has no
+            credit.
         StoreError: store or journal can't be written.
     """
-    run = _Run(jobs, backend, store_path, policy, limits, stats)
+    run = _Run(jobs, backend, store_path, policy, limits, stats, budget)
     # A thread of its own: a notebook runs an event loop in this one, and an interrupt would hit
     # the loop between any two of its steps.
     with ThreadPoolExecutor(1, thread_name_prefix="batch") as thread:
@@ -154,6 +173,7 @@ class _Run:
         policy: RetryPolicy,
         limits: Limits,
         stats: Stats,
+        budget: Budget | None,
     ) -> None:
         self._jobs = jobs
         self._backend = backend
@@ -163,6 +183,9 @@ class _Run:
         self._policy = policy
         self._limits = limits
         self._stats = stats
+        self._budget = budget if budget is not None and budget.bounded else None
+        self._reserved: dict[bytes, float] = {}  # worst cases of what is under way, if bounded
+        self._at_bound = False
         self._rng = random.Random()  # noqa: S311
         self._failures: dict[bytes, Failed] = {}
         self._scopes: dict[bytes, Scope | None] = {}
@@ -198,6 +221,8 @@ class _Run:
                     raise
                 finally:
                     self._stats.waiting_for = ()
+        if self._at_bound and self._budget is not None:
+            raise RunStopped(self._budget.reached("another batch would exceed or nearly reach"))
         if not self._answers and self._failures:
             last = next(reversed(self._failures.values()))
             if not last.rejected:
@@ -251,12 +276,14 @@ class _Run:
         async with contextlib.aclosing(self._drafts(scratch)) as drafts:
             async for draft in drafts:
                 if self._room == 0 and self._open:
-                    self._held_back = True
+                    self._hold_back(draft.keys)
                 else:
                     if files is None:
                         batches, files = await self._batches(), await self._files()
                     await self._submit_one(draft, files, batches)
                 draft.path.unlink()
+        if self._held_back:  # its share of the budget is free again
+            self._at_bound = False
 
     async def _drafts(self, scratch: Path) -> AsyncGenerator[_Draft, None]:
         """Files of what is missing, one at a time; counts everything else on the way."""
@@ -268,6 +295,8 @@ class _Run:
             limit_field = "max_completion_tokens" if official else "max_tokens"
         failed: Counter[str] = Counter()
         seen: set[bytes] = set()
+        full = self._at_bound and self._budget is not None and self._budget.left < _WORTH_A_BATCH
+        self._at_bound = False
         draft, answered = _Draft(scratch, limit_field), 0
         jobs = self._jobs()
         with contextlib.ExitStack() as last:
@@ -283,13 +312,19 @@ class _Run:
                         continue  # too long for the window; the client counts it
                     if key in stored:
                         answered += 1
+                        self._settle(key, self._reserved.get(key))  # by another run
                     elif key in under_way:
                         self._scopes[key] = attempt.scope
                         self._open.add(under_way[key])
+                        self._reserve(key, request, sent=True)
                     elif key in self._failures:
                         failed[self._failures[key].cause] += 1
                     elif key not in seen:
                         seen.add(key)
+                        full = full or not self._reserve(key, request)
+                        if full:
+                            self._at_bound = True
+                            continue
                         self._scopes[key] = attempt.scope
                         line = _line(key, payload(model, request, limit_field=limit_field))
                         if draft.is_full(len(line), self._file_requests, self._limits.file_bytes):
@@ -338,7 +373,7 @@ class _Run:
         except BackendError as error:
             if _QUEUE_FULL.search(str(error)):
                 self._journal.forget(intent)
-                self._queue_full(len(draft.keys))
+                self._queue_full(draft.keys)
                 return
             if isinstance(error, RequestRefused):
                 self._journal.forget(intent)
@@ -351,13 +386,45 @@ class _Run:
         self._stats.sent += len(draft.keys)
         _log.info("batch %s: %s requests", batch.id, f"{len(draft.keys):,}")
 
-    def _queue_full(self, requests: int) -> None:
+    def _queue_full(self, keys: Collection[bytes]) -> None:
         """Go on with fewer tokens at a time: first of batches, then of requests in each."""
-        if not self._open and requests > 1:
-            self._file_requests = (requests + 1) // 2
+        if not self._open and len(keys) > 1:
+            self._file_requests = (len(keys) + 1) // 2
         if self._room is None:
             _log.info("the provider's limit on enqueued tokens is reached; the rest goes up later")
-        self._room, self._held_back = 0, True
+        self._room = 0
+        self._hold_back(keys)
+
+    def _hold_back(self, keys: Iterable[bytes]) -> None:
+        """Leave some requests, and their share of the budget, to a later look."""
+        self._held_back, self._at_bound = True, False
+        for key in keys:
+            self._settle(key, None)
+
+    def _reserve(self, key: bytes, request: Request, *, sent: bool = False) -> bool:
+        """Whether a request fits the budget, which counts its worst case from now on.
+
+        Args:
+            key: of the request.
+            request: which is about to be submitted.
+            sent: it was submitted before, so it counts whether it fits or not.
+        """
+        if self._budget is None or (sent and key in self._reserved):
+            return True
+        self._settle(key, None)  # it was under way, and came to nothing
+        most_usd = worst_case_usd(self._budget, self._backend, request)
+        if sent:
+            self._budget.count(most_usd)
+        elif not self._budget.admit(most_usd):
+            return False
+        self._reserved[key] = most_usd
+        return True
+
+    def _settle(self, key: bytes, paid_usd: float | None) -> None:
+        """Count what a request cost in the place of its worst case; None if it cost nothing."""
+        most_usd = self._reserved.pop(key, None)
+        if self._budget is not None and most_usd is not None:
+            self._budget.settle(most_usd, paid_usd)
 
     async def _upload(self, draft: _Draft) -> str:
         async def upload(client: openai.AsyncOpenAI, headers: dict[str, Any]) -> Any:
@@ -484,8 +551,9 @@ class _Run:
         )
         if batch.status == "failed" and _QUEUE_FULL.search(errors):
             self._open.discard(row.intent)
+            keys = self._journal.keys(row.intent)
             self._journal.forget(row.intent)
-            self._queue_full(row.requests)
+            self._queue_full(keys)
             return
         results = _Results(self._journal.keys(row.intent), row.limit_field)
         for number, file_id in enumerate((batch.output_file_id, batch.error_file_id)):
@@ -499,6 +567,10 @@ class _Run:
         missing = Failed(cause, f"batch {batch.id}: {words}"[:_WORDS_SHOWN])
         self._failures.update(dict.fromkeys(results.without_line(), missing))
         self._failures.update(results.failures)
+        # What lines cost that can't be read, nobody knows.
+        lost = results.without_line() if results.is_damaged() else set()
+        for key in results.keys:
+            self._settle(key, self._reserved.get(key) if key in lost else None)
         self._journal.close(row.intent, self._identity, results, keep_files=results.is_damaged())
         self._open.discard(row.intent)
         if self._room is not None:
@@ -537,6 +609,8 @@ class _Run:
         with path.open("rb") as lines:
             while chunk := list(islice(lines, _LINES_AT_A_TIME)):
                 answers = dict(results.read(chunk, self._backend.redacted))
+                for key in answers.keys() & self._reserved.keys():
+                    self._settle(key, price_usd(self._budget, answers[key], self._reserved[key]))
                 there = self._store.get_many(list(answers))
                 new = {key: value for key, value in answers.items() if key not in there}
                 await asyncio.gather(
@@ -783,7 +857,8 @@ class _Results:
     """What the lines of a batch's files say of its requests.
 
     Attributes:
-        answered: keys with an answer.
+        keys: the batch's requests.
+        answered: those of them with an answer.
         failures: of requests that failed for good.
         refusals: of prompts that are too long.
         wants_other_field: whether the limit is known under its newer name alone.
@@ -792,7 +867,7 @@ class _Results:
     """
 
     def __init__(self, keys: set[bytes], limit_field: str) -> None:
-        self._keys = keys
+        self.keys = keys
         self._limit_field = limit_field
         self._seen: set[bytes] = set()
         self.answered: set[bytes] = set()
@@ -818,7 +893,7 @@ class _Results:
                 key = bytes.fromhex(entry.custom_id)
             except ValueError:
                 key = b""
-            if key not in self._keys:
+            if key not in self.keys:
                 self.unknown += 1
                 continue
             self._seen.add(key)
@@ -843,7 +918,7 @@ class _Results:
 
     def without_line(self) -> set[bytes]:
         """Keys that no line was about."""
-        return self._keys - self._seen
+        return self.keys - self._seen
 
     def is_damaged(self) -> bool:
         """Whether there may be more in the files than could be read."""

@@ -169,12 +169,6 @@ class InstructConfig(datasets.BuilderConfig):
             if not low <= value or (high is not None and value > high):
                 bound = f"at least {low}" if high is None else f"between {low} and {high}"
                 raise UsageError(f"{field}: expected {bound}, got {value}")
-        for bound in ("max_requests", "max_cost"):
-            if self.batch_api and getattr(self, bound) is not None:
-                raise UsageError(
-                    f"{bound}: what the Batch API was given can't be called back; leave out "
-                    f"{bound} or batch_api, or give a --limit"
-                )
         if self.batch_api:
             backend = backends.create(self.backend, self.backend_options())
             if backend.name != "openai":
@@ -384,12 +378,9 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
                     "--price_in and --price_out, in USD per million tokens, or bound the answers "
                     "with --max_requests"
                 )
-            self._budget = Budget(
-                max_requests=config.max_requests,
-                max_cost_usd=config.max_cost,
-                usd_per_prompt_token=price.usd_per_prompt_token if price else 0.0,
-                usd_per_completion_token=price.usd_per_completion_token if price else 0.0,
-            )
+            # Where no price of batches is known, the usual one is no less.
+            tokens_usd = price.tokens_usd(batch=config.batch_api) if price else (0.0, 0.0)
+            self._budget = Budget(config.max_requests, config.max_cost, *tokens_usd)
         return self._budget
 
     @budget.setter
@@ -399,7 +390,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
     @contextlib.contextmanager
     def _ledger(self) -> Iterator[None]:
         """Has all processes of a run count in one place, if there is a bound."""
-        if not self.budget.bounded or self.budget.ledger is not None:
+        if not self.budget.bounded or self.budget.ledger is not None or self.config.batch_api:
             yield
             return
         with tempfile.TemporaryDirectory() as folder:
@@ -513,6 +504,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             policy=self._policy(),
             limits=self.batch_limits or batch.Limits(),
             stats=self.stats,
+            budget=self.budget,
         )
 
     def requests(self) -> dict[str, datasets.Dataset]:

@@ -498,7 +498,7 @@ class Client:
             )
             try:
                 completion = await self._send(request, sent, attempts)
-                paid_usd = self._price(completion, most_usd)
+                paid_usd = price_usd(self._budget, completion, most_usd)
             except TransientError as error:
                 if error.cause in _MAYBE_PAID:
                     paid_usd = most_usd
@@ -565,15 +565,7 @@ class Client:
         budget = self._budget
         if budget is None:
             return 0.0
-        most_usd = 0.0
-        if budget.max_cost_usd is not None:
-            tokens = self.backend.count_tokens(request.messages)
-            off = self.backend.token_error
-            if off is None:
-                tokens = most_tokens(self.backend, request.messages)
-            elif off:
-                tokens = math.ceil(tokens * (1 + off))
-            most_usd = budget.cost_usd(tokens, request.sampling.max_tokens)
+        most_usd = worst_case_usd(budget, self.backend, request)
         async with self._paying:
             while not budget.admit(most_usd):
                 if self._stopped is not None:
@@ -582,13 +574,6 @@ class Client:
                     raise self._stop(RunStopped(budget.reached()))
                 await self._pause(_BUDGET_POLL_S)
         return most_usd
-
-    def _price(self, completion: Completion, most_usd: float) -> float:
-        """What an answer costs, or at most where the engine doesn't count its tokens."""
-        prompt, answer = completion.prompt_tokens, completion.completion_tokens
-        if self._budget is None or prompt is None or answer is None:
-            return most_usd
-        return self._budget.cost_usd(prompt, answer)
 
     async def _pause(self, seconds: float) -> None:
         """Sleep, unless the run is stopped meanwhile."""
@@ -665,6 +650,25 @@ class _Tries:
     sent: int = 0
     retries: int = 0
     gone: set[int] = field(default_factory=set)
+
+
+def worst_case_usd(budget: Budget, backend: Backend, request: Request) -> float:
+    """What a request costs at most, in USD; 0 where no cost is bounded."""
+    if budget.max_cost_usd is None:
+        return 0.0
+    if backend.token_error is None:
+        tokens = most_tokens(backend, request.messages)
+    else:
+        tokens = math.ceil(backend.count_tokens(request.messages) * (1 + backend.token_error))
+    return budget.cost_usd(tokens, request.sampling.max_tokens)
+
+
+def price_usd(budget: Budget | None, completion: Completion, most_usd: float) -> float:
+    """What an answer cost, or cost at most where the engine doesn't count its tokens."""
+    prompt, answer = completion.prompt_tokens, completion.completion_tokens
+    if budget is None or prompt is None or answer is None:
+        return most_usd
+    return budget.cost_usd(prompt, answer)
 
 
 def _used(completion: Completion) -> float | None:

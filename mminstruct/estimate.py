@@ -121,6 +121,7 @@ class Estimate:
         rates: what will be sent a minute at most.
         max_requests: where the run will stop, or None.
         max_cost_usd: likewise.
+        batch_api: whether it goes through the Batch API.
     """
 
     parts: tuple[Part, ...]
@@ -132,6 +133,7 @@ class Estimate:
     rates: Rates = Rates()
     max_requests: int | None = None
     max_cost_usd: float | None = None
+    batch_api: bool = False
 
     @property
     def requests(self) -> int:
@@ -195,7 +197,7 @@ class Estimate:
         most = self.max_requests
         if most is not None and most < self.total("left").high:
             return f"--max_requests {most:,}"
-        cost = self.cost_usd
+        cost = (self.batch_cost_usd if self.batch_api else None) or self.cost_usd
         if self.max_cost_usd is not None and cost is not None and self.max_cost_usd < cost.high:
             return f"--max_cost {self.max_cost_usd:g}"
         return None
@@ -288,6 +290,7 @@ def estimate(
             rates=config.rates(),
             max_requests=config.max_requests,
             max_cost_usd=config.max_cost,
+            batch_api=config.batch_api,
         )
 
 

@@ -554,6 +554,10 @@ class _Pictures:
             raise _LeftOut("its image has to be turned, which --images embed does")
         return form.file_name(row["image"])
 
+    def as_shown(self, row: Row) -> Row:
+        """The row about the file that comes with it: an image that was fetched is upright."""
+        return {**row, "rotation_deg": 0} if self.images == "embed" and _turn(row) else row
+
     def path(self, row: Row, form: Format, output: Path) -> str | None:
         """The row's image as the format's reader finds it."""
         if self.images == "none" and form.any_modality:
@@ -647,7 +651,7 @@ def _write(
             try:
                 pictures.check(row, form)
                 image = pictures.path(row, form, path)
-                add(split, row, form.records(row, image))
+                add(split, row, form.records(pictures.as_shown(row), image))
                 outcome.rows += 1
             except _Excluded as excluded:
                 outcome.excluded[str(excluded)] += 1

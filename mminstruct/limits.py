@@ -49,9 +49,9 @@ _START_PER_S = 100.0
 _PACE_DOUBLES_S = 0.5
 _WINDOW_DOUBLES_S = (0.25, 60.0)
 # The curve: from 12 % below what is known to it, and by as much beyond in the same time again. That
-# time is what 34 requests take, and at least 8 times what a refusal costs.
+# time is what 50 requests take, and at least 8 times what a refusal costs.
 _DEPTH = 0.12
-_CURVE_REQUESTS = 34.0
+_CURVE_REQUESTS = 50.0
 _CURVE_PAUSES = 8.0
 _CURVE_S = 0.7
 # The first refusal tells least; where it costs a pause, another one is put off for longer.
@@ -938,6 +938,11 @@ class Spent:
     in_flight: int = 0
     reserved_usd: float = 0.0
 
+    def add(self, most_usd: float) -> None:
+        """One more attempt of at most this price is in flight."""
+        self.in_flight += 1
+        self.reserved_usd += most_usd
+
 
 @dataclass
 class Budget:
@@ -990,6 +995,18 @@ class Budget:
             + completion_tokens * self.usd_per_completion_token
         )
 
+    @property
+    def left(self) -> float:
+        """The share of the bound that is neither spent nor reserved, from 1 down to 0."""
+        spent, shares = self.spent, [1.0]
+        for bound, used in (
+            (self.max_requests, spent.requests + spent.in_flight),
+            (self.max_cost_usd, spent.usd + spent.reserved_usd),
+        ):
+            if bound is not None:
+                shares.append(max(0.0, 1.0 - used / bound) if bound else 0.0)
+        return min(shares)
+
     def admit(self, most_usd: float) -> bool:
         """Whether one more attempt of at most this price fits; if so, it is in flight now."""
         with self._totals() as totals:
@@ -1001,9 +1018,13 @@ class Budget:
             # Sums of prices are exact to the picodollar at best.
             if self.max_cost_usd is not None and most > self.max_cost_usd + 1e-12:
                 return False
-            totals.in_flight += 1
-            totals.reserved_usd += most_usd
+            totals.add(most_usd)
         return True
+
+    def count(self, most_usd: float) -> None:
+        """One more attempt is in flight, whether it fits or not: it was sent before."""
+        with self._totals() as totals:
+            totals.add(most_usd)
 
     def settle(self, most_usd: float, paid_usd: float | None) -> None:
         """The end of an admitted attempt: its price, or None if it cost nothing."""
@@ -1014,7 +1035,7 @@ class Budget:
                 totals.requests += 1
                 totals.usd += paid_usd
 
-    def reached(self) -> str:
+    def reached(self, what: str = "the next request would exceed") -> str:
         """The bound, in words, what was spent and how to go on."""
         bounds = []
         if self.max_requests is not None:
@@ -1026,7 +1047,7 @@ class Budget:
         if self.max_cost_usd is not None or spent.usd:
             paid += f" for ${spent.usd:,.4f}"
         return (
-            f"the next request would exceed {' or '.join(bounds)}: this run paid for {paid}; "
+            f"{what} {' or '.join(bounds)}: this run paid for {paid}; "
             "run again with a fresh or higher bound to go on from there"
         )
 

@@ -38,6 +38,11 @@ class Price:
     origin: str
     batch: tuple[float, float] | None = None
 
+    def tokens_usd(self, *, batch: bool) -> tuple[float, float]:
+        """The price of a prompt's and a completion's token; the usual one if batches have none."""
+        usual = self.usd_per_prompt_token, self.usd_per_completion_token
+        return self.batch or usual if batch else usual
+
     def cost_usd(self, prompt_tokens: float, completion_tokens: float) -> float:
         """What so many tokens cost."""
         return (

@@ -797,6 +797,119 @@ def test_a_queue_that_is_full_is_waited_for(
     assert len(set(server.uploads)) == len(server.uploads) == 6, "no file goes up twice"
 
 
+def stopped(made: InstructBuilder) -> str:
+    """Why a run ended before its end."""
+    with pytest.raises(MMInstructError) as raised:
+        made.download_and_prepare()
+    assert isinstance(raised.value, RunStopped)
+    return str(raised.value)
+
+
+def test_a_bound_on_requests_is_kept_and_the_next_run_goes_on_from_there(
+    server: BatchServer, tmp_path: Path, data: Path
+) -> None:
+    words = stopped(builder(server, tmp_path, data, max_requests=10))
+    assert "max_requests 10: this run paid for 10 requests; run again" in words
+    assert len(submissions(server)) == 10
+    assert "paid for 5" in stopped(builder(server, tmp_path, data, max_requests=5))
+    assert len(submissions(server)) == 15
+    assert "paid for 0" in stopped(builder(server, tmp_path, data, max_requests=0))
+    last = builder(server, tmp_path, data, max_requests=3)
+    assert len(prepared(last)) == REQUESTS
+    assert counted(last.stats) == REQUESTS
+    assert len(submissions(server)) == len(set(submissions(server))) == REQUESTS
+
+
+def answered_with(tokens: int) -> Callable[[dict[str, Any]], Any]:
+    """Answers of so many tokens, to prompts that cost nothing."""
+    usage = {"prompt_tokens": 100, "completion_tokens": tokens, "total_tokens": 100 + tokens}
+    return lambda body: (200, chat_completion(turns_for(body), usage=usage))
+
+
+PRICED = {"price_in": 0.0, "price_out": 1.0, "max_tokens": 400}
+WORST_USD = 400e-6
+
+
+def test_what_answers_leave_of_a_cost_goes_into_further_batches(
+    server: BatchServer, tmp_path: Path, data: Path
+) -> None:
+    server.line = answered_with(100)
+    made = builder(server, tmp_path, data, max_cost=10.5 * WORST_USD, **PRICED)
+    assert len(prepared(made)) == REQUESTS
+    waves = [len(ids) for ids in server.submitted]
+    assert waves == [7, 3, 7, 1], "ten by their worst case, then eight for what those left"
+    assert made.budget.spent.usd == pytest.approx(REQUESTS * 100e-6)
+    assert made.budget.spent.in_flight == 0
+
+
+def test_a_cost_is_never_exceeded_and_a_handful_is_not_waited_for(
+    server: BatchServer, tmp_path: Path, data: Path
+) -> None:
+    server.line = answered_with(360)
+    made = builder(server, tmp_path, data, max_cost=14.9 * WORST_USD, **PRICED)
+    words = stopped(made)
+    # 14 cost 12.6 worst cases. Of the 2.3 left, two more cost 1.8; the 0.5 then left is too little.
+    assert [len(ids) for ids in server.submitted] == [7, 7, 2]
+    assert "another batch would exceed or nearly reach max_cost $0.00596" in words
+    assert "this run paid for 16 requests for $0.0058; run again" in words
+    # 17 cost 16.15 worst cases. The 1.05 left would do for the last one, after another day.
+    server.line = answered_with(380)
+    server.submitted.clear()
+    made = builder(server, tmp_path / "other", data, max_cost=17.2 * WORST_USD, **PRICED)
+    stopped(made)
+    assert [len(ids) for ids in server.submitted] == [7, 7, 3]
+    assert made.budget.spent.in_flight == 0
+
+
+def test_what_an_earlier_run_left_under_way_counts_in_a_bound(
+    server: BatchServer, tmp_path: Path, data: Path, place: Place
+) -> None:
+    server.event = lambda at, count: KILL if (at, count) == ("retrieve:before", 1) else None
+    process = place.start(server.url, "--batch_api", "--max_requests", "10")
+    server.victim = process.pid
+    assert finish(process).code == -signal.SIGKILL
+    assert len(submissions(server)) == 10
+    server.event = lambda at, count: None
+    ended = place.run(server.url, "--batch_api", "--max_requests", "12")
+    assert ended.code == 3, ended.err
+    assert "this run paid for 12 requests" in " ".join(ended.err.split())
+    assert len(submissions(server)) == len(set(submissions(server))) == 12
+
+
+def test_what_failed_or_waits_for_the_queue_takes_nothing_of_a_bound(
+    server: BatchServer, tmp_path: Path, data: Path
+) -> None:
+    def full(step: str, number: int) -> Any:
+        live = [b for b in server.batches.values() if b["status"] in ("validating", "in_progress")]
+        return (400, {}, {"error": QUEUE_FULL}) if step == "create:before" and live else None
+
+    server.event, server.polls = full, 2
+    limits = Limits(requests=3, poll_s=0.02, settle_s=1.0)
+    made = builder(server, tmp_path, data, limits, max_requests=14)
+    assert "paid for 14 requests" in stopped(made)
+    assert len(submissions(server)) == 14
+    server.line = lambda body: {"code": "x", "message": "y"} if some(body) else answered(body)
+    again = builder(server, tmp_path / "again", data, max_requests=REQUESTS)
+    lost = REQUESTS - len(incomplete(again))
+    assert lost
+    assert (again.budget.spent.requests, again.budget.spent.in_flight) == (REQUESTS - lost, 0)
+
+
+def answered(body: dict[str, Any]) -> Any:
+    return 200, chat_completion(turns_for(body))
+
+
+def test_a_bound_on_cost_goes_by_the_prices_of_batches(tmp_path: Path, data: Path) -> None:
+    usual, batched = (
+        builder(
+            "https://api.openai.com/v1", tmp_path, data, model="gpt-4o-mini", batch_api=batch_api
+        ).budget
+        for batch_api in (False, True)
+    )
+    assert batched.usd_per_prompt_token == pytest.approx(usual.usd_per_prompt_token / 2)
+    assert batched.usd_per_completion_token == pytest.approx(usual.usd_per_completion_token / 2)
+
+
 def test_other_model_sources_and_streams_are_refused(
     server: BatchServer, tmp_path: Path, data: Path, place: Place
 ) -> None:

@@ -327,6 +327,10 @@ def test_the_price_of_openai_s_models_is_known_and_that_of_other_servers_is_not(
     assert official["batch_cost_usd"] == [
         pytest.approx(cost / 2, abs=1e-6) for cost in official["cost_usd"]
     ]
+    between = ["--max_cost", str(0.75 * official["cost_usd"][1]), "--model_source", "openai"]
+    assert estimate("COCO2017", *between, "--model", "gpt-4o-mini")["stops_at"] is not None
+    batched = estimate("COCO2017", *between, "--model", "gpt-4o-mini", "--batch_api")
+    assert batched["stops_at"] is None
     own = estimate("COCO2017", *at(server))
     assert (own["cost_usd"], own["batch_cost_usd"], own["seconds"]) == (None, None, None)
     assert cli.run(["estimate", "COCO2017", *at(server)]) == 0
@@ -439,7 +443,6 @@ def test_processes_share_the_bound(folder: Path, server: LoopbackServer) -> None
             ["--max_cost", "1"],
             "max_cost: the price of gpt-4o-mini is not known here; give",
         ),
-        (["--max_requests", "5", "--batch_api"], "leave out max_requests or batch_api"),
         (["--max_requests", "-1"], "max_requests: expected at least 0, got -1"),
         (["--price_in", "-1", "--price_out", "1"], "price_in: expected at least 0"),
     ],

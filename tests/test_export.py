@@ -866,6 +866,15 @@ def test_a_file_that_lies_on_its_side_is_turned_as_it_is_fetched(
         assert (credit["turned_deg"], credit["max_size"]) == (degrees, size)
 
 
+def test_a_row_with_an_image_that_was_turned_asks_for_no_more_turning(
+    tmp_path: Path, server: ImageServer
+) -> None:
+    embed(tmp_path, [row_at(server, 1, rotation_deg=90)], output_format="jsonl")
+    (record,) = json_lines(tmp_path / "x" / "out.json")
+    assert record["rotation_deg"] == 0
+    assert json_lines(tmp_path / "x" / "out.json.credits.jsonl")[0]["turned_deg"] == 90
+
+
 def test_credits_name_the_author_and_licence_of_every_image(
     tmp_path: Path, server: ImageServer
 ) -> None:

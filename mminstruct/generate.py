@@ -52,6 +52,10 @@ class _RowFeatures(Features):
     cost as much as all the rest of a rerun from the store.
     """
 
+    def __reduce__(self) -> tuple[type[_RowFeatures], tuple[dict[str, Any]]]:
+        """Those of a builder that goes to another process stay what they are."""
+        return _RowFeatures, (dict(self),)
+
     def encode_example(self, example: dict[str, Any]) -> dict[str, Any]:
         if isinstance(example["id"], pa.Array):
             return example

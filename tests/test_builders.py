@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import pickle
 import shutil
 import warnings
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pytest
 from conftest import coco_files
 from dummy_data import write_all
@@ -99,6 +101,12 @@ def test_several_processes_give_the_same_rows_in_the_same_order(
     one = load(COCO, split="train", data_dir=data_dir, cache=tmp_path / "one")
     two = load(COCO, split="train", data_dir=data_dir, cache=tmp_path / "two", num_proc=2)
     assert two.to_list() == one.to_list()
+
+
+def test_columns_that_go_to_another_process_take_arrow_arrays_there() -> None:
+    there = pickle.loads(pickle.dumps(FEATURES))
+    row = {"id": pa.array(["one"])}
+    assert there.encode_example(row) is row
 
 
 def test_a_stream_gives_the_same_rows_in_the_same_order(data_dir: str, tmp_path: Path) -> None:
@@ -232,6 +240,8 @@ def test_more_rows_than_one_write_takes_come_out_whole_and_in_order(tmp_path: Pa
         f"coco2017-{n:012d}-{kind}" for kind in kinds for n in range(1, 701)
     ]
     assert stored.to_list() == asked.to_list()
+    shutil.rmtree(tmp_path / "cache")
+    assert load(COCO, num_proc=2, **settings).to_list() == asked.to_list()
     shutil.rmtree(tmp_path / "cache")
     assert list(load(COCO, streaming=True, **settings)) == asked.to_list()
     assert gc.get_freeze_count() == 0

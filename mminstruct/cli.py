@@ -518,7 +518,9 @@ def _prepare(builder: InstructBuilder) -> None:
             _say(f"stopping; {in_flight} answers are on their way (Ctrl-C again: leave now)")
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGINT, interrupted)
+    is_heard = before is not signal.SIG_IGN  # a shell has jobs in its background ignore it
+    if is_heard:
+        signal.signal(signal.SIGINT, interrupted)
     try:
         with warnings.catch_warnings(), ProgressLine(builder.stats, sys.stderr):
             warnings.simplefilter("ignore", IncompleteWarning)
@@ -526,7 +528,8 @@ def _prepare(builder: InstructBuilder) -> None:
             downloads = datasets.DownloadConfig(cache_dir=datasets.config.DOWNLOADED_DATASETS_PATH)
             builder.download_and_prepare(download_config=downloads)
     finally:
-        signal.signal(signal.SIGINT, before)
+        if is_heard:
+            signal.signal(signal.SIGINT, before)
 
 
 def _verdict(configs: Sequence[InstructConfig]) -> licenses.Verdict:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from pathlib import Path
+
+# A shell starts what runs in its background with SIGINT ignored, which commands would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before `datasets` is imported: its caches are fixed then.
 _HOME = tempfile.TemporaryDirectory(prefix="mminstruct-tests-")

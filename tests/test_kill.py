@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -237,6 +238,20 @@ def test_a_second_ctrl_c_does_not_wait_for_the_answers_in_flight(small: Place) -
     assert "Traceback" not in ended.err
     assert "destroyed" not in ended.err
     assert small.stored() == 40
+
+
+def test_a_job_in_a_shells_background_does_not_hear_the_ctrl_c_of_others(
+    tmp_path: Path, few: Path, server: LoopbackServer
+) -> None:
+    ignoring = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    command = (sys.executable, "-c", f"{ignoring}from mminstruct.cli import main; main()")
+    place = Place(tmp_path / "place", few, command)
+    process = place.start(server.url, *FLAGS)
+    wait_until(lambda: len(server.bodies) > 20, process)
+    process.send_signal(signal.SIGINT)
+    ended = finish(process)
+    assert ended.code == 0, ended.err
+    assert place.stored() == 300
 
 
 def test_a_full_disk_below_the_store_stops_the_run_with_words_and_loses_nothing(

@@ -76,7 +76,7 @@ _TRIAL_SENT = 1000
 # Refusals without a trial: one that has failed doubles them.
 _UNTRIED = 14
 # Refusals after which it is looked at again whether they have no reason, how much more of all may
-# be refused than at first, and at all, and how many in a row without a pause.
+# be refused than before, and at all, and how many in a row without a pause.
 _SPELL = 20
 _MORE = 0.15
 _MOSTLY = 0.5
@@ -320,22 +320,25 @@ class _Vain:
     """A time in which refusals don't bound anything, for as long as they don't become more.
 
     Attributes:
-        share: of refusals, in the first spell.
         sent: in this spell.
         refused: in this spell.
+        sent_before: in the spells before.
+        refused_before: in the spells before.
     """
 
-    share: float | None = None
     sent: int = 0
     refused: int = 0
+    sent_before: int = 0
+    refused_before: int = 0
 
     def is_over(self) -> bool:
         """Whether a spell has come to its end in which clearly more was refused."""
         if self.refused < _SPELL:
             return False
-        share = self.refused / max(1, self.sent)
-        over = share > (_MOSTLY if self.share is None else min(_MOSTLY, self.share + _MORE))
-        self.share = share if self.share is None else self.share
+        usual = self.refused_before / self.sent_before if self.sent_before else 1.0
+        over = self.refused / max(1, self.sent) > min(_MOSTLY, usual + _MORE)
+        self.sent_before += self.sent
+        self.refused_before += self.refused
         self.sent = self.refused = 0
         return over
 

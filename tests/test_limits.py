@@ -224,7 +224,7 @@ def test_3000_requests_at_200_a_second_take_little_longer_than_15_seconds(
         (80, 0.22, 0.02, 16, 40.0),
         (4000, 0.01, 0.5, 256, 80.0),
         (4000, 0.1, 0.5, 256, 40.0),
-        (1000, 0.3, 0.5, 256, 200.0),
+        (1000, 0.3, 0.5, 256, 130.0),
     ],
 )
 def test_refusals_that_have_no_reason_do_not_bring_a_run_to_a_standstill(

@@ -58,7 +58,10 @@ _CURVE_S = 0.7
 _CURVE_PAUSES_FIRST = 20.0
 _FIRST_SHARE = 0.95
 _LEAST_FIRST_PER_S = 4.0
+# What is sent of what a server seems to take: a refusal that doesn't say when to come again is
+# guessed about, and costs more of them.
 _SHARE = 0.98
+_SHARE_TOLD = 0.99
 # Fewer accepted requests between two refusals tell nothing.
 _TELLING = 6
 _SENT_KEPT = 1500
@@ -589,8 +592,9 @@ class Limiter:
         """Bound what stood in the way of more, and begin to count anew."""
         pace, first = self._pace.value, self._told_nothing_yet
         known = self._pace.known
-        taken = self._taken_per_s(now)
-        lower = taken if first else min(taken, _SHARE * pace)
+        share = _SHARE if retry_after_s is None else _SHARE_TOLD
+        taken = self._taken_per_s(now, share)
+        lower = taken if first else min(taken, share * pace)
         sure = known is not None and pace < 1.3 * known
         costs_s = 0.2 if retry_after_s is None else retry_after_s
         curve_s = max(
@@ -674,8 +678,8 @@ class Limiter:
         self._accepted = self._accepted_then = 0
         self._credit = 0.0
 
-    def _taken_per_s(self, now: float) -> float:
-        """Requests a second that the server takes, as far as is known."""
+    def _taken_per_s(self, now: float, share: float) -> float:
+        """Requests a second that the server takes, as far as is known, and of these a share."""
         if self._told_nothing_yet:
             over_s = _bounded(now - self._sent_s[0] if self._sent_s else 0.0, (0.5, 1.0))
             sent = sum(at > now - over_s for at in self._sent_s)
@@ -684,7 +688,7 @@ class Limiter:
             return max(least, _FIRST_SHARE * sent / over_s)
         seconds = now - self._since_s
         while_sending = self._accepted / max(0.05, seconds - self._paused_s)
-        return _SHARE * min(
+        return share * min(
             self._fitting(now, self._accepted / max(0.5, seconds)), 1.07 * while_sending
         )
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import logging
 import math
 import random
 import threading
@@ -51,16 +52,18 @@ from mminstruct.schema import Completion, Request, Sampling
 
 _T = TypeVar("_T")
 
+_log = logging.getLogger(__name__)
+
 _FAILED_AT_START = 3
 _FAILED_IN_A_ROW = 100
 _CONNECTION_TRIES_AT_START = 3
 _DRAIN_STREAM_S = 5.0
-_LONGEST_WAIT_S = 3600.0
+LONGEST_WAIT_S = 3600.0
 _BUDGET_POLL_S = 0.05
 # A server may have written, and charge for, an answer that didn't arrive.
-_MAYBE_PAID = ("timeout", "dropped", "bad_body")
+_MAYBE_PAID = ("timeout", "dropped", "bad_body", "unfinished")
 # Not this request's fault, most likely.
-_SERVER_GONE = ("unreachable", "dropped", "timeout")
+_SERVER_GONE = ("unreachable", "dropped", "timeout", "unknown_here")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +87,10 @@ class RetryPolicy:
 
         A Retry-After is a lower bound; a little is added so that not all come back at once.
         """
-        own = min(self.cap_s, self.base_s * 2.0**retry) * rng.uniform(0.75, 1.25)
+        own_s = min(self.cap_s, self.base_s * 2.0**retry) * rng.uniform(0.75, 1.25)
         if retry_after_s is None:
-            return own
-        return retry_after_s + rng.uniform(0.0, min(1.0, 0.1 + 0.1 * retry_after_s))
+            return own_s
+        return max(own_s, retry_after_s + rng.uniform(0.0, min(1.0, 0.1 + 0.1 * retry_after_s)))
 
 
 @dataclass(slots=True)
@@ -217,6 +220,7 @@ class Client:
         self._rates = rates
         self._servers: tuple[Backend, ...] = ()
         self._remotes: tuple[Remote, ...] = ()
+        self._unknown_at: set[int] = set()
         self._gate: Gate
         self._unsaved = 0
         self._saved = asyncio.Event()
@@ -474,15 +478,13 @@ class Client:
         """Seconds before the next attempt; raises what a request that is given up ends with."""
         if error.cause in _SERVER_GONE and self._gate.others(attempts.gone):
             return 0.0  # another server has not been asked yet
+        if (error.retry_after_s or 0.0) > LONGEST_WAIT_S:
+            raise self._stop(too_long_a_pause(error)) from error
         at_start = not self._started and error.cause == "unreachable"
         limit = _CONNECTION_TRIES_AT_START - 1 if at_start else self._policy.max_retries
         if attempts.retries >= min(limit, self._policy.max_retries):
             self._count_failure(error, attempts.answers_before)
             raise error
-        if (error.retry_after_s or 0.0) > _LONGEST_WAIT_S:
-            hours = f"{(error.retry_after_s or 0.0) / 3600:.1f} hours"
-            words = f"{error}; the server asks for a pause of {hours}"
-            raise self._stop(RunStopped(words)) from error
         attempts.gone.clear()
         attempts.retries += 1
         return self._policy.wait_s(attempts.retries - 1, error.retry_after_s, self._rng)
@@ -509,7 +511,10 @@ class Client:
             return completion
         finally:
             if self._budget is not None:
-                self._budget.settle(most_usd, paid_usd)
+                try:
+                    self._budget.settle(most_usd, paid_usd)
+                except RunStopped as error:  # the answer is still to be stored
+                    self._stop(error)
 
     async def _send(self, request: Request, sent: Sent, attempts: _Tries) -> Completion:
         """The answer of the server that the gate chose, which hears of whatever comes of it."""
@@ -538,7 +543,10 @@ class Client:
                 told = self._told(sent.server)
                 self._gate.refused(sent, error.retry_after_s, None if told is before else told)
             raise
-        except RequestRefused:
+        except RequestRefused as error:
+            if error.unknown_here and self._is_left_out(sent.server, error, attempts):
+                cause = "unknown_here"
+                raise TransientError(str(error), cause=cause) from error
             cause = ""
             self._gate.answered(sent, used=0.0)
             raise
@@ -552,6 +560,16 @@ class Client:
             if cause:
                 self._gate.failed(sent, cause)
             self.stats.held_by = self._gate.words()
+
+    def _is_left_out(self, server: int, error: RequestRefused, attempts: _Tries) -> bool:
+        """Whether others can answer what a server refused that doesn't know model or key."""
+        if not self._gate.others({*attempts.gone, server}):
+            return False
+        attempts.gone.add(server)
+        if server not in self._unknown_at:
+            self._unknown_at.add(server)
+            _log.warning("left out for now: %s", error)
+        return True
 
     def _told(self, server: int) -> Quotas | None:
         return self._remotes[server].rate_limits if self._remotes else None
@@ -567,13 +585,19 @@ class Client:
             return 0.0
         most_usd = worst_case_usd(budget, self.backend, request)
         async with self._paying:
-            while not budget.admit(most_usd):
+            while not self._admits(budget, most_usd):
                 if self._stopped is not None:
                     raise RunStopped(str(self._stopped)) from self._stopped
                 if not budget.spent.in_flight:
                     raise self._stop(RunStopped(budget.reached()))
                 await self._pause(_BUDGET_POLL_S)
         return most_usd
+
+    def _admits(self, budget: Budget, most_usd: float) -> bool:
+        try:
+            return budget.admit(most_usd)
+        except RunStopped as error:
+            raise self._stop(error) from error
 
     async def _pause(self, seconds: float) -> None:
         """Sleep, unless the run is stopped meanwhile."""
@@ -650,6 +674,12 @@ class _Tries:
     sent: int = 0
     retries: int = 0
     gone: set[int] = field(default_factory=set)
+
+
+def too_long_a_pause(error: TransientError) -> RunStopped:
+    """What a run ends with whose server asks for hours."""
+    hours = f"{(error.retry_after_s or 0.0) / 3600:.1f} hours"
+    return RunStopped(f"{error}; the server asks for a pause of {hours}")
 
 
 def worst_case_usd(budget: Budget, backend: Backend, request: Request) -> float:

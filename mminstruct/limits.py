@@ -44,6 +44,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from mminstruct.errors import RunStopped
+from mminstruct.resources import shown
+
 _START_IN_FLIGHT = 64.0
 _START_PER_S = 100.0
 _PACE_DOUBLES_S = 0.5
@@ -1065,9 +1068,18 @@ class Budget:
             if self.ledger is None:
                 yield self._spent
                 return
-            with FileLock(self.ledger.with_suffix(".lock")):
-                totals = Spent()
-                if self.ledger.exists():
-                    totals = Spent(**json.loads(self.ledger.read_text("utf-8")))
-                yield totals
-                self.ledger.write_text(json.dumps(asdict(totals)), encoding="utf-8")
+            try:
+                with FileLock(self.ledger.with_suffix(".lock")):
+                    totals = Spent()
+                    if self.ledger.exists():
+                        totals = Spent(**json.loads(self.ledger.read_text("utf-8")))
+                    yield totals
+                    # At one blow: whoever is killed here leaves a whole one.
+                    new = self.ledger.with_suffix(".new")
+                    new.write_text(json.dumps(asdict(totals)), encoding="utf-8")
+                    new.replace(self.ledger)
+            except OSError as error:
+                raise RunStopped(
+                    f"what was spent can't be written to {shown(self.ledger)}: {error.strerror}; "
+                    "the bound could not be kept to"
+                ) from error

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import queue
 import sqlite3
 import threading
@@ -29,6 +30,8 @@ from filelock import FileLock, Timeout
 from mminstruct.errors import StoreError
 from mminstruct.resources import shown
 from mminstruct.schema import Completion, Message, Request, canonical_json
+
+_log = logging.getLogger(__name__)
 
 KEY_VERSION = 1
 _APPLICATION_ID = 0x6D6D6966  # "mmif"
@@ -129,6 +132,7 @@ class ResponseStore:
         self._thread: threading.Thread | None = None
         self._reader: sqlite3.Connection | None = None
         self._failure: StoreError | None = None
+        self._closing = threading.Event()
 
     def __enter__(self) -> ResponseStore:
         if self._read_only:
@@ -139,6 +143,7 @@ class ResponseStore:
         except OSError as error:
             raise StoreError(f"response store {shown(self.path)}: {error.strerror}") from error
         self._reader = _connect(self.path)
+        self._closing.clear()
         self._thread = threading.Thread(target=self._write_loop, name="response-store", daemon=True)
         self._thread.start()
         return self
@@ -150,6 +155,7 @@ class ResponseStore:
         trace: TracebackType | None,
     ) -> None:
         if self._thread is not None:
+            self._closing.set()
             self._queue.put(None)
             self._thread.join()
         if self._reader is not None:
@@ -226,12 +232,29 @@ class ResponseStore:
             writes = [write for write in group if write is not None]
             if connection is not None and writes and self._failure is None:
                 try:
-                    _commit(connection, writes)
-                except sqlite3.Error as error:
+                    self._commit(connection, writes)
+                except Exception as error:  # noqa: BLE001 (nobody may wait for ever)
                     self._failure = self._explained(error)
             _resolve(writes, self._failure)
         if connection is not None:
             connection.close()
+
+    def _commit(self, connection: sqlite3.Connection, writes: Sequence[_Write]) -> None:
+        """Write them, however long another program locks the file while the store is open."""
+        while True:
+            try:
+                _commit(connection, writes)
+            except sqlite3.OperationalError as error:
+                if self._closing.is_set() or not _is_locked(error):
+                    raise
+                _log.warning(
+                    "response store %s: locked by another program for %g s; %d answers wait for it",
+                    shown(self.path),
+                    _BUSY_TIMEOUT_S,
+                    len(writes),
+                )
+            else:
+                return
 
     def _explained(self, error: Exception) -> StoreError:
         reason = str(error)
@@ -274,10 +297,14 @@ def _commit(connection: sqlite3.Connection, writes: Iterable[_Write]) -> None:
             _summed(write.length for write in new if write.length is not None),
         )
         connection.execute("COMMIT")
-    except sqlite3.Error:
+    except Exception:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def _is_locked(error: sqlite3.Error) -> bool:
+    return "locked" in str(error) or "busy" in str(error)
 
 
 def _insert(connection: sqlite3.Connection, write: _Write) -> bool:

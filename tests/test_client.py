@@ -733,6 +733,29 @@ def test_an_attempt_that_may_have_been_paid_for_counts_with_its_worst_case(
     assert budget.spent.usd == pytest.approx((0.02 + 0.20) + (0.03 + 0.10))
 
 
+def test_an_answer_is_stored_though_what_it_cost_cannot_be_noted(
+    store_path: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "ledger"
+    folder.mkdir()
+
+    def answer(text: str, before: int) -> str:
+        if text == "scene 2":  # in the place of the file that is to be written
+            (folder / "spent.new").mkdir()
+        return f"re {text}"
+
+    asked = Asked(answer)
+    budget = Budget(max_requests=9, ledger=folder / "spent.json")
+    with (
+        pytest.raises(RunStopped, match=r"what was spent can't be written .*spent\.json"),
+        Client(Backend(asked, parallel=1), ResponseStore(store_path), budget=budget) as client,
+    ):
+        client.submit([job(f"scene {n}") for n in range(5)]).result(PATIENCE_S)
+    assert asked.texts == ["scene 0", "scene 1", "scene 2"]
+    with ResponseStore(store_path, read_only=True) as store:
+        assert len(store) == 3
+
+
 def test_many_loops_can_complete_at_once(store_path: Path) -> None:
     script = Asked()
     with Client(Backend(script, latency_s=0.01), ResponseStore(store_path)) as client:

@@ -19,9 +19,16 @@ import pytest
 from loopback import DROP, LoopbackServer, chat_completion
 
 from mminstruct.backends import BackendOptions
-from mminstruct.backends.openai import OpenAIBackend, normal_base_url, public_url, retry_after
+from mminstruct.backends.openai import (
+    OpenAIBackend,
+    create,
+    normal_base_url,
+    public_url,
+    retry_after,
+)
 from mminstruct.client import Answered, Client, Failed, Job, Outcome, RetryPolicy, Stats
 from mminstruct.errors import RunStopped, UsageError
+from mminstruct.limits import Budget
 from mminstruct.prompts import Prompt
 from mminstruct.responses import ResponseStore
 from mminstruct.schema import Message, Sampling
@@ -109,6 +116,12 @@ def once(fault: Any, *, every: int = 3) -> Callable[..., Any]:
         return fault
 
     return answer
+
+
+def well_but(first: Any) -> Callable[[LoopbackServer, dict[str, Any]], Any]:
+    """Good answers but for the first one."""
+    left = [first]
+    return lambda server, body: left.pop() if left else well(body)
 
 
 def error_body(words: str, **more: Any) -> dict[str, Any]:
@@ -361,6 +374,8 @@ def test_a_server_that_goes_away_and_comes_back_costs_nothing(store_path: Path) 
         ({"content": "half a", "extra": {"field": [1]}}, "length", ("half a", "length")),
         ({"content": ""}, "content_filter", ("", "content_filter")),
         ({"content": None, "refusal": "I can't."}, "stop", ("", "content_filter")),
+        ({"content": "half a"}, "model_length", ("half a", "length")),
+        ({"content": "half a"}, "MAX_TOKENS", ("half a", "length")),
         ({"content": "x"}, "eos_token", ("x", "other")),
         ({"content": "x"}, None, ("x", "stop")),
     ],
@@ -381,6 +396,73 @@ def test_whatever_ends_an_answer_it_is_an_answer_and_is_paid_for_once(
         assert isinstance(outcome, Answered)
         assert (outcome.completion.text, outcome.completion.finish_reason) == expected
     assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize("finish", ["error", "abort", "insufficient_system_resource"])
+def test_an_answer_that_the_server_gave_up_on_is_asked_for_again(
+    server: LoopbackServer, store_path: Path, finish: str
+) -> None:
+    server.answer = well_but(chat_completion("re first, half a", finish_reason=finish))
+    run = Run([job("first")], server.url, store_path)
+    assert run.texts == ["re first"]
+    assert run.stats.retries == 1
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        [],
+        "many",
+        {"prompt_tokens": 0, "completion_tokens": 0},
+        {"prompt_tokens": -1, "completion_tokens": -1},
+        {"prompt_tokens": 2**32 - 1, "completion_tokens": 20},
+        {"prompt_tokens": 100, "completion_tokens": 2**64 - 1},
+        {"prompt_tokens": 1e300, "completion_tokens": 20},
+        {"prompt_tokens": 100, "completion_tokens": None},
+    ],
+    ids=str,
+)
+def test_an_answer_is_worth_no_less_for_a_usage_that_cannot_be_true(
+    server: LoopbackServer, store_path: Path, usage: object
+) -> None:
+    server.answer = lambda server, body: {**well(body), "usage": usage}
+    run = Run(scenes(3), server.url, store_path)
+    assert run.texts == ["re first", "re scene 1", "re scene 2"]
+    assert len(server.bodies) == 3
+    assert (run.stats.prompt_tokens, run.stats.completion_tokens) == (0, 0)
+
+
+def test_a_usage_in_floats_is_one(server: LoopbackServer, store_path: Path) -> None:
+    usage = {"prompt_tokens": 100.0, "completion_tokens": 20.0}
+    server.answer = lambda server, body: {**well(body), "usage": usage}
+    (outcome,) = Run([job("first")], server.url, store_path).outcomes
+    assert isinstance(outcome, Answered)
+    assert outcome.completion.prompt_tokens == 100
+    assert isinstance(outcome.completion.prompt_tokens, int)
+
+
+def test_a_cost_is_bounded_where_the_server_does_not_count(
+    server: LoopbackServer, store_path: Path
+) -> None:
+    usage = {"prompt_tokens": 0, "completion_tokens": 0}
+    server.answer = lambda server, body: {**well(body), "usage": usage}
+    budget = Budget(max_cost_usd=0.5, usd_per_completion_token=0.1 / Sampling(0.0).max_tokens)
+    backend = OpenAIBackend(BackendOptions(model="m", base_urls=(server.url,)), api_key=None)
+    with (
+        pytest.raises(RunStopped, match="max_cost"),
+        Client(backend, ResponseStore(store_path), policy=QUICK, budget=budget) as client,
+    ):
+        client.submit(scenes(12)).result(PATIENCE_S)
+    assert len(server.bodies) == 5
+
+
+def test_half_a_character_costs_no_other_attempt(server: LoopbackServer, store_path: Path) -> None:
+    body = json.dumps(chat_completion("a \ud83d dog \U0001f600"))  # ASCII, with escapes
+    server.answer = lambda server, asked: (200, {}, body)
+    run = Run([job("first")], server.url, store_path)
+    assert run.texts == ["a \ufffd dog \U0001f600"]
+    assert run.stats.retries == 0
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
@@ -542,7 +624,18 @@ def test_a_base_url_becomes_the_root_of_the_api(given: str | None, root: str) ->
 
 
 @pytest.mark.parametrize(
-    "given", ["", "localhost:8000", "ftp://h/v1", "http://", "/v1", "h", "http://h:port/v1"]
+    "given",
+    [
+        "",
+        "localhost:8000",
+        "ftp://h/v1",
+        "http://",
+        "/v1",
+        "h",
+        "http://h:port/v1",
+        "http://a..b/v1",
+        f"http://{'a' * 70}.org/v1",
+    ],
 )
 def test_what_is_no_http_url_is_refused_with_an_example(given: str) -> None:
     with pytest.raises(UsageError, match=r"expected something like http://localhost:8000/v1"):
@@ -554,8 +647,29 @@ def test_a_public_url_names_neither_user_nor_token() -> None:
     assert "pass" not in public_url("http://user:p@ss@host/v1")
 
 
+@pytest.mark.parametrize("key", ["sk-a\nb", "sk-a b", "sk-\u200bab", "sk-é"], ids=ascii)
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(UsageError, match="OPENAI_API_KEY: expected") as raised:
+        create(BackendOptions(model="m"))
+    assert key[:4] not in str(raised.value)
+
+
+def test_the_line_break_after_a_key_is_not_part_of_it(
+    server: LoopbackServer, monkeypatch: pytest.MonkeyPatch, store_path: Path
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
+    backend = create(BackendOptions(model="m", base_urls=(server.url,)))
+    with Client(backend, ResponseStore(store_path), policy=QUICK) as client:
+        client.submit([job("first")]).result(PATIENCE_S)
+    assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize("retries", [0, 3])
 def test_a_server_that_asks_for_a_pause_of_hours_ends_the_run(
-    server: LoopbackServer, store_path: Path
+    server: LoopbackServer, store_path: Path, retries: int
 ) -> None:
     def answer(server: LoopbackServer, body: dict[str, Any]) -> Any:
         if asked(body) == "first":
@@ -564,7 +678,7 @@ def test_a_server_that_asks_for_a_pause_of_hours_ends_the_run(
 
     server.answer = answer
     with pytest.raises(RunStopped, match=r"all for today; the server asks for a pause of 24\.0 h"):
-        Run(scenes(20), server.url, store_path)
+        Run(scenes(20), server.url, store_path, policy=RetryPolicy(max_retries=retries))
 
 
 def test_user_password_and_query_of_the_url_reach_the_server_and_nobody_else(
@@ -694,6 +808,35 @@ def test_a_server_that_is_down_from_the_start_is_done_without(
     assert all(isinstance(outcome, Answered) for outcome in outcomes)
     assert len(server.bodies) == 40
     assert stats.retries <= 5
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_server_without_the_model_is_done_without(
+    server: LoopbackServer, store_path: Path, order: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.answer = lambda server, body: well(body)
+    unknown = (404, {}, error_body("no model 'm' here"))
+    with LoopbackServer(lambda server, body: unknown) as other:
+        backend, stats = replicas(*[server.url, other.url][::order]), Stats()
+        with Client(backend, ResponseStore(store_path), policy=QUICK, stats=stats) as client:
+            outcomes = client.submit(scenes(40)).result(PATIENCE_S)
+    assert all(isinstance(outcome, Answered) for outcome in outcomes)
+    assert (len(server.bodies), stats.failed) == (40, {})
+    assert caplog.text.count("no model 'm' here") == 1
+
+
+def test_two_servers_without_the_model_stop_the_run_at_once(
+    server: LoopbackServer, store_path: Path
+) -> None:
+    unknown = (404, {}, error_body("no model 'm' here"))
+    server.answer = lambda server, body: unknown
+    with (
+        LoopbackServer(lambda server, body: unknown) as other,
+        pytest.raises(RunStopped, match="no model 'm' here"),
+        Client(replicas(server.url, other.url), ResponseStore(store_path), policy=QUICK) as client,
+    ):
+        client.submit(scenes(40)).result(PATIENCE_S)
+    assert len(server.bodies) == len(other.bodies) == 1
 
 
 def test_two_servers_that_are_both_down_stop_the_run_after_a_few_attempts(store_path: Path) -> None:

@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mminstruct import responses
 from mminstruct.errors import StoreError
 from mminstruct.responses import Lengths, ResponseStore, Scope, key_of
 from mminstruct.schema import Completion, Message, Request, Sampling, canonical_json
@@ -483,6 +485,54 @@ async def fill(store):
 with ResponseStore(Path(sys.argv[1])) as store:
     asyncio.run(fill(store))
 """
+
+
+def test_a_file_that_is_locked_for_longer_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(responses, "_BUSY_TIMEOUT_S", 0.1)
+    path = tmp_path / "r.sqlite"
+    with ResponseStore(path) as store:
+        other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        other.execute("BEGIN IMMEDIATE")
+        threading.Timer(0.5, lambda: other.execute("ROLLBACK")).start()
+        put_all(store, list(answers(3)))
+        assert len(store) == 3
+    other.close()
+    assert "locked by another program" in caplog.text
+
+
+def test_a_file_that_stays_locked_does_not_keep_a_store_from_closing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(responses, "_BUSY_TIMEOUT_S", 0.1)
+    path = tmp_path / "r.sqlite"
+
+    async def put(store: ResponseStore) -> None:
+        putting = asyncio.ensure_future(store.put(*next(answers(1))))
+        await asyncio.sleep(0.05)
+        await asyncio.to_thread(store.__exit__, None, None, None)
+        with pytest.raises(StoreError, match="locked"):
+            await putting
+
+    store = ResponseStore(path).__enter__()
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    asyncio.run(put(store))
+    other.close()
+
+
+def test_what_cannot_be_written_for_any_reason_is_a_store_error(tmp_path: Path) -> None:
+    # Its square is more than SQLite's integers hold.
+    huge = Completion("a", completion_tokens=2**40)
+
+    async def put(store: ResponseStore) -> None:
+        await asyncio.wait_for(store.put(key(1), huge, SCOPE), 30)
+
+    with ResponseStore(tmp_path / "r.sqlite") as store:
+        with pytest.raises(StoreError, match="too large"):
+            asyncio.run(put(store))
+        assert len(store) == 0
 
 
 def test_a_full_disk_is_a_store_error_and_loses_nothing_stored_before(tmp_path: Path) -> None:

@@ -33,6 +33,20 @@ _BYTES_PER_TOKEN = 3.0
 _FEWEST = re.compile(r"[A-Za-z]+|[0-9]{1,3}|[^\sA-Za-z0-9]|\n+")
 _MOST = re.compile(r"[A-Za-z]+|[0-9]|[^\sA-Za-z0-9]|\n+")
 _DOWNLOAD_S = 10.0
+_TOO_MANY = 2**31
+
+
+def plausible(prompt: object, answer: object) -> tuple[int | None, int | None]:
+    """A server's count of prompt and answer; None for both if one is missing or can't be true.
+
+    No prompt is empty, and some servers send 0, -1, or -1 without its sign where they don't count.
+    """
+    counts = [
+        int(count)
+        for count, least in ((prompt, 1), (answer, 0))
+        if isinstance(count, int | float) and least <= count < _TOO_MANY
+    ]
+    return (counts[0], counts[1]) if len(counts) == 2 else (None, None)
 
 
 def approximate(messages: Sequence[Message]) -> int:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import math
 import os
 import re
@@ -55,13 +56,19 @@ _TOO_LONG = re.compile(
     r"|prompt is too long|too many (?:input )?tokens|max_model_len",
     re.IGNORECASE,
 )
+# What servers call the ends of an answer, in lower case.
 _FINISH: dict[str, FinishReason] = {
     "stop": "stop",
     "eos": "stop",
     "length": "length",
     "max_tokens": "length",
+    "max_output_tokens": "length",
+    "model_length": "length",
     "content_filter": "content_filter",
+    "safety": "content_filter",
 }
+# The server gave up half-way: what there is of the answer isn't one.
+_UNFINISHED = ("error", "abort", "aborted", "cancelled", "insufficient_system_resource")
 
 
 class _Message(msgspec.Struct):
@@ -75,17 +82,19 @@ class _Choice(msgspec.Struct):
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: float | None = None
+    completion_tokens: float | None = None
 
 
 class _Body(msgspec.Struct):
     choices: list[_Choice]
     model: str | None = None
-    usage: _Usage | None = None
+    # Read apart: an answer that was paid for isn't worth less for a count that makes no sense.
+    usage: msgspec.Raw = msgspec.Raw(b"null")
 
 
 _decoder = msgspec.json.Decoder(_Body)
+_usage_decoder = msgspec.json.Decoder(_Usage | None)
 _encoder = msgspec.json.Encoder()
 
 
@@ -95,14 +104,20 @@ def create(options: BackendOptions) -> OpenAIBackend:
     The key comes from ``OPENAI_API_KEY`` alone; without a URL, ``OPENAI_BASE_URL`` is asked.
 
     Raises:
-        UsageError: no model is named, or the URL isn't one.
+        UsageError: no model is named, the URL isn't one, or the key can't be sent.
     """
     if not options.model:
         raise UsageError("the model source 'openai' needs a model name; give one with --model")
+    api_key = os.environ.get("OPENAI_API_KEY", "").strip() or None
+    if api_key is not None and not re.fullmatch(r"[!-~]+", api_key):
+        raise UsageError(
+            "OPENAI_API_KEY: expected letters, digits and signs of ASCII without a space, got "
+            "something else among them; copy the key anew"
+        )
     from_environment = os.environ.get("OPENAI_BASE_URL")
     if not options.base_urls and from_environment:
         options = replace(options, base_urls=(from_environment,))
-    return OpenAIBackend(options, api_key=os.environ.get("OPENAI_API_KEY") or None)
+    return OpenAIBackend(options, api_key=api_key)
 
 
 def normal_base_url(url: str | None) -> str:
@@ -116,7 +131,8 @@ def normal_base_url(url: str | None) -> str:
     try:
         parts = urlsplit(url.strip())
         is_http = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # no number as the port, half an IPv6 address
+        (parts.hostname or "").encode("idna")
+    except ValueError:  # no number as the port, half an IPv6 address, an empty part of a name
         is_http = False
     if not is_http:
         shown = url.strip().partition("?")[0].rpartition("@")[2]
@@ -169,8 +185,11 @@ def read_body(body: bytes, *, redacted: Callable[[str], str] = str) -> Completio
         TransientError: it isn't one: damaged JSON, no choices.
     """
     try:
-        answer = _decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        try:
+            answer = _decoder.decode(body)
+        except msgspec.DecodeError:
+            answer = _decoder.decode(_without_surrogates(body))
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         words = redacted(body.decode(errors="replace"))[:_WORDS_SHOWN]
         raise TransientError(
             f"the server's answer is not a chat completion ({error}): {words!r}", cause="bad_body"
@@ -178,17 +197,35 @@ def read_body(body: bytes, *, redacted: Callable[[str], str] = str) -> Completio
     if not answer.choices:
         raise TransientError("the server's answer has no choices", cause="bad_body")
     choice = answer.choices[0]
-    usage = answer.usage or _Usage()
-    finish = _FINISH.get(choice.finish_reason or "stop", "other")
+    ended = (choice.finish_reason or "stop").lower()
+    if ended in _UNFINISHED:
+        raise TransientError(f"the server ended its answer with {ended!r}", cause="unfinished")
+    prompt_tokens, completion_tokens = _usage(answer.usage)
+    finish = _FINISH.get(ended, "other")
     if choice.message.refusal and not choice.message.content:
         finish = "content_filter"
     return Completion(
         text=choice.message.content or "",
         finish_reason=finish,
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
         model=answer.model,
     )
+
+
+def _usage(raw: msgspec.Raw) -> tuple[int | None, int | None]:
+    """Tokens of prompt and answer, as far as they make sense."""
+    try:
+        usage = _usage_decoder.decode(raw) or _Usage()
+    except msgspec.DecodeError:
+        return None, None
+    return _tokens.plausible(usage.prompt_tokens, usage.completion_tokens)
+
+
+def _without_surrogates(body: bytes) -> bytes:
+    """The JSON with U+FFFD for each half of a character, of which some servers send one alone."""
+    text = json.dumps(json.loads(body), ensure_ascii=False)
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
 class OpenAIBackend:

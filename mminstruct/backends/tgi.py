@@ -39,7 +39,7 @@ import httpx2
 import msgspec
 import pydantic
 
-from mminstruct.backends import BackendOptions
+from mminstruct.backends import BackendOptions, _tokens
 from mminstruct.backends.openai import authorization, public_url, retry_after, secrets_of
 from mminstruct.errors import (
     BackendError,
@@ -260,11 +260,14 @@ def read_body(body: bytes, server: Endpoint) -> Completion:
         raise TransientError(f"{server.url}: the answer has no choices", cause="bad_body")
     choice = answer.choices[0]
     usage = answer.usage if isinstance(answer.usage, dict) else {}
+    prompt_tokens, completion_tokens = _tokens.plausible(
+        usage.get("prompt_tokens"), usage.get("completion_tokens")
+    )
     return Completion(
         text=choice.message.content or "",
         finish_reason=_FINISH.get(choice.finish_reason, "other"),
-        prompt_tokens=usage.get("prompt_tokens"),
-        completion_tokens=usage.get("completion_tokens"),
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
         model=answer.model,
     )
 

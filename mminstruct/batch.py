@@ -13,7 +13,9 @@ Where a run has a bound, requests go up as far as their worst cases fit, those t
 left under way included. What their answers leave of it goes into further batches, until the bound
 is nearly reached: a batch of a few requests may take hours, too.
 
-Input, output and error files are deleted at the server once every line of them is in the store.
+A batch stays open until as many lines were read as the provider says it answered, whatever a proxy
+or a provider gives instead of its files. Input, output and error files are deleted at the server
+once every line of them is in the store.
 
 **Source:** https://developers.openai.com/api/docs/guides/batch (statuses, limits, line formats)
 """
@@ -24,6 +26,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import math
 import random
 import re
 import sqlite3
@@ -51,6 +54,7 @@ import httpx2
 import msgspec
 import openai
 from filelock import FileLock, Timeout
+from openai.types import Batch, FileDeleted, FileObject
 
 from mminstruct.backends.openai import (
     OpenAIBackend,
@@ -60,12 +64,14 @@ from mminstruct.backends.openai import (
     status_error,
 )
 from mminstruct.client import (
+    LONGEST_WAIT_S,
     Attempt,
     Failed,
     Job,
     RetryPolicy,
     Stats,
     price_usd,
+    too_long_a_pause,
     worst_case_usd,
 )
 from mminstruct.errors import (
@@ -89,7 +95,7 @@ _ApiCall = Callable[[openai.AsyncOpenAI, dict[str, Any]], Awaitable[_T]]
 _log = logging.getLogger(__name__)
 
 _CHAT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
-_INTENT, _DIGEST = "mminstruct_intent", "mminstruct_digest"
+_INTENT, _DIGEST, _STORE = "mminstruct_intent", "mminstruct_digest", "mminstruct_store"
 _LIVE = ("validating", "in_progress", "finalizing")
 _ENDED = ("completed", "failed", "expired", "cancelled")
 _JOBS_AT_A_TIME = 500
@@ -98,6 +104,9 @@ _MAX_VARIABLES = 500
 _FEW_TRIES = 3
 # A batch takes up to a day; for this long the server may be away, or the machine asleep.
 _LONGEST_OUTAGE_S = 3600.0
+# A call that the run can do without waits no longer than this.
+_IMPATIENT_S = 5.0
+_SLOWEST_BYTES_PER_S = 50_000
 _WORDS_SHOWN = 500
 # Once a bound was reached, so much of it has to be left for another batch.
 _WORTH_A_BATCH = 0.1
@@ -190,7 +199,8 @@ class _Run:
         self._failures: dict[bytes, Failed] = {}
         self._scopes: dict[bytes, Scope | None] = {}
         self._open: set[str] = set()
-        self._missing_output: dict[str, float] = {}
+        self._missing_since_s: dict[str, float] = {}
+        self._unread: dict[str, Failed] = {}
         self._file_requests = limits.requests
         self._room: int | None = None
         self._held_back = False
@@ -297,7 +307,8 @@ class _Run:
         seen: set[bytes] = set()
         full = self._at_bound and self._budget is not None and self._budget.left < _WORTH_A_BATCH
         self._at_bound = False
-        draft, answered = _Draft(scratch, limit_field), 0
+        store = hashlib.sha256(str(self._store.path.resolve()).encode()).hexdigest()[:16]
+        draft, answered = _Draft(scratch, store, limit_field), 0
         jobs = self._jobs()
         with contextlib.ExitStack() as last:
             last.callback(lambda: draft.closed())
@@ -313,6 +324,9 @@ class _Run:
                     if key in stored:
                         answered += 1
                         self._settle(key, self._reserved.get(key))  # by another run
+                    elif key in under_way and under_way[key] in self._unread:
+                        self._failures[key] = self._unread[under_way[key]]
+                        failed[self._failures[key].cause] += 1
                     elif key in under_way:
                         self._scopes[key] = attempt.scope
                         self._open.add(under_way[key])
@@ -329,7 +343,7 @@ class _Run:
                         line = _line(key, payload(model, request, limit_field=limit_field))
                         if draft.is_full(len(line), self._file_requests, self._limits.file_bytes):
                             yield draft.closed()
-                            draft = _Draft(scratch, limit_field)
+                            draft = _Draft(scratch, store, limit_field)
                         draft.add(key, line)
                 await asyncio.sleep(0)  # where an interrupt gets through
             if draft.keys:
@@ -353,12 +367,13 @@ class _Run:
         return stored
 
     async def _submit_one(self, draft: _Draft, files: dict[str, str], batches: list[Any]) -> None:
-        # A batch of the very same file that no journal of ours knows: the journal was lost.
+        # A batch of the very same file for the same store that its journal doesn't know: it was
+        # lost. What another store's run asks for is that one's to fetch and to delete.
         known = self._journal.batch_ids()
         for batch in batches:
             metadata = batch.metadata or {}
-            same = metadata.get(_DIGEST) == draft.digest and batch.status in _LIVE
-            if same and batch.id not in known:
+            same = (metadata.get(_DIGEST), metadata.get(_STORE)) == (draft.digest, draft.store)
+            if same and batch.status in _LIVE and batch.id not in known:
                 intent = str(metadata.get(_INTENT))
                 self._journal.add(intent, self._identity["endpoint"], draft)
                 self._journal.created(intent, batch.id)
@@ -438,7 +453,8 @@ class _Run:
         async def existing() -> Any:
             return (await self._files()).get(draft.name)
 
-        done = await self._call(upload, existing)
+        more_s = draft.path.stat().st_size / _SLOWEST_BYTES_PER_S
+        done = await self._call(upload, existing, more_s=more_s)
         return done if isinstance(done, str) else str(done.id)
 
     async def _create(self, intent: str, draft: _Draft, file_id: str) -> Any:
@@ -448,7 +464,7 @@ class _Run:
                 completion_window="24h",
                 endpoint=_CHAT,
                 input_file_id=file_id,
-                metadata={_INTENT: intent, _DIGEST: draft.digest},
+                metadata={_INTENT: intent, _DIGEST: draft.digest, _STORE: draft.store},
                 extra_headers=headers,
             )
 
@@ -493,8 +509,10 @@ class _Run:
                 done += counts.completed if counts else 0
                 failed += counts.failed if counts else 0
                 continue
-            await self._collect(row, batch, scratch)
-            changed = True
+            if await self._collect(row, batch, scratch):
+                changed = True
+            else:
+                statuses["not readable yet"] += 1
         words = [f"{count} {status.replace('_', ' ')}" for status, count in statuses.items()]
         self._stats.waiting_for = (
             *([f"batches: {', '.join(words)}"] if words else []),
@@ -536,14 +554,19 @@ class _Run:
         """Whether nothing more will come; an output file may appear a little later."""
         if batch.status not in _ENDED:
             return False
-        expected = batch.request_counts is not None and batch.request_counts.completed
-        if not expected or batch.output_file_id:
-            return True
-        since_s = self._missing_output.setdefault(batch.id, time.monotonic())
+        return bool(not _promised(batch) or batch.output_file_id or self._has_waited(batch))
+
+    def _has_waited(self, batch: Any) -> bool:
+        """Whether what an ended batch promises has been missing for long."""
+        since_s = self._missing_since_s.setdefault(batch.id, time.monotonic())
         return time.monotonic() - since_s > self._limits.settle_s
 
-    async def _collect(self, row: _Row, batch: Any, scratch: Path) -> None:
-        """Store a batch's answers, note its failures, and close it in the journal."""
+    async def _collect(self, row: _Row, batch: Any, scratch: Path) -> bool:
+        """Store a batch's answers, note its failures, and close it in the journal.
+
+        Returns:
+            Whether it is at its end for this run; else it is worth another look.
+        """
         errors = "; ".join(
             f"{error.code or 'error'}: {error.message}"
             + (f" (line {error.line})" if error.line is not None else "")
@@ -554,14 +577,23 @@ class _Run:
             keys = self._journal.keys(row.intent)
             self._journal.forget(row.intent)
             self._queue_full(keys)
-            return
+            return True
         results = _Results(self._journal.keys(row.intent), row.limit_field)
+        refusals: list[RequestRefused] = []
         for number, file_id in enumerate((batch.output_file_id, batch.error_file_id)):
             if file_id:
                 path = scratch / f"results-{number}.jsonl"
-                if await self._download(file_id, path):
+                try:
+                    await self._download(file_id, path)
                     await self._store_lines(path, results)
+                except RequestRefused as error:
+                    refusals.append(error)
                 path.unlink(missing_ok=True)
+        if refusals or results.lines < _promised(batch):
+            if not self._has_waited(batch):
+                return False
+            self._leave_unread(row, batch, results, refusals)
+            return True
         words = errors or f"batch {batch.id} {batch.status} without an answer to this request"
         cause = "no_answer" if batch.status == "completed" else f"batch_{batch.status}"
         missing = Failed(cause, f"batch {batch.id}: {words}"[:_WORDS_SHOWN])
@@ -571,19 +603,55 @@ class _Run:
         lost = results.without_line() if results.is_damaged() else set()
         for key in results.keys:
             self._settle(key, self._reserved.get(key) if key in lost else None)
-        self._journal.close(row.intent, self._identity, results, keep_files=results.is_damaged())
+        # Without a single line nobody knows whether there is something to be deleted.
+        nothing = batch.status == "failed" or (batch.request_counts and not _promised(batch))
+        keep = results.is_damaged() or not (results.lines or nothing)
+        self._journal.close(row.intent, self._identity, results, keep_files=keep)
         self._open.discard(row.intent)
         if self._room is not None:
             self._room += 1
         self._say_how_it_ended(batch, results, missing)
         if _NO_CREDIT.search(errors):
             raise RunStopped(f"batch {batch.id}: {errors}; the account has no credit left")
+        return True
 
-    async def _download(self, file_id: str, path: Path) -> bool:
-        """Whether the file is there; another run may have stored and deleted it."""
+    def _leave_unread(
+        self, row: _Row, batch: Any, results: _Results, refusals: Sequence[RequestRefused]
+    ) -> None:
+        """Go on without answers that are paid for and can't be had now; the next run tries again.
 
+        Only where the provider says that the files are gone are the requests free again.
+        """
+        gone = bool(refusals) and all(error.status in (404, 410) for error in refusals)
+        why = "; ".join(map(str, refusals)) or (
+            f"the provider counts {_promised(batch):,} answers, its files have {results.lines:,}"
+        )
+        advice = (
+            "they are gone, and the next run submits these requests again"
+            if gone
+            else "run the same command again for them, or, to give them up and submit again what "
+            f"all open batches hold, delete {shown(self._journal.path)}"
+        )
+        left = results.keys - results.answered
+        failure = Failed("unread", f"answers of batch {batch.id}: {why}; {advice}")
+        _log.warning("%s requests have no answer: %s", f"{len(left):,}", failure.message)
+        self._failures.update(dict.fromkeys(left, failure))
+        for key in left:
+            self._settle(key, self._reserved.get(key))  # paid for, as it seems
+        if gone:
+            self._journal.forget(row.intent)
+        else:
+            self._unread[row.intent] = failure
+        self._open.discard(row.intent)
+
+    async def _download(self, file_id: str, path: Path) -> None:
         async def download(client: openai.AsyncOpenAI, headers: dict[str, Any]) -> bool:
-            content = client.files.with_streaming_response.content(file_id, extra_headers=headers)
+            content = client.files.with_streaming_response.content(
+                file_id,
+                extra_headers=headers,
+                # Of each part, not of the whole.
+                timeout=httpx2.Timeout(self._backend.timeout_s),
+            )
             try:
                 with path.open("wb") as file:
                     async with content as response:
@@ -593,29 +661,25 @@ class _Run:
                 words = f"download of {file_id}: {error or type(error).__name__}"
                 raise TransientError(words, cause="dropped") from error
             with path.open("rb") as file:
-                start = file.read(_WORDS_SHOWN).lstrip()
-            if start and not start.startswith(b"{"):  # a proxy's page, say
-                words = self._backend.redacted(start.decode(errors="replace"))
+                start = file.readline().lstrip()
+            if start and b'"custom_id"' not in start:  # a proxy's page, an error
+                words = self._backend.redacted(start[:_WORDS_SHOWN].decode(errors="replace"))
                 raise TransientError(f"{file_id}: not JSON lines: {words!r}", cause="bad_body")
             return True
 
-        try:
-            return await self._call(download)
-        except RequestRefused as error:
-            _log.warning("%s", error)
-            return False
+        await self._call(download, more_s=math.inf)
 
     async def _store_lines(self, path: Path, results: _Results) -> None:
         with path.open("rb") as lines:
             while chunk := list(islice(lines, _LINES_AT_A_TIME)):
                 answers = dict(results.read(chunk, self._backend.redacted))
-                for key in answers.keys() & self._reserved.keys():
-                    self._settle(key, price_usd(self._budget, answers[key], self._reserved[key]))
                 there = self._store.get_many(list(answers))
                 new = {key: value for key, value in answers.items() if key not in there}
                 await asyncio.gather(
                     *(self._store.put(key, new[key], self._scopes.get(key)) for key in new)
                 )
+                for key in answers.keys() & self._reserved.keys():
+                    self._settle(key, price_usd(self._budget, answers[key], self._reserved[key]))
                 self._stats.answered += len(new)
                 for completion in new.values():
                     self._stats.prompt_tokens += completion.prompt_tokens or 0
@@ -632,13 +696,14 @@ class _Run:
                 self._journal.forget(intent)
 
     async def _delete_files(self, batch_id: str) -> None:
+        in_use = self._journal.file_ids()  # of a new batch of the same requests
         with contextlib.suppress(RequestRefused):  # gone already, or no right to
             batch = await self._call(
                 lambda client, headers: client.batches.retrieve(batch_id, extra_headers=headers),
                 patient=False,
             )
             for file_id in (batch.input_file_id, batch.output_file_id, batch.error_file_id):
-                if file_id:
+                if file_id and file_id not in in_use:
                     await self._delete(file_id)
 
     async def _delete(self, file_id: str) -> None:
@@ -681,10 +746,13 @@ class _Run:
         while True:
 
             async def page(client: openai.AsyncOpenAI, headers: dict[str, Any]) -> Any:
-                return await page_after(client, headers, after)  # noqa: B023 (awaited right here)
+                listed = await page_after(client, headers, after)  # noqa: B023 (awaited right here)
+                if not isinstance(listed.data, list):
+                    raise TransientError("a list without entries", cause="bad_body")
+                return listed
 
             listed = await self._call(page)
-            new = {entry.id: entry for entry in listed.data or [] if entry.id not in found}
+            new = {entry.id: entry for entry in listed.data if entry.id not in found}
             found.update(new)
             # A server that knows no pages gives the same one again.
             if not new or not listed.has_more:
@@ -697,6 +765,7 @@ class _Run:
         existing: Callable[[], Awaitable[_T | None]] | None = None,
         *,
         patient: bool = True,
+        more_s: float = 0.0,
     ) -> _T:
         """What a call gives, with retries.
 
@@ -704,13 +773,18 @@ class _Run:
             api_call: what to call.
             existing: looks for what a call has made whose answer got lost.
             patient: whether the run can't go on without.
+            more_s: how much longer it may take than an answer, in seconds.
         """
         retry, failing_since_s = 0, time.monotonic()
         while True:
             try:
-                result = await self._once(api_call)
+                result = await self._once(api_call, more_s)
             except TransientError as error:
                 wait_s = self._policy.wait_s(min(retry, 30), error.retry_after_s, self._rng)
+                if patient and (error.retry_after_s or 0.0) > LONGEST_WAIT_S:
+                    raise too_long_a_pause(error) from error
+                if not patient and wait_s > _IMPATIENT_S:
+                    raise
                 failing_s = time.monotonic() + wait_s - failing_since_s
                 if self._is_over(error, retry, failing_s, patient):
                     raise
@@ -726,14 +800,19 @@ class _Run:
                 if found is not None:
                     return found
 
-    async def _once(self, api_call: _ApiCall[_T]) -> _T:
+    async def _once(self, api_call: _ApiCall[_T], more_s: float) -> _T:
         try:
-            result = await self._backend.call(api_call)
+            result = await self._backend.call(api_call, more_s=more_s)
         except (ValueError, AttributeError) as error:  # the latter where the SDK expects a page
             raise TransientError(f"not JSON: {error}", cause="bad_body") from error
         if isinstance(result, str):  # what the SDK makes of another content type
             words = self._backend.redacted(result)[:_WORDS_SHOWN]
             raise TransientError(f"not JSON: {words!r}", cause="bad_body")
+        # Whatever JSON comes, the SDK makes its types of it.
+        whole = result.status if isinstance(result, Batch) else True
+        if isinstance(result, Batch | FileObject | FileDeleted) and not (result.id and whole):
+            words = self._backend.redacted(result.to_json(indent=None))[:_WORDS_SHOWN]
+            raise TransientError(f"neither file nor batch: {words}", cause="bad_body")
         return result
 
     def _is_over(self, error: TransientError, retry: int, failing_s: float, patient: bool) -> bool:
@@ -776,6 +855,13 @@ class _Run:
             )
 
 
+def _promised(batch: Any) -> int:
+    """Lines that the files of an ended batch have at least."""
+    if batch.request_counts is not None:
+        return int(batch.request_counts.completed or 0)
+    return int(batch.status == "completed")
+
+
 def _find(batches: Iterable[Any], intent: str, file_id: str | None) -> Any:
     """The batch of an intent; where a server keeps no metadata, the one of its file."""
     for batch in batches:
@@ -790,8 +876,9 @@ def _find(batches: Iterable[Any], intent: str, file_id: str | None) -> Any:
 class _Draft:
     """A file of requests on its way up: lines in, digest and path out."""
 
-    def __init__(self, folder: Path, limit_field: str) -> None:
+    def __init__(self, folder: Path, store: str, limit_field: str) -> None:
         self.path = folder / f"{uuid.uuid4().hex}.jsonl"
+        self.store = store
         self.limit_field = limit_field
         self.keys: list[bytes] = []
         self._bytes = 0
@@ -821,7 +908,7 @@ class _Draft:
     @property
     def name(self) -> str:
         """As the server lists it."""
-        return f"mminstruct-{self.digest}.jsonl"
+        return f"mminstruct-{self.store}-{self.digest}.jsonl"
 
 
 def _line(key: bytes, body: dict[str, Any]) -> bytes:
@@ -919,6 +1006,11 @@ class _Results:
     def without_line(self) -> set[bytes]:
         """Keys that no line was about."""
         return self.keys - self._seen
+
+    @property
+    def lines(self) -> int:
+        """How many there were."""
+        return len(self._seen) + self.unknown + self.damaged
 
     def is_damaged(self) -> bool:
         """Whether there may be more in the files than could be read."""
@@ -1060,6 +1152,10 @@ class Journal:
     def batch_ids(self) -> set[str]:
         """The server's names of all batches in the journal."""
         return {row[0] for row in self._read("SELECT batch_id FROM batches")}
+
+    def file_ids(self) -> set[str]:
+        """The uploaded files of batches that are not at their end."""
+        return {row[0] for row in self._read("SELECT file_id FROM batches WHERE stored = 0")}
 
     def keys(self, intent: str) -> set[bytes]:
         """The requests of a batch."""

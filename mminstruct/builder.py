@@ -176,6 +176,12 @@ class InstructConfig(datasets.BuilderConfig):
                     f"batch_api: the model source {backend.name!r} has no Batch API; "
                     "use the model source 'openai' or leave it out"
                 )
+            for field in ("requests_per_minute", "tokens_per_minute"):
+                if getattr(self, field) is not None:
+                    raise UsageError(
+                        f"{field}: requests of the Batch API go up in files, at no rate of ours; "
+                        f"leave out {field} or batch_api"
+                    )
 
     def open_source(self) -> Source:
         """The source of the contexts."""

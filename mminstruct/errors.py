@@ -51,11 +51,15 @@ class RequestRefused(BackendError):
     Attributes:
         unknown_here: the refusal is of a kind that mostly concerns the model or the account rather
             than this request (HTTP 403, 404); at the start of a run it says that none will succeed.
+        status: the HTTP status, if it was one.
     """
 
-    def __init__(self, message: str, *, unknown_here: bool = False) -> None:
+    def __init__(
+        self, message: str, *, unknown_here: bool = False, status: int | None = None
+    ) -> None:
         super().__init__(message)
         self.unknown_here = unknown_here
+        self.status = status
 
 
 class ContextTooLong(RequestRefused):

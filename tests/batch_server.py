@@ -46,6 +46,8 @@ class BatchServer(LoopbackServer):
         page: entries of a list at most.
         lag_s: how long a new batch is in no list.
         hides_metadata: whether batches come without the metadata they were created with.
+        hides_counts: whether they come without the counts of their requests.
+        output_looks: looks at a batch that has ended before its output file is named.
         victim: process id.
         steps: how often each step has come.
     """
@@ -69,6 +71,8 @@ class BatchServer(LoopbackServer):
         self.page = 100
         self.lag_s = 0.0
         self.hides_metadata = False
+        self.hides_counts = False
+        self.output_looks = 0
         self.victim: int | None = None
         self.steps: Counter[str] = Counter()
 
@@ -210,6 +214,7 @@ class BatchServer(LoopbackServer):
             "request_counts": {"total": len(ids), "completed": 0, "failed": 0},
             "lines": lines,
             "looks": 0,
+            "ended": None,
             "listed_at": time.monotonic() + self.lag_s,
             "answered": [],
         }
@@ -218,10 +223,15 @@ class BatchServer(LoopbackServer):
         return 200, self._public(self.batches[batch_id])
 
     def _public(self, batch: dict[str, Any]) -> dict[str, Any]:
-        hidden = {"lines", "looks", "listed_at", "answered"}
+        hidden = {"lines", "looks", "listed_at", "answered", "ended"}
         if self.hides_metadata:
             hidden.add("metadata")
-        return {name: value for name, value in batch.items() if name not in hidden}
+        if self.hides_counts:
+            hidden.add("request_counts")
+        shown = {name: value for name, value in batch.items() if name not in hidden}
+        if batch["ended"] is not None and batch["looks"] < batch["ended"] + self.output_looks:
+            shown["output_file_id"] = None
+        return shown
 
     async def _list_batches(self, request: web.Request) -> tuple[int, Any]:
         listed = [b for b in self.batches.values() if b["listed_at"] <= time.monotonic()]
@@ -254,10 +264,11 @@ class BatchServer(LoopbackServer):
         return 200, self._public(batch)
 
     def _finish(self, batch: dict[str, Any], status: str) -> None:
-        batch["status"] = status
+        batch["status"], batch["ended"] = status, batch["looks"]
         if status == "failed":
             batch["errors"] = {"object": "list", "data": self.errors}
             return
+        batch["answered"] = []
         output: list[str] = []
         errors: list[str] = []
         for line in batch["lines"]:

@@ -142,8 +142,10 @@ def test_files_hold_what_the_provider_takes_and_are_the_same_every_time(
 ) -> None:
     prepared(builder(server, tmp_path / "a", data))
     prepared(builder(server, tmp_path / "b", data))
-    assert len(set(server.uploads)) == FILES
-    assert server.uploads[FILES:] == server.uploads[:FILES]
+    digests = [name.rpartition("-")[2] for name in server.uploads]
+    assert len(set(digests)) == FILES
+    assert digests[FILES:] == digests[:FILES]
+    assert len(set(server.uploads)) == 2 * FILES, "no two stores share a file"
     whole = Limits(poll_s=0.02)
     with BatchServer() as third:
         prepared(builder(third, tmp_path / "c", data, whole))
@@ -439,6 +441,7 @@ FAILURES = [
     (502, {}, {}),
     (200, {}, "<html>Please log in</html>"),
     (200, {}, '["half a b'),
+    (200, {}, error_body("the upstream failed")),
 ]
 
 
@@ -476,24 +479,172 @@ def test_a_server_that_keeps_no_metadata_loses_no_batch(
     assert len(submissions(server)) == REQUESTS
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        (403, {}, "<html>Not from your country</html>"),
+        (400, {}, error_body("try later")),
+        (404, {}, error_body("no such file yet")),
+        (200, {}, ""),
+        (200, {}, error_body("the upstream failed")),
+        "one line",
+    ],
+    ids=str,
+)
+def test_a_file_that_cannot_be_read_at_once_is_read_later(
+    server: BatchServer, tmp_path: Path, data: Path, reply: Any
+) -> None:
+    def event(step: str, number: int) -> Any:
+        if step != "content:before" or number > 2:
+            return None
+        if reply != "one line":
+            return reply
+        (content,) = (f["content"] for f in server.files.values() if "batch_1_out" in f["filename"])
+        return (200, {}, content.decode().partition("\n")[0] + "\n")
+
+    server.event = event
+    assert len(prepared(builder(server, tmp_path, data))) == REQUESTS
+    assert len(submissions(server)) == REQUESTS
+    assert server.steps["content:before"] == 2 + FILES
+    assert server.left == []
+
+
+@pytest.mark.parametrize("reply", [(403, {}, error_body("not yours")), (200, {}, "")], ids=str)
+def test_answers_that_cannot_be_read_in_a_run_are_read_in_the_next(
+    server: BatchServer, tmp_path: Path, data: Path, reply: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.event = lambda step, number: reply if step == "content:before" else None
+    quick = Limits(requests=18, poll_s=0.02, settle_s=0.2)
+    with caplog.at_level(logging.WARNING, "mminstruct.batch"), pytest.raises(RunStopped):
+        prepared(builder(server, tmp_path, data, quick))
+    assert "18 requests have no answer: answers of batch batch_1" in caplog.text
+    assert "run the same command again for them" in caplog.text
+    assert "batch_1_output.jsonl" in server.left
+    server.event = lambda step, number: None
+    made = builder(server, tmp_path, data, quick)
+    assert len(prepared(made)) == REQUESTS
+    assert len(submissions(server)) == REQUESTS
+    assert server.left == []
+
+
+def test_answers_that_are_gone_are_asked_for_again_by_the_next_run(
+    server: BatchServer, tmp_path: Path, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def event(step: str, number: int) -> None:
+        for file_id, file in list(server.files.items()):
+            if file["filename"] == "batch_1_output.jsonl":
+                del server.files[file_id]
+
+    server.event = event
+    quick = Limits(requests=7, poll_s=0.02, settle_s=0.2)
+    with caplog.at_level(logging.WARNING, "mminstruct.batch"):
+        made = builder(server, tmp_path, data, quick)
+        assert len(incomplete(made)) == REQUESTS - 7
+    assert made.report.failures == {"unread": 7}
+    assert "7 requests have no answer: answers of batch batch_1" in caplog.text
+    assert "they are gone" in caplog.text
+    assert len(prepared(builder(server, tmp_path, data, quick))) == REQUESTS
+    assert [len(ids) for ids in server.submitted] == [7, 7, 4, 7]
+
+
+@pytest.mark.parametrize("counts", [True, False], ids=["counts", "no counts"])
 def test_an_output_file_may_appear_after_its_batch_has_ended(
+    server: BatchServer, tmp_path: Path, data: Path, counts: bool
+) -> None:
+    server.output_looks, server.hides_counts = 5, not counts
+    assert len(prepared(builder(server, tmp_path, data))) == REQUESTS
+    assert len(submissions(server)) == REQUESTS
+    assert server.left == []
+
+
+@pytest.mark.parametrize("counts", [True, False], ids=["counts", "no counts"])
+def test_an_output_file_that_never_appears_is_not_deleted(
+    server: BatchServer, tmp_path: Path, data: Path, counts: bool
+) -> None:
+    server.output_looks, server.hides_counts = 1_000_000, not counts
+    with pytest.raises(RunStopped, match="files have 0"):
+        prepared(builder(server, tmp_path, data, Limits(18, poll_s=0.02, settle_s=0.2)))
+    assert "batch_1_output.jsonl" in server.left
+
+
+def test_a_list_that_is_none_does_not_make_a_batch_unknown(
+    there: BatchServer, undisturbed: tuple[int, dict[str, str]], place: Place
+) -> None:
+    killed(place, there, "create:after", 1)
+    time.sleep(QUICK.settle_s)
+    there.steps.clear()
+    there.event = lambda step, number: (
+        (200, {}, error_body("the upstream failed"))
+        if (step, number) == ("list_batches:before", 1)
+        else None
+    )
+    ended = place.run(there.url, "--batch_api")
+    assert ended.code == 0, ended.err
+    assert len(submissions(there)) == REQUESTS
+    assert place.output_digest() == undisturbed[1]
+
+
+def test_a_file_that_a_new_batch_needs_is_not_deleted_with_the_old_one(
     server: BatchServer, tmp_path: Path, data: Path
 ) -> None:
-    hidden: dict[str, Any] = {}
+    server.line = lambda body: (500, error_body("oops"))
+    server.event = lambda step, number: (
+        (500, {}, error_body("oops")) if step == "delete:before" else None
+    )
+    with pytest.raises(RunStopped):
+        prepared(builder(server, tmp_path, data, Limits(18, poll_s=0.02)))
+    server.event, server.polls = lambda step, number: None, 3
+    server.line = lambda body: (200, chat_completion(turns_for(body)))
+    inputs: list[bool] = []
 
-    def late(step: str, number: int) -> None:
-        if step != "retrieve:after":
-            return
-        for entry in server.batches.values():
-            if entry["output_file_id"] and entry["id"] not in hidden:
-                hidden[entry["id"]] = entry["output_file_id"], number
-                entry["output_file_id"] = None
-            elif entry["id"] in hidden and number > hidden[entry["id"]][1] + 9:
-                entry["output_file_id"] = hidden[entry["id"]][0]
+    def event(step: str, number: int) -> None:
+        if step == "retrieve:before" and "batch_2" in server.batches:
+            new = server.batches["batch_2"]
+            inputs.append(new["status"] == "completed" or new["input_file_id"] in server.files)
 
-    server.event = late
+    server.event = event
+    assert len(prepared(builder(server, tmp_path, data, Limits(18, poll_s=0.02)))) == REQUESTS
+    assert len(server.uploads) == 1
+    assert inputs and all(inputs)
+    assert server.left == []
+
+
+def test_another_stores_batches_are_left_to_its_own_runs(
+    there: BatchServer, undisturbed: tuple[int, dict[str, str]], place: Place, tmp_path: Path
+) -> None:
+    killed(place, there, "retrieve:after", 1)
+    other = Place(tmp_path / "other", place.data, COMMAND)
+    for one in (other, place):
+        ended = one.run(there.url, "--batch_api")
+        assert ended.code == 0, ended.err
+        assert one.output_digest() == undisturbed[1]
+    assert len(submissions(there)) == 2 * REQUESTS
+    assert there.left == []
+
+
+def test_a_pause_of_hours_ends_the_run(server: BatchServer, tmp_path: Path, data: Path) -> None:
+    server.event = lambda step, number: (429, {"Retry-After": "86400"}, error_body("enough"))
+    with pytest.raises(RunStopped, match=r"enough; the server asks for a pause of 24\.0 hours"):
+        prepared(builder(server, tmp_path, data))
+
+
+def test_no_file_is_worth_a_long_wait_to_delete(
+    server: BatchServer, tmp_path: Path, data: Path
+) -> None:
+    server.event = lambda step, number: (
+        (429, {"Retry-After": "1800"}, error_body("slow")) if step == "delete:before" else None
+    )
     assert len(prepared(builder(server, tmp_path, data))) == REQUESTS
-    assert len(hidden) == FILES
+    assert server.steps["delete:before"] == FILES
+
+
+def test_a_download_may_take_longer_than_an_answer(
+    server: BatchServer, tmp_path: Path, data: Path
+) -> None:
+    server.event = lambda step, number: time.sleep(0.7) if step.startswith("content") else None
+    made = builder(server, tmp_path, data, Limits(18, poll_s=0.02), timeout_s=1.0)
+    assert len(prepared(made)) == REQUESTS
+    assert server.steps["content:before"] == 1
 
 
 def test_a_server_without_the_batch_api_is_named(tmp_path: Path, data: Path, place: Place) -> None:
@@ -915,6 +1066,8 @@ def test_other_model_sources_and_streams_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match="'fake' has no Batch API"):
         builder(server, tmp_path, data, backend="fake")
+    with pytest.raises(UsageError, match="tokens_per_minute: requests of the Batch API"):
+        builder(server, tmp_path, data, tokens_per_minute=1000)
     with pytest.raises(UsageError, match="no stream"):
         next(iter(builder(server, tmp_path, data).as_streaming_dataset("train")))
     assert place.run(server.url, "--batch_api", "--model_source", "fake").code == 2

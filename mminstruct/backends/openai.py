@@ -250,6 +250,7 @@ class OpenAIBackend:
         # A server of one's own knows models by their Hub id; the official one has terms of its own.
         self.repo_id = "openai-api" if self._official else self.model
         self.parallel = options.max_concurrency
+        self.timeout_s = options.timeout_s
         self.context_window = options.context_window
         self.token_error: float | None = None
         self.rate_limits: Quotas | None = None
@@ -341,7 +342,7 @@ class OpenAIBackend:
             cast_to=httpx2.Response,
         )
         # Not the transport's timeout: that starts again with every byte.
-        response = await asyncio.wait_for(post, self._options.timeout_s)
+        response = await asyncio.wait_for(post, self.timeout_s)
         self._hear(response.headers)
         return read_body(response.content, redacted=self.redacted)
 
@@ -363,8 +364,8 @@ class OpenAIBackend:
                 code=str(error.code or ""),
             )
         if isinstance(error, asyncio.TimeoutError):
-            seconds = self._options.timeout_s
-            return TransientError(f"{where}: no answer within {seconds:g} s", cause="timeout")
+            words = f"{where}: no answer within {self.timeout_s:g} s"
+            return TransientError(words, cause="timeout")
         root = _root(error)
         reason = self.redacted(str(root) or type(root).__name__)
         return TransientError(
@@ -373,18 +374,22 @@ class OpenAIBackend:
         )
 
     async def call(
-        self, api_call: Callable[[openai.AsyncOpenAI, dict[str, Any]], Awaitable[_T]]
+        self,
+        api_call: Callable[[openai.AsyncOpenAI, dict[str, Any]], Awaitable[_T]],
+        *,
+        more_s: float = 0.0,
     ) -> _T:
         """What another call of the API gives; errors as in `complete`.
 
         Args:
             api_call: gets the open SDK client and the headers that go with every call.
+            more_s: how much longer it may take than an answer, in seconds.
         """
         if self._client is None:
             raise BackendUnusable("the backend is not open")
         headers = {"Authorization": self._headers["Authorization"]}
         try:
-            return await asyncio.wait_for(api_call(self._client, headers), self._options.timeout_s)
+            return await asyncio.wait_for(api_call(self._client, headers), self.timeout_s + more_s)
         except _FAILURES as error:
             raise self._mapped(error) from error
 
@@ -442,7 +447,7 @@ def status_error(
         return BackendUnusable(f"{message}; the account has no credit left")
     if status == 401:
         return BackendUnusable(f"{message}; check OPENAI_API_KEY")
-    return RequestRefused(message, unknown_here=status in (403, 404))
+    return RequestRefused(message, unknown_here=status in (403, 404), status=status)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -190,7 +190,7 @@ def _noted(marker: Path) -> dict[str, Any]:
     """What `release.write` noted of a release."""
     try:
         noted: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8"))
-        needed = {*_LICENSE_FIELDS, "commercial", "output_training"}
+        needed = {*_LICENSE_FIELDS, "commercial", "output_training", "redistribution"}
         is_whole = all("sha256" in facts for facts in noted["files"].values())
         if is_whole and noted["licensing"].keys() >= needed:
             return noted
@@ -282,6 +282,8 @@ def _check_accepted(held: _Release, accepted: str | None) -> None:
     licensing = held.licensing
     if licensing["output_training"] == "forbidden":
         why = "the model's terms forbid to train other models on them"
+    elif not licensing["redistribution"]:
+        why = "what they were made from may not be passed on"
     elif (
         "unknown" in (licensing["output_training"], licensing["license"])
         or licensing["commercial"] is None

@@ -493,6 +493,18 @@ def test_rows_that_may_not_be_trained_on_take_somebody_who_answers_for_them(
     assert (card["license"], card["license_name"]) == ("other", id)
 
 
+def test_rows_made_of_what_may_not_be_passed_on_take_the_same(tmp_path: Path) -> None:
+    rows = [row(1, source="HUMANML3D", license="other", commercial_use=False)]
+    splits = {"train": made(rows)}
+    folder = tmp_path / "out"
+    origin = provenance.trace(splits, source_options={"motion_facts": True})
+    release.write(splits, folder, origin)
+    with pytest.raises(UsageError, match=r"what they were made from may not be passed on; nothing"):
+        push(folder, "user/name")
+    with pytest.raises(UsageError, match="HF_HUB_OFFLINE is set"):
+        push(folder, "user/name", accept_license="amass-noncommercial-and-mit", token="t")
+
+
 def test_rows_of_unknown_terms_take_the_same(tmp_path: Path) -> None:
     folder = unknown(tmp_path / "out")
     with pytest.raises(UsageError, match=r"under terms that are known; nothing was sent(.|\n)*"):

@@ -97,6 +97,7 @@ class Verdict:
         commercial: whether the rows may train any model commercially, obligations aside; None if
             that isn't known.
         output_training: the strictest of what models and services say; ``allowed`` without any.
+        redistribution: whether the text of the rows may be passed on at all.
         obligations: of all parts.
         reasons: one a part, and the conclusion.
         parts: what it was made from, in a fixed order.
@@ -107,6 +108,7 @@ class Verdict:
     license_link: str | None
     commercial: bool | None
     output_training: OutputTraining
+    redistribution: bool
     obligations: tuple[Obligation, ...]
     reasons: tuple[str, ...]
     parts: tuple[Part, ...]
@@ -129,6 +131,7 @@ class Verdict:
             "license_link": self.license_link,
             "commercial": self.commercial,
             "output_training": self.output_training,
+            "redistribution": self.redistribution,
             "obligations": [o.model_dump() for o in self.obligations],
             "reasons": list(self.reasons),
         }
@@ -157,6 +160,11 @@ def compose(registry: Registry, parts: Iterable[Part]) -> Verdict:
         license_link=link,
         commercial=commercial,
         output_training=_strictest(ordered),
+        redistribution=all(
+            part.by.redistribution
+            for part in ordered
+            if isinstance(part.by, License) and part.role != "images"
+        ),
         obligations=tuple(
             dict.fromkeys(duty for part in ordered if part.by for duty in part.by.obligations)
         ),
@@ -235,7 +243,11 @@ def why_not(registry: Registry, name: str | None) -> str:
 def _license_says(by: License) -> str:
     against = [
         word
-        for answer, word in ((by.commercial, "commercial use"), (by.derivatives, "changes"))
+        for answer, word in (
+            (by.commercial, "commercial use"),
+            (by.derivatives, "changes"),
+            (by.redistribution, "passing it on"),
+        )
         if answer is False
     ]
     if against:

@@ -71,7 +71,8 @@ class _Fact(Strict):
 class License(_Fact):
     """A licence of annotations, images or prompts; ``null`` is not known.
 
-    ``covers`` are licences whose text may be released under this one.
+    ``covers`` are licences whose text may be released under this one. ``redistribution`` is whether
+    what is made of it may be passed on at all.
     """
 
     id: Id
@@ -81,6 +82,7 @@ class License(_Fact):
     url: str = Field(min_length=1)
     commercial: bool | None
     derivatives: bool | None
+    redistribution: bool = True
     share_alike: bool = False
     obligations: tuple[Obligation, ...] = ()
     covers: tuple[Id, ...] = ()

@@ -203,6 +203,19 @@ def test_texts_get_the_freest_licence_that_covers_all_of_them(
 
 
 @pytest.mark.parametrize(
+    ("annotations", "redistribution"),
+    [(["MIT"], True), (["cc-by-nc-nd-4.0"], True), (["MIT", "LicenseRef-AMASS"], False)],
+)
+def test_what_may_not_be_passed_on_binds_all_text_made_of_it(
+    annotations: list[str | None], redistribution: bool
+) -> None:
+    verdict = licenses.compose(REGISTRY, [*works(*annotations), *MIXTRAL])
+    assert verdict.redistribution is redistribution
+    assert verdict.as_json()["redistribution"] is redistribution
+    assert any("passing it on" in reason for reason in verdict.reasons) is not redistribution
+
+
+@pytest.mark.parametrize(
     "names",
     [
         ("cc-by-sa-4.0", "cc-by-nc-4.0"),

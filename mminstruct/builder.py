@@ -27,7 +27,7 @@ from mminstruct import backends, generate, licenses, prompts, sources
 from mminstruct.backends import Backend, BackendOptions
 from mminstruct.client import Client, Failed, RetryPolicy, Stats
 from mminstruct.download import fetch
-from mminstruct.errors import RunStopped, UsageError, did_you_mean
+from mminstruct.errors import NoRows, RunStopped, UsageError, did_you_mean
 from mminstruct.generate import Plan, Report
 from mminstruct.licenses import Part, Registry, Verdict
 from mminstruct.limits import Budget, Rates
@@ -448,7 +448,14 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             self.report.add(part)
             self.read_report[split] = ReadReport.read(folder / f"read-{split}.json")
             if not part.rows.total():
-                raise RunStopped(f"no row in split {split!r}: {summary(part)}")
+                words = f"no row in split {split!r}: {summary(part)}"
+                if part.failures:
+                    raise RunStopped(words)
+                first = next((f"; the first: {d['detail']}" for d in part.details), "")
+                raise NoRows(
+                    f"{words}{first}. The same run gives the same again: take another model, "
+                    "context window, prompt config or sampling"
+                )
         if self.report.failures:
             warnings.warn(
                 f"{summary(self.report)}. Load again to ask for what failed, and for that alone.",
@@ -457,6 +464,8 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             )
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        # Before anything is fetched: what is missing may be all in the user's hands.
+        backends.check(self.config.backend, self.config.backend_options())
         if self.config.batch_api and dl_manager.is_streaming:
             raise UsageError(
                 "batch_api: answers come in batches after hours, which is no stream; "

@@ -4,7 +4,8 @@ Exit codes:
 
     0    everything asked for is there
     1    done, but some requests got no answer; run the same command again to ask for those
-    2    a wrong argument, prompt config or annotation file; nothing was sent
+    2    a wrong argument, prompt config or annotation file (nothing was sent), or one by which no
+         answer gives a row
     3    the run had to stop (server, key, Hub, disk, budget); run the same command again to go on
     130  Ctrl-C (143: terminated); run the same command again to go on
 """
@@ -58,10 +59,13 @@ from mminstruct.builder import (
 )
 from mminstruct.errors import (
     BackendError,
+    DownloadError,
     HubError,
     MMInstructError,
+    NoRows,
     RunStopped,
     StoreError,
+    StoreUnusable,
     UsageError,
     did_you_mean,
 )
@@ -98,6 +102,10 @@ def run(arguments: Sequence[str]) -> int:
         if known is None:
             raise
         _say(f"error: {known}")
+        if isinstance(known, NoRows | StoreUnusable):
+            return USAGE
+        if isinstance(known, DownloadError):  # which says how to go on
+            return STOPPED
         if isinstance(known, RunStopped | BackendError | HubError | StoreError | OSError):
             _say(f"{_kept(args)}; run the same command again to go on.")
             return STOPPED

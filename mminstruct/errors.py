@@ -12,7 +12,9 @@ MMInstructError            anything this package raises on purpose
 │   └── BackendUnusable    no request can succeed: wrong key, unknown model, nobody listening
 ├── HubError               the Hub refused a release or could not be reached
 ├── StoreError             the response store can't be read or written (disk full, damaged file)
+│   └── StoreUnusable      the file that was given can't be a store; another one has to be
 └── RunStopped             a run ended early; what had finished is in the store
+    └── NoRows             not early: none of the answers, which are all there, gave a row
 """
 
 from __future__ import annotations
@@ -97,12 +99,20 @@ class StoreError(MMInstructError):
     """The response store can't be read or written."""
 
 
+class StoreUnusable(StoreError):
+    """The file that was given can't be a response store; another one has to be."""
+
+
 class HubError(MMInstructError):
     """The Hub refused a release, or could not be reached."""
 
 
 class RunStopped(MMInstructError):
     """A run ended early. Every completion that had finished is in the response store."""
+
+
+class NoRows(RunStopped):
+    """None of the answers, which are all there, gave a row: the same again gives the same."""
 
 
 def did_you_mean(got: str, choices: Iterable[str]) -> str:

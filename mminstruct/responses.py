@@ -27,7 +27,7 @@ from types import TracebackType
 import msgspec
 from filelock import FileLock, Timeout
 
-from mminstruct.errors import StoreError
+from mminstruct.errors import StoreError, StoreUnusable
 from mminstruct.resources import shown
 from mminstruct.schema import Completion, Message, Request, canonical_json
 
@@ -122,7 +122,8 @@ class ResponseStore:
         read_only: neither make nor change it; a missing file is an empty store.
 
     Raises:
-        StoreError: the file can't be opened, is something else, or comes from a newer version.
+        StoreUnusable: the file can't be opened, is something else, or comes from a newer version.
+        StoreError: another program locks it, or the disk is full.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
@@ -141,7 +142,7 @@ class ResponseStore:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StoreError(f"response store {shown(self.path)}: {error.strerror}") from error
+            raise StoreUnusable(f"response store {shown(self.path)}: {error.strerror}") from error
         self._reader = _connect(self.path)
         self._closing.clear()
         self._thread = threading.Thread(target=self._write_loop, name="response-store", daemon=True)
@@ -303,7 +304,7 @@ def _commit(connection: sqlite3.Connection, writes: Iterable[_Write]) -> None:
         raise
 
 
-def _is_locked(error: sqlite3.Error) -> bool:
+def _is_locked(error: Exception) -> bool:
     return "locked" in str(error) or "busy" in str(error)
 
 
@@ -365,9 +366,12 @@ def _connect(path: Path) -> sqlite3.Connection:
     except (sqlite3.Error, OSError) as error:
         # The words of an OSError name the file with the home folder in full.
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        kind: type[StoreError] = StoreUnusable
         if isinstance(error, Timeout):
-            reason = f"another process has held it for {_BUSY_TIMEOUT_S:g} s"
-        raise StoreError(
+            kind, reason = StoreError, f"another process has held it for {_BUSY_TIMEOUT_S:g} s"
+        elif _is_locked(error) or "full" in str(error):
+            kind = StoreError
+        raise kind(
             f"response store {shown(path)}: {reason}; "
             "give a writable SQLite file or a new one with --response_store"
         ) from error
@@ -391,7 +395,7 @@ def _connect_read_only(path: Path) -> sqlite3.Connection:
             connection.execute(f"CREATE TEMP TABLE {_LENGTHS}")
     except (sqlite3.Error, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise StoreError(
+        raise StoreUnusable(
             f"response store {shown(path)}: {reason}; give another file with --response_store"
         ) from error
     return connection
@@ -414,18 +418,18 @@ def _check(connection: sqlite3.Connection, path: Path) -> int:
     if application_id == 0 and version == 0:
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if tables:
-            raise StoreError(
+            raise StoreUnusable(
                 f"response store {shown(path)}: this SQLite file belongs to another program; "
                 "give another one with --response_store"
             )
         return 0
     if application_id != _APPLICATION_ID:
-        raise StoreError(
+        raise StoreUnusable(
             f"response store {shown(path)}: this SQLite file belongs to another program; "
             "give another one with --response_store"
         )
     if version > _SCHEMA_VERSION:
-        raise StoreError(
+        raise StoreUnusable(
             f"response store {shown(path)}: written by a newer mminstruct (format {version}, "
             f"this one reads {_SCHEMA_VERSION}); upgrade mminstruct"
         )

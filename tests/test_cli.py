@@ -11,7 +11,7 @@ import datasets
 import pytest
 from conftest import coco_files
 from dummy_data import write_all
-from loopback import LoopbackServer
+from loopback import LoopbackServer, chat_completion
 
 from mminstruct import cli
 
@@ -152,12 +152,18 @@ def test_a_wrong_command_line_exits_2_and_says_what_is_right(
         (["COCO2017", "--model_source", "llama.cpp", "--model", "no.gguf"], "No such file"),
         (["COCO2017", "--output_path", "full"], "not written by mminstruct"),
         (["COCO2017", "--limit", "-1"], "limit: expected at least 1"),
+        # Without annotations there: before anything is fetched.
+        (["COCO2014", "--model_source", "openai", "--model", "m"], "OPENAI_API_KEY is not set"),
+        (["SAMPLE", "--model_source", "openai", "--model", "m"], "OPENAI_API_KEY is not set"),
+        (["COCO2017", "--response_store", "full"], "give a writable SQLite file or a new one"),
+        (["COCO2017", "--response_store", "junk"], "give a writable SQLite file or a new one"),
     ],
 )
 def test_what_a_user_can_fix_prints_one_line_and_exits_2(
     arguments: list[str], words: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "full").mkdir()
+    (folder / "junk").write_text("no store " * 500)
     (folder / "full" / "thesis.txt").write_text("mine")
     assert cli.run(["generate", *arguments]) == 2
     error = capsys.readouterr().err
@@ -202,6 +208,28 @@ def test_a_wrong_key_ends_the_run_with_the_servers_words(
     assert generate("COCO2017", server=server) == 3
     assert "Incorrect API key provided" in capsys.readouterr().err
     assert len(server.bodies) == 1
+
+
+def test_answers_that_give_no_row_are_no_reason_to_run_again(
+    folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.answer = lambda server, body: chat_completion("I would rather not.")
+    assert generate("COCO2017", server=server) == 2
+    said = capsys.readouterr().err
+    assert "no row in split 'train': 0 rows, 6 rejected" in said
+    assert "; the first: " in said
+    assert "The same run gives the same again" in said
+    assert "run the same command again" not in said
+
+
+def test_a_file_that_cannot_be_fetched_is_no_wrong_argument(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    (folder / "empty").mkdir()
+    arguments = ["--model_source", "fake", "--dataset_storage_path", "empty"]
+    assert cli.run(["generate", "COCO2014", *arguments]) == 3
+    assert "not fetched, because HF_HUB_OFFLINE" in capsys.readouterr().err
 
 
 def test_failed_requests_give_exit_code_1_a_count_and_the_rest(

@@ -122,7 +122,7 @@ def test_it_counts_as_llama_cpp_does_to_the_token(
     before = estimate(*arguments)
     assert before["token_error"] == 0.0
     assert (before["cost_usd"], before["batch_cost_usd"]) == (0.0, None)
-    assert generate(*arguments) == cli.STOPPED  # answers of one token are no rows
+    assert generate(*arguments) == cli.USAGE  # answers of one token are no rows
     assert before["prompt_tokens"] == usage(folder / "r.sqlite")["prompt_tokens"]
     after = estimate(*arguments)
     assert after["stored"] == after["requests"] == 2

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType, TracebackType
 from typing import Any, Protocol, runtime_checkable
@@ -182,6 +182,14 @@ def create(name: str, options: BackendOptions) -> Backend:
             raise UsageError(f"the model source {found!r} has no option {option!r}{has}")
     backend: Backend = _module(found).create(options)
     return backend
+
+
+def check(name: str, options: BackendOptions) -> None:
+    """Raise UsageError for what a run lacks that no server has to be asked for, such as a key."""
+    missing: Callable[[BackendOptions], None] | None
+    missing = getattr(_module(_find(name)), "check", None)
+    if missing is not None:
+        missing(options)
 
 
 def _find(name: str) -> str:

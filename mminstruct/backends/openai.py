@@ -120,6 +120,11 @@ def create(options: BackendOptions) -> OpenAIBackend:
     return OpenAIBackend(options, api_key=api_key)
 
 
+def check(options: BackendOptions) -> None:
+    """Raise UsageError where OpenAI's own server is to be asked without a key."""
+    create(options).require_key()
+
+
 def normal_base_url(url: str | None) -> str:
     """The API root: with scheme, without trailing slash, ending in a version such as ``/v1``.
 
@@ -281,11 +286,15 @@ class OpenAIBackend:
         self.token_error = _tokens.TIKTOKEN_ERROR if count else _tokens.APPROXIMATION_ERROR
         return (count or _tokens.approximate)(messages)
 
-    async def __aenter__(self) -> OpenAIBackend:
+    def require_key(self) -> None:
+        """Raise UsageError if OpenAI's own server is to be asked without a key."""
         if self._official and self._api_key is None:
-            raise BackendUnusable(
+            raise UsageError(
                 "OPENAI_API_KEY is not set; set it, or give your own server with --openai_base_url"
             )
+
+    async def __aenter__(self) -> OpenAIBackend:
+        self.require_key()
         # Reads or even fetches a file, which would hold up all others later.
         await asyncio.to_thread(_tokens.openai_counter, self._served_model)
         connections = self._options.max_concurrency

@@ -236,11 +236,14 @@ FILE_FORMATS = tuple(name for name, form in FORMATS.items() if "none" in form.im
 
 
 def check_output(path: Path, output_format: str) -> None:
-    """Raise UsageError if the output can't be written; to be asked before money is spent."""
+    """Raise UsageError if the output can't be written; to be asked before money is spent.
+
+    What is there is only replaced if an export wrote it, which the licence beside it tells.
+    """
     form = FORMATS[output_format]
     if form.layout == "shards":
-        if path.is_file():
-            raise UsageError(f"output path {path}: expected a folder, got a file")
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"output path {path}: expected a folder, got {_kind(path)}")
         found = {child.name for child in path.iterdir()} if path.is_dir() else set()
         if any(name != _PARTIAL and not _SHARD.fullmatch(name) for name in found):
             raise UsageError(
@@ -249,9 +252,19 @@ def check_output(path: Path, output_format: str) -> None:
             )
         resources.check_writable(path, path)
         return
-    if path.is_dir():
-        raise UsageError(f"output path {path}: expected a file, got a folder")
-    resources.check_writable(path.parent, path)
+    if path.exists() and not path.is_file():
+        raise UsageError(
+            f"output path {path}: expected a file, got {_kind(path)}; give another path with "
+            "--output_path"
+        )
+    # An empty file holds nothing that could be lost.
+    if path.exists() and path.stat().st_size and not _license_beside(path).is_file():
+        raise UsageError(
+            f"output path {path}: a file is there that mminstruct did not write, as it has no "
+            f"{_license_beside(path).name} beside it; move it away or give another path with "
+            "--output_path"
+        )
+    resources.check_writable(_target(path).parent, path)
     if form.entry is not None:
         if path.suffix != ".json":
             raise UsageError(
@@ -259,6 +272,37 @@ def check_output(path: Path, output_format: str) -> None:
                 f"got {path.suffix!r} against '.json' expected"
             )
         _dataset_info(path)
+
+
+def _kind(path: Path) -> str:
+    """What is there, in a word or two."""
+    kinds = (
+        ("a folder", path.is_dir),
+        ("a file", path.is_file),
+        ("a pipe", path.is_fifo),
+        ("a socket", path.is_socket),
+        ("a device", lambda: path.is_char_device() or path.is_block_device()),
+    )
+    return next((name for name, is_it in kinds if is_it()), "something else")
+
+
+def _license_beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.LICENSE")
+
+
+def _target(path: Path) -> Path:
+    """The path, or what it leads to if it is a link, whether that exists or not."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def _check_outside(path: Path, dataset: str) -> None:
+    """Raise UsageError for an output inside the release itself, whose files it could replace."""
+    folder = Path(dataset).resolve()
+    if Path(dataset).is_dir() and folder in (path.resolve(), *path.resolve().parents):
+        raise UsageError(
+            f"output path {path}: it is inside the release {dataset}, whose own files stand "
+            "there; give a path outside of it with --output_path"
+        )
 
 
 def write(
@@ -320,6 +364,7 @@ def export(
         raise UsageError(f"format {output_format!r}{did_you_mean(output_format, FORMATS)}")
     _check_images(output_format, images, image_folder, fetching)
     path = _with_name(output_path or form.output)
+    _check_outside(path, str(dataset))
     check_output(path, output_format)
     allowed = image_licenses or (["commercial"] if images == "embed" else ["any"])
     if licenses_file is not None and "any" in allowed:
@@ -619,8 +664,8 @@ def _fetch(
         images.fetch(missing(), pictures.folder, fetching, done)
 
 
-def _license_text(dataset: str) -> str | None:
-    """The file LICENSE of a release, which one that mminstruct didn't write may lack."""
+def _license_text(dataset: str) -> str:
+    """The file LICENSE of a release; one that mminstruct didn't write may lack it."""
     folder = Path(dataset)
     try:
         path = folder / "LICENSE"
@@ -628,7 +673,7 @@ def _license_text(dataset: str) -> str | None:
             path = Path(hf_hub_download(dataset, "LICENSE", repo_type="dataset"))
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, EntryNotFoundError):
-        return None
+        return f"{dataset} has no file LICENSE: what its rows may be used for isn't known here.\n"
 
 
 def _write(
@@ -636,7 +681,7 @@ def _write(
     path: Path,
     form: Format,
     pictures: _Pictures,
-    license_text: str | None,
+    license_text: str,
 ) -> Outcome:
     """Write rows, and name those left out.
 
@@ -661,6 +706,9 @@ def _write(
                 reasons.write(_line({**named, "reason": str(left_out)}))
         if not outcome.rows and (outcome.missing or outcome.excluded):
             raise UsageError(f"{path}: not written, as no row would be left; {summary(outcome)}")
+        # Before the rows: these are never without it, which is how they are known to be ours.
+        with _replaced(_license_beside(path)) as file:
+            file.write(license_text)
     if not outcome.missing:
         missing.unlink()
     credits = path.with_name(f"{path.name}.credits.jsonl")
@@ -669,12 +717,6 @@ def _write(
     else:
         with _replaced(credits) as file:
             file.writelines(_line(credit) for credit in pictures.wanted.credits())
-    beside = path.with_name(f"{path.name}.LICENSE")
-    if license_text is None:
-        beside.unlink(missing_ok=True)
-    else:
-        with _replaced(beside) as file:
-            file.write(license_text)
     if form.entry is not None:
         entries = {**_dataset_info(path), path.stem: {"file_name": path.name, **form.entry}}
         with _replaced(path.with_name("dataset_info.json")) as file:
@@ -868,7 +910,8 @@ def _line(value: Mapping[str, Any]) -> str:
 
 @contextmanager
 def _replaced(path: Path) -> Iterator[IO[str]]:
-    """A file to write, which takes the path's place when all went well."""
+    """A file to write, which takes the path's place, or its target's, when all went well."""
+    path = _target(path)
     partial = path.with_name(f"{path.name}.partial")
     try:
         with partial.open("w", encoding="utf-8") as file:

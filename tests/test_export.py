@@ -202,6 +202,68 @@ def test_a_file_may_be_in_a_folder_that_is_not_there_yet(tmp_path: Path) -> None
     assert len(json_lines(path)) == 1
 
 
+@pytest.mark.parametrize("output_format", sorted(export.FILE_FORMATS))
+def test_a_file_of_somebody_else_is_left_alone(tmp_path: Path, output_format: str) -> None:
+    path = tmp_path / export.FORMATS[output_format].output
+    path.write_text("mine\n")
+    with pytest.raises(UsageError, match="did not write.*move it away or give another path"):
+        write(path, {"train": dataset([row(1)])}, output_format)
+    assert (path.read_text(), files_below(tmp_path)) == ("mine\n", [path.name])
+    path.write_text("")  # as mktemp makes it
+    for _ in range(2):
+        write(path, {"train": dataset([row(1)])}, output_format)
+    assert path.stat().st_size
+
+
+@pytest.mark.parametrize("output_format", sorted(export.FILE_FORMATS))
+def test_an_export_of_a_release_without_a_licence_may_be_repeated(
+    tmp_path: Path, output_format: str
+) -> None:
+    out = repository(tmp_path / "out", {"train": rows_of(range(1, 3))})
+    path = tmp_path / export.FORMATS[output_format].output
+    for _ in range(2):
+        assert export.export(out, output_format, output_path=path).rows == 6
+    assert "isn't known here" in (tmp_path / f"{path.name}.LICENSE").read_text()
+
+
+@pytest.mark.parametrize("output", ["README.md", "new.jsonl", "data/new.jsonl", "data"])
+def test_nothing_is_written_into_the_release_itself(tmp_path: Path, output: str) -> None:
+    out = repository(tmp_path / "out", {"train": [row(1)]})
+    (tmp_path / "link.jsonl").symlink_to(out / output)
+    before = files_below(tmp_path)
+    for path in (out / output, tmp_path / "link.jsonl"):
+        with pytest.raises(UsageError, match=r"inside the release .*outside of it"):
+            export.export(out, "jsonl", output_path=path)
+    (tmp_path / "images").mkdir()
+    shards = {"images": "path", "image_folder": tmp_path / "images"}
+    with pytest.raises(UsageError, match="inside the release"):
+        export.export(out, "webdataset", output_path=out / "shards", **shards)
+    assert files_below(tmp_path) == before
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.jsonl"
+    os.mkfifo(pipe)
+    with pytest.raises(UsageError, match="expected a file, got a pipe"):
+        write(pipe, {"train": dataset([row(1)])}, "jsonl")
+    assert pipe.is_fifo()
+    with pytest.raises(UsageError, match="expected a folder, got a pipe"):
+        export.check_output(pipe, "webdataset")
+    with pytest.raises(UsageError, match="expected a file, got a device"):
+        export.check_output(Path("/dev/null"), "jsonl")
+
+
+def test_a_link_stays_and_its_target_is_written(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    link, target = tmp_path / "link.jsonl", tmp_path / "far" / "rows.jsonl"
+    link.symlink_to(target)
+    for number in (1, 2):
+        write(link, {"train": dataset([row(number)])}, "jsonl")
+        assert link.readlink() == target
+        assert json_lines(target) == [row(number)]
+    assert files_below(tmp_path) == ["far/rows.jsonl", "link.jsonl", "link.jsonl.LICENSE"]
+
+
 Read = list[tuple[list[tuple[str, str]], str | None]]
 """For each conversation its questions with their answers, and its image."""
 
@@ -938,7 +1000,8 @@ def test_credits_go_when_another_export_takes_the_place(
     embed(tmp_path, [row_at(server, 1)])
     assert (tmp_path / "x" / "out.json.credits.jsonl").is_file()
     export.export(tmp_path / "out", "llava-instruct", output_path=tmp_path / "x" / "out.json")
-    assert files_below(tmp_path / "x") == [f"images/{1:012d}.jpg", "out.json"]
+    kept = [f"images/{1:012d}.jpg", "out.json", "out.json.LICENSE"]
+    assert files_below(tmp_path / "x") == kept
 
 
 def test_text_has_no_image_whose_licence_could_be_wrong(
@@ -1002,6 +1065,7 @@ def test_a_second_run_asks_only_for_what_is_missing(tmp_path: Path, server: Imag
     assert files_below(tmp_path / "x") == [
         *(f"images/{row['image']}" for row in rows),
         "out.json",
+        "out.json.LICENSE",
         "out.json.credits.jsonl",
     ]
 

@@ -51,6 +51,8 @@ _FLICKR_FILE = re.compile(r"https?://[\w.-]*flickr\.com/\d+/(\d+)_[0-9a-f]+(?:_\
 
 _FILE_SPLIT = {"train": "train", "validation": "val"}
 _IDS_OF_12_DIGITS = range(10**12)
+# What a column of sizes holds.
+_MAX_SIDE_PX = 2**31 - 1
 
 _CITATION = """\
 @inproceedings{lin2014microsoft,
@@ -432,7 +434,8 @@ def sizes_of(images: list[_SizedImage], file_name: str) -> dict[int, tuple[int, 
     """Image id -> width and height in pixels.
 
     Raises:
-        SourceError: an id is given twice or out of range, or an image has no area.
+        SourceError: an id is given twice or out of range, or an image has no area or an
+            impossible size.
     """
     sizes: dict[int, tuple[int, int]] = {}
     for image in images:
@@ -451,6 +454,12 @@ def sizes_of(images: list[_SizedImage], file_name: str) -> dict[int, tuple[int, 
                 f"{file_name}: image {image.id} has no area, got {image.width} x {image.height} "
                 "pixels against at least 1 x 1 expected. Fix its width and height or download the "
                 "file again."
+            )
+        if max(image.width, image.height) > _MAX_SIDE_PX:
+            raise SourceError(
+                f"{file_name}: image {image.id} has an impossible size, got {image.width} x "
+                f"{image.height} pixels against at most {_MAX_SIDE_PX} on a side expected. Fix its "
+                "width and height or download the file again."
             )
         sizes[image.id] = image.width, image.height
     return sizes

@@ -618,6 +618,16 @@ def test_an_image_without_area_is_an_error(tmp_path: Path, make: Any, size: dict
     assert f"{role}_train2017.json: image 42 has no area, got " in message
 
 
+@pytest.mark.parametrize("size", [{"width": 2**31}, {"height": 10**12}])
+@pytest.mark.parametrize("make", [captions_document, instances_document])
+def test_an_image_larger_than_any_column_holds_is_an_error(
+    tmp_path: Path, make: Any, size: dict[str, int]
+) -> None:
+    role = "captions" if make is captions_document else "instances"
+    message = failure(tmp_path, **{role: make(images=[image(42, **size), image(7)])})
+    assert f"{role}_train2017.json: image 42 has an impossible size, got " in message
+
+
 @pytest.mark.parametrize("make", [captions_document, instances_document])
 def test_an_image_id_that_appears_twice_is_an_error(tmp_path: Path, make: Any) -> None:
     role = "captions" if make is captions_document else "instances"

@@ -16,10 +16,10 @@ import sys
 import tempfile
 import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args, get_type_hints
 
 import datasets
 
@@ -34,7 +34,7 @@ from mminstruct.limits import Budget, Rates
 from mminstruct.pricing import Price, price_of
 from mminstruct.prompts import PromptConfig
 from mminstruct.responses import ResponseStore, default_path
-from mminstruct.schema import Sampling, digest
+from mminstruct.schema import Option, Sampling, digest
 from mminstruct.sources import Files, ReadReport, Source
 
 if TYPE_CHECKING:
@@ -146,7 +146,8 @@ class InstructConfig(datasets.BuilderConfig):
         return f"{self.name}-{digest(rows)[:16]}"
 
     def check(self) -> None:
-        """Raise UsageError for a value out of range."""
+        """Raise UsageError for a value of another type or out of range."""
+        self._check_types()
         for field, low, high in (
             ("limit", 1, None),
             ("max_tokens", 1, None),
@@ -182,6 +183,19 @@ class InstructConfig(datasets.BuilderConfig):
                         f"{field}: requests of the Batch API go up in files, at no rate of ours; "
                         f"leave out {field} or batch_api"
                     )
+
+    def _check_types(self) -> None:
+        """Raise UsageError for a single value of another type than its argument has."""
+        hints = get_type_hints(type(self))
+        for field in dataclasses.fields(InstructConfig):
+            kinds = get_args(hints[field.name]) or (hints[field.name],)
+            if set(kinds) <= {*_KINDS, type(None)}:
+                _check_type(field.name, getattr(self, field.name), kinds)
+        for field_name, options in _OWN_OPTIONS.items():
+            known = options()
+            for name, value in getattr(self, field_name).items():
+                if name in known:
+                    _check_type(name, value, (known[name][0].type,))
 
     def open_source(self) -> Source:
         """The source of the contexts."""
@@ -660,8 +674,27 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         return self._backend().model
 
 
+# The types of single values: which are taken, and what they are called. A bool is no number here,
+# and a number of NumPy can't be written into the name of a cache.
+_KINDS: dict[type, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "True or False"),
+    int: ((int,), "an integer"),
+    float: ((int, float), "a number"),
+    str: ((str, type(Path())), "text"),
+}
+
+
+def _check_type(name: str, value: Any, kinds: Iterable[type]) -> None:
+    """Raise UsageError for a value of none of these types; None is let through."""
+    named = {kind: _KINDS[kind] for kind in kinds if kind in _KINDS}
+    if value is None or any(type(value) in taken for taken, _ in named.values()):
+        return
+    expected = " or ".join(words for _, words in named.values())
+    raise UsageError(f"{name}: expected {expected}, got {value!r}")
+
+
 # Arguments that backends and sources declare, and the field of the config that collects them.
-_OWN_OPTIONS: dict[str, Callable[[], Mapping[str, Any]]] = {
+_OWN_OPTIONS: dict[str, Callable[[], Mapping[str, tuple[Option, tuple[str, ...]]]]] = {
     "engine": backends.engine_options,
     "source_options": sources.options,
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import coco_files
@@ -328,6 +329,39 @@ def test_a_wrong_argument_says_what_is_right(
 ) -> None:
     with pytest.raises(UsageError, match=words):
         load(COCO, split="train", data_dir=data_dir, cache=tmp_path, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"limit": "3"}, "limit: expected an integer, got '3'"),
+        ({"limit": 2.5}, "limit: expected an integer, got 2.5"),
+        ({"limit": np.int64(3)}, f"limit: expected an integer, got {np.int64(3)!r}"),
+        ({"limit": True}, "limit: expected an integer, got True"),
+        ({"temperature": "hot"}, "temperature: expected a number, got 'hot'"),
+        ({"max_tokens": "100"}, "max_tokens: expected an integer, got '100'"),
+        ({"seed": "a"}, "seed: expected an integer, got 'a'"),
+        ({"seed": False}, "seed: expected an integer, got False"),
+        ({"commercial": "no"}, "commercial: expected True or False, got 'no'"),
+        ({"model": 7}, "model: expected text, got 7"),
+        ({"max_cost": [1]}, "max_cost: expected a number, got [1]"),
+        ({"source_options": {"mirrored": 1}}, "mirrored: expected True or False, got 1"),
+        ({"engine": {"n_ctx": "4096"}}, "n_ctx: expected an integer, got '4096'"),
+        ({"n_threads": 1.5}, "n_threads: expected an integer, got 1.5"),
+    ],
+)
+def test_a_value_of_another_type_is_named(
+    arguments: dict[str, Any], words: str, data_dir: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(COCO, split="train", data_dir=data_dir, cache=tmp_path, **arguments)
+    assert str(caught.value) == words
+
+
+def test_values_of_the_right_types_are_taken(data_dir: str, tmp_path: Path) -> None:
+    given = {"limit": 1, "temperature": 1, "seed": 3, "timeout_s": 5, "commercial": False}
+    rows = load(COCO, split="train", data_dir=data_dir, cache=tmp_path, **given)
+    assert len(rows) == 3
 
 
 def test_a_run_without_a_single_row_says_why(

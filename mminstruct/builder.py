@@ -343,6 +343,13 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             known = [field.name for field in dataclasses.fields(InstructConfig)]
             known += [name for options in _OWN_OPTIONS.values() for name in options()]
             raise UsageError(f"unknown argument {unknown[0]!r}{did_you_mean(unknown[0], known)}")
+        if config_name not in (None, self.DEFAULT_CONFIG_NAME):
+            asked = kwargs.pop("types", None) or config_name
+            if asked not in (config_name, [config_name], (config_name,)):
+                raise UsageError(
+                    f"types: the config {config_name!r} is that type alone, got {asked!r}; leave "
+                    "out the one or the other"
+                )
         known_names = [config.name for config in self.BUILDER_CONFIGS]
         if config_name is not None and config_name not in known_names:
             if not kwargs.get("prompt_config"):

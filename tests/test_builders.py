@@ -88,6 +88,21 @@ def test_one_type_can_be_asked_for_by_config_name(data_dir: str, tmp_path: Path)
     assert len(rows) == 6
 
 
+@pytest.mark.parametrize("more", [{}, {"prompt_config": "own.yaml"}])
+@pytest.mark.parametrize("types", [["detail_description"], "detail_description", TYPES])
+def test_types_that_contradict_the_config_are_an_error(
+    types: Any, more: dict[str, str], data_dir: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"types: the config 'conversation' is that type alone"):
+        load(COCO, "conversation", types=types, data_dir=data_dir, cache=tmp_path, **more)
+
+
+@pytest.mark.parametrize("types", [["conversation"], "conversation", [], None])
+def test_types_that_repeat_the_config_are_none(types: Any, data_dir: str, tmp_path: Path) -> None:
+    rows = load(COCO, "conversation", types=types, split="train", data_dir=data_dir, cache=tmp_path)
+    assert set(rows["type"]) == {"conversation"}
+
+
 def test_only_train_is_generated_unless_other_splits_are_asked_for(
     data_dir: str, tmp_path: Path
 ) -> None:

@@ -129,6 +129,23 @@ def names(path: Path) -> dict[str, str]:
     return {row[0]: " ".join(row[1].split()) for row in rows[start:]}
 
 
+def lines_of(path: Path, column: str, value: str) -> list[int]:
+    """The lines, from 1, on which rows begin that have the value in a column.
+
+    For errors: it reads one row after the other.
+    """
+    found = []
+    with _explained(path, {}), path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file)
+        place = next(rows).index(column)
+        line = rows.line_num + 1
+        for row in rows:
+            if row[place : place + 1] == [value]:
+                found.append(line)
+            line = rows.line_num + 1
+    return found
+
+
 def _is_label_id(text: str) -> bool:
     return text.startswith(("/m/", "/g/"))
 

@@ -157,6 +157,8 @@ class HumanML3DSource:
         """
         listed = _lines(files.paths["ids"])
         known = set(listed)
+        if len(known) < len(listed):
+            report.skip("repeated line in the split's list", len(listed) - len(known))
         lengths_s = _lengths_s(files.paths["index"]) if "index" in files.paths else {}
         text_of = _reader(files.paths["texts"])
         for name in sorted(known):

@@ -31,7 +31,7 @@ from mminstruct.schema import Box, Context, Media, Option
 from mminstruct.sources import Download, Files, ReadReport, SourceInfo, _narratives
 from mminstruct.sources._annotation_file import fingerprint
 from mminstruct.sources._coco import spdx_of
-from mminstruct.sources._tables import Ids, image_id, image_ids, names, scan
+from mminstruct.sources._tables import Ids, image_id, image_ids, lines_of, names, scan
 
 OPTIONS = {
     "machine_labels": Option(
@@ -149,7 +149,7 @@ class OpenImagesSource:
         texts = _texts(paths["narratives"], report)
         ids = np.array(sorted(texts), dtype=np.uint64)
         classes = _Names(names(paths["classes"]))
-        media = _media(paths["images"], ids)
+        media = _media(paths["images"], ids, report)
         boxes = _boxes(paths["boxes"], ids, classes, media.rotation_deg, report)
         checked = _labels(paths["labels"], ids, classes, report)
         guessed = _guesses(paths["machine"], ids, classes, report) if "machine" in paths else None
@@ -542,7 +542,7 @@ class _Media:
 _TEXTS = ("Subset", "OriginalLandingURL", "License", "AuthorProfileURL", "Author", "Title")
 
 
-def _media(path: Path, ids: Ids) -> _Media:
+def _media(path: Path, ids: Ids, report: ReadReport) -> _Media:
     columns = {"ImageID": pa.string(), **dict.fromkeys(_TEXTS, pa.string()), "Rotation": _CODES}
 
     def keep(batch: pa.RecordBatch) -> tuple[NDArray[np.int32], NDArray[np.int16], pa.RecordBatch]:
@@ -553,12 +553,34 @@ def _media(path: Path, ids: Ids) -> _Media:
 
     parts = list(scan(path, columns, keep))
     owners = np.concatenate([part[0] for part in parts])
+    turns = np.concatenate([part[1] for part in parts])
+    facts = pa.Table.from_batches([part[2] for part in parts])
     row = np.full(len(ids), -1, dtype=np.int64)
     row[owners] = np.arange(len(owners))
+    if repeated := len(owners) - int(np.count_nonzero(row >= 0)):
+        _check_repeated(path, ids, owners, facts.append_column("Rotation", pa.array(turns)))
+        report.skip("repeated row about an image", repeated)
     rotation_deg = np.zeros(len(ids), dtype=np.int16)
-    rotation_deg[owners] = np.concatenate([part[1] for part in parts])
-    facts = pa.Table.from_batches([part[2] for part in parts])
+    rotation_deg[owners] = turns
     return _Media(facts.take(pa.array(row, mask=row < 0)), rotation_deg, ids)
+
+
+def _check_repeated(path: Path, ids: Ids, owners: NDArray[np.int32], facts: pa.Table) -> None:
+    """Raise SourceError if two rows about one image say different things, a licence maybe."""
+    order = np.argsort(owners, kind="stable")
+    again = np.flatnonzero(np.diff(owners[order]) == 0)
+    one, other = (facts.take(pa.array(order[rows])) for rows in (again, again + 1))
+    for name in facts.column_names:
+        # As objects, of which None is equal to None.
+        differs = one.column(name).to_numpy() != other.column(name).to_numpy()
+        if differs.any():
+            image = f"{ids[owners[order[again[differs.argmax()]]]]:016x}"
+            lines = ", ".join(map(str, lines_of(path, "ImageID", image)))
+            raise SourceError(
+                f"{path.name}, lines {lines}: several rows about image {image}, whose {name} "
+                "differ, against one for each image expected. Remove all but one of them or "
+                "download the file again."
+            )
 
 
 def _degrees(text: str, path: Path) -> int:

@@ -94,6 +94,12 @@ def test_mirrored_copies_come_on_request_and_never_without_their_original(tmp_pa
     assert report.skipped == {"mirrored copy of a motion in another split": 1}
 
 
+def test_a_motion_that_is_listed_twice_comes_once_and_is_counted(tmp_path: Path) -> None:
+    contexts, report = read(write(tmp_path, listed=["000002", "000001", "000002", "000002"]))
+    assert [context.id for context in contexts] == ["000001", "000002"]
+    assert report.skipped == {"repeated line in the split's list": 2}
+
+
 def test_texts_are_read_from_the_zip_as_well(tmp_path: Path) -> None:
     data = write(tmp_path) / "HumanML3D"
     extracted, _ = read(tmp_path)

@@ -211,6 +211,46 @@ def test_an_image_that_the_table_of_images_lacks_has_no_known_licence(tmp_path: 
     assert context.media.author is None
 
 
+def about(image: str, **changes: str) -> str:
+    facts = {"license": BY, "author": "Ann", "title": "Title", "thumb": "", "turn": "0.0"} | changes
+    return (
+        f"{image},validation,o,https://flickr.test/1,{facts['license']},p,{facts['author']},"
+        f"{facts['title']},1,x==,{facts['thumb']},{facts['turn']}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "column"),
+    [
+        ({"license": "https://creativecommons.org/licenses/by-nc/2.0/"}, "License"),
+        ({"license": ""}, "License"),
+        ({"author": "Bea"}, "Author"),
+        ({"turn": "90.0"}, "Rotation"),
+    ],
+)
+def test_rows_about_one_image_that_contradict_each_other_are_an_error(
+    tmp_path: Path, change: dict[str, str], column: str
+) -> None:
+    title = '"Two\nlines"'
+    rows = [about(TWO, title=title), about(ONE), about(THREE), about(TWO), about(ONE, **change)]
+    with pytest.raises(SourceError) as caught:
+        read(tmp_path, images=rows)
+    (said,) = str(caught.value).splitlines()
+    assert (
+        f"validation-images-with-rotation.csv, lines 4, 7: several rows about image {ONE}" in said
+    )
+    assert f"whose {column} differ" in said
+
+
+def test_repeated_rows_about_an_image_are_counted(tmp_path: Path) -> None:
+    spoken = [narrative(image, "I can see a dog.") for image in (ONE, TWO)]
+    rows = [about(ONE, license=""), about(ONE, license="", thumb="t"), about(TWO), about(THREE)]
+    rows += [about(ONE, license=""), about(THREE, author="Bea")]  # nobody asks for the last one
+    contexts, report = read_and_report(tmp_path, narratives=spoken, images=rows)
+    assert [context.media.license for context in contexts] == [None, "CC-BY-2.0"]
+    assert report.skipped == {"repeated row about an image": 2}
+
+
 def test_titles_may_hold_commas_quotes_and_line_breaks(tmp_path: Path) -> None:
     row = f'{ONE},train,o,l,{BY},p,"Bo, ""B"" Lee","one\ntwo, three",1,x==,,'
     (context,) = read(tmp_path, images=[row])

@@ -117,7 +117,7 @@ def names(path: Path) -> dict[str, str]:
 
     Names with commas and quotes are quoted in these files, and some aren't ASCII.
     """
-    with _explained(path, {}), path.open(encoding="utf-8", newline="") as file:
+    with _explained(path, {}), path.open(encoding="utf-8-sig", newline="") as file:
         rows = [row for row in csv.reader(file) if row]
     for number, row in enumerate(rows, 1):
         if len(row) < 2:

@@ -303,7 +303,8 @@ def _seconds(text: str) -> float:
 
 def _lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        # Some editors put a mark before the text.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{path.name}: can't be read ({error}); get the file again.") from error
     return [line.strip() for line in lines if line.strip()]
@@ -329,7 +330,7 @@ def _reader(texts: Path) -> Callable[[str], list[str]]:
     def from_zip(name: str) -> list[str]:
         if f"{name}.txt" not in members:
             raise _no_text(name)
-        lines = archive.read(members[f"{name}.txt"]).decode().split("\n")
+        lines = archive.read(members[f"{name}.txt"]).decode("utf-8-sig").split("\n")
         return [line.strip() for line in lines if line.strip()]
 
     return from_zip
@@ -355,7 +356,7 @@ def _lengths_s(path: Path) -> dict[str, float]:
     """Motion's name -> length in seconds, where the index says where it ends."""
     lengths = {}
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             for row in csv.DictReader(file):
                 frames = int(row["end_frame"]) - int(row["start_frame"])
                 if int(row["end_frame"]) >= 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -109,6 +110,18 @@ def test_texts_are_read_from_the_zip_as_well(tmp_path: Path) -> None:
             path.unlink()
     (data / "texts").rmdir()
     assert read(tmp_path)[0] == extracted
+
+
+@pytest.mark.parametrize("in_zip", [False, True])
+def test_a_mark_before_the_text_of_a_file_is_no_part_of_it(tmp_path: Path, in_zip: bool) -> None:
+    data = write(tmp_path) / "HumanML3D"
+    plain, _ = read(tmp_path)
+    for path in (*data.glob("*.*"), *(data / "texts").iterdir()):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    if in_zip:
+        shutil.make_archive(str(data / "texts"), "zip", data / "texts")
+        shutil.rmtree(data / "texts")
+    assert read(tmp_path)[0] == plain
 
 
 def test_without_the_data_the_error_says_how_to_get_it(tmp_path: Path) -> None:

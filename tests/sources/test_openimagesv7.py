@@ -161,7 +161,7 @@ def test_class_names_may_hold_commas_quotes_and_letters_beyond_ascii(tmp_path: P
     assert [b.label for b in context.boxes] == ['Ducks, geese and "others"', "Persoña"]
 
 
-@pytest.mark.parametrize("head", ["", "LabelName,DisplayName\n", "id,name\n"])
+@pytest.mark.parametrize("head", ["", "LabelName,DisplayName\n", "id,name\n", "\ufeff"])
 def test_class_files_come_with_a_header_or_without(tmp_path: Path, head: str) -> None:
     (context,) = read(tmp_path, classes=f"{head}{DOG},Dog\n{CAT},Cat\n")
     assert [b.label for b in context.boxes] == ["Dog"]

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import difflib
 import json
 import logging
 import os
-import re
 import shlex
 import signal
 import sys
@@ -67,7 +67,6 @@ from mminstruct.errors import (
     StoreError,
     StoreUnusable,
     UsageError,
-    did_you_mean,
 )
 from mminstruct.generate import Report
 from mminstruct.progress import ProgressLine
@@ -143,21 +142,39 @@ def _say(text: str) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Names the nearest flag to a wrong one."""
+    """Answers a flag that its command doesn't have with the nearest one, or with whose it is."""
 
-    def error(self, message: str) -> NoReturn:
-        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As in argparse; a wrong flag is that of a command."""
+        found, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            message += did_you_mean(unknown[1], self.flags())
-        super().error(message)
+            parser = self.commands()[found.command_name]
+            wrong = f"unrecognized arguments: {' '.join(unknown)}{self._hint(parser, unknown)}"
+            self.exit(USAGE, f"{parser.prog}: error: {wrong}; see {parser.prog} --help\n")
+        return found
+
+    def commands(self) -> dict[str, _Parser]:
+        """The parsers of its commands."""
+        groups = (a for a in self._actions if isinstance(a, argparse._SubParsersAction))
+        return {name: parser for group in groups for name, parser in group.choices.items()}
 
     def flags(self) -> list[str]:
-        """All long flags of this parser and of its commands."""
-        found = [option for action in self._actions for option in action.option_strings]
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                found += [f for parser in action.choices.values() for f in parser.flags()]
-        return [option for option in found if option.startswith("--")]
+        """All long flags."""
+        options = (option for action in self._actions for option in action.option_strings)
+        return [option for option in options if option.startswith("--")]
+
+    def _hint(self, parser: _Parser, unknown: Sequence[str]) -> str:
+        """What to do about the first wrong flag, in brackets."""
+        flag = next((u.partition("=")[0] for u in unknown if u.startswith("--")), None)
+        if flag is None:
+            return ""
+        if flag in parser.flags():
+            return f" ({flag} has its place after the command)"
+        owners = [name for name, other in self.commands().items() if flag in other.flags()]
+        if owners:
+            return f" ({flag} is a flag of {', '.join(owners)})"
+        near = difflib.get_close_matches(flag, parser.flags(), n=1)
+        return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def _parser() -> _Parser:
@@ -169,7 +186,7 @@ def _parser() -> _Parser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"mminstruct {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command_name")
     _add_generate(commands)
     _add_estimate(commands)
     _add_show(commands)

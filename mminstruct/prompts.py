@@ -24,7 +24,10 @@ from mminstruct.schema import Box, Context, Media, Message, Turn, digest
 from mminstruct.strict_yaml import Strict
 
 AnswerForm = Literal["turns", "turn", "text"]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+# YAML has numbers and truth values of its own; "3" isn't 3, nor is true 1.
+Count = Annotated[int, Field(strict=True)]
+Truth = Annotated[bool, Field(strict=True)]
+Fraction = Annotated[float, Field(ge=0, le=1, strict=True)]
 
 # One way only to match a number: two would take exponential time on a long list that never closes.
 _FRACTION = r"[01]?\.\d+"
@@ -42,11 +45,11 @@ class ExampleBox(Strict):
 
     label: str = Field(min_length=1)
     bbox: tuple[Fraction, Fraction, Fraction, Fraction]
-    group: bool = False
-    occluded: bool | None = None
-    truncated: bool | None = None
-    depiction: bool | None = None
-    inside: bool | None = None
+    group: Truth = False
+    occluded: Truth | None = None
+    truncated: Truth | None = None
+    depiction: Truth | None = None
+    inside: Truth | None = None
 
     @model_validator(mode="after")
     def _min_before_max(self) -> ExampleBox:
@@ -119,12 +122,12 @@ class Rendering(Strict):
 
     captions_heading: str = Field(default="Captions:", min_length=1)
     boxes_heading: str = Field(default="Objects:", min_length=1)
-    box_decimals: int = Field(default=3, ge=1, le=6)
-    one_line_per_label: bool = False
-    max_captions: int | None = Field(default=None, ge=1)
-    max_boxes: int | None = Field(default=None, ge=0)
+    box_decimals: Count = Field(default=3, ge=1, le=6)
+    one_line_per_label: Truth = False
+    max_captions: Count | None = Field(default=None, ge=1)
+    max_boxes: Count | None = Field(default=None, ge=0)
     headings: dict[str, str] = {}
-    max_items: dict[str, Annotated[int, Field(ge=0)]] = {}
+    max_items: dict[str, Annotated[Count, Field(ge=0)]] = {}
 
     @model_validator(mode="after")
     def _kinds_exist(self) -> Rendering:
@@ -141,7 +144,7 @@ class InstructionType(Strict):
     system: str = Field(min_length=1)
     answer_form: AnswerForm
     questions: tuple[str, ...] = ()
-    min_words: int = Field(default=1, ge=1)
+    min_words: Count = Field(default=1, ge=1)
     examples: tuple[Example, ...] = ()
 
     @cached_property
@@ -181,9 +184,9 @@ class PromptConfig(Strict):
     license: str = Field(min_length=1)
     description: str = Field(min_length=1)
     rendering: Rendering = Rendering()
-    forbidden_phrases: tuple[str, ...] = ()
-    forbid_coordinates: bool = True
-    min_answer_tokens: int = Field(default=400, ge=1)
+    forbidden_phrases: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    forbid_coordinates: Truth = True
+    min_answer_tokens: Count = Field(default=400, ge=1)
     types: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], InstructionType] = Field(
         min_length=1
     )
@@ -239,13 +242,19 @@ def load(name: str) -> PromptConfig:
 
     Raises:
         UsageError: there is none.
-        ConfigError: it breaks the schema, or can't be read.
+        ConfigError: it breaks the schema, has another name than its file, or can't be read.
     """
     path = find(name)
     data = _read_with_parents(path)
     content = (path.name, repr(data))
     if content not in _loaded:
-        _loaded[content] = parse(data, where=path.name)
+        config = parse(data, where=path.name)
+        if config.name != path.stem:
+            raise ConfigError(
+                f"{path.name}: name: expected {path.stem!r}, as the file is called, got "
+                f"{config.name!r}; change the one or the other"
+            )
+        _loaded[content] = config
     return _loaded[content]
 
 

@@ -167,7 +167,8 @@ def test_an_edited_prompt_config_gives_new_rows(
     data_dir: str, tmp_path: Path, server: LoopbackServer
 ) -> None:
     own = tmp_path / "own.yaml"
-    text = (resources.folder("prompt_configs") / "llava.yaml").read_text(encoding="utf-8")
+    shipped = (resources.folder("prompt_configs") / "llava.yaml").read_text(encoding="utf-8")
+    text = shipped.replace("name: llava", "name: own", 1)
     settings = {"backend": "openai", "model": "m", "base_url": server.url}
     own.write_text(text, encoding="utf-8")
     for sent, content in ((6, text), (6, text), (12, text.replace("version: 1", "version: 2", 1))):

@@ -212,6 +212,31 @@ def test_a_bbox_that_is_empty_or_not_from_min_to_max_is_an_error_that_shows_it(
     assert f"[min_x, min_y, max_x, max_y] and needs min < max, got {bbox}" in message
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("rendering.box_decimals", True, "Input should be a valid integer, got True"),
+        ("rendering.max_boxes", "9", "Input should be a valid integer, got '9'"),
+        ("rendering.one_line_per_label", "yes", "Input should be a valid boolean, got 'yes'"),
+        ("forbid_coordinates", 1, "Input should be a valid boolean, got 1"),
+        ("min_answer_tokens", 100.0, "Input should be a valid integer, got 100.0"),
+        ("types.talk.min_words", "3", "Input should be a valid integer, got '3'"),
+        (f"{EXAMPLE}.boxes.0.group", "false", "Input should be a valid boolean, got 'false'"),
+        (f"{EXAMPLE}.boxes.0.bbox.0", "0.1", "Input should be a valid number, got '0.1'"),
+        ("forbidden_phrases.0", "", "String should have at least 1 character, got ''"),
+        ("forbidden_phrases.0", "  ", "String should have at least 1 character, got '  '"),
+    ],
+)
+def test_a_value_that_only_looks_right_is_an_error(path: str, value: Any, message: str) -> None:
+    assert f"my.yaml: {path}: {message}" in error_of(changed(FULL, path, value))
+
+
+def test_numbers_without_a_fraction_are_numbers() -> None:
+    whole = changed(FULL, f"{EXAMPLE}.boxes.0.bbox", [0, 0, 1, 1])
+    (example,) = prompts.parse(whole, where="x").types["talk"].examples
+    assert example.boxes[0].bbox == (0.0, 0.0, 1.0, 1.0)
+
+
 def test_all_errors_are_reported_at_once() -> None:
     data = changed(without(FULL, "license"), "rendering.box_decimals", 9)
     lines = error_of(changed(data, "temprature", 1)).splitlines()
@@ -315,18 +340,30 @@ def test_the_old_file_name_of_the_small_context_config_is_known() -> None:
 
 
 def test_a_config_is_found_by_path(tmp_path: Path) -> None:
-    path = write(tmp_path, "own", PARENT)
+    path = write(tmp_path, "parent", PARENT)
     assert prompts.find(path) == Path(path)
     assert prompts.load(path).name == "parent"
+
+
+def test_a_config_is_called_as_its_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "own", PARENT)
+    with pytest.raises(ConfigError, match=r"^own\.yaml: name: expected 'own', as the file is call"):
+        prompts.load(path)
+    # What it extends is none of its business.
+    child = CHILD.replace("child", "mine") + "extends: own\n"
+    assert prompts.load(write(tmp_path, "mine", child)).name == "mine"
+    other = Path(path).with_suffix(".yml")
+    other.write_text(textwrap.dedent(PARENT).replace("parent", "own"), encoding="utf-8")
+    assert prompts.load(str(other)).name == "own"
 
 
 def test_a_file_in_the_working_directory_goes_before_a_shipped_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write(tmp_path, "llava", PARENT)
-    assert prompts.load("llava.yaml").name == "parent"
-    assert prompts.load("llava").name == "llava"
+    write(tmp_path, "llava", PARENT.replace("parent", "llava"))
+    assert list(prompts.load("llava.yaml").types) == ["talk", "describe"]
+    assert "conversation" in prompts.load("llava").types
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,8 @@ def test_an_edited_prompt_config_gets_new_answers_where_the_prompt_changes(
     load: Loader, tiny_coco: Path, tmp_path: Path, change: Callable[[str], str], cost: int
 ) -> None:
     path = tmp_path / "mine.yaml"
-    original = prompts.find("llava").read_text(encoding="utf-8")
+    shipped = prompts.find("llava").read_text(encoding="utf-8")
+    original = shipped.replace("name: llava", "name: mine", 1)
     path.write_text(original, encoding="utf-8")
     load(tiny_coco, prompt_config=str(path))
     assert len(load.sent) == REQUESTS

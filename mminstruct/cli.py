@@ -671,8 +671,8 @@ def _quiet() -> None:
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity_error()
     logging.getLogger("httpx2").setLevel(logging.WARNING)
-    for name in ("mminstruct.backends", "mminstruct.batch", "mminstruct.builder", "mminstruct.hub"):
-        notes = logging.getLogger(name)
+    for name in ("backends", "batch", "builder", "hub", "release"):
+        notes = logging.getLogger(f"mminstruct.{name}")
         notes.handlers, notes.propagate = [_Notes(logging.INFO)], False
         notes.setLevel(logging.INFO)
 

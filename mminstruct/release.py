@@ -16,6 +16,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,6 +41,7 @@ __all__ = ["CREDITS", "Origin", "check_output", "write"]
 CREDITS = "image_credits.parquet"
 """Where images that have to be credited are listed if they are many."""
 
+_log = logging.getLogger(__name__)
 _MARKER = "provenance.json"
 _PARTIAL = ".partial"
 _OPTIONAL = (CREDITS, "rejected.jsonl")
@@ -91,7 +93,8 @@ def write(
     partial.mkdir(parents=True)
     files = _write_parquet(splits, partial, origin.types)
     contents = _contents(splits, files, partial, origin.registry)
-    origin = replace(origin, written_on=_first_written(path, files) or origin.written_on)
+    older = _noted(path)
+    origin = replace(origin, written_on=_first_written(older, files) or origin.written_on)
     pages = [_page(*pair) for pair in zip(origin.sources, origin.configs, strict=True)]
     template = (resources.folder("cards") / "template.md").read_text(encoding="utf-8")
     name = path.resolve().name
@@ -106,6 +109,9 @@ def write(
     if report is not None and report.details:
         with (partial / "rejected.jsonl").open("w", encoding="utf-8") as lines:
             lines.writelines(json.dumps(d, ensure_ascii=False) + "\n" for d in report.details)
+    before, now = _in_words(older), _in_words(_noted(partial))
+    if before not in (None, now):
+        _log.info(f"{path}: replaces a release of {before} by one of {now}")
     shutil.rmtree(path / "data", ignore_errors=True)
     for optional in _OPTIONAL:
         (path / optional).unlink(missing_ok=True)
@@ -243,13 +249,29 @@ class _Credits:
         self.listed = []
 
 
-def _first_written(path: Path, files: Sequence[DataFile]) -> datetime.date | None:
+def _noted(path: Path) -> dict[str, Any]:
+    """What was noted of the release that is there; nothing if there is none."""
+    try:
+        noted = json.loads((path / _MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return noted if isinstance(noted, dict) else {}
+
+
+def _in_words(noted: Mapping[str, Any]) -> str | None:
+    """How many rows a release has, and what of; None if that isn't noted."""
+    try:
+        return f"{sum(noted['rows'].values())} rows of {', '.join(noted['sources'])}"
+    except (KeyError, TypeError, AttributeError):
+        return None
+
+
+def _first_written(older: Mapping[str, Any], files: Sequence[DataFile]) -> datetime.date | None:
     """The day on which the same rows were written there before, or None."""
     try:
-        older = json.loads((path / _MARKER).read_text(encoding="utf-8"))
         if older["files"].keys() == {file.path for file in files}:
             return datetime.date.fromisoformat(older["written_on"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         pass  # nothing is there, or something older than these fields
     return None
 

@@ -287,6 +287,19 @@ def test_a_rerun_writes_the_same_files(folder: Path, server: LoopbackServer) -> 
     assert b"1 x image without captions" in written[0][str(folder / "out" / "README.md")]
 
 
+def test_a_release_that_is_replaced_by_another_is_named(
+    folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = []
+    for more in ("COCO2017", "COCO2017", "COCO2017 --limit 1", "COCO2014 --limit 1"):
+        assert generate(*more.split(), "--output_path", "out", server=server) == 0
+        said += [line for line in capsys.readouterr().err.splitlines() if "replaces" in line]
+    assert said == [
+        "mminstruct: out: replaces a release of 6 rows of COCO2017 by one of 3 rows of COCO2017",
+        "mminstruct: out: replaces a release of 3 rows of COCO2017 by one of 3 rows of COCO2014",
+    ]
+
+
 def test_a_pair_without_a_script_is_generated_as_well(tmp_path: Path) -> None:
     config = tmp_path / "own.yaml"
     text = "extends: llava\nname: own\nversion: 1.0.0\ndescription: Ours.\n"

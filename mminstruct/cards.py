@@ -379,6 +379,15 @@ def license_text(origin: Origin) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def unsaid(license_text: str, licensing: Mapping[str, Any]) -> str | None:
+    """What a file LICENSE doesn't say, though the verdict in provenance.json does, or None."""
+    expected = (
+        f"The text of this dataset: {licensing['license_name'] or licensing['license']}\n",
+        f"Commercial use: {_YES_NO[licensing['commercial']]}.\n",
+    )
+    return next((line.strip() for line in expected if line not in license_text), None)
+
+
 def attribution(origin: Origin, contents: Contents) -> str:
     """The file ATTRIBUTION.md: whom to name, and for which image."""
     cited = dict.fromkeys(s.citation.strip() for s in origin.sources if s.citation)

@@ -44,7 +44,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from tqdm.auto import tqdm
 
-from mminstruct import licenses, resources
+from mminstruct import cards, licenses, resources
 from mminstruct.errors import UsageError, did_you_mean
 from mminstruct.generate import Report
 
@@ -665,15 +665,54 @@ def _fetch(
 
 
 def _license_text(dataset: str) -> str:
-    """The file LICENSE of a release; one that mminstruct didn't write may lack it."""
-    folder = Path(dataset)
+    """The file LICENSE of a release; one that mminstruct didn't write may lack it.
+
+    Raises:
+        UsageError: it is missing, or isn't what mminstruct wrote.
+    """
+    text, licensing = _text(dataset, "LICENSE"), _licensing(dataset)
+    if licensing is None:
+        return (
+            text or f"{dataset} has no LICENSE: what its rows may be used for isn't known here.\n"
+        )
+    if text is None:
+        raise UsageError(
+            f"{dataset}: LICENSE is missing; put it back or run mminstruct generate again"
+        )
+    if unsaid := cards.unsaid(text, licensing):
+        raise UsageError(
+            f"{dataset}: LICENSE doesn't say {unsaid!r}, which is the verdict in provenance.json; "
+            "put it back or run mminstruct generate again"
+        )
+    return text
+
+
+def _licensing(dataset: str) -> Mapping[str, Any] | None:
+    """The verdict that was noted when the release was written, or None if mminstruct didn't."""
+    noted = _text(dataset, "provenance.json")
     try:
-        path = folder / "LICENSE"
-        if not folder.is_dir():
-            path = Path(hf_hub_download(dataset, "LICENSE", repo_type="dataset"))
-        return path.read_text(encoding="utf-8")
+        found = json.loads(noted or "{}")
+        if found.get("tool") != "mminstruct":
+            return None
+        licensing = found["licensing"]
+        cards.unsaid("", licensing)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{dataset}: provenance.json: expected what mminstruct generate notes there, got "
+            "something else; put it back or run mminstruct generate again"
+        ) from error
+    return licensing  # type: ignore[no-any-return]
+
+
+def _text(dataset: str, name: str) -> str | None:
+    """A text file of a release in a folder or on the Hub, or None if there is none."""
+    path = Path(dataset) / name
+    try:
+        if not Path(dataset).is_dir():
+            path = Path(hf_hub_download(dataset, name, repo_type="dataset"))
+        return path.read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, EntryNotFoundError):
-        return f"{dataset} has no file LICENSE: what its rows may be used for isn't known here.\n"
+        return None
 
 
 def _write(

@@ -1105,6 +1105,40 @@ def test_a_command_line_writes_each_form(
     assert {image for _, image in read} == {f"{1:012d}.jpg", f"{2:012d}.jpg"}
 
 
+@pytest.mark.parametrize("edit", ["missing", "licence", "use", "garbled"])
+def test_a_release_whose_licence_is_not_what_was_written_is_refused(
+    edit: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = folder / "out" / "LICENSE"
+    text = file.read_text()
+    if edit == "missing":
+        file.unlink()
+    elif edit == "garbled":
+        (folder / "out" / "provenance.json").write_text('{"tool": "mminstruct", "licensing": 1}')
+    else:
+        old = "dataset: unknown" if edit == "licence" else "use: not known."
+        assert old in text
+        file.write_text(
+            text.replace(old, old.replace("unknown", "MIT").replace("not known", "yes"))
+        )
+    assert cli.run(["export", "out", "--format", "jsonl"]) == cli.USAGE
+    error = capsys.readouterr().err
+    said = {
+        "missing": "out: LICENSE is missing; put it back or run mminstruct generate again",
+        "licence": "out: LICENSE doesn't say 'The text of this dataset: unknown', which is the",
+        "use": "out: LICENSE doesn't say 'Commercial use: not known.', which is the verdict in",
+        "garbled": "out: provenance.json: expected what mminstruct generate notes there",
+    }
+    assert said[edit] in error
+    assert not Path("instruct.jsonl").exists()
+
+
+def test_a_provenance_file_of_another_program_says_nothing_of_a_licence(tmp_path: Path) -> None:
+    out = repository(tmp_path / "out", {"train": [row(1)]})
+    (out / "provenance.json").write_text('{"made by": "hand"}')
+    assert export.export(out, "jsonl", output_path=tmp_path / "x.jsonl").rows == 1
+
+
 @pytest.mark.parametrize("output_format", TRAINERS)
 def test_generate_writes_the_same_files(output_format: str, folder: Path) -> None:
     cli.run(["export", "out", "--format", output_format, "--output_path", "a/out.json"])

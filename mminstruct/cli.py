@@ -450,6 +450,8 @@ def _output(args: argparse.Namespace) -> tuple[str, Path]:
 
 def _builders(args: argparse.Namespace, scratch: str) -> list[InstructBuilder]:
     """A builder for each source that was asked for."""
+    if args.show < 0:
+        raise UsageError(f"show: expected at least 0, got {args.show}")
     wanted = [sources.get(name).info.name for name in dict.fromkeys(args.sources)]
     _check_source_options(args, wanted)
     return [_builder(name, args, scratch) for name in wanted]
@@ -663,7 +665,8 @@ def _first_rows(splits: Mapping[str, datasets.Dataset], count: int) -> Iterator[
 def _sample(row: Mapping[str, Any]) -> str:
     head = f"\n--- {row['media']} ({row['type']})\n"
     names = {"user": "Q", "assistant": "A"}
-    return head + "".join(f"{names[m['role']]}: {m['content']}\n" for m in row["messages"])
+    turns = "".join(f"{names[m['role']]}: {m['content']}\n" for m in row["messages"])
+    return resources.printable(head + turns)
 
 
 def _quiet() -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import pyarrow as pa
 import pyarrow.compute as pc
 
-from mminstruct import prompts
+from mminstruct import prompts, resources
 from mminstruct.builder import InstructBuilder
-from mminstruct.errors import UsageError, did_you_mean
+from mminstruct.errors import UsageError
 from mminstruct.schema import Context, Message, decode_context
 
 _NEAREST_AMONG = 2000
+_NEAREST = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +40,8 @@ class Preview:
         return json.dumps({"context": context, "messages": messages}, ensure_ascii=False, indent=2)
 
     def as_text(self) -> str:
-        """For people."""
-        return "\n".join(self._lines()) + "\n"
+        """For people; control characters, which captions may have, are escaped."""
+        return resources.printable("\n".join(self._lines()) + "\n")
 
     def _lines(self) -> Iterator[str]:
         media = self.context.media
@@ -62,6 +65,8 @@ class Preview:
 def preview(builder: InstructBuilder, context_id: str | None) -> Preview:
     """The context of that id, or the first one, in one of the builder's splits.
 
+    A number may lack its leading zeros.
+
     Raises:
         UsageError: there is none.
     """
@@ -69,7 +74,7 @@ def preview(builder: InstructBuilder, context_id: str | None) -> Preview:
     known: list[str] = []
     for requests in builder.requests().values():
         ids = requests.data.column("id")
-        row = 0 if context_id is None else pc.index(ids, context_id).as_py()
+        row = 0 if context_id is None else _row(ids, context_id)
         if row >= 0:
             context = decode_context(requests[row]["context"])
             types = prompts.type_names(config, builder.config.type_names())
@@ -78,7 +83,21 @@ def preview(builder: InstructBuilder, context_id: str | None) -> Preview:
             )
         known += ids.slice(0, _NEAREST_AMONG).to_pylist()
     source = builder.config.open_source().info.name
-    hint = did_you_mean(context_id or "", set(known)) if len(known) < _NEAREST_AMONG else ""
-    raise UsageError(
-        f"{source} has no context {context_id!r}{hint or f'; ids look like {known[0]!r}'}"
-    )
+    raise UsageError(f"{source} has no context {context_id!r}{_hint(context_id or '', known)}")
+
+
+def _row(ids: pa.ChunkedArray, context_id: str) -> int:
+    """The first row of that id, or -1."""
+    row: int = pc.index(ids, context_id).as_py()
+    if row < 0 and context_id.isdecimal():
+        row = pc.index(ids, context_id.zfill(len(ids[0].as_py()))).as_py()
+    return row
+
+
+def _hint(context_id: str, known: Sequence[str]) -> str:
+    """The ids nearest to one, if these are all; else what they look like."""
+    wanted = context_id.zfill(len(known[0])) if context_id.isdecimal() else context_id
+    near = difflib.get_close_matches(wanted, dict.fromkeys(known), n=_NEAREST)
+    if len(known) >= _NEAREST_AMONG or not near:
+        return f"; ids look like {known[0]!r}"
+    return f" (did you mean {' or '.join(map(repr, near))}?)"

@@ -1,4 +1,4 @@
-"""Where the folders beside the package are found, and how paths are shown.
+"""Where the folders beside the package are found, and how paths and texts are shown.
 
 Builders, prompt configs and cards stand beside ``mminstruct/`` in a checkout; a wheel carries them
 inside it.
@@ -7,12 +7,15 @@ inside it.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
 from mminstruct.errors import UsageError
 
 _PACKAGE = Path(__file__).parent
+# All but line breaks and tabs.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def folder(name: Literal["builders", "prompt_configs", "cards"]) -> Path:
@@ -37,3 +40,8 @@ def shown(path: Path) -> str:
     text = os.path.abspath(path)  # noqa: PTH100 (resolve() would follow links)
     home = os.path.expanduser("~")  # noqa: PTH111
     return "~" + text[len(home) :] if home != "/" and text.startswith(home + os.sep) else text
+
+
+def printable(text: str) -> str:
+    r"""A text for a terminal: what would control it is written as ``\x1b`` and the like."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)

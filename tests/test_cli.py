@@ -103,6 +103,14 @@ def test_rows_are_shown_on_request(
         assert f"--- {1:012d}.jpg ({kind})" in shown
 
 
+def test_a_shown_row_does_not_control_the_terminal(
+    folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.answer = lambda server, body: chat_completion("Question: Red?\nAnswer: \x1b[31mYes.")
+    assert generate("COCO2017", "--types", "conversation", "--show", "1", server=server) == 0
+    assert "\nA: \\x1b[31mYes.\n" in capsys.readouterr().out
+
+
 def test_the_licence_is_told_before_anything_is_sent(
     folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,6 +188,7 @@ def test_a_wrong_flag_is_answered_from_its_commands_own_in_a_line(
         (["SAMPLE", "--model_source", "openai", "--model", "m"], "OPENAI_API_KEY is not set"),
         (["COCO2017", "--response_store", "full"], "give a writable SQLite file or a new one"),
         (["COCO2017", "--response_store", "junk"], "give a writable SQLite file or a new one"),
+        (["COCO2017", "--show", "-1"], "show: expected at least 0, got -1"),
     ],
 )
 def test_what_a_user_can_fix_prints_one_line_and_exits_2(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import coco_files
 from dummy_data import write_all
 
 from mminstruct import cli, prompts
@@ -78,3 +80,38 @@ def test_a_wrong_id_or_source_is_an_error(
 ) -> None:
     assert show(data, *arguments) == cli.USAGE
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("source", "number", "id"),
+    [("COCO2017", "2", "000000000002"), ("HUMANML3D", "0001", "000001")],
+)
+def test_an_id_may_lack_its_leading_zeros(
+    data: Path, capsys: pytest.CaptureFixture[str], source: str, number: str, id: str
+) -> None:
+    assert show(data, source, number) == cli.DONE
+    assert capsys.readouterr().out.split()[1] == id
+
+
+@pytest.mark.parametrize("id", ["790", "zzz", "000000000790"])
+def test_few_of_many_ids_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], id: str
+) -> None:
+    assert show(coco_files(tmp_path, 300), "COCO2017", id) == cli.USAGE
+    error = capsys.readouterr().err
+    assert f"COCO2017 has no context {id!r}" in error
+    assert 1 <= error.count("'000000000") - (id in error and id.startswith("0")) <= 3
+
+
+def test_captions_do_not_control_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def edit(captions: dict[str, Any], instances: dict[str, Any]) -> None:
+        captions["annotations"][0]["caption"] = "A \x1b[31mred\x00 caf\u00e9\x9b."
+
+    data = coco_files(tmp_path, 1, edit=edit)
+    assert show(data, "COCO2017") == cli.DONE
+    assert "- A \\x1b[31mred\\x00 caf\u00e9\\x9b.\n" in capsys.readouterr().out
+    assert show(data, "COCO2017", "--json") == cli.DONE
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["context"]["captions"][0] == "A \x1b[31mred\x00 caf\u00e9\x9b."

@@ -32,7 +32,7 @@ import tarfile
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, Literal, get_args
@@ -730,7 +730,11 @@ def _write(
     outcome = Outcome(path)
     missing = path.with_name(f"{path.name}.missing.jsonl")
     to = _shards if form.layout == "shards" else _file
-    with _replaced(missing) as reasons, to(path, form, pictures.folder) as add:
+    with (
+        _made(_target(path).parent),
+        _replaced(missing) as reasons,
+        to(path, form, pictures.folder) as add,
+    ):
         for split, row in rows:
             try:
                 pictures.check(row, form)
@@ -804,7 +808,6 @@ def _shards(path: Path, form: Format, folder: Path) -> Iterator[_Add]:
     """Takes each row, and the bytes of its image, into tar files of bounded size."""
     partial = path / _PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     shard = _Shard(partial)
 
     def add(split: str, row: Row, records: list[dict[str, Any]]) -> None:
@@ -816,15 +819,17 @@ def _shards(path: Path, form: Format, folder: Path) -> Iterator[_Add]:
         (record,) = records
         shard.add(split, _key(row["id"]), {ending: image, "json": _line(record).encode()})
 
-    try:
-        with closing(shard):
-            yield add
-        written = {new.name: new.replace(path / new.name) for new in sorted(partial.iterdir())}
-        for old in path.glob("*.tar"):
-            if old.name not in written:
-                old.unlink()
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with _made(path):
+        partial.mkdir()
+        try:
+            with closing(shard):
+                yield add
+            written = {new.name: new.replace(path / new.name) for new in sorted(partial.iterdir())}
+            for old in path.glob("*.tar"):
+                if old.name not in written:
+                    old.unlink()
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 class _Shard:
@@ -945,6 +950,20 @@ def _with_name(path: str | Path) -> Path:
 
 def _line(value: Mapping[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Within, the folder is there; if that fails, it goes again with those made for it."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for path in new:
+            with suppress(OSError):  # it isn't empty
+                path.rmdir()
+        raise
 
 
 @contextmanager

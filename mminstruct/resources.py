@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -25,12 +26,11 @@ def folder(name: Literal["builders", "prompt_configs", "cards"]) -> Path:
 
 
 def check_writable(folder: Path, output: Path) -> None:
-    """Make the folder; raise UsageError about the output if nothing can be written there."""
+    """Raise UsageError about the output if nothing can be written there; the folder isn't made."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".mminstruct-probe"
-        probe.touch()
-        probe.unlink()
+        there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        with tempfile.TemporaryFile(dir=there):
+            pass
     except OSError as error:
         raise UsageError(f"output path {output}: {error.strerror}") from error
 

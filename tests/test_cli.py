@@ -232,6 +232,16 @@ def test_a_server_that_is_down_is_named(folder: Path, capsys: pytest.CaptureFixt
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize("output", ["a/b", "a/b.jsonl"])
+def test_a_run_that_is_refused_or_fails_leaves_no_folder_behind(
+    output: str, folder: Path, server: LoopbackServer
+) -> None:
+    server.answer = lambda server, body: (401, {}, {"error": {"message": "no"}})
+    assert generate("COCO2017", "--types", "chat", "--output_path", output, server=server) == 2
+    assert generate("COCO2017", "--output_path", output, server=server) == 3
+    assert not (folder / "a").exists()
+
+
 def test_a_wrong_key_ends_the_run_with_the_servers_words(
     folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
 ) -> None:

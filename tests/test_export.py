@@ -264,6 +264,25 @@ def test_a_link_stays_and_its_target_is_written(tmp_path: Path) -> None:
     assert files_below(tmp_path) == ["far/rows.jsonl", "link.jsonl", "link.jsonl.LICENSE"]
 
 
+def test_a_link_may_lead_into_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "far" / "rows.jsonl")
+    write(tmp_path / "link.jsonl", {"train": dataset([row(1)])}, "jsonl")
+    assert json_lines(tmp_path / "far" / "rows.jsonl") == [row(1)]
+
+
+@pytest.mark.parametrize("output_format", ["jsonl", "webdataset"])
+def test_an_export_without_a_row_leaves_no_folder_behind(
+    tmp_path: Path, output_format: str
+) -> None:
+    out = repository(tmp_path / "out", {"train": [row(1)]})
+    (tmp_path / "images").mkdir()
+    images = {"images": "path", "image_folder": tmp_path / "images"}
+    for folder in (tmp_path, tmp_path / "a" / "b"):
+        with pytest.raises(UsageError, match="no row would be left"):
+            export.export(out, output_format, output_path=folder / "new", **images)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out"]
+
+
 Read = list[tuple[list[tuple[str, str]], str | None]]
 """For each conversation its questions with their answers, and its image."""
 

@@ -250,6 +250,8 @@ def check_output(path: Path, output_format: str) -> None:
                 f"output path {path}: the folder holds something else than shards; "
                 "give another one with --output_path"
             )
+        if found - {_PARTIAL}:
+            _check_ours(path)
         resources.check_writable(path, path)
         return
     if path.exists() and not path.is_file():
@@ -258,12 +260,8 @@ def check_output(path: Path, output_format: str) -> None:
             "--output_path"
         )
     # An empty file holds nothing that could be lost.
-    if path.exists() and path.stat().st_size and not _license_beside(path).is_file():
-        raise UsageError(
-            f"output path {path}: a file is there that mminstruct did not write, as it has no "
-            f"{_license_beside(path).name} beside it; move it away or give another path with "
-            "--output_path"
-        )
+    if path.exists() and path.stat().st_size:
+        _check_ours(path)
     resources.check_writable(_target(path).parent, path)
     if form.entry is not None:
         if path.suffix != ".json":
@@ -272,6 +270,16 @@ def check_output(path: Path, output_format: str) -> None:
                 f"got {path.suffix!r} against '.json' expected"
             )
         _dataset_info(path)
+
+
+def _check_ours(path: Path) -> None:
+    """Raise UsageError for what no export wrote: it has no licence beside it."""
+    if not _license_beside(path).is_file():
+        raise UsageError(
+            f"output path {path}: what is there was not written by mminstruct, as it has no "
+            f"{_license_beside(path).name} beside it; move it away or give another path with "
+            "--output_path"
+        )
 
 
 def _kind(path: Path) -> str:

@@ -206,13 +206,28 @@ def test_a_file_may_be_in_a_folder_that_is_not_there_yet(tmp_path: Path) -> None
 def test_a_file_of_somebody_else_is_left_alone(tmp_path: Path, output_format: str) -> None:
     path = tmp_path / export.FORMATS[output_format].output
     path.write_text("mine\n")
-    with pytest.raises(UsageError, match="did not write.*move it away or give another path"):
+    with pytest.raises(UsageError, match="not written by mminstruct.*move it away or give"):
         write(path, {"train": dataset([row(1)])}, output_format)
     assert (path.read_text(), files_below(tmp_path)) == ("mine\n", [path.name])
     path.write_text("")  # as mktemp makes it
     for _ in range(2):
         write(path, {"train": dataset([row(1)])}, output_format)
     assert path.stat().st_size
+
+
+def test_shards_of_somebody_else_are_left_alone(tmp_path: Path) -> None:
+    out = repository(tmp_path / "out", {"train": [row(1)]})
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / f"{1:012d}.jpg").write_bytes(picture())
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    images = {"images": "path", "image_folder": tmp_path / "images", "output_path": shards}
+    for _ in range(2):
+        assert export.export(out, "webdataset", **images).rows == 1
+    (tmp_path / "shards.LICENSE").unlink()  # as if they were of another program
+    with pytest.raises(UsageError, match="not written by mminstruct.*move it away or give"):
+        export.export(out, "webdataset", **images)
+    assert files_below(shards) == ["train-000000.tar"]
 
 
 @pytest.mark.parametrize("output_format", sorted(export.FILE_FORMATS))

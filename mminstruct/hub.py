@@ -40,7 +40,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     validate_repo_id,
 )
 
-from mminstruct import provenance, release
+from mminstruct import cards, provenance, release
 from mminstruct.errors import HubError, MMInstructError, UsageError
 from mminstruct.version import __version__
 
@@ -250,15 +250,12 @@ def _check_said_alike(folder: Path, held: _Release) -> None:
             f"{_license_words(noted)}; put the card's license fields back, or run mminstruct "
             "generate again"
         )
-    use = {True: "yes", False: "no", None: "not known"}[held.licensing["commercial"]]
-    words = (f"The text of this dataset: {held.license_id}\n", f"Commercial use: {use}.\n")
     text = (folder / "LICENSE").read_text(encoding="utf-8", errors="replace")
-    for expected in words:
-        if expected not in text:
-            raise UsageError(
-                f"{folder}: LICENSE doesn't say {expected.strip()!r}, which is the verdict in "
-                f"{_MARKER}; run mminstruct generate again"
-            )
+    if unsaid := cards.unsaid(text, held.licensing):
+        raise UsageError(
+            f"{folder}: LICENSE doesn't say {unsaid!r}, which is the verdict in {_MARKER}; run "
+            "mminstruct generate again"
+        )
     is_free = held.licensing["output_training"] in ("allowed", "conditional")
     if held.licensing["commercial"] and not (is_free and noted["license"] != "unknown"):
         raise UsageError(

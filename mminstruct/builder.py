@@ -33,6 +33,7 @@ from mminstruct.licenses import Part, Registry, Verdict
 from mminstruct.limits import Budget, Rates
 from mminstruct.pricing import Price, price_of
 from mminstruct.prompts import PromptConfig
+from mminstruct.resources import shown
 from mminstruct.responses import ResponseStore, default_path
 from mminstruct.schema import Option, Sampling, digest
 from mminstruct.sources import Files, ReadReport, Source
@@ -598,6 +599,11 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             places = self.config.places()
             for part, own in sources.members(source, split):
                 if part.locate(places, own) is None:
+                    for place in filter(Path.exists, self.config.places()):
+                        _log.info(
+                            f"{part.info.name}: no annotation files of split {own!r} directly in "
+                            f"{shown(place)}; taking downloaded ones"
+                        )
                     fetched = [fetch(download, downloads) for download in part.downloads(own)]
                     places += [path.parent for path in fetched]
             files = source.locate(places, split)

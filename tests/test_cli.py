@@ -271,7 +271,9 @@ def test_a_file_that_cannot_be_fetched_is_no_wrong_argument(
     (folder / "empty").mkdir()
     arguments = ["--model_source", "fake", "--dataset_storage_path", "empty"]
     assert cli.run(["generate", "COCO2014", *arguments]) == 3
-    assert "not fetched, because HF_HUB_OFFLINE" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "COCO2014: no annotation files of split 'train' directly in " in said
+    assert "not fetched, because HF_HUB_OFFLINE" in said
 
 
 def test_failed_requests_give_exit_code_1_a_count_and_the_rest(

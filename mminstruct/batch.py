@@ -107,6 +107,8 @@ _LONGEST_OUTAGE_S = 3600.0
 # A call that the run can do without waits no longer than this.
 _IMPATIENT_S = 5.0
 _SLOWEST_BYTES_PER_S = 50_000
+# A file that isn't there is not there yet, or nobody knows why, for so long.
+_GONE_AFTER_S = 2 * 86400.0
 _WORDS_SHOWN = 500
 # Once a bound was reached, so much of it has to be left for another batch.
 _WORTH_A_BATCH = 0.1
@@ -199,7 +201,7 @@ class _Run:
         self._failures: dict[bytes, Failed] = {}
         self._scopes: dict[bytes, Scope | None] = {}
         self._open: set[str] = set()
-        self._missing_since_s: dict[str, float] = {}
+        self._missing_since_s: dict[tuple[str, str], float] = {}
         self._unread: dict[str, Failed] = {}
         self._file_requests = limits.requests
         self._room: int | None = None
@@ -307,7 +309,7 @@ class _Run:
         seen: set[bytes] = set()
         full = self._at_bound and self._budget is not None and self._budget.left < _WORTH_A_BATCH
         self._at_bound = False
-        store = hashlib.sha256(str(self._store.path.resolve()).encode()).hexdigest()[:16]
+        store = self._store.identifier()
         draft, answered = _Draft(scratch, store, limit_field), 0
         jobs = self._jobs()
         with contextlib.ExitStack() as last:
@@ -453,8 +455,9 @@ class _Run:
         async def existing() -> Any:
             return (await self._files()).get(draft.name)
 
-        more_s = draft.path.stat().st_size / _SLOWEST_BYTES_PER_S
-        done = await self._call(upload, existing, more_s=more_s)
+        sending_s = draft.path.stat().st_size / _SLOWEST_BYTES_PER_S
+        timeout_s = self._backend.timeout_s + sending_s
+        done = await self._call(upload, existing, timeout_s=timeout_s)
         return done if isinstance(done, str) else str(done.id)
 
     async def _create(self, intent: str, draft: _Draft, file_id: str) -> Any:
@@ -554,11 +557,12 @@ class _Run:
         """Whether nothing more will come; an output file may appear a little later."""
         if batch.status not in _ENDED:
             return False
-        return bool(not _promised(batch) or batch.output_file_id or self._has_waited(batch))
+        is_named = not _promised(batch) or batch.output_file_id
+        return bool(is_named or self._has_waited(batch, "name"))
 
-    def _has_waited(self, batch: Any) -> bool:
-        """Whether what an ended batch promises has been missing for long."""
-        since_s = self._missing_since_s.setdefault(batch.id, time.monotonic())
+    def _has_waited(self, batch: Any, what: str) -> bool:
+        """Whether something that an ended batch promises has been missing for long."""
+        since_s = self._missing_since_s.setdefault((batch.id, what), time.monotonic())
         return time.monotonic() - since_s > self._limits.settle_s
 
     async def _collect(self, row: _Row, batch: Any, scratch: Path) -> bool:
@@ -579,7 +583,8 @@ class _Run:
             self._queue_full(keys)
             return True
         results = _Results(self._journal.keys(row.intent), row.limit_field)
-        refusals: list[RequestRefused] = []
+        refusals: dict[int, RequestRefused] = {}
+        answers = 0  # lines of the output file, which comes first
         for number, file_id in enumerate((batch.output_file_id, batch.error_file_id)):
             if file_id:
                 path = scratch / f"results-{number}.jsonl"
@@ -587,12 +592,16 @@ class _Run:
                     await self._download(file_id, path)
                     await self._store_lines(path, results)
                 except RequestRefused as error:
-                    refusals.append(error)
+                    refusals[number] = error
                 path.unlink(missing_ok=True)
-        if refusals or results.lines < _promised(batch):
-            if not self._has_waited(batch):
-                return False
-            self._leave_unread(row, batch, results, refusals)
+            answers = answers or results.about
+        is_short = answers < _promised(batch)
+        if (refusals or is_short) and not self._has_waited(batch, "lines"):
+            return False
+        # Lines that stay damaged are left out below, but a proxy's page has no others.
+        is_whole = results.about and results.lines >= _promised(batch)
+        if 0 in refusals or (is_short and not is_whole):
+            self._leave_unread(row, batch, results, refusals.get(0))
             return True
         words = errors or f"batch {batch.id} {batch.status} without an answer to this request"
         cause = "no_answer" if batch.status == "completed" else f"batch_{batch.status}"
@@ -604,8 +613,8 @@ class _Run:
         for key in results.keys:
             self._settle(key, self._reserved.get(key) if key in lost else None)
         # Without a single line nobody knows whether there is something to be deleted.
-        nothing = batch.status == "failed" or (batch.request_counts and not _promised(batch))
-        keep = results.is_damaged() or not (results.lines or nothing)
+        nothing = not (_promised(batch) or batch.output_file_id)
+        keep = bool(results.is_damaged() or refusals or not (results.lines or nothing))
         self._journal.close(row.intent, self._identity, results, keep_files=keep)
         self._open.discard(row.intent)
         if self._room is not None:
@@ -616,15 +625,17 @@ class _Run:
         return True
 
     def _leave_unread(
-        self, row: _Row, batch: Any, results: _Results, refusals: Sequence[RequestRefused]
+        self, row: _Row, batch: Any, results: _Results, refusal: RequestRefused | None
     ) -> None:
         """Go on without answers that are paid for and can't be had now; the next run tries again.
 
-        Only where the provider says that the files are gone are the requests free again.
+        Only where there is no file long after the batch was made are the requests free again.
         """
-        gone = bool(refusals) and all(error.status in (404, 410) for error in refusals)
-        why = "; ".join(map(str, refusals)) or (
-            f"the provider counts {_promised(batch):,} answers, its files have {results.lines:,}"
+        age_s = time.time() - (row.sent_s or batch.created_at or math.inf)
+        gone = refusal is not None and refusal.status in (404, 410) and age_s > _GONE_AFTER_S
+        why = refusal or (
+            f"the provider counts at least {_promised(batch):,} answers, its files have "
+            f"{results.about:,} that can be read"
         )
         advice = (
             "they are gone, and the next run submits these requests again"
@@ -660,14 +671,9 @@ class _Run:
             except httpx2.HTTPError as error:
                 words = f"download of {file_id}: {error or type(error).__name__}"
                 raise TransientError(words, cause="dropped") from error
-            with path.open("rb") as file:
-                start = file.readline().lstrip()
-            if start and b'"custom_id"' not in start:  # a proxy's page, an error
-                words = self._backend.redacted(start[:_WORDS_SHOWN].decode(errors="replace"))
-                raise TransientError(f"{file_id}: not JSON lines: {words!r}", cause="bad_body")
             return True
 
-        await self._call(download, more_s=math.inf)
+        await self._call(download, timeout_s=math.inf)
 
     async def _store_lines(self, path: Path, results: _Results) -> None:
         with path.open("rb") as lines:
@@ -692,8 +698,8 @@ class _Run:
                 await self._delete_files(batch_id)
             except TransientError as error:
                 _log.debug("files of batch %s are left at the server: %s", batch_id, error)
-            else:
-                self._journal.forget(intent)
+                return
+            self._journal.forget(intent)
 
     async def _delete_files(self, batch_id: str) -> None:
         in_use = self._journal.file_ids()  # of a new batch of the same requests
@@ -765,7 +771,7 @@ class _Run:
         existing: Callable[[], Awaitable[_T | None]] | None = None,
         *,
         patient: bool = True,
-        more_s: float = 0.0,
+        timeout_s: float | None = None,
     ) -> _T:
         """What a call gives, with retries.
 
@@ -773,12 +779,14 @@ class _Run:
             api_call: what to call.
             existing: looks for what a call has made whose answer got lost.
             patient: whether the run can't go on without.
-            more_s: how much longer it may take than an answer, in seconds.
+            timeout_s: of a single call; None is as long as for an answer, or short.
         """
+        if not patient:
+            timeout_s = min(_IMPATIENT_S, self._backend.timeout_s)
         retry, failing_since_s = 0, time.monotonic()
         while True:
             try:
-                result = await self._once(api_call, more_s)
+                result = await self._once(api_call, timeout_s)
             except TransientError as error:
                 wait_s = self._policy.wait_s(min(retry, 30), error.retry_after_s, self._rng)
                 if patient and (error.retry_after_s or 0.0) > LONGEST_WAIT_S:
@@ -800,9 +808,9 @@ class _Run:
                 if found is not None:
                     return found
 
-    async def _once(self, api_call: _ApiCall[_T], more_s: float) -> _T:
+    async def _once(self, api_call: _ApiCall[_T], timeout_s: float | None) -> _T:
         try:
-            result = await self._backend.call(api_call, more_s=more_s)
+            result = await self._backend.call(api_call, timeout_s=timeout_s)
         except (ValueError, AttributeError) as error:  # the latter where the SDK expects a page
             raise TransientError(f"not JSON: {error}", cause="bad_body") from error
         if isinstance(result, str):  # what the SDK makes of another content type
@@ -856,9 +864,13 @@ class _Run:
 
 
 def _promised(batch: Any) -> int:
-    """Lines that the files of an ended batch have at least."""
-    if batch.request_counts is not None:
-        return int(batch.request_counts.completed or 0)
+    """Answers that the files of an ended batch have at least.
+
+    Some servers count nothing, or not yet.
+    """
+    counts = batch.request_counts
+    if counts is not None and ((counts.completed or 0) + (counts.failed or 0)):
+        return int(counts.completed or 0)
     return int(batch.status == "completed")
 
 
@@ -1008,8 +1020,13 @@ class _Results:
         return self.keys - self._seen
 
     @property
+    def about(self) -> int:
+        """How many of the requests there were lines about."""
+        return len(self._seen)
+
+    @property
     def lines(self) -> int:
-        """How many there were."""
+        """How many there were, whatever about."""
         return len(self._seen) + self.unknown + self.damaged
 
     def is_damaged(self) -> bool:

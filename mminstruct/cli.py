@@ -106,7 +106,8 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(known, DownloadError):  # which says how to go on
             return STOPPED
         if isinstance(known, RunStopped | BackendError | HubError | StoreError | OSError):
-            _say(f"{_kept(args)}; run the same command again to go on.")
+            kept = "What was stored is kept" if isinstance(known, StoreError) else _kept(args)
+            _say(f"{kept}; run the same command again to go on.")
             return STOPPED
         return USAGE
     finally:

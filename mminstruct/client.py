@@ -283,8 +283,10 @@ class Client:
             self._run(self._close(0.0))
             raise
         finally:
-            self.store.__exit__(None, None, None)
-            self._stop_loop()
+            try:
+                self.store.__exit__(kind, error, trace)
+            finally:
+                self._stop_loop()
 
     def submit(self, jobs: Sequence[Job]) -> concurrent.futures.Future[list[Outcome]]:
         """The outcomes of some jobs, in their order.
@@ -628,6 +630,7 @@ class Client:
         if self._stopped is None:
             self._stopped = error
             self._stopping.set()
+            self._saved.set()
             self._end.set_result(None)
             self._gate.close(RunStopped(str(error)))
         return RunStopped(str(self._stopped))

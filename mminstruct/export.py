@@ -41,11 +41,15 @@ import datasets
 import pyarrow as pa
 from datasets.exceptions import DatasetsError
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+)
 from tqdm.auto import tqdm
 
 from mminstruct import cards, licenses, resources
-from mminstruct.errors import UsageError, did_you_mean
+from mminstruct.errors import HubError, UsageError, did_you_mean
 from mminstruct.generate import Report
 
 if TYPE_CHECKING:
@@ -719,6 +723,10 @@ def _text(dataset: str, name: str) -> str | None:
         if not Path(dataset).is_dir():
             path = Path(hf_hub_download(dataset, name, repo_type="dataset"))
         return path.read_text(encoding="utf-8", errors="replace")
+    except LocalEntryNotFoundError as error:  # which is an EntryNotFoundError as well
+        raise HubError(
+            f"{dataset}: {name} can't be fetched ({error}); run again once the Hub can be reached"
+        ) from error
     except (FileNotFoundError, EntryNotFoundError):
         return None
 

@@ -14,11 +14,13 @@ of 2-4 kB would waste up to half of the usual 4 KiB.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import logging
 import queue
 import sqlite3
 import threading
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -133,6 +135,7 @@ class ResponseStore:
         self._thread: threading.Thread | None = None
         self._reader: sqlite3.Connection | None = None
         self._failure: StoreError | None = None
+        self._unheard = 0  # failures that nobody waits to hear of
         self._closing = threading.Event()
 
     def __enter__(self) -> ResponseStore:
@@ -142,7 +145,8 @@ class ResponseStore:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StoreUnusable(f"response store {shown(self.path)}: {error.strerror}") from error
+            kind = StoreError if _is_of_the_machine(error) else StoreUnusable
+            raise kind(f"response store {shown(self.path)}: {error.strerror}") from error
         self._reader = _connect(self.path)
         self._closing.clear()
         self._thread = threading.Thread(target=self._write_loop, name="response-store", daemon=True)
@@ -162,6 +166,8 @@ class ResponseStore:
         if self._reader is not None:
             self._reader.close()
         self._thread = self._reader = None
+        if self._unheard and not isinstance(error, StoreError):
+            raise StoreError(f"{self._failure}; {self._unheard:,} answers were not stored")
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Completion]:
         """The completions that are there, by key. To be called from the opening thread only."""
@@ -180,6 +186,21 @@ class ResponseStore:
         except (sqlite3.Error, msgspec.DecodeError) as error:
             raise self._explained(error) from error
         return found
+
+    def identifier(self) -> str:
+        """A name that no other store has, and that the file keeps wherever it goes."""
+        if self._reader is None or self._read_only:
+            raise StoreError("the response store is not open for writing")
+        try:
+            self._reader.execute("CREATE TABLE IF NOT EXISTS identifiers (name TEXT NOT NULL)")
+            self._reader.execute(
+                "INSERT INTO identifiers SELECT ? WHERE NOT EXISTS (SELECT * FROM identifiers)",
+                (uuid.uuid4().hex[:16],),
+            )
+            (name,) = self._reader.execute("SELECT name FROM identifiers").fetchone()
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+        return str(name)
 
     def lengths(self, scope: Scope) -> Lengths:
         """How long the answers of a scope are that came with a token count."""
@@ -236,17 +257,23 @@ class ResponseStore:
                     self._commit(connection, writes)
                 except Exception as error:  # noqa: BLE001 (nobody may wait for ever)
                     self._failure = self._explained(error)
+            if self._failure is not None:
+                self._unheard += sum(w.written.cancelled() or w.loop.is_closed() for w in writes)
             _resolve(writes, self._failure)
         if connection is not None:
             connection.close()
 
     def _commit(self, connection: sqlite3.Connection, writes: Sequence[_Write]) -> None:
-        """Write them, however long another program locks the file while the store is open."""
+        """Write them, however long another program locks the file while the store is open.
+
+        Once it is to be closed, another `_BUSY_TIMEOUT_S`.
+        """
         while True:
+            closing = self._closing.is_set()
             try:
                 _commit(connection, writes)
             except sqlite3.OperationalError as error:
-                if self._closing.is_set() or not _is_locked(error):
+                if closing or not _is_locked(error):
                     raise
                 _log.warning(
                     "response store %s: locked by another program for %g s; %d answers wait for it",
@@ -302,6 +329,12 @@ def _commit(connection: sqlite3.Connection, writes: Iterable[_Write]) -> None:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    """Whether another path helps less than room on this machine."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE)
+    return getattr(error, "errno", None) in numbers or "full" in str(error)
 
 
 def _is_locked(error: Exception) -> bool:
@@ -369,7 +402,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         kind: type[StoreError] = StoreUnusable
         if isinstance(error, Timeout):
             kind, reason = StoreError, f"another process has held it for {_BUSY_TIMEOUT_S:g} s"
-        elif _is_locked(error) or "full" in str(error):
+        elif _is_locked(error) or _is_of_the_machine(error):
             kind = StoreError
         raise kind(
             f"response store {shown(path)}: {reason}; "

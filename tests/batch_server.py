@@ -47,6 +47,8 @@ class BatchServer(LoopbackServer):
         lag_s: how long a new batch is in no list.
         hides_metadata: whether batches come without the metadata they were created with.
         hides_counts: whether they come without the counts of their requests.
+        zero_counts: whether these are all zero.
+        page_for: name of a file in whose place a web page comes.
         output_looks: looks at a batch that has ended before its output file is named.
         victim: process id.
         steps: how often each step has come.
@@ -71,8 +73,9 @@ class BatchServer(LoopbackServer):
         self.page = 100
         self.lag_s = 0.0
         self.hides_metadata = False
-        self.hides_counts = False
+        self.hides_counts = self.zero_counts = False
         self.output_looks = 0
+        self.page_for = ""
         self.victim: int | None = None
         self.steps: Counter[str] = Counter()
 
@@ -174,6 +177,8 @@ class BatchServer(LoopbackServer):
         if file is None:
             return web.json_response(error_body("no such file"), status=404)
         content = file["content"]
+        if file["filename"] == self.page_for:
+            content = b"<html>\nPlease log in\n</html>\n" * 9
         response = web.StreamResponse()
         response.content_length = len(content)
         await response.prepare(request)
@@ -229,6 +234,8 @@ class BatchServer(LoopbackServer):
         if self.hides_counts:
             hidden.add("request_counts")
         shown = {name: value for name, value in batch.items() if name not in hidden}
+        if self.zero_counts:
+            shown["request_counts"] = dict.fromkeys(batch["request_counts"], 0)
         if batch["ended"] is not None and batch["looks"] < batch["ended"] + self.output_looks:
             shown["output_file_id"] = None
         return shown
@@ -286,7 +293,7 @@ class BatchServer(LoopbackServer):
         batch["request_counts"] = {
             "total": len(batch["lines"]),
             "completed": len(batch["answered"]),
-            "failed": len(errors),
+            "failed": len(batch["lines"]) - len(batch["answered"]),
         }
         for name, lines in (("output", output), ("error", errors)):
             if lines:

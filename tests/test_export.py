@@ -29,6 +29,7 @@ import yaml
 from aiohttp import web
 from conftest import coco_files
 from hub_server import TOKEN, HubServer
+from huggingface_hub.errors import LocalEntryNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_server import ImageServer, dropped, endless, picture, served, until_gone
@@ -38,7 +39,7 @@ from running import COMMAND, PATIENCE_S, finish
 
 from mminstruct import cli, export
 from mminstruct.client import RetryPolicy
-from mminstruct.errors import RunStopped, UsageError
+from mminstruct.errors import HubError, RunStopped, UsageError
 from mminstruct.generate import Report
 from mminstruct.images import Fetching
 
@@ -1440,3 +1441,14 @@ def test_the_python_of_the_page_works(instruct: Path) -> None:
     assert names["messages"][0]["role"] == "user"
     exec(compile(python, "exports.md", "exec"), names)  # noqa: S102
     assert names["outcome"].rows == 6
+
+
+def test_a_hub_that_cannot_be_reached_is_no_release_without_a_licence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(export, "hf_hub_download", unreachable)
+    with pytest.raises(HubError, match="user/name: LICENSE can't be fetched"):
+        export._license_text("user/name")

@@ -420,6 +420,8 @@ def test_an_answer_that_the_server_gave_up_on_is_asked_for_again(
         {"prompt_tokens": 100, "completion_tokens": 2**64 - 1},
         {"prompt_tokens": 1e300, "completion_tokens": 20},
         {"prompt_tokens": 100, "completion_tokens": None},
+        {"prompt_tokens": float("nan"), "completion_tokens": 20},
+        {"prompt_tokens": 100, "completion_tokens": float("inf")},
     ],
     ids=str,
 )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import json
+import os
 import random
 import resource
 import sqlite3
@@ -21,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mminstruct import responses
-from mminstruct.errors import StoreError
+from mminstruct.errors import StoreError, StoreUnusable
 from mminstruct.responses import Lengths, ResponseStore, Scope, key_of
 from mminstruct.schema import Completion, Message, Request, Sampling, canonical_json
 
@@ -510,8 +512,12 @@ def test_a_file_that_stays_locked_does_not_keep_a_store_from_closing(
 
     async def put(store: ResponseStore) -> None:
         putting = asyncio.ensure_future(store.put(*next(answers(1))))
+        gone = asyncio.ensure_future(store.put(*list(answers(2))[1]))
         await asyncio.sleep(0.05)
-        await asyncio.to_thread(store.__exit__, None, None, None)
+        gone.cancel()
+        await asyncio.sleep(0)
+        with pytest.raises(StoreError, match="locked.*; 1 answers were not stored"):
+            await asyncio.to_thread(store.__exit__, None, None, None)
         with pytest.raises(StoreError, match="locked"):
             await putting
 
@@ -520,6 +526,55 @@ def test_a_file_that_stays_locked_does_not_keep_a_store_from_closing(
     other.execute("BEGIN IMMEDIATE")
     asyncio.run(put(store))
     other.close()
+
+
+def test_a_store_that_closes_still_waits_for_a_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(responses, "_BUSY_TIMEOUT_S", 5.0)
+    path = tmp_path / "r.sqlite"
+
+    async def put(store: ResponseStore) -> None:
+        putting = [asyncio.ensure_future(store.put(*entry)) for entry in answers(20)]
+        await asyncio.sleep(0.05)
+        threading.Timer(0.3, lambda: other.execute("ROLLBACK")).start()
+        await asyncio.to_thread(store.__exit__, None, None, None)
+        await asyncio.gather(*putting)
+
+    store = ResponseStore(path).__enter__()
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    asyncio.run(put(store))
+    other.close()
+    with ResponseStore(path, read_only=True) as store:
+        assert len(store) == 20
+
+
+def test_every_store_has_a_name_that_goes_where_it_goes(tmp_path: Path) -> None:
+    names = []
+    for path in (tmp_path / "a.sqlite", tmp_path / "a.sqlite", tmp_path / "b.sqlite"):
+        with ResponseStore(path) as store:
+            names.append(store.identifier())
+    (tmp_path / "a.sqlite").rename(tmp_path / "c.sqlite")
+    with ResponseStore(tmp_path / "c.sqlite") as store:
+        names.append(store.identifier())
+    assert names[0] == names[1] == names[3] != names[2]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EMFILE])
+def test_a_machine_without_room_is_no_reason_for_another_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(responses, "FileLock", fail)
+    with (
+        pytest.raises(StoreError, match=os.strerror(number)) as raised,
+        ResponseStore(tmp_path / "r.sqlite"),
+    ):
+        pass
+    assert not isinstance(raised.value, StoreUnusable)
 
 
 def test_what_cannot_be_written_for_any_reason_is_a_store_error(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ def read_body(body: bytes, *, redacted: Callable[[str], str] = str) -> Completio
         try:
             answer = _decoder.decode(body)
         except msgspec.DecodeError:
-            answer = _decoder.decode(_without_surrogates(body))
+            answer = _decoder.decode(_mended(body))
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         words = redacted(body.decode(errors="replace"))[:_WORDS_SHOWN]
         raise TransientError(
@@ -227,9 +227,17 @@ def _usage(raw: msgspec.Raw) -> tuple[int | None, int | None]:
     return _tokens.plausible(usage.prompt_tokens, usage.completion_tokens)
 
 
-def _without_surrogates(body: bytes) -> bytes:
-    """The JSON with U+FFFD for each half of a character, of which some servers send one alone."""
-    text = json.dumps(json.loads(body), ensure_ascii=False)
+def _mended(body: bytes) -> bytes:
+    """The JSON without what some servers write into it that JSON has not.
+
+    There is U+FFFD for half a character that stands alone, and null for NaN and infinite numbers.
+    """
+
+    def number(text: str) -> float | None:
+        return value if math.isfinite(value := float(text)) else None
+
+    read = json.loads(body, parse_float=number, parse_constant=lambda name: None)
+    text = json.dumps(read, ensure_ascii=False)
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
@@ -386,19 +394,20 @@ class OpenAIBackend:
         self,
         api_call: Callable[[openai.AsyncOpenAI, dict[str, Any]], Awaitable[_T]],
         *,
-        more_s: float = 0.0,
+        timeout_s: float | None = None,
     ) -> _T:
         """What another call of the API gives; errors as in `complete`.
 
         Args:
             api_call: gets the open SDK client and the headers that go with every call.
-            more_s: how much longer it may take than an answer, in seconds.
+            timeout_s: how long it may take, seconds; None is as long as an answer.
         """
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
         if self._client is None:
             raise BackendUnusable("the backend is not open")
         headers = {"Authorization": self._headers["Authorization"]}
         try:
-            return await asyncio.wait_for(api_call(self._client, headers), self.timeout_s + more_s)
+            return await asyncio.wait_for(api_call(self._client, headers), timeout_s)
         except _FAILURES as error:
             raise self._mapped(error) from error
 

@@ -448,7 +448,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         """As in `datasets`, but requests that got no answer last time are asked for again.
 
         Raises:
-            RunStopped: a split has no row at all.
+            RunStopped: there is no row at all.
         """
         ready = Path(output_dir or self._output_dir)
         if any(_unfinished(Report.read(path)) for path in sorted(ready.glob(_REPORTS))):
@@ -462,7 +462,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         self._read_reports(Path(self._output_dir))
 
     def _read_reports(self, folder: Path) -> None:
-        self.report = Report()
+        self.report, empty = Report(), {}
         for split in self.config.split_names(self.config.open_source()):
             part = Report()
             for path in sorted(folder.glob(f"report-{split}-*.json")):
@@ -470,14 +470,20 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             self.report.add(part)
             self.read_report[split] = ReadReport.read(folder / f"read-{split}.json")
             if not part.rows.total():
-                words = f"no row in split {split!r}: {summary(part)}"
-                if part.failures:
-                    raise RunStopped(words)
                 first = next((f"; the first: {d['detail']}" for d in part.details), "")
-                raise NoRows(
-                    f"{words}{first}. The same run gives the same again: take another model, "
-                    "context window, prompt config or sampling"
-                )
+                empty[split] = f"no row in split {split!r}: {summary(part)}{first}"
+        if not self.report.rows.total():
+            words = "; ".join(empty.values())
+            if self.report.failures:
+                raise RunStopped(words)
+            raise NoRows(
+                f"{words}. The same run gives the same again: take another model, context window, "
+                "prompt config or sampling"
+            )
+        for split, words in empty.items():
+            _log.warning(f"{words}; the split is left out")
+            if self.info.splits is not None:
+                self.info.splits.pop(split, None)
         if self.report.failures:
             warnings.warn(
                 f"{summary(self.report)}. Load again to ask for what failed, and for that alone.",

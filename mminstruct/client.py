@@ -34,7 +34,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, TypeVar
 
-from mminstruct.backends import Backend, Remote, most_tokens
+from mminstruct.backends import Backend, Remote, most_tokens, rough_tokens
 from mminstruct.errors import (
     BackendError,
     BackendUnusable,
@@ -400,7 +400,7 @@ class Client:
             return completion
         mine = self._asking[key] = self._loop.create_future()
         try:
-            completion = await self._ask(request)
+            completion = await self._ask(request, scope)
             self._unsaved += 1
             try:
                 await self.store.put(key, completion, scope)
@@ -422,37 +422,42 @@ class Client:
         self.stats.completion_tokens += completion.completion_tokens or 0
         return completion
 
-    async def _ask(self, request: Request) -> Completion:
+    async def _ask(self, request: Request, scope: Scope | None) -> Completion:
         """One answer, with retries; until there has been one, requests go one by one."""
         if self._started:
             return await self._with_retries(request)
         async with self._start:
-            first = None if self._started else await self._first(request)
+            first = None if self._started else await self._first(request, scope)
         return first if first is not None else await self._with_retries(request)
 
-    async def _first(self, request: Request) -> Completion:
+    async def _first(self, request: Request, scope: Scope | None) -> Completion:
         try:
             completion = await self._with_retries(request)
         except ContextTooLong:
             raise
         except (RequestRefused, TransientError) as error:
             self._failed_at_start += 1
-            if self._is_hopeless(error):
+            before = self._was_answered(scope)
+            if self._is_hopeless(error, before):
                 raise self._stop(error) from error
-            self._started = self.stats.stored > 0
+            self._started = before
             raise
         self._started = True
         return completion
 
-    def _is_hopeless(self, error: RequestRefused | TransientError) -> bool:
+    def _is_hopeless(self, error: RequestRefused | TransientError, before: bool) -> bool:
         """Whether a failure at the start says that no request can succeed."""
         if isinstance(error, TransientError):
-            known = error.cause == "unreachable" or (
-                error.cause == "timeout" and not self.stats.stored
-            )
+            known = error.cause == "unreachable" or (error.cause == "timeout" and not before)
         else:
             known = error.unknown_here
-        return known or (not self.stats.stored and self._failed_at_start >= _FAILED_AT_START)
+        return known or (not before and self._failed_at_start >= _FAILED_AT_START)
+
+    def _was_answered(self, scope: Scope | None) -> bool:
+        """Whether this model answered such requests before: in another run, or another split."""
+        if self.stats.stored or self.stats.answered:
+            return True
+        return scope is not None and self.store.lengths(scope).count > 0
 
     async def _with_retries(self, request: Request) -> Completion:
         attempts = _Tries(self._answers)
@@ -577,8 +582,8 @@ class Client:
         return self._remotes[server].rate_limits if self._remotes else None
 
     def _tokens(self, request: Request) -> float:
-        """Tokens that prompt and answer take together at most, nearly."""
-        return self.backend.count_tokens(request.messages) + request.sampling.max_tokens
+        """Tokens that prompt and answer take together at most, nearly; the answer tells exactly."""
+        return rough_tokens(request.messages) + request.sampling.max_tokens
 
     async def _reserve(self, request: Request) -> float:
         """What the next attempt costs at most, in USD, once the budget has room for it."""

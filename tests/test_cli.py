@@ -11,7 +11,7 @@ import datasets
 import pytest
 from conftest import coco_files
 from dummy_data import write_all
-from loopback import LoopbackServer, chat_completion
+from loopback import LoopbackServer, chat_completion, turns_for
 
 from mminstruct import cli
 
@@ -24,6 +24,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for year in (2014, 2017):
         coco_files(tmp_path / "cache", 2, year=year)
     return tmp_path
+
+
+def other_captions(captions: dict[str, Any], instances: dict[str, Any]) -> None:
+    for annotation in captions["annotations"]:
+        annotation["caption"] = "A zeppelin over a lake."
 
 
 def generate(*arguments: str, server: LoopbackServer | None = None) -> int:
@@ -262,6 +267,32 @@ def test_answers_that_give_no_row_are_no_reason_to_run_again(
     assert "; the first: " in said
     assert "The same run gives the same again" in said
     assert "run the same command again" not in said
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_a_split_without_a_row_costs_no_other_split(
+    folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str], status: int
+) -> None:
+    coco_files(folder / "cache", 1, split="val", edit=other_captions)
+
+    def answer(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        if "zeppelin" not in body["messages"][-1]["content"]:
+            return chat_completion(turns_for(body))
+        if status == 200:
+            return chat_completion("I would rather not.")
+        return (status, {}, {"error": {"message": "not with me"}})
+
+    server.answer = answer
+    arguments = ("COCO2017", "--splits", "train", "validation")
+    for _ in range(2):
+        assert generate(*arguments, server=server) == (0 if status == 200 else 1)
+        said = capsys.readouterr().err
+        assert "no row in split 'validation': 0 rows, 3 " in said
+        assert "the split is left out" in said
+        if status == 400:
+            assert "; the first: " in said and "not with me" in said
+        made = datasets.load_dataset("instruct")
+        assert {split: len(rows) for split, rows in made.items()} == {"train": 6}
 
 
 def test_a_file_that_cannot_be_fetched_is_no_wrong_argument(

@@ -148,6 +148,11 @@ def most_tokens(backend: Backend, messages: Sequence[Message]) -> int:
     return _tokens.upper_bound(messages)
 
 
+def rough_tokens(messages: Sequence[Message]) -> int:
+    """Tokens of a prompt for any model, within some 15 %, without asking anybody."""
+    return _tokens.approximate(messages)
+
+
 def names() -> list[str]:
     """All backends, as written in configs and rows."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))

@@ -104,11 +104,11 @@ def create(options: BackendOptions) -> LlamaCppBackend:
 
 def _check(options: BackendOptions) -> None:
     most = 256 - _OPENINGS  # llama.cpp's bound of sequences
-    for name, low, high in (("parallel", 1, most), ("n_ctx", 1, None), ("n_threads", 1, None)):
+    # Beyond these numbers it cuts them off or ends the process.
+    for name, high in (("parallel", most), ("n_ctx", 2**31 - 1), ("n_threads", 512)):
         value = options.engine.get(name)
-        if value is not None and not (low <= value and (high is None or value <= high)):
-            bound = f"at least {low}" if high is None else f"between {low} and {high}"
-            raise UsageError(f"{name}: expected {bound}, got {value}")
+        if value is not None and not 1 <= value <= high:
+            raise UsageError(f"{name}: expected between 1 and {high}, got {value}")
     cells, window = options.engine.get("n_ctx"), options.context_window
     if cells is not None and window is not None and window > cells:
         raise UsageError(
@@ -268,6 +268,8 @@ class LlamaCppBackend:
     def _start(self) -> _Engine:
         window, slots = self.context_window, self._slots
         cells = self._options.engine.get("n_ctx")
+        if cells is not None:  # no more than all sequences could ever fill
+            cells = min(cells, (slots + _OPENINGS) * window)
         return _Engine(
             _load(self._path, vocab_only=False, gpu_layers=self._gpu_layers),
             model_name=self.model,
@@ -281,6 +283,7 @@ class _Vocabulary:
     """Template and tokenizer of a GGUF file, read without its weights."""
 
     def __init__(self, path: Path) -> None:
+        from jinja2 import TemplateError
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
         self._name = path.name
@@ -292,24 +295,27 @@ class _Vocabulary:
                 f"model {path.name!r} has no chat template in its metadata (key "
                 "'tokenizer.chat_template'); use an instruction-tuned model"
             )
-        self._formatter = Jinja2ChatFormatter(
-            template=template,
-            eos_token=self._special(self._model.token_eos()),
-            bos_token=self._special(self._model.token_bos()),
-        )
+        try:
+            self._formatter = Jinja2ChatFormatter(
+                template=template,
+                eos_token=self._special(self._model.token_eos()),
+                bos_token=self._special(self._model.token_bos()),
+            )
+        except TemplateError as error:
+            raise BackendUnusable(
+                f"model {path.name!r}: its chat template is broken ({error}); use another model"
+            ) from error
         architecture = metadata.get("general.architecture")
         self.trained_window = int(metadata.get(f"{architecture}.context_length", 0))
         self._shared = lru_cache(maxsize=64)(self._shared_tokens)
 
     def tokens(self, messages: Sequence[Message]) -> list[int]:
         """The prompt as the model reads it."""
-        from jinja2 import TemplateError
-
         try:
             formatted = self._formatter(
                 messages=[{"role": m.role, "content": m.content} for m in messages]
             )
-        except (TemplateError, ValueError) as error:  # ValueError: the template's own words
+        except Exception as error:  # templates are programs
             roles = ", ".join(m.role for m in messages)
             raise BackendUnusable(
                 f"model {self._name!r}: its chat template takes no messages of the roles {roles} "
@@ -398,7 +404,7 @@ class _Engine:
         self._lib = llama_cpp
         self._model = model
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = cells
+        params.n_ctx = max(cells, slots + _OPENINGS)  # with fewer llama.cpp ends the process
         params.n_batch = params.n_ubatch = _BATCH
         params.n_seq_max = slots + _OPENINGS
         params.n_threads = params.n_threads_batch = threads

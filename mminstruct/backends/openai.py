@@ -108,16 +108,26 @@ def create(options: BackendOptions) -> OpenAIBackend:
     """
     if not options.model:
         raise UsageError("the model source 'openai' needs a model name; give one with --model")
-    api_key = os.environ.get("OPENAI_API_KEY", "").strip() or None
-    if api_key is not None and not re.fullmatch(r"[!-~]+", api_key):
-        raise UsageError(
-            "OPENAI_API_KEY: expected letters, digits and signs of ASCII without a space, got "
-            "something else among them; copy the key anew"
-        )
+    api_key = key_from(os.environ, "OPENAI_API_KEY")
     from_environment = os.environ.get("OPENAI_BASE_URL")
     if not options.base_urls and from_environment:
         options = replace(options, base_urls=(from_environment,))
     return OpenAIBackend(options, api_key=api_key)
+
+
+def key_from(environment: Mapping[str, str], name: str) -> str | None:
+    """The key in a variable, or None if there is none.
+
+    Raises:
+        UsageError: it can't be part of a header.
+    """
+    key = environment.get(name, "").strip()
+    if key and not re.fullmatch(r"[!-~]+", key):
+        raise UsageError(
+            f"{name}: expected letters, digits and signs of ASCII without a space, got something "
+            "else among them; copy the key anew"
+        )
+    return key or None
 
 
 def check(options: BackendOptions) -> None:

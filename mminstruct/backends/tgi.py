@@ -40,7 +40,13 @@ import msgspec
 import pydantic
 
 from mminstruct.backends import BackendOptions, _tokens
-from mminstruct.backends.openai import authorization, public_url, retry_after, secrets_of
+from mminstruct.backends.openai import (
+    authorization,
+    key_from,
+    public_url,
+    retry_after,
+    secrets_of,
+)
 from mminstruct.errors import (
     BackendError,
     BackendUnusable,
@@ -151,7 +157,7 @@ def endpoint(url: str, environment: Mapping[str, str]) -> Endpoint:
     ``HF_TOKEN`` opens an account, so it goes nowhere but to Hugging Face and never in the clear.
 
     Raises:
-        UsageError: it isn't an http(s) URL, or has a query.
+        UsageError: it isn't an http(s) URL, or has a query; the key can't be sent.
     """
     try:
         parts = urlsplit(url.strip())
@@ -162,14 +168,14 @@ def endpoint(url: str, environment: Mapping[str, str]) -> Endpoint:
         shown = url.strip().partition("?")[0].rpartition("@")[2]
         raise UsageError(f"TGI URL: expected something like http://localhost:8080, got {shown!r}")
     path = re.sub(r"(/v1(/chat/completions)?|/generate(_stream)?)?/*$", "", parts.path)
-    key = environment.get("TGI_API_KEY")
-    if not key and parts.scheme == "https" and (parts.hostname or "").endswith(_HUGGING_FACE):
-        key = environment.get("HF_TOKEN")
+    key = key_from(environment, "TGI_API_KEY")
+    if key is None and parts.scheme == "https" and (parts.hostname or "").endswith(_HUGGING_FACE):
+        key = key_from(environment, "HF_TOKEN")
     whole = urlunsplit((parts.scheme, parts.netloc, path, "", ""))
     return Endpoint(
         public_url(whole),
-        authorization(whole, key or None),
-        tuple(sorted(secrets_of(whole, key or None), key=len, reverse=True)),
+        authorization(whole, key),
+        tuple(sorted(secrets_of(whole, key), key=len, reverse=True)),
     )
 
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
-import pickle
+import os.path
 import random
 import threading
 from collections.abc import Iterator, Sequence
@@ -130,12 +130,9 @@ class _Checkpoint:
     @contextmanager
     def loading(self, what: str) -> Iterator[None]:
         """Errors of the library become `BackendUnusable`, without the folder's path."""
-        from safetensors import SafetensorError
-
-        expected = (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError)
         try:
             yield
-        except (*expected, SafetensorError, pickle.UnpicklingError) as error:
+        except Exception as error:  # of whatever package reads this kind of file
             reason = " ".join((str(error) or type(error).__name__).split())
             if not self.on_hub:
                 reason = reason.replace(self.where, self.name)
@@ -264,9 +261,12 @@ class _ChatTokenizer:
         if first not in self._openings:
             role = messages[-1].role
             probes = [self._tokens((*first, Message(role, text))) for text in _PROBES]
-            common = 0
-            while len({probe[common] for probe in probes}) == 1:
-                common += 1
+            common = len(os.path.commonprefix(probes))
+            if common == min(map(len, probes)):
+                raise BackendUnusable(
+                    f"model {self._model!r}: its chat template doesn't write what messages say; "
+                    "give another one with --chat_template"
+                )
             self._openings[first] = probes[0][:common]
         opening = self._openings[first]
         tokens = self.tokens(messages)
@@ -277,8 +277,6 @@ class _ChatTokenizer:
         return opening[:common]
 
     def _tokens(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
-        import jinja2
-
         chat = [{"role": message.role, "content": message.content} for message in messages]
         with self._one_at_a_time:
             try:
@@ -288,7 +286,7 @@ class _ChatTokenizer:
                     add_generation_prompt=True,
                     tokenize=False,
                 )
-            except jinja2.TemplateError as error:
+            except Exception as error:  # templates are programs
                 raise BackendUnusable(
                     f"model {self._model!r}: its chat template doesn't take these messages "
                     f"({error}); give another one with --chat_template"

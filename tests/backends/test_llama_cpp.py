@@ -104,6 +104,21 @@ def test_when_the_cells_run_out_a_request_waits_and_goes_on_where_it_was() -> No
     assert opening + 2 * (own + ahead) <= 256 < opening + 2 * (own + 72)  # both begin, one ends
 
 
+@pytest.mark.parametrize("engine", [{"n_ctx": 1}, {"n_ctx": 20, "parallel": 40}], ids=str)
+def test_fewer_cells_than_slots_are_too_few_and_nothing_worse(engine: dict[str, int]) -> None:
+    async def run() -> None:
+        async with backends.create("llama.cpp", options(None, **engine)) as backend:
+            await backend.complete(ask("Who?", max_tokens=400))
+
+    with pytest.raises(ContextTooLong, match="no room for an answer"):
+        asyncio.run(run())
+
+
+def test_no_more_cells_are_made_than_can_be_filled() -> None:
+    (answer,) = complete(ask("Who?", max_tokens=2), n_ctx=2**31 - 1, parallel=1)
+    assert answer.completion_tokens
+
+
 def test_a_cancelled_request_frees_its_slot() -> None:
     async def run() -> Completion:
         async with backends.create("llama.cpp", options(8192, parallel=1)) as backend:
@@ -187,7 +202,9 @@ def test_more_requests_are_kept_in_flight_than_there_are_slots_but_not_more_than
     [
         (options(parallel=0), "parallel: expected between 1 and 248, got 0"),
         (options(parallel=1000), "parallel: expected between"),
-        (options(n_threads=0), "n_threads: expected at least 1"),
+        (options(n_threads=0), "n_threads: expected between 1 and 512, got 0"),
+        (options(n_threads=99999999999), "n_threads: expected between 1 and 512"),
+        (options(n_ctx=99999999999), "n_ctx: expected between 1 and 2147483647"),
         (options(512, n_ctx=256), "raise n_ctx to at least 512"),
     ],
 )

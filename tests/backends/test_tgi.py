@@ -456,6 +456,17 @@ def test_a_key_is_sent_and_never_shown(
     assert SECRET not in "".join(shown)
 
 
+@pytest.mark.parametrize("key", ["sekret\nb", "sekr\u00e9t"], ids=ascii)
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(UsageError, match="TGI_API_KEY: expected") as raised:
+        tgi.endpoint("http://h", {"TGI_API_KEY": key})
+    assert "sekr" not in str(raised.value)
+
+
+def test_the_line_break_after_a_key_is_not_part_of_it() -> None:
+    assert tgi.endpoint("http://h", {"TGI_API_KEY": "key\n"}).authorization == "Bearer key"
+
+
 def test_user_and_password_of_a_url_are_sent_and_never_shown(server: TGIServer) -> None:
     url = server.url.replace("http://", "http://user:longpassword@")
     backend = backends.create("tgi", BackendOptions(model=url))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import shutil
 import subprocess
@@ -497,6 +498,43 @@ def test_a_model_without_a_chat_template_is_named_and_a_file_supplies_one(tmp_pa
     file = tmp_path / "t.jinja"
     file.write_text("{{ messages[-1]['content'] }}!")
     assert create(tmp_path / "base", chat_template=str(file)).count_tokens(chat()) == 8
+
+
+@pytest.mark.parametrize("template", ["", "hello", "{{ messages | length }}"])
+def test_a_template_that_leaves_out_what_messages_say_is_refused(
+    folder: Path, tmp_path: Path, template: str
+) -> None:
+    file = tmp_path / "t.jinja"
+    file.write_text(template)
+    with pytest.raises(BackendUnusable, match="doesn't write what messages say"):
+        complete(create(folder, chat_template=str(file)), Request(chat(), Sampling(max_tokens=2)))
+
+
+@pytest.mark.parametrize("template", ["{{ messages + 1 }}", "{{ 1 / 0 }}", "{% if %}"])
+def test_a_template_that_is_broken_is_an_error_in_words(
+    folder: Path, tmp_path: Path, template: str
+) -> None:
+    file = tmp_path / "t.jinja"
+    file.write_text(template)
+    with pytest.raises(BackendUnusable, match="its chat template doesn't take these messages"):
+        create(folder, chat_template=str(file)).count_tokens(chat())
+
+
+def test_a_configuration_of_the_wrong_types_is_an_error_in_words(
+    folder: Path, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    config = json.loads((damaged / "config.json").read_text())
+    (damaged / "config.json").write_text(json.dumps({**config, "num_attention_heads": "x"}))
+    with pytest.raises(BackendUnusable, match="'damaged': transformers can't load its .*'x'"):
+        complete(create(damaged), Request(chat(), Sampling(max_tokens=2)))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device here")
+def test_a_device_that_is_not_there_is_an_error_in_words(folder: Path) -> None:
+    with pytest.raises(BackendUnusable, match="CUDA"):
+        complete(create(folder, device="cuda"), Request(chat(), Sampling(max_tokens=2)))
 
 
 def test_a_template_that_refuses_the_roles_says_so(folder: Path, tmp_path: Path) -> None:

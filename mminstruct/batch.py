@@ -584,7 +584,7 @@ class _Run:
             return True
         results = _Results(self._journal.keys(row.intent), row.limit_field)
         refusals: dict[int, RequestRefused] = {}
-        answers = 0  # lines of the output file, which comes first
+        answers = lines = 0  # of the output file: requests it is about, and all
         for number, file_id in enumerate((batch.output_file_id, batch.error_file_id)):
             if file_id:
                 path = scratch / f"results-{number}.jsonl"
@@ -594,13 +594,13 @@ class _Run:
                 except RequestRefused as error:
                     refusals[number] = error
                 path.unlink(missing_ok=True)
-            answers = answers or results.about
-        is_short = answers < _promised(batch)
+            if number == 0:
+                answers, lines = results.about, results.lines
+        is_short = bool(results.without_line()) and answers < _promised(batch)
         if (refusals or is_short) and not self._has_waited(batch, "lines"):
             return False
         # Lines that stay damaged are left out below, but a proxy's page has no others.
-        is_whole = results.about and results.lines >= _promised(batch)
-        if 0 in refusals or (is_short and not is_whole):
+        if 0 in refusals or (is_short and not (answers and lines >= _promised(batch))):
             self._leave_unread(row, batch, results, refusals.get(0))
             return True
         words = errors or f"batch {batch.id} {batch.status} without an answer to this request"
@@ -614,7 +614,8 @@ class _Run:
             self._settle(key, self._reserved.get(key) if key in lost else None)
         # Without a single line nobody knows whether there is something to be deleted.
         nothing = not (_promised(batch) or batch.output_file_id)
-        keep = bool(results.is_damaged() or refusals or not (results.lines or nothing))
+        is_unread = batch.output_file_id and not answers
+        keep = bool(results.is_damaged() or refusals or is_unread or not (lines or nothing))
         self._journal.close(row.intent, self._identity, results, keep_files=keep)
         self._open.discard(row.intent)
         if self._room is not None:

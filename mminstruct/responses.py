@@ -255,8 +255,10 @@ class ResponseStore:
             if connection is not None and writes and self._failure is None:
                 try:
                     self._commit(connection, writes)
-                except Exception as error:  # noqa: BLE001 (nobody may wait for ever)
+                # Whatever it is: were this thread to end, all who wait for it would do so for ever.
+                except Exception as error:  # noqa: BLE001
                     self._failure = self._explained(error)
+                    self._failure.__cause__ = error
             if self._failure is not None:
                 self._unheard += sum(w.written.cancelled() or w.loop.is_closed() for w in writes)
             _resolve(writes, self._failure)
@@ -285,7 +287,7 @@ class ResponseStore:
                 return
 
     def _explained(self, error: Exception) -> StoreError:
-        reason = str(error)
+        reason = str(error) or type(error).__name__
         advice = "nothing stored before is lost"
         if "full" in reason or "I/O" in reason:
             advice = f"free some space and run the same command again; {advice}"
@@ -325,7 +327,7 @@ def _commit(connection: sqlite3.Connection, writes: Iterable[_Write]) -> None:
             _summed(write.length for write in new if write.length is not None),
         )
         connection.execute("COMMIT")
-    except Exception:
+    except Exception:  # passed on; but what the group wrote by then must not stay
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise

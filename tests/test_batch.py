@@ -600,6 +600,37 @@ def test_a_page_in_the_place_of_one_file_holds_up_no_other_batch(
     assert len(submissions(server)) == REQUESTS
 
 
+@pytest.mark.parametrize("looks", [1, 1000])
+def test_failed_lines_do_not_stand_for_answers_that_were_not_read(
+    server: BatchServer, tmp_path: Path, data: Path, looks: int
+) -> None:
+    """Though as many lines as answers were counted are in the file of errors."""
+    answered: list[int] = []
+
+    def line(body: dict[str, Any]) -> Any:
+        answered.append(len(answered) < 5)
+        return (
+            (200, chat_completion(turns_for(body))) if answered[-1] else (500, error_body("oops"))
+        )
+
+    def event(step: str, number: int) -> Any:
+        # The output file is the first of the two.
+        odd = step == "content:before" and number % 2
+        return (200, {}, "") if odd and number < 2 * looks else None
+
+    server.line, server.event = line, event
+    quick = Limits(requests=18, poll_s=0.02, settle_s=0.2)
+    if looks == 1:
+        assert len(incomplete(builder(server, tmp_path, data, quick))) == 5
+    else:
+        with pytest.raises(RunStopped, match="at least 5 answers"):
+            prepared(builder(server, tmp_path, data, quick))
+        assert "batch_1_output.jsonl" in server.left
+        server.event = lambda step, number: None
+        assert len(incomplete(builder(server, tmp_path, data, quick))) == 5
+    assert len(submissions(server)) == REQUESTS
+
+
 def test_counts_that_are_all_zero_are_none(server: BatchServer, tmp_path: Path, data: Path) -> None:
     server.output_looks, server.zero_counts = 5, True
     server.event = lambda step, number: (

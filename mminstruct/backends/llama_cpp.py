@@ -315,7 +315,7 @@ class _Vocabulary:
             formatted = self._formatter(
                 messages=[{"role": m.role, "content": m.content} for m in messages]
             )
-        except Exception as error:  # templates are programs
+        except Exception as error:  # a template is a program, and may raise anything
             roles = ", ".join(m.role for m in messages)
             raise BackendUnusable(
                 f"model {self._name!r}: its chat template takes no messages of the roles {roles} "

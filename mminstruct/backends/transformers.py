@@ -36,7 +36,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mminstruct.backends import BackendOptions
 from mminstruct.backends.llama_cpp import check_gguf, fingerprint
-from mminstruct.errors import BackendError, BackendUnusable, ContextTooLong, UsageError
+from mminstruct.errors import (
+    BackendError,
+    BackendUnusable,
+    ContextTooLong,
+    MMInstructError,
+    UsageError,
+)
 from mminstruct.schema import Completion, FinishReason, Message, Option, Request, digest
 
 if TYPE_CHECKING:
@@ -132,7 +138,10 @@ class _Checkpoint:
         """Errors of the library become `BackendUnusable`, without the folder's path."""
         try:
             yield
-        except Exception as error:  # of whatever package reads this kind of file
+        except MMInstructError:  # says already what it was
+            raise
+        # Several packages read these files, with errors of their own, and a model may bring code.
+        except Exception as error:
             reason = " ".join((str(error) or type(error).__name__).split())
             if not self.on_hub:
                 reason = reason.replace(self.where, self.name)
@@ -286,7 +295,7 @@ class _ChatTokenizer:
                     add_generation_prompt=True,
                     tokenize=False,
                 )
-            except Exception as error:  # templates are programs
+            except Exception as error:  # a template is a program, and may raise anything
                 raise BackendUnusable(
                     f"model {self._model!r}: its chat template doesn't take these messages "
                     f"({error}); give another one with --chat_template"

@@ -28,6 +28,7 @@ from transformers import (
 
 from mminstruct import backends
 from mminstruct.backends import Backend, BackendOptions, llama_cpp
+from mminstruct.backends import transformers as backend_module
 from mminstruct.backends._transformers_engine import Engine, Row, draw
 from mminstruct.errors import (
     BackendError,
@@ -529,6 +530,16 @@ def test_a_configuration_of_the_wrong_types_is_an_error_in_words(
     (damaged / "config.json").write_text(json.dumps({**config, "num_attention_heads": "x"}))
     with pytest.raises(BackendUnusable, match="'damaged': transformers can't load its .*'x'"):
         complete(create(damaged), Request(chat(), Sampling(max_tokens=2)))
+
+
+def test_an_error_within_another_step_of_loading_is_told_once(folder: Path) -> None:
+    checkpoint = backend_module._checkpoint(BackendOptions(model=str(folder)))
+    with (
+        pytest.raises(BackendUnusable, match=r"its configuration \(odd\)$"),
+        checkpoint.loading("weights"),
+        checkpoint.loading("configuration"),
+    ):
+        raise TypeError("odd")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device here")

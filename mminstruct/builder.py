@@ -192,9 +192,17 @@ class InstructConfig(datasets.BuilderConfig):
             kinds = get_args(hints[field.name]) or (hints[field.name],)
             if set(kinds) <= {*_KINDS, type(None)}:
                 _check_type(field.name, getattr(self, field.name), kinds)
+        for name in ("types", "splits", "base_url"):
+            several = getattr(self, name)
+            if several is not None and not isinstance(several, str):
+                is_list = isinstance(several, (list, tuple))
+                if not is_list or not all(isinstance(one, str) for one in several):
+                    raise UsageError(f"{name}: expected a list of texts, got {several!r}")
         for field_name, options in _OWN_OPTIONS.items():
-            known = options()
-            for name, value in getattr(self, field_name).items():
+            known, given = options(), getattr(self, field_name)
+            if not isinstance(given, dict):
+                raise UsageError(f"{field_name}: expected a dict of options, got {given!r}")
+            for name, value in given.items():
                 if name in known:
                     _check_type(name, value, (known[name][0].type,))
 

@@ -15,8 +15,8 @@ from typing import Literal
 from mminstruct.errors import UsageError
 
 _PACKAGE = Path(__file__).parent
-# All but line breaks and tabs.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# All but line breaks and tabs; also what turns the direction of the text that follows (UAX 9).
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def folder(name: Literal["builders", "prompt_configs", "cards"]) -> Path:
@@ -44,4 +44,4 @@ def shown(path: Path) -> str:
 
 def printable(text: str) -> str:
     r"""A text for a terminal: what would control it is written as ``\x1b`` and the like."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -107,11 +107,11 @@ def test_captions_do_not_control_the_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def edit(captions: dict[str, Any], instances: dict[str, Any]) -> None:
-        captions["annotations"][0]["caption"] = "A \x1b[31mred\x00 caf\u00e9\x9b."
+        captions["annotations"][0]["caption"] = "A \x1b[31mred\x00 caf\u00e9\x9b\u202e\u2066."
 
     data = coco_files(tmp_path, 1, edit=edit)
     assert show(data, "COCO2017") == cli.DONE
-    assert "- A \\x1b[31mred\\x00 caf\u00e9\\x9b.\n" in capsys.readouterr().out
+    assert "- A \\x1b[31mred\\x00 caf\u00e9\\x9b\\u202e\\u2066.\n" in capsys.readouterr().out
     assert show(data, "COCO2017", "--json") == cli.DONE
     shown = json.loads(capsys.readouterr().out)
-    assert shown["context"]["captions"][0] == "A \x1b[31mred\x00 caf\u00e9\x9b."
+    assert shown["context"]["captions"][0] == "A \x1b[31mred\x00 caf\u00e9\x9b\u202e\u2066."

@@ -71,6 +71,7 @@ class TGIServer(LoopbackServer):
         healthy: whether ``/health`` says so.
         peers: addresses that chats came from: one for each connection.
         counted: how many chats were tokenized on request.
+        busy: what the next requests to tokenize get instead, one each.
         paths: what was asked for, in order.
     """
 
@@ -97,6 +98,7 @@ class TGIServer(LoopbackServer):
         self.healthy = True
         self.peers: set[Any] = set()
         self.counted = 0
+        self.busy: list[Any] = []
         self.paths: list[str] = []
 
     @property
@@ -122,6 +124,8 @@ class TGIServer(LoopbackServer):
         self._note(request)
         if self.info["version"].startswith("2.2"):
             return web.Response(status=404)  # no such path yet
+        if self.busy:
+            return _response(self.busy.pop(0))
         self.counted += 1
         text = templated((await request.json())["messages"])
         tokens = [

@@ -26,6 +26,7 @@ import asyncio
 import importlib.util
 import os
 import re
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -64,6 +65,8 @@ _INSTALL = "pip install 'mminstruct[tgi]'"
 _HUGGING_FACE = ".endpoints.huggingface.cloud"
 _ASKING_TIMEOUT_S = 30.0
 _CONNECT_TIMEOUT_S = 30.0
+# An estimate counts thousands of prompts; one refusal by a busy server doesn't end it.
+_COUNTING_PAUSES_S = (0.5, 1.0, 2.0, 4.0)
 _WORDS_SHOWN = 500
 _ROOM = re.compile(r"must be <= (\d+)\. Given: (\d+) `inputs` tokens")
 _TOO_LONG = re.compile(r"`inputs` (?:tokens \+|must have less than)|`max_new_tokens` must be <=")
@@ -435,16 +438,20 @@ class TGIBackend:
         asked = payload(messages, Sampling()).model_dump_json(exclude_none=True)
         url = f"{self._server.url}/chat_tokenize"
         try:
-            answer = self._counting.post(url, content=asked)
+            for pause_s in (*_COUNTING_PAUSES_S, None):
+                answer = self._counting.post(url, content=asked)
+                is_busy = answer.status_code == 429 or answer.status_code >= 500
+                if pause_s is None or not is_busy:
+                    break
+                time.sleep(min(retry_after(answer.headers) or pause_s, _ASKING_TIMEOUT_S))
             if answer.status_code == 200:
                 return len(_tokenized_decoder.decode(answer.content).tokenize_response)
         except (httpx2.HTTPError, msgspec.DecodeError, UnicodeDecodeError) as error:
             reason = self._server.redacted(str(error))
             raise BackendUnusable(f"{url}: tokens can't be counted: {reason}") from error
         advice = "; a TGI server counts tokens from 2.3 on" if answer.status_code == 404 else ""
-        raise BackendUnusable(
-            f"{url} answered {answer.status_code}: {self._server.redacted(answer.text)}{advice}"
-        )
+        words = self._server.redacted(_error_fields(answer.content)["error"])
+        raise BackendUnusable(f"{url} answered {answer.status_code}: {words}{advice}")
 
     async def __aenter__(self) -> TGIBackend:
         self._checking = asyncio.Lock()

@@ -9,6 +9,7 @@ import logging
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -226,6 +227,21 @@ def test_a_server_too_old_to_count_says_so() -> None:
         with pytest.raises(BackendUnusable, match=r"404.*counts tokens from 2\.3 on"):
             backend.count_tokens(MESSAGES)
         assert complete(backend, Request(MESSAGES))[0].text
+
+
+def test_a_busy_server_is_asked_for_a_count_again(
+    server: TGIServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(tgi, "time", SimpleNamespace(sleep=pauses.append))
+    backend = backend_of(server)
+    server.busy = [tgi_server.OVERLOADED, (503, {"Retry-After": "7"}, "busy"), (429, {}, "")]
+    assert backend.count_tokens(MESSAGES) == complete(backend, Request(MESSAGES))[0].prompt_tokens
+    assert pauses == [0.5, 7.0, 2.0]
+    server.busy = [tgi_server.OVERLOADED] * 6
+    with pytest.raises(BackendUnusable, match="429: Model is overloaded"):
+        backend.count_tokens(MESSAGES[:1])
+    assert len(server.busy) == 1
 
 
 def job(*texts: str, max_tokens: int, min_answer_tokens: int) -> Job:

@@ -5,13 +5,19 @@ and answers share every step, and the tokens that all prompts with the same firs
 common (system prompt and few-shot examples: most of the prompt) are computed once and then only
 referred to. Requests ordered by instruction type find that opening in the cache.
 
-How the sizes relate. ``n_ctx`` is the cells of the key-value cache, one for each token. All
-requests share them, and each opening takes its cells once. ``context_window`` is the share of them
-that one request can claim, prompt and answer together; a longer prompt is refused, and the run goes
-on; by default it is what the model was trained for, up to 8192 and to ``n_ctx``. ``parallel`` is
-how many requests are computed at once (slots; 8 on a CPU, 32 on a GPU). When the cells don't
-suffice for all slots, fewer requests are computed at once, and if answers turn out longer than was
-expected, the youngest request waits and later goes on where it was.
+How the sizes relate. ``n_ctx`` is the cells of the key-value cache, one for each token.
+``context_window`` is how many of them one request can claim, prompt and answer together; a longer
+prompt is refused, and the run goes on; by default it is what the model was trained for, up to 8192
+and to ``n_ctx``. ``parallel`` is how many requests are computed at once (slots; 8 on a CPU, 32 on a
+GPU).
+
+On a CPU each slot has a window of cells of its own, into which openings are copied, as long as all
+of them take no more than a quarter of the memory and half of what is free (or ``n_ctx`` says so): a
+request then attends to nothing but its own cells. Otherwise all requests share one pool, in which
+an opening takes its cells once; there, attention passes over the others' cells, too, and once these
+are scattered two CPU cores took 1.4 times as long. When the pool doesn't suffice for all slots,
+fewer requests are computed at once, and if answers turn out longer than was expected, the youngest
+request waits and later goes on where it was.
 
 What an answer depends on: its prompt, its sampling and its seed. Each request has a random
 generator of its own, and only the sampling that was asked for is applied: top-k, min-p and the
@@ -58,7 +64,7 @@ from mminstruct.schema import Completion, FinishReason, Message, Option, Request
 OPTIONS = {
     "parallel": Option(int, "requests computed at once (default: as the machine allows)"),
     "n_ctx": Option(
-        int, "cells of the key-value cache, shared by all requests (default: room for all slots)"
+        int, "cells of the key-value cache (default: a window for each slot, or a pool for all)"
     ),
     "n_gpu_layers": Option(int, "layers on the GPU (default: all)"),
     "n_threads": Option(int, "CPU threads (default: all cores)"),
@@ -73,16 +79,24 @@ _BLOCK_BYTES = 1 << 20
 _DEFAULT_WINDOW = 8192
 _SLOTS_CPU = 8
 _SLOTS_GPU = 32
-# Sequences that keep openings; more than a prompt config has instruction types.
-_OPENINGS = 8
-# Cells that a slot gets by default beyond the first, which gets a whole window.
+# Sequences that keep openings; requests come by instruction type, so two are in use at most times.
+_OPENINGS = 4
+# Cells that a slot adds to a pool by default beyond the first, which adds a whole window.
 _CELLS_PER_SLOT = 2048
+# What windows of their own may take of the memory there is, and of what is free.
+_SHARE_OF_MEMORY = 1 / 4
+_SHARE_OF_FREE_MEMORY = 1 / 2
 # Tokens of an answer for which there has to be room before its request joins the batch.
 _AHEAD = 64
 # Tokens computed in one step at most.
 _BATCH = 512
 # What llama_decode returns when it finds no free cells, having changed nothing.
 _NO_ROOM = 1
+# Where Linux tells a container's bound of memory: control groups, version 2 and 1.
+_CONTAINER_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 # llama.cpp takes this seed as "choose one".
 _RANDOM_SEED = 0xFFFFFFFF
 
@@ -255,10 +269,13 @@ class LlamaCppBackend:
         return min(slots, self._options.max_concurrency)
 
     def _default_slots(self) -> int:
+        return _SLOTS_GPU if self._is_on_gpu else _SLOTS_CPU
+
+    @property
+    def _is_on_gpu(self) -> bool:
         import llama_cpp
 
-        on_gpu = llama_cpp.llama_supports_gpu_offload() and self._gpu_layers != 0
-        return _SLOTS_GPU if on_gpu else _SLOTS_CPU
+        return bool(llama_cpp.llama_supports_gpu_offload()) and self._gpu_layers != 0
 
     @property
     def _gpu_layers(self) -> int:
@@ -267,14 +284,19 @@ class LlamaCppBackend:
 
     def _start(self) -> _Engine:
         window, slots = self.context_window, self._slots
+        model = _load(self._path, vocab_only=False, gpu_layers=self._gpu_layers)
+        own = (slots + _OPENINGS) * window  # all that the sequences could ever fill
         cells = self._options.engine.get("n_ctx")
-        if cells is not None:  # no more than all sequences could ever fill
-            cells = min(cells, (slots + _OPENINGS) * window)
+        if cells is None:
+            pool = window + (slots - 1) * min(window, _CELLS_PER_SLOT)
+            is_pool = self._is_on_gpu or own * _cell_bytes(model) > _memory_bytes()
+            cells = pool if is_pool else own
         return _Engine(
-            _load(self._path, vocab_only=False, gpu_layers=self._gpu_layers),
+            model,
             model_name=self.model,
             slots=slots,
-            cells=cells or window + (slots - 1) * min(window, _CELLS_PER_SLOT),
+            cells=min(cells, own),
+            is_pool=self._is_on_gpu or cells < own,
             threads=self._options.engine.get("n_threads") or _cores(),
         )
 
@@ -385,6 +407,11 @@ class _Task:
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)
 
+    def precedence(self) -> tuple[bool, int]:
+        """Where it comes in a batch, whose end prompts may not fit into."""
+        is_prompt = len(self.tokens) - self.cached > 1
+        return is_prompt, 0 if is_prompt else self.sequence
+
     @property
     def shared(self) -> tuple[int, ...]:
         """The tokens of its opening."""
@@ -398,7 +425,16 @@ class _Engine:
         BackendUnusable: there is no memory for the cache.
     """
 
-    def __init__(self, model: Any, *, model_name: str, slots: int, cells: int, threads: int):
+    def __init__(
+        self,
+        model: Any,
+        *,
+        model_name: str,
+        slots: int,
+        cells: int,
+        is_pool: bool,
+        threads: int,
+    ) -> None:
         import llama_cpp
 
         self._lib = llama_cpp
@@ -408,7 +444,7 @@ class _Engine:
         params.n_batch = params.n_ubatch = _BATCH
         params.n_seq_max = slots + _OPENINGS
         params.n_threads = params.n_threads_batch = threads
-        params.kv_unified = True  # one pool of cells: copying an opening copies no data
+        params.kv_unified = is_pool  # there, copying an opening copies no data
         self._context = llama_cpp.llama_init_from_model(model.model, params)
         if not self._context:
             model.close()
@@ -503,7 +539,9 @@ class _Engine:
         if shared and shared not in self._openings and not self._compute_opening(shared, task):
             return False
         self._waiting.popleft()
-        task.sequence = self._free_slots.pop()
+        # Sequences are computed together where their numbers follow each other.
+        task.sequence = min(self._free_slots)
+        self._free_slots.remove(task.sequence)
         if shared:
             opening = self._openings[shared] = self._openings.pop(shared)
             self._lib.llama_memory_seq_cp(self._memory, opening, task.sequence, -1, -1)
@@ -577,11 +615,11 @@ class _Engine:
     def _fill(self) -> list[tuple[_Task, int, int]]:
         """Fill the batch: each request, how many of its tokens are in, and where the last is.
 
-        Answers first, one token each, then as much of the prompts as fits.
+        Answers first, one token each and by sequence, then as much of the prompts as fits.
         """
         self._batch.n_tokens = 0
         pieces = []
-        for task in sorted(self._running, key=lambda task: len(task.tokens) - task.cached > 1):
+        for task in sorted(self._running, key=_Task.precedence):
             stop = min(len(task.tokens), task.cached + _BATCH - self._batch.n_tokens)
             chunk = task.tokens[task.cached : stop]
             if chunk:
@@ -686,6 +724,34 @@ def _load(path: Path, *, vocab_only: bool, gpu_layers: int = 0) -> Any:
             f"model {path.name!r}: llama.cpp can't load it{reason}; is the file complete, "
             "and is there memory for it?"
         ) from error
+
+
+def _cell_bytes(model: Any) -> int:
+    """What one token takes in the cache: keys and values of all layers, 16 bits each."""
+    import llama_cpp
+
+    metadata, heads = model.metadata(), llama_cpp.llama_model_n_head(model.model)
+    architecture = metadata.get("general.architecture")
+    width = llama_cpp.llama_model_n_embd(model.model) // max(1, heads)
+    lengths = [
+        int(metadata.get(f"{architecture}.attention.{name}_length", width))
+        for name in ("key", "value")
+    ]
+    key_value_heads = llama_cpp.llama_model_n_head_kv(model.model) or heads
+    layers: int = llama_cpp.llama_model_n_layer(model.model)
+    return int(2 * layers * key_value_heads * sum(lengths))
+
+
+def _memory_bytes() -> int:
+    """What windows of their own may take here, where a container may have less than its machine."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    total = memory.total
+    for file in _CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # another system, or "max"
+            total = min(total, int(file.read_text()))
+    return int(min(total * _SHARE_OF_MEMORY, memory.available * _SHARE_OF_FREE_MEMORY))
 
 
 _ERROR_LEVEL = 4

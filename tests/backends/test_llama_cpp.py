@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from llama_cpp import llama_n_ctx, llama_n_ctx_seq
 
 from mminstruct import backends
 from mminstruct.backends import Backend, BackendOptions, llama_cpp
@@ -39,6 +40,10 @@ def complete(
     return asyncio.run(run())
 
 
+# Each slot has cells of its own by default; of fewer cells all requests draw together.
+CACHES = pytest.mark.parametrize("cache", [{}, {"n_ctx": 2048}], ids=["own", "pool"])
+
+
 def engine_of(backend: Backend) -> llama_cpp._Engine:
     assert isinstance(backend, llama_cpp.LlamaCppBackend) and backend._engine
     return backend._engine
@@ -50,16 +55,61 @@ def test_an_answer_depends_on_its_own_prompt_and_seed_and_not_on_the_one_before(
     assert [alone] * 3 == [complete(bird, tree)[1], complete(tree, tree)[1], complete(tree)[0]]
 
 
-def test_more_requests_than_slots_are_all_answered_each_with_its_own_length() -> None:
+@CACHES
+def test_more_requests_than_slots_are_all_answered_each_with_its_own_length(
+    cache: dict[str, int],
+) -> None:
     requests = [ask("Tell a story.", seed, max_tokens=seed) for seed in range(1, 8)]
-    answers = complete(*requests, at_once=True, parallel=3)
+    answers = complete(*requests, at_once=True, parallel=3, **cache)
     assert [answer.completion_tokens for answer in answers] == [1, 2, 3, 4, 5, 6, 7]
     assert {answer.finish_reason for answer in answers} == {"length"}
 
 
-def test_the_same_requests_at_once_give_the_same_answers_again() -> None:
+@CACHES
+def test_the_same_requests_at_once_give_the_same_answers_again(cache: dict[str, int]) -> None:
     requests = [ask(f"Name {n} birds.", seed=n) for n in range(1, 5)]
-    assert complete(*requests, at_once=True) == complete(*requests, at_once=True)
+    once, again = (complete(*requests, at_once=True, **cache) for _ in range(2))
+    assert once == again
+
+
+def test_cells_of_its_own_change_no_greedy_answer() -> None:
+    requests = [ask(f"A {what}?", temperature=0.0) for what in ("tree", "bird", "fish")]
+    own, pool = complete(*requests), complete(*requests, n_ctx=1024)
+    assert [answer.text for answer in own] == [answer.text for answer in pool]
+
+
+def test_slots_have_cells_of_their_own_where_there_is_memory_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def cells(**engine: int) -> tuple[int, int]:
+        async def opened() -> tuple[int, int]:
+            async with backends.create("llama.cpp", options(512, **engine)) as backend:
+                await backend.complete(ask("A tree?", max_tokens=2))
+                context = engine_of(backend)._context
+                return llama_n_ctx(context), llama_n_ctx_seq(context)
+
+        return asyncio.run(opened())
+
+    sequences = 8 + llama_cpp._OPENINGS
+    needed = 30 * 3 * (64 + 64) * 2 * sequences * 512  # SmolLM2: layers, heads, widths, bytes
+    monkeypatch.setattr(llama_cpp, "_memory_bytes", lambda: needed)
+    assert cells() == (sequences * 512, 512)
+    monkeypatch.setattr(llama_cpp, "_memory_bytes", lambda: needed - 1)
+    assert cells() == (8 * 512, 8 * 512)
+    assert cells(n_ctx=sequences * 512) == (sequences * 512, 512)
+    assert cells(n_ctx=sequences * 512 - 256) == (sequences * 512 - 256,) * 2
+
+
+def test_a_containers_bound_counts_as_the_memory_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound = tmp_path / "memory.max"
+    monkeypatch.setattr(llama_cpp, "_CONTAINER_LIMITS", (bound, tmp_path / "absent"))
+    bound.write_text("max\n")
+    unbound = llama_cpp._memory_bytes()
+    assert unbound > 1 << 28
+    bound.write_text(f"{1 << 28}\n")
+    assert llama_cpp._memory_bytes() == (1 << 28) / 4
 
 
 def test_greedy_and_a_tiny_nucleus_choose_the_same_and_a_seed_changes_neither() -> None:
@@ -80,14 +130,15 @@ def test_an_opening_is_computed_once_and_kept_for_the_requests_that_share_it() -
     asyncio.run(run())
 
 
-def test_more_openings_than_are_kept_are_all_answered() -> None:
+@CACHES
+def test_more_openings_than_are_kept_are_all_answered(cache: dict[str, int]) -> None:
     many = [
         Request(
             (Message("system", f"You are {n}."), Message("user", "Who?")), Sampling(0.0, 1.0, 2)
         )
         for n in range(llama_cpp._OPENINGS + 3)
     ]
-    one_by_one, at_once = complete(*many), complete(*many, at_once=True)
+    one_by_one, at_once = complete(*many, **cache), complete(*many, at_once=True, **cache)
     assert len(one_by_one) == len(at_once) == len(many)
 
 
@@ -200,7 +251,7 @@ def test_more_requests_are_kept_in_flight_than_there_are_slots_but_not_more_than
 @pytest.mark.parametrize(
     ("chosen", "words"),
     [
-        (options(parallel=0), "parallel: expected between 1 and 248, got 0"),
+        (options(parallel=0), "parallel: expected between 1 and 252, got 0"),
         (options(parallel=1000), "parallel: expected between"),
         (options(n_threads=0), "n_threads: expected between 1 and 512, got 0"),
         (options(n_threads=99999999999), "n_threads: expected between 1 and 512"),

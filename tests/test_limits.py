@@ -218,21 +218,28 @@ def test_3000_requests_at_200_a_second_take_little_longer_than_15_seconds(
 
 
 @pytest.mark.parametrize(
-    ("requests", "share", "latency_s", "most", "longest_s"),
+    ("requests", "share", "retry_after_s", "latency_s", "most", "longest_s"),
     [
-        (80, 0.1, 0.02, 16, 15.0),
-        (80, 0.22, 0.02, 16, 40.0),
-        (4000, 0.01, 0.5, 256, 80.0),
-        (4000, 0.1, 0.5, 256, 40.0),
-        (1000, 0.3, 0.5, 256, 130.0),
+        (80, 0.1, None, 0.02, 16, 15.0),
+        (80, 0.22, None, 0.02, 16, 40.0),
+        (80, 0.14, 1.0, 0.02, 16, 60.0),
+        (4000, 0.01, None, 0.5, 256, 80.0),
+        (4000, 0.1, None, 0.5, 256, 40.0),
+        (1000, 0.3, None, 0.5, 256, 130.0),
     ],
 )
 def test_refusals_that_have_no_reason_do_not_bring_a_run_to_a_standstill(
-    requests: int, share: float, latency_s: float, most: int, longest_s: float
+    requests: int,
+    share: float,
+    retry_after_s: float | None,
+    latency_s: float,
+    most: int,
+    longest_s: float,
 ) -> None:
     # A limiter that cuts at each refusal never ends, in most of these.
     for seed in range(30):
-        server = Server(noise=share, latency_s=latency_s, rng=random.Random(seed))
+        server = Server(None, 10.0, None, retry_after_s, latency_s, noise=share)
+        server.rng = random.Random(seed)
         assert simulate(Limiter(most), server, requests=requests).end_s < longest_s
 
 

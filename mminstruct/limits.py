@@ -65,8 +65,9 @@ _LEAST_FIRST_PER_S = 4.0
 # guessed about, and costs more of them.
 _SHARE = 0.98
 _SHARE_TOLD = 0.99
-# Fewer accepted requests between two refusals tell nothing.
+# Fewer accepted requests between two refusals tell nothing, or after some refusals in a row little.
 _TELLING = 6
+_LEAST_CUT = 0.5
 _SENT_KEPT = 1500
 _SENT_AT_ONCE_S = 0.05
 _LONGEST_PAUSE_S = 60.0
@@ -598,6 +599,8 @@ class Limiter:
         share = _SHARE if retry_after_s is None else _SHARE_TOLD
         taken = self._taken_per_s(now, share)
         lower = taken if first else min(taken, share * pace)
+        if not first and self._accepted < _TELLING:
+            lower = max(lower, _LEAST_CUT * pace)
         sure = known is not None and pace < 1.3 * known
         costs_s = 0.2 if retry_after_s is None else retry_after_s
         curve_s = max(
@@ -707,7 +710,7 @@ class Limiter:
         least = max(least, (0.75 if near else 0.5) * rate)
         while rate > least:
             before, after = self._burst(rate, self._since_s), self._burst(rate, now)
-            if before <= after + max(2.0, 0.2 * before):
+            if before <= after + max(2.0, 0.1 * before):
                 return rate
             rate *= 0.97
         return least

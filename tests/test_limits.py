@@ -255,6 +255,18 @@ def test_a_limit_is_found_again_after_refusals_that_had_no_reason() -> None:
     assert sum(at >= 60 for at in course.refused) < 0.04 * 20 * 60
 
 
+@pytest.mark.parametrize("seed", [37, 51, 52, 53])
+def test_a_bound_on_what_is_in_flight_that_drops_is_not_taken_for_a_low_rate(seed: int) -> None:
+    # 60 of 6 s each are in flight, and all is refused until 40 are.
+    server = Server(10.0, 20.0, 80, latency_s=6.0, rng=random.Random(seed))
+
+    def becomes_half() -> None:
+        server.per_s, server.at_once = 5.0, 40
+
+    course = simulate(Limiter(256), server, until_s=240.0, changes=((120.0, becomes_half),))
+    assert course.per_s(180, 240) >= 0.9 * 5
+
+
 def test_an_unlimited_server_gets_all_that_may_be_in_flight_soon() -> None:
     course = simulate(Limiter(500), Server(latency_s=lambda rng: 0.2), requests=20_000)
     assert course.per_s(2.5, 4.5) >= 0.9 * 2500

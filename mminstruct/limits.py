@@ -60,7 +60,7 @@ _CURVE_S = 0.7
 # The first refusal tells least; where it costs a pause, another one is put off for longer.
 _CURVE_PAUSES_FIRST = 20.0
 _FIRST_SHARE = 0.95
-_LEAST_FIRST_PER_S = 4.0
+_LEAST_FIRST_PER_S = 10.0
 # What is sent of what a server seems to take: a refusal that doesn't say when to come again is
 # guessed about, and costs more of them.
 _SHARE = 0.98
@@ -71,10 +71,12 @@ _LEAST_CUT = 0.5
 _SENT_KEPT = 1500
 _SENT_AT_ONCE_S = 0.05
 _LONGEST_PAUSE_S = 60.0
-# Quick refusals before a trial, how many times as much is sent in it, how many times as much has to
-# be taken then, and by how many requests more, as something may have been left of an allowance.
+# Quick refusals before a trial, how many times as much is sent in it, how many requests at least in
+# the time of a Retry-After, or the pauses would hide what is taken, how many times as much has to be
+# taken then, and by how many requests more, as something may have been left of an allowance.
 _QUICK = 3
 _TRIAL = 3.0
+_TRIAL_LEAST = 20.0
 _WORTH = 1.3
 _LEFT = 4
 # A trial that is undecided has failed after so many refusals.
@@ -614,7 +616,7 @@ class Limiter:
             curve_s *= 0.3
         if known is not None and 0.85 < lower / known < 1.15:
             curve_s *= 2
-        if self._is_vain(now):
+        if self._is_vain(now, retry_after_s):
             pass
         elif self.in_flight + 1 >= int(self._window.value):
             if crowded:
@@ -632,7 +634,7 @@ class Limiter:
         # A pause that goes on belongs to what comes.
         self._paused_s = max(0.0, self._resume_s - now)
 
-    def _is_vain(self, now: float) -> bool:
+    def _is_vain(self, now: float, retry_after_s: float | None) -> bool:
         """Whether a lower bound is no use: some servers refuse now and then without a reason.
 
         Between refusals a limited server has taken what it takes, whatever the pace. So after some
@@ -660,8 +662,9 @@ class Limiter:
         worth_per_s = _WORTH * _per_s(spans[-_QUICK:])
         self._quick, self._untried = [], []
         self._trial = _Trial(now, worth_per_s, (copy(self._window), copy(self._pace)))
-        for bound in (self._window, self._pace):
-            bound.learn(_TRIAL * bound.value, bound.curve_s or _CURVE_S, sure=False)
+        least_per_s = 0.0 if retry_after_s is None else _TRIAL_LEAST / max(1.0, retry_after_s)
+        for bound, least in ((self._window, 0.0), (self._pace, least_per_s)):
+            bound.learn(max(least, _TRIAL * bound.value), bound.curve_s or _CURVE_S, sure=False)
         return True
 
     def _try(self, trial: _Trial, sent: Sent, now: float) -> None:

@@ -72,7 +72,7 @@ _SENT_KEPT = 1500
 _SENT_AT_ONCE_S = 0.05
 _LONGEST_PAUSE_S = 60.0
 # Quick refusals before a trial, how many times as much is sent in it, how many requests at least in
-# the time of a Retry-After, or the pauses would hide what is taken, how many times as much has to be
+# the time of a Retry-After (or pauses would hide what is taken), how many times as much has to be
 # taken then, and by how many requests more, as something may have been left of an allowance.
 _QUICK = 3
 _TRIAL = 3.0

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Bounds hangs, nothing else.
-# A hang is told from slowness: the slowest runs here wait for a Retry-After again and again.
-PATIENCE_S = 180
+PATIENCE_S = 60
 COMMAND = (sys.executable, "-c", "from mminstruct.cli import main; main()")
 
 
@@ -92,9 +91,11 @@ class Place:
         *more: str,
         env: Mapping[str, str] | None = None,
         file_size_limit: int | None = None,
+        patience_s: float = PATIENCE_S,
     ) -> Ended:
         """`start` it and wait for its end."""
-        return finish(self.start(url, *more, env=env, file_size_limit=file_size_limit))
+        process = self.start(url, *more, env=env, file_size_limit=file_size_limit)
+        return finish(process, patience_s)
 
     def stored(self) -> int:
         """How many answers are durable, read as another program would."""

@@ -91,11 +91,9 @@ class Place:
         *more: str,
         env: Mapping[str, str] | None = None,
         file_size_limit: int | None = None,
-        patience_s: float = PATIENCE_S,
     ) -> Ended:
         """`start` it and wait for its end."""
-        process = self.start(url, *more, env=env, file_size_limit=file_size_limit)
-        return finish(process, patience_s)
+        return finish(self.start(url, *more, env=env, file_size_limit=file_size_limit))
 
     def stored(self) -> int:
         """How many answers are durable, read as another program would."""

@@ -1,0 +1,29 @@
+"""What the engines in this process give a model's chat template besides the messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timezone
+
+from mminstruct.schema import Message
+
+# The day that templates are told which write one, such as Llama 3's, whose own default it is. A
+# prompt, and with it what is computed once for all prompts, thus doesn't change at midnight.
+_TODAY = datetime(2024, 7, 26, tzinfo=timezone.utc)
+
+
+def strftime_now(pattern: str) -> str:
+    """The function of that name which templates know, for a day that is always the same."""
+    return _TODAY.strftime(pattern)
+
+
+def without_system(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The messages for a template that has no place for a system prompt.
+
+    Its text comes before that of the first message of the user.
+    """
+    first, *rest = messages
+    if first.role != "system" or not rest or rest[0].role != "user":
+        return tuple(messages)
+    user, *others = rest
+    return (Message("user", f"{first.content}\n\n{user.content}"), *others)

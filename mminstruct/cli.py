@@ -7,21 +7,24 @@ Exit codes:
     2    a wrong argument, prompt config or annotation file (nothing was sent), or one by which no
          answer gives a row
     3    the run had to stop (server, key, Hub, disk, budget); run the same command again to go on
-    130  Ctrl-C (143: terminated); run the same command again to go on
+    130  Ctrl-C (143: terminated, 129: hung up); run the same command again to go on
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import difflib
 import json
 import logging
+import math
 import os
 import shlex
 import signal
 import sys
 import tempfile
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -75,7 +78,10 @@ from mminstruct.release import Origin
 if TYPE_CHECKING:
     from mminstruct.images import Fetching
 
-DONE, INCOMPLETE, USAGE, STOPPED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+DONE, INCOMPLETE, USAGE, STOPPED, INTERRUPTED, TERMINATED, HUNG_UP = 0, 1, 2, 3, 130, 143, 129
+_ENDED_BY = {"SIGTERM": TERMINATED, "SIGHUP": HUNG_UP}
+# Who ends a job may tell the process and its group, a moment apart.
+_ONE_SIGNAL_S = 1.0
 
 _FORMAT_OF_SUFFIX = {".jsonl": "jsonl", ".json": "llava-instruct"}
 
@@ -89,13 +95,14 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command line; the exit code."""
     args = _parser().parse_args(arguments)
     # Who calls this from Python has it back afterwards: processes forked later would inherit it.
-    before = signal.signal(signal.SIGTERM, _terminated)
+    ended = _once_in_a_while()
+    before = {number: signal.signal(number, ended) for number in _heard()}
     try:
         code: int = args.command(args)
         return code
     except KeyboardInterrupt as interrupt:
         _say(f"stopped. {_kept(args)}; run the same command again to go on.")
-        return TERMINATED if interrupt.args == ("SIGTERM",) else INTERRUPTED
+        return _ENDED_BY.get("".join(interrupt.args), INTERRUPTED)
     except Exception as error:  # noqa: BLE001 (the one place: below here it is a traceback)
         known = _known(error)
         if known is None:
@@ -111,7 +118,8 @@ def run(arguments: Sequence[str]) -> int:
             return STOPPED
         return USAGE
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _kept(args: argparse.Namespace) -> str:
@@ -133,13 +141,31 @@ def _known(error: BaseException) -> Exception | None:
     return next((e for e in seen if isinstance(e, OSError) and e.errno is not None), None)
 
 
-def _terminated(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt("SIGTERM")
+def _heard() -> Iterator[signal.Signals]:
+    """The signals besides Ctrl-C that end a run in good order."""
+    for name in _ENDED_BY:
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            yield number
+
+
+def _once_in_a_while() -> Callable[[int, FrameType | None], None]:
+    """A handler that takes several signals at nearly the same time for one."""
+    last_s = -math.inf
+
+    def ended(number: int, frame: FrameType | None) -> None:
+        nonlocal last_s
+        before_s, last_s = last_s, time.monotonic()
+        if last_s - before_s > _ONE_SIGNAL_S:
+            raise KeyboardInterrupt(signal.Signals(number).name)
+
+    return ended
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"mminstruct: {text}\n")
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # a terminal that hung up
+        sys.stderr.write(f"mminstruct: {text}\n")
+        sys.stderr.flush()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -542,7 +568,8 @@ def _prepare(builder: InstructBuilder) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         in_flight = builder.stats.in_flight
         if in_flight:
-            sys.stderr.write("\n")
+            with contextlib.suppress(OSError):
+                sys.stderr.write("\n")
             _say(f"stopping; {in_flight} answers are on their way (Ctrl-C again: leave now)")
         raise KeyboardInterrupt
 

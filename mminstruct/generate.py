@@ -447,13 +447,28 @@ def _in_a_thread(work: Callable[[], datasets.Dataset], client: Client) -> datase
     `map` runs an event loop. In this thread a notebook may run one already, and a KeyboardInterrupt
     would hit it between any two of its steps, after which `map` may wait for a task forever.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="map") as thread:
-        future = thread.submit(work)
+    thread = ThreadPoolExecutor(1, thread_name_prefix="map")
+    future = thread.submit(work)
+    try:
+        return future.result()
+    except BaseException:
+        client.stop()
+        raise
+    finally:
+        _join(thread)
+
+
+def _join(thread: ThreadPoolExecutor) -> None:
+    """Wait for the end of what it does, also when interrupted meanwhile: it takes no time."""
+    interrupt = None
+    while True:
         try:
-            return future.result()
-        except BaseException:
-            client.stop()
-            raise
+            thread.shutdown()
+            break
+        except KeyboardInterrupt as again:
+            interrupt = again
+    if interrupt is not None:
+        raise interrupt
 
 
 def _close(loop: asyncio.AbstractEventLoop) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
 import time
@@ -116,11 +117,10 @@ class ProgressLine:
     def _write(self, *, final: bool = False) -> None:
         rate = self._mean_rate() if final else self._rate()
         line = describe(self._stats, rate=rate, width=self._width())
-        if self._terminal:
-            self._stream.write(f"\r\x1b[K{line}" + ("\n" if final else ""))
-        else:
-            self._stream.write(f"{line}\n")
-        self._stream.flush()
+        shown = f"\r\x1b[K{line}" + ("\n" if final else "") if self._terminal else f"{line}\n"
+        with contextlib.suppress(OSError):  # a terminal that hung up ends no run
+            self._stream.write(shown)
+            self._stream.flush()
 
     def _width(self) -> int:
         return shutil.get_terminal_size((80, 24)).columns - 1 if self._terminal else 200

@@ -65,6 +65,7 @@ from mminstruct.backends.openai import (
 )
 from mminstruct.client import (
     LONGEST_WAIT_S,
+    MAYBE_PAID,
     Attempt,
     Failed,
     Job,
@@ -301,9 +302,11 @@ class _Run:
         """Files of what is missing, one at a time; counts everything else on the way."""
         endpoint, model = self._identity["endpoint"], self._identity["model"]
         limit_field = self._journal.limit_field(endpoint, model)
+        # Of OpenAI's models, all know the newer name of the limit and some know nothing else, nor
+        # temperature and top_p, which are 1 for all of them where they are left out.
+        official = endpoint == normal_base_url(None)
+        implied = ("temperature", "top_p") if official else ()
         if limit_field is None:
-            # Of OpenAI's models, all know the newer name and some know nothing else.
-            official = endpoint == normal_base_url(None)
             limit_field = "max_completion_tokens" if official else "max_tokens"
         failed: Counter[str] = Counter()
         seen: set[bytes] = set()
@@ -342,7 +345,8 @@ class _Run:
                             self._at_bound = True
                             continue
                         self._scopes[key] = attempt.scope
-                        line = _line(key, payload(model, request, limit_field=limit_field))
+                        body = payload(model, request, limit_field=limit_field, implied=implied)
+                        line = _line(key, body)
                         if draft.is_full(len(line), self._file_requests, self._limits.file_bytes):
                             yield draft.closed()
                             draft = _Draft(scratch, store, limit_field)
@@ -611,11 +615,13 @@ class _Run:
         # What lines cost that can't be read, nobody knows.
         lost = results.without_line() if results.is_damaged() else set()
         for key in results.keys:
-            self._settle(key, self._reserved.get(key) if key in lost else None)
+            is_paid = key in lost or key in results.unreadable
+            self._settle(key, self._reserved.get(key) if is_paid else None)
         # Without a single line nobody knows whether there is something to be deleted.
         nothing = not (_promised(batch) or batch.output_file_id)
         is_unread = batch.output_file_id and not answers
-        keep = bool(results.is_damaged() or refusals or is_unread or not (lines or nothing))
+        is_whole = not (results.is_damaged() or results.unreadable or refusals or is_unread)
+        keep = not is_whole or not (lines or nothing)
         self._journal.close(row.intent, self._identity, results, keep_files=keep)
         self._open.discard(row.intent)
         if self._room is not None:
@@ -840,6 +846,14 @@ class _Run:
         without = len(results.without_line())
         if without:
             _log.warning("%s requests got no answer: %s", f"{without:,}", missing.message)
+        if results.unreadable:
+            _log.warning(
+                "batch %s: %s answers can't be read, the first: %s; its files are kept at the "
+                "server",
+                batch.id,
+                f"{len(results.unreadable):,}",
+                results.failures[min(results.unreadable)].message,
+            )
         if results.unknown or results.damaged:
             _log.warning(
                 "batch %s: left out %d lines about unknown requests and %d damaged lines; "
@@ -962,6 +976,7 @@ class _Results:
         failures: of requests that failed for good.
         refusals: of prompts that are too long.
         wants_other_field: whether the limit is known under its newer name alone.
+        unreadable: requests with an answer that is none we know, though it was paid for.
         unknown: lines about requests that were not in the batch.
         damaged: lines that can't be read.
     """
@@ -974,6 +989,7 @@ class _Results:
         self.failures: dict[bytes, Failed] = {}
         self.refusals: dict[bytes, ContextTooLong] = {}
         self.wants_other_field = False
+        self.unreadable: set[bytes] = set()
         self.unknown = 0
         self.damaged = 0
 
@@ -1013,6 +1029,8 @@ class _Results:
             self.wants_other_field = True
         elif isinstance(error, TransientError):
             self.failures[key] = Failed(error.cause, message)
+            if error.cause in MAYBE_PAID:
+                self.unreadable.add(key)
         else:
             self.failures[key] = Failed("refused", message)
 

@@ -687,7 +687,8 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         )
 
     def _policy(self) -> RetryPolicy:
-        return self.policy or RetryPolicy(max_retries=self.config.max_retries)
+        config = self.config
+        return self.policy or RetryPolicy(config.max_retries, finish_s=config.timeout_s)
 
     def store_path(self) -> Path:
         """The file of finished answers."""

@@ -12,6 +12,8 @@ files, and so that callers need no loop. What it promises:
 - no attempt is sent that could exceed the budget, whatever the answers in flight turn out to cost;
 - the same request is asked for once, however many rows need its answer at the same time;
 - one request that is refused costs itself and nothing else;
+- answers that are all empty, because the model thinks for longer than its answers may be, end the
+  run after some of them;
 - requests go one by one until the first answer. A wrong key, an unknown model or a server that is
   down thus ends the run after a few attempts instead of after thousands. Where the store holds
   answers of this model, the ones left may be those that fail for good, and only a server that
@@ -57,11 +59,14 @@ _log = logging.getLogger(__name__)
 _FAILED_AT_START = 3
 _FAILED_IN_A_ROW = 100
 _CONNECTION_TRIES_AT_START = 3
+# Each of these may be paid for, and none of them more than the next one.
+_TIMEOUTS = 3
+_EMPTY_IN_A_ROW = 30
 _DRAIN_STREAM_S = 5.0
 LONGEST_WAIT_S = 3600.0
 _BUDGET_POLL_S = 0.05
 # A server may have written, and charge for, an answer that didn't arrive.
-_MAYBE_PAID = ("timeout", "dropped", "bad_body", "unfinished")
+MAYBE_PAID = ("timeout", "dropped", "bad_body", "unfinished")
 # Not this request's fault, most likely.
 _SERVER_GONE = ("unreachable", "dropped", "timeout", "unknown_here")
 
@@ -75,12 +80,14 @@ class RetryPolicy:
         base_s: mean wait before the first retry; it doubles with each.
         cap_s: longest wait of our own choosing; a server's Retry-After may be longer.
         drain_s: how long an interrupted run waits for the answers in flight, which are paid for.
+        finish_s: how long a run does so that stopped by itself, and that nobody waits for.
     """
 
     max_retries: int = 8
     base_s: float = 0.5
     cap_s: float = 60.0
     drain_s: float = 60.0
+    finish_s: float = 600.0
 
     def wait_s(self, retry: int, retry_after_s: float | None, rng: random.Random) -> float:
         """Seconds before retry number ``retry`` (from 0): doubling, and a quarter more or less.
@@ -230,6 +237,7 @@ class Client:
         self._started = False
         self._failed_at_start = 0
         self._failed_in_a_row = 0
+        self._empty_in_a_row = 0
         self._answers = 0
         self._stopped: MMInstructError | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -277,6 +285,8 @@ class Client:
             drain_s = 0.0  # answers that can't be stored aren't worth waiting for
         elif kind is GeneratorExit:
             drain_s = min(drain_s, _DRAIN_STREAM_S)  # whoever leaves a stream waits unawares
+        elif kind is not None and issubclass(kind, Exception):
+            drain_s = max(drain_s, self._policy.finish_s)
         try:
             self._run(self._close(drain_s))
         except KeyboardInterrupt:
@@ -372,6 +382,7 @@ class Client:
             try:
                 completion = await self._answer(attempt.key, attempt.request, attempt.scope)
             except ContextTooLong as error:
+                attempt.why_too_long = f"even the shortest prompt is too long: {error}"
                 attempt.shorten(error.room)
                 if attempt.key is not None:
                     stored = self._stored(attempt, self._look_up([attempt.key]))
@@ -420,7 +431,21 @@ class Client:
         self.stats.answered += 1
         self.stats.prompt_tokens += completion.prompt_tokens or 0
         self.stats.completion_tokens += completion.completion_tokens or 0
+        self._look_for_text(completion, request)
         return completion
+
+    def _look_for_text(self, completion: Completion, request: Request) -> None:
+        """Stop the run if one answer after another is empty: they are paid for, and give no row."""
+        self._empty_in_a_row = 0 if completion.text.strip() else self._empty_in_a_row + 1
+        if self._empty_in_a_row < _EMPTY_IN_A_ROW:
+            return
+        words = f"{self._empty_in_a_row} answers in a row were empty"
+        if completion.finish_reason == "length":
+            words += (
+                f"; the model used up max_tokens ({request.sampling.max_tokens:,}) before it wrote "
+                "any text, as models do that think first: raise --max_tokens"
+            )
+        self._stop(RunStopped(f"{words} (finish reason {completion.finish_reason!r})"))
 
     async def _ask(self, request: Request, scope: Scope | None) -> Completion:
         """One answer, with retries; until there has been one, requests go one by one."""
@@ -450,7 +475,8 @@ class Client:
         if isinstance(error, TransientError):
             known = error.cause == "unreachable" or (error.cause == "timeout" and not before)
         else:
-            known = error.unknown_here
+            # Moderation refuses single requests with a 403, too, which a rerun may begin with.
+            known = error.unknown_here and not (before and error.status == 403)
         return known or (not before and self._failed_at_start >= _FAILED_AT_START)
 
     def _was_answered(self, scope: Scope | None) -> bool:
@@ -489,7 +515,9 @@ class Client:
             raise self._stop(too_long_a_pause(error)) from error
         at_start = not self._started and error.cause == "unreachable"
         limit = _CONNECTION_TRIES_AT_START - 1 if at_start else self._policy.max_retries
-        if attempts.retries >= min(limit, self._policy.max_retries):
+        attempts.timeouts += error.cause == "timeout"
+        is_last = attempts.retries >= min(limit, self._policy.max_retries)
+        if is_last or attempts.timeouts >= _TIMEOUTS:
             self._count_failure(error, attempts.answers_before)
             raise error
         attempts.gone.clear()
@@ -509,7 +537,7 @@ class Client:
                 completion = await self._send(request, sent, attempts)
                 paid_usd = price_usd(self._budget, completion, most_usd)
             except TransientError as error:
-                if error.cause in _MAYBE_PAID:
+                if error.cause in MAYBE_PAID:
                     paid_usd = most_usd
                 raise
             except asyncio.CancelledError:
@@ -548,7 +576,10 @@ class Client:
             if cause == "http_429" or error.retry_after_s is not None:
                 cause = ""
                 told = self._told(sent.server)
-                self._gate.refused(sent, error.retry_after_s, None if told is before else told)
+                news = None if told is before else told
+                if news is not None and error.retry_after_s is None:
+                    error.retry_after_s = _used_up_s(news)
+                self._gate.refused(sent, error.retry_after_s, news)
             raise
         except RequestRefused as error:
             if error.unknown_here and self._is_left_out(sent.server, error, attempts):
@@ -645,6 +676,12 @@ class Client:
         deadline = time.monotonic() + drain_s
         while self.stats.in_flight and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
+        if self.stats.in_flight and drain_s > 0:
+            _log.warning(
+                "answers given up on their way, after %.0f s: %s; a server may charge for them",
+                drain_s,
+                f"{self.stats.in_flight:,}",
+            )
         await asyncio.sleep(0)  # lets the last answers reach the store's queue
         tasks = {task for task in self._tasks if not task.done()}
         for task in tasks:
@@ -675,13 +712,24 @@ class _Tries:
         answers_before: answers that had come when it was first sent.
         sent: attempts.
         retries: attempts after a failure that may be the request's own.
+        timeouts: of all of them.
         gone: servers that didn't answer it, since the last of those.
     """
 
     answers_before: int
     sent: int = 0
     retries: int = 0
+    timeouts: int = 0
     gone: set[int] = field(default_factory=set)
+
+
+def _used_up_s(told: Quotas) -> float | None:
+    """Seconds until there is any of an allowance again that is used up for hours, else None.
+
+    Of shorter ones the server refills some all the time.
+    """
+    used_up = (q for q in (told.requests, told.tokens) if q is not None and q.remaining < 1)
+    return max((q.reset_s for q in used_up if q.reset_s > LONGEST_WAIT_S), default=None)
 
 
 def too_long_a_pause(error: TransientError) -> RunStopped:
@@ -741,7 +789,7 @@ class Attempt:
         self.prompt: Prompt | None = None
         self.request: Request | None = None
         self.key: bytes | None = None
-        self.why_too_long = "the server finds even the shortest prompt too long"
+        self.why_too_long = "there is no shorter prompt"
         self.shorten()
 
     def shorten(self, room: int | None = None) -> None:

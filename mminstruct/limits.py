@@ -409,6 +409,7 @@ class Limiter:
         self._requests: _Bucket | None = None
         self._tokens: _Bucket | None = None
         self._tokens_under_way = 0.0
+        self._allowed_s = -math.inf
 
     @property
     def room(self) -> float:
@@ -424,6 +425,8 @@ class Limiter:
         """What holds requests back, for the progress line."""
         if self._resume_s - now > 1.0:
             return f"paused {self._resume_s - now:.0f}s"
+        if self._allowed_s - now > 1.0:
+            return f"allowance used up for {self._allowed_s - now:.0f}s"
         if self._in_the_way is None or self._in_the_way.known is None:
             return None
         if self._in_the_way is self._window:
@@ -454,6 +457,7 @@ class Limiter:
             waits.append(self._requests.wait_s(now, 1.0))
         if self._tokens is not None:
             waits.append(self._tokens.wait_s(now, tokens))
+        self._allowed_s = now + max(waits)
         return max(waits)
 
     def _advance(self, now: float) -> None:

@@ -111,9 +111,11 @@ def parse(
     if "<" in spoken or "[" in spoken:
         spoken = _without_special_tokens(spoken)
     text = (_unfenced(spoken) if "`" in spoken or "~" in spoken else spoken).strip()
+    truncated = completion.finish_reason == "length"
+    if not text and truncated:
+        return Rejected("truncated", "the token limit was used up before there was any text")
     if not text:
         return Rejected("empty", "the answer is empty")
-    truncated = completion.finish_reason == "length"
     if kind.answer_form == "text":
         return _parse_text(text, config, kind, question or "", truncated=truncated)
     return _parse_turns(text, config, kind, truncated=truncated)

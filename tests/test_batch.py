@@ -23,8 +23,6 @@ from running import Place, finish
 from test_llmock import llmock
 
 from mminstruct import batch, loading
-from mminstruct.backends import BackendOptions
-from mminstruct.backends.openai import OpenAIBackend
 from mminstruct.batch import Limits
 from mminstruct.builder import IncompleteWarning, InstructBuilder
 from mminstruct.client import RetryPolicy, Stats
@@ -961,10 +959,37 @@ def test_a_model_that_knows_the_limit_by_its_newer_name_gets_it_in_a_further_bat
     assert len(submissions(server)) == 33, "remembered"
 
 
-def test_openais_own_models_get_the_newer_name_at_once(tmp_path: Path) -> None:
-    assert OpenAIBackend(BackendOptions(model="m"), api_key="k").identity()["endpoint"] == (
-        batch.normal_base_url(None)
-    )
+def test_openais_own_models_get_the_newer_name_at_once_and_no_sampling_that_is_theirs_anyway(
+    server: BatchServer, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "normal_base_url", lambda url: server.url)
+    bodies: list[dict[str, Any]] = []
+
+    def line(body: dict[str, Any]) -> Any:
+        bodies.append(body)
+        return 200, chat_completion(turns_for(body))
+
+    server.line = line
+    prepared(builder(server, tmp_path, data, limit=1, temperature=1.0))
+    prepared(builder(server, tmp_path, data, limit=1, temperature=0.5, top_p=0.9))
+    assert len(bodies) == 6
+    assert all(body["max_completion_tokens"] == 1024 for body in bodies)
+    assert not any({"temperature", "top_p", "max_tokens"} & body.keys() for body in bodies[:3])
+    assert all((b["temperature"], b["top_p"]) == (0.5, 0.9) for b in bodies[3:])
+
+
+def test_answers_of_a_form_nobody_knows_count_as_paid_and_their_files_are_kept(
+    server: BatchServer, tmp_path: Path, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd = iter([(200, {"choices": [{"message": {"content": 7}}]})] * 2)
+    server.line = lambda body: next(odd, (200, chat_completion(turns_for(body))))
+    made = builder(server, tmp_path, data, max_requests=REQUESTS)
+    with caplog.at_level(logging.WARNING, "mminstruct.batch"):
+        assert len(incomplete(made)) == REQUESTS - 2
+    assert made.report.failures == {"bad_body": 2}
+    assert "batch batch_1: 2 answers can't be read" in caplog.text
+    assert "batch_1_output.jsonl" in server.left
+    assert made.budget.spent.requests == REQUESTS
 
 
 def test_damaged_lines_and_lines_about_unknown_requests_are_left_out(

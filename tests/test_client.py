@@ -472,9 +472,10 @@ def test_prompts_too_long_for_the_server_are_shortened_until_they_fit(store_path
         outcomes = ask(client, jobs)
     assert isinstance(outcomes[0], Answered)
     assert outcomes[0].prompt == prompt_of("a b c", 2)
-    assert outcomes[1] == Failed(
-        "too_long", "the server finds even the shortest prompt too long", rejected=True
-    )
+    assert isinstance(outcomes[1], Failed)
+    assert outcomes[1].cause == "too_long"
+    assert outcomes[1].rejected
+    assert outcomes[1].message.startswith("even the shortest prompt is too long: ")
     assert answer_text(outcomes[2]) == "j k"
     assert sorted(script.texts) == ["a b c", "a b c d", "a b c d e", "f g h i", "j k"]
     assert client.stats.rejected == {"too_long": 1}
@@ -600,6 +601,35 @@ def test_an_interrupted_run_waits_no_longer_than_told_to(store_path: Path) -> No
         client.submit([job("scene")])
         wait_until(lambda: client.stats.in_flight == 1)
         raise KeyboardInterrupt
+
+
+def test_a_run_that_stops_by_itself_waits_for_all_answers_on_their_way(
+    store_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class SlowBackend(Backend):
+        async def complete(self, request: Request) -> Completion:
+            text = request.messages[-1].content
+            if text.startswith("scene"):
+                await asyncio.sleep(1.0)
+            if text == "bad":
+                await asyncio.sleep(0.2)
+                raise BackendUnusable("no credit left")
+            return await super().complete(request)
+
+    jobs = [job("first"), job("bad"), *(job(f"scene {n}") for n in range(6))]
+    for finish_s, stored in ((0.1, 1), (30.0, 7)):
+        policy = RetryPolicy(drain_s=0.1, finish_s=finish_s)
+        path = store_path.with_name(f"{finish_s}.sqlite")
+        backend = SlowBackend(Asked(), parallel=8)
+        with (
+            pytest.raises(RunStopped, match="no credit left"),
+            Client(backend, ResponseStore(path), policy=policy) as client,
+        ):
+            ask(client, jobs)
+        assert client.stats.answered == stored
+        given_up = "answers given up on their way, after 0 s: 6" in caplog.text
+        assert given_up == (stored == 1)
+        caplog.clear()
 
 
 def test_interrupting_ends_the_wait_of_a_retry_at_once(store_path: Path) -> None:

@@ -378,6 +378,18 @@ def test_a_server_that_goes_away_and_comes_back_costs_nothing(store_path: Path) 
         ({"content": "half a"}, "MAX_TOKENS", ("half a", "length")),
         ({"content": "x"}, "eos_token", ("x", "other")),
         ({"content": "x"}, None, ("x", "stop")),
+        (
+            {
+                "content": [
+                    {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]},
+                    {"type": "text", "text": "A "},
+                    {"type": "text", "text": "dog."},
+                ]
+            },
+            "stop",
+            ("A dog.", "stop"),
+        ),
+        ({"content": []}, "length", ("", "length")),
     ],
     ids=str,
 )
@@ -444,6 +456,60 @@ def test_a_usage_in_floats_is_one(server: LoopbackServer, store_path: Path) -> N
     assert isinstance(outcome.completion.prompt_tokens, int)
 
 
+@pytest.mark.parametrize(
+    ("total", "answer"), [(1120, 1020), (120, 20), (90, 20), (None, 20), ("many", 0), (2**70, 20)]
+)
+def test_what_a_model_thought_counts_where_only_the_total_has_it(
+    server: LoopbackServer, store_path: Path, total: object, answer: int
+) -> None:
+    usage = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": total}
+    server.answer = lambda server, body: {**well(body), "usage": usage}
+    assert Run([job("first")], server.url, store_path).stats.completion_tokens == answer
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        ({"code": 402, "message": "Insufficient credits"}, "402: Insufficient credits"),
+        ({"code": "401", "message": "No such key"}, "401: No such key"),
+    ],
+    ids=str,
+)
+def test_an_error_within_a_200_stops_the_run_as_its_status_would(
+    server: LoopbackServer, store_path: Path, error: dict[str, Any], words: str
+) -> None:
+    server.answer = lambda server, body: {"error": error}
+    with pytest.raises(RunStopped, match=words):
+        Run(scenes(20), server.url, store_path)
+    assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [{"code": 502, "message": "Bad gateway"}, {"message": "busy"}, "busy", {"code": [1]}],
+    ids=str,
+)
+def test_an_error_within_a_200_is_tried_again_and_costs_nothing(
+    server: LoopbackServer, store_path: Path, error: object
+) -> None:
+    server.answer = well_but({"error": error, "choices": None})
+    budget = Budget(max_requests=3)
+    backend = OpenAIBackend(BackendOptions(model="m", base_urls=(server.url,)), api_key=None)
+    with Client(backend, ResponseStore(store_path), policy=QUICK, budget=budget) as client:
+        outcomes = client.submit(scenes(3)).result(PATIENCE_S)
+    assert all(isinstance(outcome, Answered) for outcome in outcomes)
+    assert budget.spent.requests == 3
+    assert len(server.bodies) == 4
+
+
+def test_an_answer_beside_an_empty_or_odd_error_is_an_answer(
+    server: LoopbackServer, store_path: Path
+) -> None:
+    odd: list[object] = [None, {}, "", [1], False]
+    server.answer = lambda server, body: {**well(body), "error": odd.pop()}
+    assert len(Run(scenes(5), server.url, store_path).texts) == 5
+
+
 def test_a_cost_is_bounded_where_the_server_does_not_count(
     server: LoopbackServer, store_path: Path
 ) -> None:
@@ -505,10 +571,11 @@ def test_requests_that_are_all_refused_stop_the_run_after_three(
     assert len(server.bodies) == 3
 
 
+@pytest.mark.parametrize("field", ["code", "type"])
 def test_an_exhausted_quota_stops_the_run_though_it_is_a_429(
-    server: LoopbackServer, store_path: Path
+    server: LoopbackServer, store_path: Path, field: str
 ) -> None:
-    body = error_body("You exceeded your current quota", code="insufficient_quota")
+    body = {"error": {"message": "You exceeded your current quota", field: "insufficient_quota"}}
     server.answer = lambda server, _: (429, {}, body)
     with pytest.raises(RunStopped, match=r"current quota; the account has no credit left"):
         Run(scenes(20), server.url, store_path)
@@ -537,6 +604,54 @@ def test_a_prompt_too_long_for_the_server_is_sent_in_its_shorter_form(
     assert server.asked.count("a short one") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "asked_for"),
+    [
+        (
+            "'max_tokens' is too large: 1024. This model's maximum context length is 1000 tokens "
+            "and your request has 400 input tokens (1024 > 1000 - 400).",
+            [("long", 1024), ("long", 600)],
+        ),
+        (
+            "This model's maximum context length is 1000 tokens. However, you requested 1424 "
+            "tokens (400 in the messages, 1024 in the completion).",
+            [("long", 1024), ("long", 600)],
+        ),
+        (
+            "This model's maximum context length is 1000 tokens. However, you requested 1024 "
+            "output tokens and your prompt contains at least 1 input tokens.",
+            [("long", 1024), ("short", 1024)],
+        ),
+        (
+            "This model's maximum context length is 1000 tokens and your request has 1200 input "
+            "tokens.",
+            [("long", 1024), ("short", 1024)],
+        ),
+    ],
+    ids=["vllm", "openai", "vllm_at_least", "no_room"],
+)
+def test_the_room_that_a_server_tells_bounds_the_answer_before_the_prompt_is_cut(
+    server: LoopbackServer, store_path: Path, words: str, asked_for: list[tuple[str, int]]
+) -> None:
+    server.answer = lambda server, body: (
+        (400, {}, error_body(words))
+        if (asked(body), body["max_tokens"]) == asked_for[0]
+        else well(body)
+    )
+    assert len(Run([job("long", "short")], server.url, store_path).texts) == 1
+    assert [(asked(body), body["max_tokens"]) for body in server.bodies] == asked_for
+
+
+def test_a_prompt_too_long_in_every_form_is_rejected_in_the_servers_words(
+    server: LoopbackServer, store_path: Path
+) -> None:
+    body = error_body("maximum context length is 12 tokens")
+    server.answer = lambda server, asked: (400, {}, body)
+    (failed,) = Run([job("long", "short")], server.url, store_path).failures
+    assert failed.rejected
+    assert failed.message.endswith("answered 400: maximum context length is 12 tokens")
+
+
 def test_a_model_that_knows_the_limit_under_its_newer_name_only_gets_that(
     server: LoopbackServer, store_path: Path
 ) -> None:
@@ -550,6 +665,37 @@ def test_a_model_that_knows_the_limit_under_its_newer_name_only_gets_that(
     assert len(run.texts) == 20
     assert len(server.bodies) == 21
     assert [b.get("max_completion_tokens") for b in server.bodies] == [None] + [1024] * 20
+
+
+@pytest.mark.parametrize("fussy", [("top_p",), ("temperature", "top_p", "max_tokens")], ids=str)
+def test_a_model_that_takes_no_sampling_of_ours_gets_none_where_that_means_the_same(
+    server: LoopbackServer, store_path: Path, fussy: tuple[str, ...]
+) -> None:
+    def answer(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        for name in fussy:
+            if name in body:
+                instead = " Use 'max_completion_tokens'." if name == "max_tokens" else ""
+                words = f"Unsupported parameter: '{name}' is not supported.{instead}"
+                return (400, {}, error_body(words, param=name, code="unsupported_parameter"))
+        return well(body)
+
+    server.answer = answer
+    jobs = [job(f"scene {n}", sampling=Sampling(1.0)) for n in range(20)]
+    assert len(Run(jobs, server.url, store_path).texts) == 20
+    assert len(server.bodies) == 20 + len(fussy)
+
+
+def test_a_model_that_takes_no_temperature_of_ours_is_told_of_with_what_to_do(
+    server: LoopbackServer, store_path: Path
+) -> None:
+    refusal = error_body(
+        "'temperature' does not support 0.7.", param="temperature", code="unsupported_value"
+    )
+    server.answer = lambda server, body: (400, {}, refusal)
+    jobs = [job(f"scene {n}", sampling=Sampling(0.7)) for n in range(20)]
+    with pytest.raises(RunStopped, match=r"does not support 0\.7\. \(give --temperature 1\)"):
+        Run(jobs, server.url, store_path)
+    assert len(server.bodies) == 3
 
 
 def test_no_more_requests_are_in_flight_than_asked_for(
@@ -619,6 +765,12 @@ def test_the_base_url_is_taken_in_every_spelling(
         ("https://h/v1beta/openai/", "https://h/v1beta/openai"),
         ("https://h/some/path", "https://h/some/path/v1"),
         ("https://u:p@h/v1?k=v#f", "https://u:p@h/v1?k=v"),
+        ("https://h/v1.5/openai", "https://h/v1.5/openai"),
+        ("https://h/inference/chat/completions", "https://h/inference"),
+        (
+            "https://h/openai/deployments/m/chat/completions?api-version=1",
+            "https://h/openai/deployments/m?api-version=1",
+        ),
     ],
 )
 def test_a_base_url_becomes_the_root_of_the_api(given: str | None, root: str) -> None:

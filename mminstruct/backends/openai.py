@@ -20,7 +20,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from types import TracebackType
@@ -56,6 +56,13 @@ _TOO_LONG = re.compile(
     r"|prompt is too long|too many (?:input )?tokens|max_model_len",
     re.IGNORECASE,
 )
+# Where a refusal says how long the window and the prompt are. "At least 3073 input tokens" is what
+# the answer that was asked for leaves, not the prompt's length.
+_WINDOW = re.compile(r"maximum context length (?:is|of) (\d+)", re.IGNORECASE)
+_PROMPT = re.compile(
+    r"(?<!at least )\b(\d+) (?:input tokens|in the (?:messages|prompt|input)|of text input)",
+    re.IGNORECASE,
+)
 # What servers call the ends of an answer, in lower case.
 _FINISH: dict[str, FinishReason] = {
     "stop": "stop",
@@ -71,9 +78,22 @@ _FINISH: dict[str, FinishReason] = {
 _UNFINISHED = ("error", "abort", "aborted", "cancelled", "insufficient_system_resource")
 
 
+class _Part(msgspec.Struct):
+    type: str = "text"
+    text: str | None = None
+
+
 class _Message(msgspec.Struct):
-    content: str | None = None
+    # Some reasoning models answer with parts: what was thought, and the text.
+    content: str | list[_Part] | None = None
     refusal: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The answer alone."""
+        if isinstance(self.content, list):
+            return "".join(part.text or "" for part in self.content if part.type == "text")
+        return self.content or ""
 
 
 class _Choice(msgspec.Struct):
@@ -84,16 +104,24 @@ class _Choice(msgspec.Struct):
 class _Usage(msgspec.Struct):
     prompt_tokens: float | None = None
     completion_tokens: float | None = None
+    total_tokens: float | None = None
+
+
+class _Error(msgspec.Struct):
+    code: str | int | None = None
+    message: str | None = None
 
 
 class _Body(msgspec.Struct):
-    choices: list[_Choice]
+    choices: list[_Choice] | None = None
     model: str | None = None
     # Read apart: an answer that was paid for isn't worth less for a count that makes no sense.
     usage: msgspec.Raw = msgspec.Raw(b"null")
+    error: msgspec.Raw = msgspec.Raw(b"null")
 
 
 _decoder = msgspec.json.Decoder(_Body)
+_error_decoder = msgspec.json.Decoder(_Error | str | None)
 _usage_decoder = msgspec.json.Decoder(_Usage | None)
 _encoder = msgspec.json.Encoder()
 
@@ -138,6 +166,9 @@ def check(options: BackendOptions) -> None:
 def normal_base_url(url: str | None) -> str:
     """The API root: with scheme, without trailing slash, ending in a version such as ``/v1``.
 
+    Of a URL that is complete, ending in ``/chat/completions``, it is what comes before that: some
+    services have no version there.
+
     Raises:
         UsageError: it isn't an http(s) URL.
     """
@@ -155,10 +186,12 @@ def normal_base_url(url: str | None) -> str:
             f"base URL: expected something like http://localhost:8000/v1, got {shown!r}"
         )
     path = parts.path.rstrip("/")
-    for tail in ("/chat/completions", "/completions"):
-        path = path.removesuffix(tail)
-    if not re.search(r"/v\d+\w*(?:/|$)", path):
-        path += "/v1"
+    if path.endswith("/chat/completions"):
+        path = path.removesuffix("/chat/completions")
+    else:
+        path = path.removesuffix("/completions")
+        if not re.search(r"/v\d[\w.]*(?:/|$)", path):
+            path += "/v1"
     return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 
 
@@ -174,8 +207,21 @@ def public_url(url: str) -> str:
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
 
 
-def payload(model: str, request: Request, *, limit_field: str = "max_tokens") -> dict[str, Any]:
-    """The body of the POST, with a seed only if there is one: some servers refuse the field."""
+def payload(
+    model: str,
+    request: Request,
+    *,
+    limit_field: str = "max_tokens",
+    implied: Collection[str] = (),
+) -> dict[str, Any]:
+    """The body of the POST, with a seed only if there is one: some servers refuse the field.
+
+    Args:
+        model: its name at the server.
+        request: what to ask.
+        limit_field: name of the field for the answer's longest length.
+        implied: of ``temperature`` and ``top_p`` those that are left out where they are 1.
+    """
     sampling = request.sampling
     body: dict[str, Any] = {
         "model": model,
@@ -184,6 +230,9 @@ def payload(model: str, request: Request, *, limit_field: str = "max_tokens") ->
         "top_p": sampling.top_p,
         limit_field: sampling.max_tokens,
     }
+    for name in implied:
+        if body[name] == 1.0:
+            del body[name]
     if sampling.seed is not None:
         body["seed"] = sampling.seed
     return body
@@ -198,6 +247,7 @@ def read_body(body: bytes, *, redacted: Callable[[str], str] = str) -> Completio
 
     Raises:
         TransientError: it isn't one: damaged JSON, no choices.
+        BackendError: it tells of an error, which has the meaning it would have as a status.
     """
     try:
         try:
@@ -205,22 +255,25 @@ def read_body(body: bytes, *, redacted: Callable[[str], str] = str) -> Completio
         except msgspec.DecodeError:
             answer = _decoder.decode(_mended(body))
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        words = redacted(body.decode(errors="replace"))[:_WORDS_SHOWN]
         raise TransientError(
-            f"the server's answer is not a chat completion ({error}): {words!r}", cause="bad_body"
+            f"the server's answer is not a chat completion ({error}): {_excerpt(body, redacted)!r}",
+            cause="bad_body",
         ) from error
     if not answer.choices:
-        raise TransientError("the server's answer has no choices", cause="bad_body")
+        raise _error_within(answer.error, redacted) or TransientError(
+            f"the server's answer has no choices: {_excerpt(body, redacted)!r}", cause="bad_body"
+        )
     choice = answer.choices[0]
     ended = (choice.finish_reason or "stop").lower()
     if ended in _UNFINISHED:
         raise TransientError(f"the server ended its answer with {ended!r}", cause="unfinished")
     prompt_tokens, completion_tokens = _usage(answer.usage)
     finish = _FINISH.get(ended, "other")
-    if choice.message.refusal and not choice.message.content:
+    text = choice.message.text
+    if choice.message.refusal and not text:
         finish = "content_filter"
     return Completion(
-        text=choice.message.content or "",
+        text=text,
         finish_reason=finish,
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
@@ -228,13 +281,40 @@ def read_body(body: bytes, *, redacted: Callable[[str], str] = str) -> Completio
     )
 
 
+def _excerpt(body: bytes, redacted: Callable[[str], str]) -> str:
+    return redacted(body.decode(errors="replace"))[:_WORDS_SHOWN]
+
+
+def _error_within(raw: msgspec.Raw, redacted: Callable[[str], str]) -> BackendError | None:
+    """The error that an answer of status 200 tells of, if it does."""
+    try:
+        error = _error_decoder.decode(raw)
+    except msgspec.DecodeError:
+        error = _excerpt(bytes(raw), redacted)
+    if not error:
+        return None
+    if isinstance(error, str):
+        error = _Error(message=error)
+    code = str(error.code or "")
+    status = int(code) if re.fullmatch(r"[45]\d\d", code) else 502
+    words = redacted(error.message or "no words")[:_WORDS_SHOWN]
+    return status_error(status, words, {}, where="the server, within a 200,", code=code)
+
+
 def _usage(raw: msgspec.Raw) -> tuple[int | None, int | None]:
-    """Tokens of prompt and answer, as far as they make sense."""
+    """Tokens of prompt and answer that are paid for, as far as the counts make sense.
+
+    Some services leave what a model thought out of the answer's count; in the total it is.
+    """
     try:
         usage = _usage_decoder.decode(raw) or _Usage()
     except msgspec.DecodeError:
         return None, None
-    return _tokens.plausible(usage.prompt_tokens, usage.completion_tokens)
+    prompt, answer = _tokens.plausible(usage.prompt_tokens, usage.completion_tokens)
+    if prompt is None or answer is None:
+        return None, None
+    _, thought_too = _tokens.plausible(prompt, (usage.total_tokens or 0) - prompt)
+    return prompt, max(answer, thought_too or 0)
 
 
 def _mended(body: bytes) -> bytes:
@@ -267,6 +347,7 @@ class OpenAIBackend:
             "Authorization": authorization(self._base_url, api_key) or openai.Omit(),
         }
         self._limit_field = "max_tokens"
+        self._implied: frozenset[str] = frozenset()
         self._client: openai.AsyncOpenAI | None = None
         self._served_model = options.model or ""
         self.model = _public_name(self._served_model)
@@ -344,27 +425,43 @@ class OpenAIBackend:
 
     async def complete(self, request: Request) -> Completion:
         """One answer; errors as in `mminstruct.backends.Backend.complete`."""
-        limit_field = self._limit_field
-        try:
-            return await self._post(request, limit_field)
-        except openai.BadRequestError as error:
-            # Reasoning models of OpenAI know the limit only under its newer name.
-            if limit_field != "max_tokens" or "max_completion_tokens" not in str(error):
+        while True:
+            dialect = self._limit_field, self._implied
+            try:
+                return await self._post(request)
+            except openai.BadRequestError as error:
+                self._learn(str(error), request)
+                if dialect == (self._limit_field, self._implied):
+                    raise self._mapped(error, request) from error
+            except _FAILURES as error:
                 raise self._mapped(error) from error
-        except _FAILURES as error:
-            raise self._mapped(error) from error
-        self._limit_field = "max_completion_tokens"
-        try:
-            return await self._post(request, self._limit_field)
-        except _FAILURES as error:
-            raise self._mapped(error) from error
 
-    async def _post(self, request: Request, limit_field: str) -> Completion:
+    def _learn(self, words: str, request: Request) -> None:
+        """Note what a refusal says about the fields that the model knows.
+
+        OpenAI's reasoning models know the answer's limit only under its newer name, and take
+        neither temperature nor top_p, not even where it is 1, which is what they do anyway.
+        """
+        if "max_completion_tokens" in words:
+            self._limit_field = "max_completion_tokens"
+        sampling = request.sampling
+        for name, value in (("temperature", sampling.temperature), ("top_p", sampling.top_p)):
+            if value == 1.0 and name in words:
+                self._implied |= {name}
+
+    async def _post(self, request: Request) -> Completion:
         if self._client is None:
             raise BackendUnusable("the backend is not open")
         post = self._client.post(
             "/chat/completions",
-            content=_encoder.encode(payload(self._served_model, request, limit_field=limit_field)),
+            content=_encoder.encode(
+                payload(
+                    self._served_model,
+                    request,
+                    limit_field=self._limit_field,
+                    implied=self._implied,
+                )
+            ),
             options={"headers": self._headers},
             cast_to=httpx2.Response,
         )
@@ -378,20 +475,20 @@ class OpenAIBackend:
         if told is not None:
             self.rate_limits = told
 
-    def _mapped(self, error: Exception) -> BackendError:
-        """Ours for one of `_FAILURES`."""
+    def _mapped(self, error: Exception, request: Request | None = None) -> BackendError:
+        """Ours for one of `_FAILURES`, and for a request that was refused, how to put it."""
         where = public_url(self._base_url)
         if isinstance(error, openai.APIStatusError):
             self._hear(error.response.headers)
             return status_error(
                 error.status_code,
-                self.redacted(_words(error))[:_WORDS_SHOWN],
+                self.redacted(_words(error))[:_WORDS_SHOWN] + _advice(error, request),
                 error.response.headers,
                 where=where,
-                code=str(error.code or ""),
+                code=f"{error.code or ''} {error.type or ''}",
             )
         if isinstance(error, asyncio.TimeoutError):
-            words = f"{where}: no answer within {self.timeout_s:g} s"
+            words = f"{where}: no answer within {self.timeout_s:g} s (--timeout)"
             return TransientError(words, cause="timeout")
         root = _root(error)
         reason = self.redacted(str(root) or type(root).__name__)
@@ -466,7 +563,7 @@ def status_error(
     """The error for an HTTP status, with the server's words."""
     message = f"{where} answered {status}: {words}"
     if status in (400, 413, 422) and _TOO_LONG.search(f"{code} {words}"):
-        return ContextTooLong(message)
+        return ContextTooLong(message, room=_room(words))
     if status == 429 and "insufficient_quota" in f"{code} {words}":
         return BackendUnusable(f"{message}; the account has no credit left")
     if status in (408, 409, 425, 429) or status >= 500:
@@ -476,6 +573,12 @@ def status_error(
     if status == 401:
         return BackendUnusable(f"{message}; check OPENAI_API_KEY")
     return RequestRefused(message, unknown_here=status in (403, 404), status=status)
+
+
+def _room(words: str) -> int | None:
+    """Tokens that the window leaves for the answer, as far as the refusal says."""
+    window, prompt = _WINDOW.search(words), _PROMPT.search(words)
+    return max(0, int(window[1]) - int(prompt[1])) if window and prompt else None
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -495,6 +598,15 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     except (TypeError, ValueError):
         return None
     return max(0.0, when.timestamp() - time.time())
+
+
+def _advice(error: openai.APIStatusError, request: Request | None) -> str:
+    """What to do where a model takes no temperature or top_p but its own."""
+    if request is not None and str(error.code).startswith("unsupported_"):
+        for name in ("temperature", "top_p"):
+            if error.param == name:
+                return f" (give --{name} 1)"
+    return ""
 
 
 def _words(error: openai.APIStatusError) -> str:

@@ -19,7 +19,8 @@ are scattered two CPU cores took 1.4 times as long. When the pool doesn't suffic
 fewer requests are computed at once, and if answers turn out longer than was expected, the youngest
 request waits and later goes on where it was.
 
-What an answer depends on: its prompt, its sampling and its seed. Each request has a random
+What an answer depends on: its prompt, its sampling and its seed. A chat template that writes the
+date is told the same day always. Each request has a random
 generator of its own, and only the sampling that was asked for is applied: top-k, min-p and the
 repetition penalty, which llama.cpp's programs switch on by default, are off. Without a seed one is
 derived from the prompt. An opening is computed in batches of its own, so it is the same whatever
@@ -53,6 +54,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from mminstruct.backends import BackendOptions
+from mminstruct.backends._templates import strftime_now
 from mminstruct.errors import (
     BackendError,
     BackendUnusable,
@@ -328,6 +330,7 @@ class _Vocabulary:
             raise BackendUnusable(
                 f"model {path.name!r}: its chat template is broken ({error}); use another model"
             ) from error
+        self._formatter.strftime_now = strftime_now
         architecture = metadata.get("general.architecture")
         self.trained_window = int(metadata.get(f"{architecture}.context_length", 0))
         self._shared = lru_cache(maxsize=64)(self._shared_tokens)
@@ -351,7 +354,11 @@ class _Vocabulary:
 
     def opening(self, messages: tuple[Message, ...], tokens: list[int]) -> int:
         """How many of the prompt's tokens all prompts with the same first messages begin with."""
-        shared = self._shared(messages[:-1], messages[-1].role)
+        first, role = messages[:-1], messages[-1].role
+        shared = self._shared(first, role)
+        if shared != tokens[: len(shared)]:  # the template writes something else by now
+            self._shared.cache_clear()
+            shared = self._shared(first, role)
         return len(_common_prefix(shared, tokens[:-1]))
 
     def text(self, tokens: Sequence[int]) -> str:

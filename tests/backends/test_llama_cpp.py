@@ -40,6 +40,30 @@ def complete(
     return asyncio.run(run())
 
 
+def with_template(template: str, folder: Path) -> llama_cpp._Vocabulary:
+    """The bundled model's tokenizer with another chat template."""
+    original = llama_cpp.bundled_model()
+    with original.open("rb") as file:
+        start = file.read(3 << 20)  # all but weights, which are left out
+    at = start.index(b"tokenizer.chat_template") + len("tokenizer.chat_template") + 4
+    length = int.from_bytes(start[at : at + 8], "little")
+    changed = template.encode()
+    # Weights begin at a multiple of 32 bytes; they stay at one.
+    changed += b"{#" + b" " * ((length - len(changed) - 4) % 32) + b"#}"
+    path = folder / "other.gguf"
+    with path.open("wb") as file:
+        file.write(start[:at] + len(changed).to_bytes(8, "little") + changed)
+        file.write(start[at + 8 + length :])
+        file.truncate(original.stat().st_size + len(changed) - length)
+    return llama_cpp._Vocabulary(path)
+
+
+def written(vocabulary: llama_cpp._Vocabulary, *messages: Message) -> str:
+    tokens = vocabulary.tokens(messages)
+    spelt: bytes = vocabulary._model.detokenize(tokens, special=True)
+    return spelt.decode()
+
+
 # Each slot has cells of its own by default; of fewer cells all requests draw together.
 CACHES = pytest.mark.parametrize("cache", [{}, {"n_ctx": 2048}], ids=["own", "pool"])
 
@@ -218,6 +242,36 @@ def test_a_character_cut_in_two_is_left_out() -> None:
     tokens = vocabulary._model.tokenize("so 🦩".encode(), add_bos=False, special=False)
     assert vocabulary.text(tokens) == "so 🦩"
     assert vocabulary.text(tokens[:-1]) in ("so", "so ")
+
+
+TURNS = """{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}<|im_end|>
+{% endfor %}<|im_start|>assistant
+"""
+# As in Llama 3.2's.
+DATED = """{% if not date_string is defined %}
+    {%- set date_string = strftime_now("%d %b %Y") %}
+{%- endif %}
+Today Date: {{ date_string }}
+"""
+
+
+def test_a_template_that_writes_the_date_is_told_the_same_day_always(tmp_path: Path) -> None:
+    vocabulary = with_template(DATED + TURNS, tmp_path)
+    said = written(vocabulary, Message("user", "Hi"))
+    assert said.startswith("Today Date: 26 Jul 2024\n<|im_start|>user\nHi<|im_end|>")
+
+
+def test_an_opening_that_is_no_more_what_prompts_begin_with_is_computed_anew(
+    tmp_path: Path,
+) -> None:
+    vocabulary = with_template(DATED + TURNS, tmp_path)
+    messages = ask("A tree?").messages
+    before = vocabulary.opening(messages, vocabulary.tokens(messages))
+    vocabulary._formatter.strftime_now = lambda _: "1 May 2027"
+    tokens = vocabulary.tokens(messages)
+    assert vocabulary.opening(messages, tokens) > len(tokens) - 16
+    assert before > len(tokens) - 16
 
 
 def test_a_prompt_that_leaves_no_room_is_too_long_and_not_fatal() -> None:

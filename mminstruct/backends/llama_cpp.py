@@ -381,17 +381,20 @@ class _Vocabulary:
         return len(_common_prefix(shared, tokens[:-1]))
 
     def text(self, tokens: Sequence[int]) -> str:
-        """What the tokens spell; a character that the end cut in two is left out."""
+        """What the tokens spell; a character that the end cut in two is left out.
+
+        Special tokens are spelt, too: they show where an answer went on after the end of its turn.
+        """
         import llama_cpp
 
         spelt = bytearray()
         buffer = ctypes.create_string_buffer(64)
         for token in tokens:
             piece = (self._model.vocab, token)
-            length = llama_cpp.llama_token_to_piece(*piece, buffer, len(buffer), 0, False)
+            length = llama_cpp.llama_token_to_piece(*piece, buffer, len(buffer), 0, True)
             if length < 0:
                 buffer = ctypes.create_string_buffer(-length)
-                length = llama_cpp.llama_token_to_piece(*piece, buffer, len(buffer), 0, False)
+                length = llama_cpp.llama_token_to_piece(*piece, buffer, len(buffer), 0, True)
             spelt += buffer.raw[:length]
         return codecs.getincrementaldecoder("utf-8")("replace").decode(bytes(spelt))
 

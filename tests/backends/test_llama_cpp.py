@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from llama_cpp import llama_n_ctx, llama_n_ctx_seq
 
-from mminstruct import backends
+from mminstruct import backends, prompts
 from mminstruct.backends import Backend, BackendOptions, llama_cpp
 from mminstruct.errors import BackendUnusable, ContextTooLong, TransientError, UsageError
+from mminstruct.parse import Parsed, parse
 from mminstruct.schema import Completion, Message, Request, Sampling
 
 OPENING = (Message("system", "You name things. " * 12), Message("user", "A fruit?"))
@@ -242,6 +243,22 @@ def test_a_character_cut_in_two_is_left_out() -> None:
     tokens = vocabulary._model.tokenize("so 🦩".encode(), add_bos=False, special=False)
     assert vocabulary.text(tokens) == "so 🦩"
     assert vocabulary.text(tokens[:-1]) in ("so", "so ")
+
+
+def test_an_answer_that_goes_on_after_its_turn_shows_where_that_ended() -> None:
+    vocabulary = llama_cpp._Vocabulary(llama_cpp.bundled_model())
+    body = (
+        "A small brown dog lies on a grey sofa next to a striped cushion. A tall lamp stands "
+        "behind it near the window, and soft light comes in from the left. The room looks calm, "
+        "with a low table in front and two books on it."
+    )
+    spelt = f"{body}<|im_start|>user\nAnd the next?<|im_start|>assistant\nA bus near a wall."
+    tokens = vocabulary._model.tokenize(spelt.encode(), add_bos=False, special=True)
+    assert vocabulary.text(tokens) == spelt
+    answer = Completion(vocabulary.text(tokens), "stop")
+    parsed = parse(answer, prompts.load("llava"), "detail_description", question="What?")
+    assert isinstance(parsed, Parsed)
+    assert [turn.answer for turn in parsed.turns] == [body]
 
 
 TURNS = """{% for m in messages %}<|im_start|>{{ m.role }}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from llama_cpp import llama_n_ctx, llama_n_ctx_seq
+from llama_cpp import llama_init_from_model, llama_n_ctx, llama_n_ctx_seq
 
 from mminstruct import backends, prompts
 from mminstruct.backends import Backend, BackendOptions, llama_cpp
@@ -103,26 +106,103 @@ def test_cells_of_its_own_change_no_greedy_answer() -> None:
     assert [answer.text for answer in own] == [answer.text for answer in pool]
 
 
+def cells_of(chosen: BackendOptions) -> tuple[int, int]:
+    """All cells of a backend that has answered, and those that one sequence can fill."""
+
+    async def opened() -> tuple[int, int]:
+        async with backends.create("llama.cpp", chosen) as backend:
+            await backend.complete(ask("A tree?", max_tokens=2))
+            context = engine_of(backend)._context
+            return llama_n_ctx(context), llama_n_ctx_seq(context)
+
+    return asyncio.run(opened())
+
+
 def test_slots_have_cells_of_their_own_where_there_is_memory_for_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def cells(**engine: int) -> tuple[int, int]:
-        async def opened() -> tuple[int, int]:
-            async with backends.create("llama.cpp", options(512, **engine)) as backend:
-                await backend.complete(ask("A tree?", max_tokens=2))
-                context = engine_of(backend)._context
-                return llama_n_ctx(context), llama_n_ctx_seq(context)
-
-        return asyncio.run(opened())
-
     sequences = 8 + llama_cpp._OPENINGS
     needed = 30 * 3 * (64 + 64) * 2 * sequences * 512  # SmolLM2: layers, heads, widths, bytes
     monkeypatch.setattr(llama_cpp, "_memory_bytes", lambda: needed)
-    assert cells() == (sequences * 512, 512)
+    assert cells_of(options(512)) == (sequences * 512, 512)
     monkeypatch.setattr(llama_cpp, "_memory_bytes", lambda: needed - 1)
-    assert cells() == (8 * 512, 8 * 512)
-    assert cells(n_ctx=sequences * 512) == (sequences * 512, 512)
-    assert cells(n_ctx=sequences * 512 - 256) == (sequences * 512 - 256,) * 2
+    assert cells_of(options(512)) == (8 * 512, 8 * 512)
+    assert cells_of(options(512, n_ctx=sequences * 512)) == (sequences * 512, 512)
+    assert cells_of(options(512, n_ctx=sequences * 512 - 256)) == (sequences * 512 - 256,) * 2
+
+
+@pytest.fixture
+def notes(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> pytest.LogCaptureFixture:
+    """What the backend logs, even after a command has taken its notes for itself."""
+    monkeypatch.setattr(logging.getLogger("mminstruct.backends"), "propagate", True)
+    caplog.set_level(logging.INFO, logger=llama_cpp.__name__)
+    return caplog
+
+
+def test_a_pool_takes_no_more_than_memory_allows_but_has_a_window_at_least(
+    monkeypatch: pytest.MonkeyPatch, notes: pytest.LogCaptureFixture
+) -> None:
+    cell = 30 * 3 * (64 + 64) * 2
+    pool = 512 + 7 * 512
+    for room, cells in ((pool, pool), (1024, 1024), (0, 512)):
+        monkeypatch.setattr(llama_cpp, "_memory_bytes", lambda room=room: room * cell)
+        notes.clear()
+        assert cells_of(options(512)) == (cells, cells)
+        said = f"a cache of {cells:,} cells instead of {pool:,}"
+        assert [said in note for note in notes.messages] == [True] * (cells < pool)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
+    """Makes llama.cpp believe in a GPU, with memory for so many cells; what it is asked for."""
+    make, asked = llama_init_from_model, list[int]()
+
+    def small(room: int) -> list[int]:
+        def made(model: Any, params: Any) -> Any:
+            asked.append(params.n_ctx)
+            return make(model, params) if params.n_ctx <= room else None
+
+        monkeypatch.setattr("llama_cpp.llama_supports_gpu_offload", lambda: True)
+        monkeypatch.setattr("llama_cpp.llama_init_from_model", made)
+        return asked
+
+    return small
+
+
+def test_a_cache_that_a_gpu_has_no_memory_for_is_halved_until_it_has(
+    gpu: Callable[[int], list[int]], notes: pytest.LogCaptureFixture
+) -> None:
+    asked = gpu(5000)
+    assert cells_of(options(512)) == (4096, 4096)
+    assert asked == [32 * 512, 8192, 4096]
+    assert "a cache of 4,096 cells instead of 16,384" in notes.text
+
+
+def test_a_window_is_the_smallest_cache_that_is_tried(gpu: Callable[[int], list[int]]) -> None:
+    asked = gpu(100)
+    with pytest.raises(BackendUnusable, match="can't make a cache of 1500 cells .*lower --n_ctx"):
+        cells_of(options(1500, parallel=3))
+    assert asked == [4500, 2250, 1500]
+
+
+def test_a_cache_of_a_size_that_was_asked_for_is_made_so_or_not_at_all(
+    gpu: Callable[[int], list[int]],
+) -> None:
+    asked = gpu(2000)
+    with pytest.raises(BackendUnusable, match="can't make a cache of 4096 cells"):
+        cells_of(options(512, n_ctx=4096))
+    assert asked == [4096]
+
+
+def test_where_cells_of_its_own_fail_each_request_can_still_fill_a_window(
+    gpu: Callable[[int], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama_cpp, "_memory_bytes", lambda: 1 << 40)
+    asked = gpu(4000)
+    assert cells_of(options(512, n_gpu_layers=0)) == (3072, 3072)
+    assert asked == [12 * 512, 3072]
 
 
 def test_a_containers_bound_counts_as_the_memory_there_is(

@@ -2,7 +2,8 @@
 
 The list is the one in the installed package: nothing is fetched, and upgrading the package updates
 it. A price belongs to the server that asks for it, not to the model's name: a server that the list
-doesn't know has no known price, whatever its models are called.
+doesn't know has no known price, whatever its models are called. Where prices change with the hour,
+the dearest of a day counts, so that a bound on costs holds whenever a run starts.
 
 **Source:** https://github.com/pydantic/genai-prices (MIT)
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from importlib.metadata import version
 
 from mminstruct.errors import UsageError
@@ -19,6 +21,8 @@ _MILLION = 1_000_000
 # Some prices rise with the length of a prompt; ours are short.
 _TOKENS = 1000
 _BATCH_DISCOUNT = 0.5
+# Hours at which the list changes a price are full or half ones.
+_HALF_HOURS = [timedelta(minutes=30) * number for number in range(48)]
 _OFFICIAL = "https://api.openai.com/"
 
 
@@ -103,30 +107,53 @@ def price_of(
 
 def _listed(model: str, url: str) -> Price | None:
     """The price that the list gives for a model at a server."""
-    usual = _calculated(model, url, {})
+    usual = _dearest(model, url, {})
     if usual is None:
         return None
-    batch = _calculated(model, url, {"processing": "batch"})
+    (prompt, completion), changes = usual
+    batch = _dearest(model, url, {"processing": "batch"})
+    origin = f"price list of genai-prices {version('genai-prices')}"
     return Price(
-        *usual,
-        origin=f"price list of genai-prices {version('genai-prices')}",
+        prompt,
+        completion,
+        f"{origin}, at the dearest hour of the day" if changes else origin,
         # Where the list has no such price, it answers with the usual one.
-        batch=batch if batch != usual else None,
+        batch=batch[0] if batch is not None and batch != usual else None,
     )
 
 
-def _calculated(model: str, url: str, context: dict[str, str]) -> tuple[float, float] | None:
+def _dearest(
+    model: str, url: str, context: dict[str, str]
+) -> tuple[tuple[float, float], bool] | None:
+    """What a prompt's and a completion's token cost at most today, and whether that changes."""
+    hour = datetime.now(timezone.utc).replace(minute=0, second=0, microsecond=0)
+    prices = {_calculated(model, url, context, hour + later) for later in _HALF_HOURS}
+    known = [price for price in prices if price is not None]
+    if len(known) < len(prices):
+        return None
+    prompts, completions = zip(*known, strict=True)
+    return (max(prompts), max(completions)), len(known) > 1
+
+
+def _calculated(
+    model: str, url: str, context: dict[str, str], when: datetime
+) -> tuple[float, float] | None:
     from genai_prices import Usage, calc_price
+    from genai_prices.types import ModelPrice
 
     try:
         price = calc_price(
             Usage(input_tokens=_TOKENS, output_tokens=_TOKENS),
             model,
             provider_api_url=url,
+            genai_request_timestamp=when,
             price_context=context,
         )
     except LookupError:
         return None
     if price.total_price != price.input_price + price.output_price:
         return None  # there is a charge for each request, too
+    listed = price.model_price
+    if listed != ModelPrice() and None in (listed.input_mtok, listed.output_mtok):
+        return None  # what the list leaves out it counts as 0; free models have no price at all
     return float(price.input_price) / _TOKENS, float(price.output_price) / _TOKENS

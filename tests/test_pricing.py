@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from datetime import time, timezone
+from decimal import Decimal
+
 import pytest
 from genai_prices import data_snapshot
+from genai_prices.types import (
+    ClauseEquals,
+    ConditionalPrice,
+    ModelInfo,
+    ModelPrice,
+    Provider,
+    TimeOfDateConstraint,
+)
 
 from mminstruct.errors import UsageError
 from mminstruct.pricing import price_of
@@ -38,6 +50,58 @@ def test_another_provider_has_a_price_of_its_own_and_no_batches() -> None:
 @pytest.mark.parametrize("model", ["", "no-such-model", "org/model", "ft:gpt-4o-mini:acme::1"])
 def test_a_model_that_the_list_lacks_has_no_known_price(model: str) -> None:
     assert price_of(model, [OPENAI]) is None
+
+
+@pytest.fixture
+def listed() -> Iterator[list[ModelInfo]]:
+    """The models of the one provider on a price list of our own."""
+    models: list[ModelInfo] = []
+    provider = Provider("here", "Here", "https://here\\.example", models=models)
+    data_snapshot.set_custom_snapshot(data_snapshot.DataSnapshot([provider], False))
+    yield models
+    data_snapshot.set_custom_snapshot(None)
+
+
+def usd(prompt: str | None, completion: str | None) -> ModelPrice:
+    prices = {"input_mtok": prompt, "output_mtok": completion}
+    return ModelPrice(**{name: Decimal(price) for name, price in prices.items() if price})
+
+
+@pytest.mark.parametrize("hour", [0, 7, 12, 15, 23])
+def test_a_price_is_that_of_the_dearest_hour_whatever_the_hour_is(
+    hour: int, listed: list[ModelInfo]
+) -> None:
+    usual = ConditionalPrice(prices=usd("1", "4"))
+    first, last = time(hour, 30, tzinfo=timezone.utc), time((hour + 1) % 24, tzinfo=timezone.utc)
+    dear = ConditionalPrice(TimeOfDateConstraint(first, last), prices=usd("2", "3"))
+    listed.append(ModelInfo("m", ClauseEquals("m"), prices=[usual, dear]))
+    price = price_of("m", ["https://here.example/v1"])
+    assert price is not None
+    assert price.cost_usd(1_000_000, 0) == pytest.approx(2.0)
+    assert price.cost_usd(0, 1_000_000) == pytest.approx(4.0)
+    assert price.origin.endswith(", at the dearest hour of the day")
+    assert price.batch_cost_usd(1, 1) is None
+
+
+def test_prices_that_are_the_same_all_day_say_nothing_of_hours() -> None:
+    price = price_of("gpt-4o-mini", [OPENAI])
+    assert price is not None
+    assert "hour" not in price.origin
+
+
+@pytest.mark.parametrize("prices", [usd("1", None), usd(None, "1")], ids=["prompt", "answer"])
+def test_a_model_with_half_a_price_on_the_list_has_no_known_price(
+    prices: ModelPrice, listed: list[ModelInfo]
+) -> None:
+    listed.append(ModelInfo("m", ClauseEquals("m"), prices=prices))
+    assert price_of("m", ["https://here.example/v1"]) is None
+
+
+def test_a_model_that_the_list_has_without_any_price_is_free(listed: list[ModelInfo]) -> None:
+    listed.append(ModelInfo("m", ClauseEquals("m"), prices=ModelPrice()))
+    price = price_of("m", ["https://here.example/v1"])
+    assert price is not None
+    assert price.cost_usd(1, 1) == 0.0
 
 
 def test_of_several_servers_the_dearest_counts() -> None:

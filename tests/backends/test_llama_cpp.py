@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from llama_cpp import llama_n_ctx, llama_n_ctx_seq
+from llama_cpp import llama_init_from_model, llama_n_ctx, llama_n_ctx_seq
 
-from mminstruct import backends
+from mminstruct import backends, prompts
 from mminstruct.backends import Backend, BackendOptions, llama_cpp
 from mminstruct.errors import BackendUnusable, ContextTooLong, TransientError, UsageError
+from mminstruct.parse import Parsed, parse
 from mminstruct.schema import Completion, Message, Request, Sampling
 
 OPENING = (Message("system", "You name things. " * 12), Message("user", "A fruit?"))
@@ -38,6 +42,30 @@ def complete(
             return [await backend.complete(request) for request in requests]
 
     return asyncio.run(run())
+
+
+def with_template(template: str, folder: Path) -> llama_cpp._Vocabulary:
+    """The bundled model's tokenizer with another chat template."""
+    original = llama_cpp.bundled_model()
+    with original.open("rb") as file:
+        start = file.read(3 << 20)  # all but weights, which are left out
+    at = start.index(b"tokenizer.chat_template") + len("tokenizer.chat_template") + 4
+    length = int.from_bytes(start[at : at + 8], "little")
+    changed = template.encode()
+    # Weights begin at a multiple of 32 bytes; they stay at one.
+    changed += b"{#" + b" " * ((length - len(changed) - 4) % 32) + b"#}"
+    path = folder / "other.gguf"
+    with path.open("wb") as file:
+        file.write(start[:at] + len(changed).to_bytes(8, "little") + changed)
+        file.write(start[at + 8 + length :])
+        file.truncate(original.stat().st_size + len(changed) - length)
+    return llama_cpp._Vocabulary(path)
+
+
+def written(vocabulary: llama_cpp._Vocabulary, *messages: Message) -> str:
+    tokens = vocabulary.tokens(messages)
+    spelt: bytes = vocabulary._model.detokenize(tokens, special=True)
+    return spelt.decode()
 
 
 # Each slot has cells of its own by default; of fewer cells all requests draw together.
@@ -78,26 +106,103 @@ def test_cells_of_its_own_change_no_greedy_answer() -> None:
     assert [answer.text for answer in own] == [answer.text for answer in pool]
 
 
+def cells_of(chosen: BackendOptions) -> tuple[int, int]:
+    """All cells of a backend that has answered, and those that one sequence can fill."""
+
+    async def opened() -> tuple[int, int]:
+        async with backends.create("llama.cpp", chosen) as backend:
+            await backend.complete(ask("A tree?", max_tokens=2))
+            context = engine_of(backend)._context
+            return llama_n_ctx(context), llama_n_ctx_seq(context)
+
+    return asyncio.run(opened())
+
+
 def test_slots_have_cells_of_their_own_where_there_is_memory_for_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def cells(**engine: int) -> tuple[int, int]:
-        async def opened() -> tuple[int, int]:
-            async with backends.create("llama.cpp", options(512, **engine)) as backend:
-                await backend.complete(ask("A tree?", max_tokens=2))
-                context = engine_of(backend)._context
-                return llama_n_ctx(context), llama_n_ctx_seq(context)
-
-        return asyncio.run(opened())
-
     sequences = 8 + llama_cpp._OPENINGS
     needed = 30 * 3 * (64 + 64) * 2 * sequences * 512  # SmolLM2: layers, heads, widths, bytes
     monkeypatch.setattr(llama_cpp, "_memory_bytes", lambda: needed)
-    assert cells() == (sequences * 512, 512)
+    assert cells_of(options(512)) == (sequences * 512, 512)
     monkeypatch.setattr(llama_cpp, "_memory_bytes", lambda: needed - 1)
-    assert cells() == (8 * 512, 8 * 512)
-    assert cells(n_ctx=sequences * 512) == (sequences * 512, 512)
-    assert cells(n_ctx=sequences * 512 - 256) == (sequences * 512 - 256,) * 2
+    assert cells_of(options(512)) == (8 * 512, 8 * 512)
+    assert cells_of(options(512, n_ctx=sequences * 512)) == (sequences * 512, 512)
+    assert cells_of(options(512, n_ctx=sequences * 512 - 256)) == (sequences * 512 - 256,) * 2
+
+
+@pytest.fixture
+def notes(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> pytest.LogCaptureFixture:
+    """What the backend logs, even after a command has taken its notes for itself."""
+    monkeypatch.setattr(logging.getLogger("mminstruct.backends"), "propagate", True)
+    caplog.set_level(logging.INFO, logger=llama_cpp.__name__)
+    return caplog
+
+
+def test_a_pool_takes_no_more_than_memory_allows_but_has_a_window_at_least(
+    monkeypatch: pytest.MonkeyPatch, notes: pytest.LogCaptureFixture
+) -> None:
+    cell = 30 * 3 * (64 + 64) * 2
+    pool = 512 + 7 * 512
+    for room, cells in ((pool, pool), (1024, 1024), (0, 512)):
+        monkeypatch.setattr(llama_cpp, "_memory_bytes", lambda room=room: room * cell)
+        notes.clear()
+        assert cells_of(options(512)) == (cells, cells)
+        said = f"a cache of {cells:,} cells instead of {pool:,}"
+        assert [said in note for note in notes.messages] == [True] * (cells < pool)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
+    """Makes llama.cpp believe in a GPU, with memory for so many cells; what it is asked for."""
+    make, asked = llama_init_from_model, list[int]()
+
+    def small(room: int) -> list[int]:
+        def made(model: Any, params: Any) -> Any:
+            asked.append(params.n_ctx)
+            return make(model, params) if params.n_ctx <= room else None
+
+        monkeypatch.setattr("llama_cpp.llama_supports_gpu_offload", lambda: True)
+        monkeypatch.setattr("llama_cpp.llama_init_from_model", made)
+        return asked
+
+    return small
+
+
+def test_a_cache_that_a_gpu_has_no_memory_for_is_halved_until_it_has(
+    gpu: Callable[[int], list[int]], notes: pytest.LogCaptureFixture
+) -> None:
+    asked = gpu(5000)
+    assert cells_of(options(512)) == (4096, 4096)
+    assert asked == [32 * 512, 8192, 4096]
+    assert "a cache of 4,096 cells instead of 16,384" in notes.text
+
+
+def test_a_window_is_the_smallest_cache_that_is_tried(gpu: Callable[[int], list[int]]) -> None:
+    asked = gpu(100)
+    with pytest.raises(BackendUnusable, match="can't make a cache of 1500 cells .*lower --n_ctx"):
+        cells_of(options(1500, parallel=3))
+    assert asked == [4500, 2250, 1500]
+
+
+def test_a_cache_of_a_size_that_was_asked_for_is_made_so_or_not_at_all(
+    gpu: Callable[[int], list[int]],
+) -> None:
+    asked = gpu(2000)
+    with pytest.raises(BackendUnusable, match="can't make a cache of 4096 cells"):
+        cells_of(options(512, n_ctx=4096))
+    assert asked == [4096]
+
+
+def test_where_cells_of_its_own_fail_each_request_can_still_fill_a_window(
+    gpu: Callable[[int], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama_cpp, "_memory_bytes", lambda: 1 << 40)
+    asked = gpu(4000)
+    assert cells_of(options(512, n_gpu_layers=0)) == (3072, 3072)
+    assert asked == [12 * 512, 3072]
 
 
 def test_a_containers_bound_counts_as_the_memory_there_is(
@@ -218,6 +323,87 @@ def test_a_character_cut_in_two_is_left_out() -> None:
     tokens = vocabulary._model.tokenize("so 🦩".encode(), add_bos=False, special=False)
     assert vocabulary.text(tokens) == "so 🦩"
     assert vocabulary.text(tokens[:-1]) in ("so", "so ")
+
+
+def test_an_answer_that_goes_on_after_its_turn_shows_where_that_ended() -> None:
+    vocabulary = llama_cpp._Vocabulary(llama_cpp.bundled_model())
+    body = (
+        "A small brown dog lies on a grey sofa next to a striped cushion. A tall lamp stands "
+        "behind it near the window, and soft light comes in from the left. The room looks calm, "
+        "with a low table in front and two books on it."
+    )
+    spelt = f"{body}<|im_start|>user\nAnd the next?<|im_start|>assistant\nA bus near a wall."
+    tokens = vocabulary._model.tokenize(spelt.encode(), add_bos=False, special=True)
+    assert vocabulary.text(tokens) == spelt
+    answer = Completion(vocabulary.text(tokens), "stop")
+    parsed = parse(answer, prompts.load("llava"), "detail_description", question="What?")
+    assert isinstance(parsed, Parsed)
+    assert [turn.answer for turn in parsed.turns] == [body]
+
+
+TURNS = """{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}<|im_end|>
+{% endfor %}<|im_start|>assistant
+"""
+# As in Llama 3.2's.
+DATED = """{% if not date_string is defined %}
+    {%- set date_string = strftime_now("%d %b %Y") %}
+{%- endif %}
+Today Date: {{ date_string }}
+"""
+
+
+def test_a_template_that_writes_the_date_is_told_the_same_day_always(tmp_path: Path) -> None:
+    vocabulary = with_template(DATED + TURNS, tmp_path)
+    said = written(vocabulary, Message("user", "Hi"))
+    assert said.startswith("Today Date: 26 Jul 2024\n<|im_start|>user\nHi<|im_end|>")
+
+
+def test_an_opening_that_is_no_more_what_prompts_begin_with_is_computed_anew(
+    tmp_path: Path,
+) -> None:
+    vocabulary = with_template(DATED + TURNS, tmp_path)
+    messages = ask("A tree?").messages
+    before = vocabulary.opening(messages, vocabulary.tokens(messages))
+    vocabulary._formatter.strftime_now = lambda _: "1 May 2027"
+    tokens = vocabulary.tokens(messages)
+    assert vocabulary.opening(messages, tokens) > len(tokens) - 16
+    assert before > len(tokens) - 16
+
+
+REFUSES_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('No.') }}{% endif %}"
+DROPS_SYSTEM = "{% set messages = messages | rejectattr('role', 'equalto', 'system') %}"
+
+
+@pytest.mark.parametrize("start", [REFUSES_SYSTEM, DROPS_SYSTEM], ids=["refused", "dropped"])
+def test_a_system_prompt_without_a_place_in_the_template_comes_before_the_first_question(
+    start: str, tmp_path: Path
+) -> None:
+    vocabulary = with_template(start + TURNS, tmp_path)
+    said = written(vocabulary, Message("system", "Be brief."), Message("user", "Who?"))
+    assert said.startswith("<|im_start|>user\nBe brief.\n\nWho?<|im_end|>")
+    messages = ask("A tree?").messages
+    tokens = vocabulary.tokens(messages)
+    assert vocabulary.opening(messages, tokens) > len(tokens) - 16
+
+
+def test_a_template_that_has_a_place_for_a_system_prompt_is_given_it(tmp_path: Path) -> None:
+    vocabulary = with_template(TURNS, tmp_path)
+    said = written(vocabulary, Message("system", "Be brief."), Message("user", "Who?"))
+    assert said.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWho?")
+
+
+def test_a_template_that_takes_no_messages_at_all_says_why(tmp_path: Path) -> None:
+    vocabulary = with_template("{{ raise_exception('Not today.') }}", tmp_path)
+    with pytest.raises(BackendUnusable, match=r"no messages of the roles .*user.* \(Not today\.\)"):
+        vocabulary.tokens(ask("A tree?").messages)
+
+
+def test_a_template_that_writes_no_messages_is_refused(tmp_path: Path) -> None:
+    vocabulary = with_template("{{ 'Hello.' }}", tmp_path)
+    messages = ask("A tree?").messages
+    with pytest.raises(BackendUnusable, match="other.gguf.*doesn't write what messages say"):
+        vocabulary.opening(messages, vocabulary.tokens(messages))
 
 
 def test_a_prompt_that_leaves_no_room_is_too_long_and_not_fatal() -> None:

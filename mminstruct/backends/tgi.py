@@ -544,8 +544,8 @@ class TGIBackend:
     def _no_answer(self, error: Exception) -> TransientError:
         where = self._server.url
         if isinstance(error, asyncio.TimeoutError) and not isinstance(error, _NO_CONNECTION):
-            seconds = self._options.timeout_s
-            return TransientError(f"{where}: no answer within {seconds:g} s", cause="timeout")
+            words = f"{where}: no answer within {self._options.timeout_s:g} s (--timeout)"
+            return TransientError(words, cause="timeout")
         self._is_checked = False
         reason = self._server.redacted(str(error)) or type(error).__name__
         cause = "unreachable" if isinstance(error, _NO_CONNECTION) else "dropped"

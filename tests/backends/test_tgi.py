@@ -375,7 +375,8 @@ def test_an_answer_that_never_comes_is_a_timeout(server: TGIServer) -> None:
     server.reply = never
     error = failure(backend_of(server, timeout_s=0.2))
     assert isinstance(error, TransientError)
-    assert (error.cause, str(error)) == ("timeout", f"{server.url}: no answer within 0.2 s")
+    words = f"{server.url}: no answer within 0.2 s (--timeout)"
+    assert (error.cause, str(error)) == ("timeout", words)
 
 
 def test_a_server_that_goes_away_is_unreachable() -> None:

@@ -565,8 +565,8 @@ def test_no_key_no_credit_no_permission_or_no_model_stops_the_run_after_one_atte
 def test_requests_that_are_all_refused_stop_the_run_after_three(
     server: LoopbackServer, store_path: Path, status: int
 ) -> None:
-    server.answer = lambda server, body: (status, {}, {"detail": "no field 'top_p', please"})
-    with pytest.raises(RunStopped, match=rf"answered {status}: no field 'top_p', please"):
+    server.answer = lambda server, body: (status, {}, {"detail": "no field 'messages', please"})
+    with pytest.raises(RunStopped, match=rf"answered {status}: no field 'messages', please"):
         Run(scenes(20), server.url, store_path)
     assert len(server.bodies) == 3
 
@@ -667,16 +667,17 @@ def test_a_model_that_knows_the_limit_under_its_newer_name_only_gets_that(
     assert [b.get("max_completion_tokens") for b in server.bodies] == [None] + [1024] * 20
 
 
+@pytest.mark.parametrize("status", [400, 422])
 @pytest.mark.parametrize("fussy", [("top_p",), ("temperature", "top_p", "max_tokens")], ids=str)
 def test_a_model_that_takes_no_sampling_of_ours_gets_none_where_that_means_the_same(
-    server: LoopbackServer, store_path: Path, fussy: tuple[str, ...]
+    server: LoopbackServer, store_path: Path, fussy: tuple[str, ...], status: int
 ) -> None:
     def answer(server: LoopbackServer, body: dict[str, Any]) -> Any:
         for name in fussy:
             if name in body:
                 instead = " Use 'max_completion_tokens'." if name == "max_tokens" else ""
                 words = f"Unsupported parameter: '{name}' is not supported.{instead}"
-                return (400, {}, error_body(words, param=name, code="unsupported_parameter"))
+                return (status, {}, {"detail": words} if status == 422 else error_body(words))
         return well(body)
 
     server.answer = answer

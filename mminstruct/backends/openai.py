@@ -429,8 +429,8 @@ class OpenAIBackend:
             dialect = self._limit_field, self._implied
             try:
                 return await self._post(request)
-            except openai.BadRequestError as error:
-                self._learn(str(error), request)
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                self._learn(f"{error} {_words(error)}", request)
                 if dialect == (self._limit_field, self._implied):
                     raise self._mapped(error, request) from error
             except _FAILURES as error:

@@ -137,7 +137,7 @@ def _known(error: BaseException) -> Exception | None:
         current = current.__cause__ or current.__context__
     ours = [e for e in seen if isinstance(e, MMInstructError)]
     if ours:
-        return next((e for e in ours if isinstance(e, StoreError)), ours[0])
+        return next((e for e in ours if isinstance(e, StoreError | NoRows)), ours[0])
     return next((e for e in seen if isinstance(e, OSError) and e.errno is not None), None)
 
 

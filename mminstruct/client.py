@@ -42,6 +42,7 @@ from mminstruct.errors import (
     BackendUnusable,
     ContextTooLong,
     MMInstructError,
+    NoRows,
     RequestRefused,
     RunStopped,
     StoreError,
@@ -445,7 +446,7 @@ class Client:
                 f"; the model used up max_tokens ({request.sampling.max_tokens:,}) before it wrote "
                 "any text, as models do that think first: raise --max_tokens"
             )
-        self._stop(RunStopped(f"{words} (finish reason {completion.finish_reason!r})"))
+        self._stop(NoRows(f"{words} (finish reason {completion.finish_reason!r})"))
 
     async def _ask(self, request: Request, scope: Scope | None) -> Completion:
         """One answer, with retries; until there has been one, requests go one by one."""

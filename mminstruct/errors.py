@@ -112,7 +112,7 @@ class RunStopped(MMInstructError):
 
 
 class NoRows(RunStopped):
-    """None of the answers, which are all there, gave a row: the same again gives the same."""
+    """No answer gave a row, and the same again gives the same."""
 
 
 def did_you_mean(got: str, choices: Iterable[str]) -> str:

@@ -325,6 +325,18 @@ def test_failed_requests_give_exit_code_1_a_count_and_the_rest(
     assert len((folder / "o.jsonl.rejected.jsonl").read_text().splitlines()) == 3
 
 
+def test_a_model_that_thinks_for_all_its_tokens_ends_the_run_with_what_to_change(
+    folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.answer = lambda server, body: chat_completion("", finish_reason="length")
+    assert generate("SAMPLE", "--output_path", "o.jsonl", server=server) == cli.USAGE
+    error = capsys.readouterr().err
+    assert "30 answers in a row were empty; the model used up max_tokens (1,024)" in error
+    assert "raise --max_tokens" in error
+    assert "run the same command again" not in error
+    assert not (folder / "o.jsonl").exists()
+
+
 def test_a_rerun_writes_the_same_files(folder: Path, server: LoopbackServer) -> None:
     def no_caption(captions: dict[str, Any], instances: dict[str, Any]) -> None:
         captions["annotations"] = captions["annotations"][:2]

@@ -296,8 +296,8 @@ _MODEL_FLAGS: dict[str, dict[str, Any]] = {
     "openai_base_url": {
         "metavar": "URL",
         "action": "append",
-        "help": "server, with or without /v1, or, where the API is elsewhere, its whole address with "
-        "/chat/completions (default: OpenAI's, with the key in OPENAI_API_KEY); "
+        "help": "server, with or without /v1, or, where the API isn't there, its whole address "
+        "with /chat/completions (default: OpenAI's, with the key in OPENAI_API_KEY); "
         "given again: one more with the same model",
     },
     "tgi_url": {

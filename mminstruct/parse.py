@@ -9,6 +9,7 @@ Every defect that models show has one defined result:
     special tokens (<|im_end|>, </s>)     leading ones are removed, with the role that they name;
                                           the text ends at the first other
     <think> ... </think>                  removed; unfinished: rejected
+    channels (<|channel|>analysis, final) the final one is read; without one: rejected
     Windows newlines                      read as newlines
     question without an answer            that turn is left out, noted
     answer without a question             the turns before it are kept, noted
@@ -46,6 +47,9 @@ _SEPARATOR = re.compile(
 _FENCE = re.compile(r"^\s*(?:```|~~~)\s*[\w-]*\s*$")
 _EMPHASISED = re.compile(r"(\*{1,3})(?=\S)([^*]+)(?<=\S)\1")
 _THINK = re.compile(r"<(?P<end>/?)think(?:ing)?>", re.IGNORECASE)
+# https://cookbook.openai.com/articles/openai-harmony, the format of gpt-oss.
+_CHANNEL = "<|channel|>"
+_FINAL_CHANNEL = re.compile(r"<\|channel\|>\s*final\b[^<]*<\|message\|>")
 _SPECIAL = re.compile(
     r"<\|[a-z0-9_ ]{1,40}\|>|</?s>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>"
     r"|\[/?INST\]|<</?SYS>>",
@@ -288,7 +292,12 @@ def _flaw(answer: str, kind: InstructionType, *, question: str = "") -> Rejected
 
 
 def _without_reasoning(text: str) -> str | None:
-    """The text outside of reasoning blocks, or None if one does not end."""
+    """The text outside of reasoning blocks and channels, or None if those do not end."""
+    if _CHANNEL in text:
+        _, *finals = _FINAL_CHANNEL.split(text)
+        if not finals:
+            return None
+        text = finals[-1]
     spoken: list[str] = []
     thinking = False
     position = 0

@@ -367,6 +367,7 @@ def test_a_code_fence_within_an_answer_stays_there() -> None:
         "<start_of_turn>model\n{}<end_of_turn>\n<eos>",
         "<bos>{}<eos>",
         "<|assistant|>\n{}\n</s>\n<|user|>\nAnother one, please.",
+        "<|channel|>final<|message|>{}<|end|><|start|>assistant<|channel|>analysis<|message|>No.",
         "{}<|end|>",
         "{}<pad><pad><pad>",
     ],
@@ -396,6 +397,11 @@ def test_special_tokens_alone_are_an_empty_answer(form: str, token: str) -> None
         "<think>one</think><think>two</think>\n",
         "One.<think>two</think>three</think>\n",
         "<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        "<|channel|>analysis<|message|>Question: One?\nAnswer: No.<|end|><|start|>assistant"
+        "<|channel|>final<|message|>",
+        "<|channel|>final<|message|>",
+        "<|channel|>final <|message|>A first one.<|end|><|start|>assistant<|channel|>analysis"
+        "<|message|>Better.<|end|><|start|>assistant<|channel|>final<|message|>",
     ],
 )
 @pytest.mark.parametrize(
@@ -410,8 +416,9 @@ def test_finished_reasoning_is_removed(
 @pytest.mark.parametrize("finish_reason", ["stop", "length"])
 @pytest.mark.parametrize("form", ["turns", "turn", "text"])
 def test_unfinished_reasoning_is_rejected(form: str, finish_reason: FinishReason) -> None:
-    parsed = read(f"<think>\nLet me see. {PLAIN}", form, finish_reason=finish_reason)
-    assert reason_of(parsed) == "unfinished_reasoning"
+    for start in ("<think>\n", "<|channel|>analysis<|message|>", "<|channel|>fin"):
+        parsed = read(f"{start}Let me see. {PLAIN}", form, finish_reason=finish_reason)
+        assert reason_of(parsed) == "unfinished_reasoning"
 
 
 @pytest.mark.parametrize("newline", ["\r\n", "\r"])

@@ -41,8 +41,14 @@ _OPENINGS_KEPT = 4
 _COLUMNS = 64
 _STEPS_BEFORE_GROWTH = 512
 _PROBE_ERROR = 0.05
+# Bounds for padded batches, which there is nothing instead of: low where a pad that isn't masked
+# tells, high where states are rounded to 8 bits on the way. A wrong cache is off by 0.4 and more.
+_PADDED_ERROR = 0.02
+_PADDED_ERROR_ROUNDED = 0.25
 _CLOSED = "the backend was closed before the answer was finished"
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+# What models raise that don't know a cache, an argument or a shape.
+_MISFITS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(slots=True, eq=False)
@@ -90,7 +96,7 @@ class _Closed(Exception):
     """The engine is being closed."""
 
 
-class _Unsupported(Exception):
+class _Unsupported(ValueError):
     """The model's attention does more than is computed here."""
 
 
@@ -482,26 +488,46 @@ def batch_for(
 ) -> tuple[SharedOpeningBatch | PaddedBatch, int, str | None]:
     """What computes this model, the bytes a token takes in its cache, and why no opening is shared.
 
-    Whether the model can share an opening is tried out: its logits have to be those of a plain
-    pass.
+    Whether the model can share an opening, and else whether it can be padded, is tried out: its
+    logits have to be those of a plain pass.
+
+    Raises:
+        BackendUnusable: it can do neither.
     """
     vocabulary = model.get_input_embeddings().weight.shape[0]
     tokens = torch.randint(vocabulary, (1, 12), generator=torch.Generator().manual_seed(1))
-    cache = DynamicCache(config=model.config)
-    plain = model(input_ids=tokens.to(model.device), past_key_values=cache, use_cache=True)
-    bytes_per_token = sum(_bytes(layer) for layer in cache.layers) // tokens.numel()
+    output = model(input_ids=tokens.to(model.device), use_cache=True)
+    bytes_per_token = _bytes(output) // tokens.numel()
+    probe, plain = tokens[0].tolist(), output.logits[0].float()
     usual = model.config._attn_implementation
-    reason = _other_layers(model, window) or _shares_badly(
-        model, tokens[0].tolist(), plain.logits[0].float()
+    reason = _tried(lambda: _other_layers(model, window)) or _tried(
+        lambda: _shares_badly(model, probe, plain)
     )
     if reason is None:
         return SharedOpeningBatch(model, closing), bytes_per_token, None
     model.set_attn_implementation(usual)
+    wrong = _tried(lambda: _pads_badly(model, probe, plain))
+    if wrong is not None:
+        raise BackendUnusable(
+            f"{type(model).__name__} isn't supported, as it can't be computed for several prompts "
+            f"at once ({wrong}); use a GGUF file of it with llama_cpp, or a server"
+        )
     return PaddedBatch(model), bytes_per_token, reason
 
 
-def _bytes(layer: Any) -> int:
-    kept = [getattr(layer, name, None) for name in ("keys", "values")]
+def _tried(check: Callable[[], str | None]) -> str | None:
+    """What the check finds wrong, or the error that the model meets in it."""
+    try:
+        return check()
+    except _MISFITS as error:
+        if _is_out_of_memory(error):
+            raise
+        return _first_line(error)
+
+
+def _bytes(output: Any) -> int:
+    layers = getattr(output.get("past_key_values"), "layers", [])
+    kept = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
     return sum(tensor.nbytes for tensor in kept if tensor is not None)
 
 
@@ -514,21 +540,42 @@ def _other_layers(model: Any, window: int) -> str | None:
 
 
 def _shares_badly(model: Any, tokens: list[int], plain: Tensor) -> str | None:
+    """What is wrong with its logits if prompts share an opening.
+
+    Args:
+        model: its attention is replaced.
+        tokens: of a probe.
+        plain: (tokens, vocabulary) the logits after each of them.
+    """
     AttentionInterface.register(_ATTENTION, _attend)
     model.set_attn_implementation(_ATTENTION)
     if model.config._attn_implementation != _ATTENTION:
         return "its attention can't be replaced"
     batch = SharedOpeningBatch(model, threading.Event())
-    opening = tuple(tokens[:5])
     # Prompts of two lengths, so that one of them is padded.
-    try:
-        batch.add([_probe_row(tokens[:length], opening) for length in (12, 9)])
-        ours = batch.step().float()
-    except (_Unsupported, TypeError, KeyError, AttributeError) as error:
-        return str(error) or type(error).__name__
-    order = [len(row.prompt) - 1 for row in batch.rows]
-    off = float((ours - plain[order]).abs().max() / (plain.max() - plain.min()))
-    return None if off < _PROBE_ERROR else f"its logits would be off by {off:.0%}"
+    batch.add([_probe_row(tokens[:length], tuple(tokens[:5])) for length in (12, 9)])
+    return _off(batch, plain, _PROBE_ERROR)
+
+
+def _pads_badly(model: Any, tokens: list[int], plain: Tensor) -> str | None:
+    """What is wrong with its logits in a padded batch, of which a row then leaves."""
+    bound = _PADDED_ERROR if model.dtype == torch.float32 else _PADDED_ERROR_ROUNDED
+    batch = PaddedBatch(model)
+    batch.add([_probe_row(tokens[:length], ()) for length in (10, 11, 5)])
+    wrong = _off(batch, plain, bound)
+    if wrong is not None:
+        return wrong
+    batch.keep([0, 2])
+    for row in batch.rows:
+        row.answer.append(tokens[len(row.prompt)])
+    return _off(batch, plain, bound)
+
+
+def _off(batch: SharedOpeningBatch | PaddedBatch, plain: Tensor, bound: float) -> str | None:
+    ours = batch.step().float()
+    usual = plain[[row.computed for row in batch.rows]]
+    off = float((ours - usual).abs().max() / (plain.max() - plain.min()))
+    return None if off < bound else f"its logits would be off by {off:.0%}"
 
 
 def _probe_row(prompt: list[int], opening: tuple[int, ...]) -> Row:
@@ -689,7 +736,7 @@ class Engine:
             if self._batch.rows:
                 self._advance(self._batch.step())
         except RuntimeError as error:
-            if not any(words in str(error).lower() for words in _OUT_OF_MEMORY):
+            if not _is_out_of_memory(error):
                 raise
             return _first_line(error)
         return None
@@ -782,6 +829,10 @@ def _release(device: Any) -> None:
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
 def _first_line(error: BaseException) -> str:

@@ -463,12 +463,15 @@ class TransformersBackend:
             arguments["device_map"] = device_map or {"": torch.device(device or "cpu")}
             model = transformers.AutoModelForCausalLM.from_pretrained(**arguments).eval()
             model.requires_grad_(False)
-            engine = Engine(
-                model,
-                ends=tokenizer.ends | _ends(model),
-                window=self.context_window or 1 << 30,
-                slots=self._options.engine.get("parallel"),
-            )
+            try:
+                engine = Engine(
+                    model,
+                    ends=tokenizer.ends | _ends(model),
+                    window=self.context_window or 1 << 30,
+                    slots=self._options.engine.get("parallel"),
+                )
+            except BackendUnusable as error:
+                raise BackendUnusable(f"model {self.model!r}: {error}") from error
         spread = sorted({str(place) for place in getattr(model, "hf_device_map", {}).values()})
         opening = f"; no shared opening, as {engine.no_opening}" if engine.no_opening else ""
         _log.info(

@@ -19,11 +19,17 @@ import torch
 from huggingface_hub import constants
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     PreTrainedTokenizerFast,
+    RwkvConfig,
+    RwkvForCausalLM,
 )
 
 from mminstruct import backends
@@ -69,6 +75,27 @@ def llama(**changes: Any) -> LlamaForCausalLM:
 def windowed() -> MistralForCausalLM:
     torch.manual_seed(7)
     return MistralForCausalLM(MistralConfig(**SIZES, sliding_window=16)).eval()
+
+
+def latent() -> DeepseekV3ForCausalLM:
+    """Its cache keeps other shapes than it attends to, from transformers 5 on."""
+    torch.manual_seed(7)
+    ranks = {"q_lora_rank": 16, "kv_lora_rank": 16}
+    heads = {"qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
+    config = DeepseekV3Config(
+        **{**SIZES, **ranks, **heads, "num_key_value_heads": 4}, first_k_dense_replace=2
+    )
+    return DeepseekV3ForCausalLM(config).eval()
+
+
+def mamba() -> MambaForCausalLM:
+    torch.manual_seed(7)
+    return MambaForCausalLM(MambaConfig(**SIZES, state_size=8)).eval()
+
+
+def rwkv() -> RwkvForCausalLM:
+    torch.manual_seed(7)
+    return RwkvForCausalLM(RwkvConfig(**SIZES, attention_hidden_size=32)).eval()
 
 
 class Asked:
@@ -165,7 +192,7 @@ class Watched:
         model.register_forward_pre_hook(watch, with_kwargs=True)
 
 
-@pytest.mark.parametrize("make", [llama, windowed])
+@pytest.mark.parametrize("make", [llama, windowed, latent])
 @pytest.mark.parametrize("slots", [1, 3])
 def test_batched_answers_are_those_of_one_generate_call_each(
     make: Callable[[], Any], slots: int
@@ -207,6 +234,12 @@ def test_a_model_with_windows_shorter_than_the_context_shares_no_opening() -> No
     engine = Engine(windowed(), ends=set(), window=512, slots=3)
     assert engine.no_opening and "Sliding" in engine.no_opening
     assert Engine(windowed(), ends=set(), window=16, slots=3).no_opening is None
+
+
+@pytest.mark.parametrize("make", [mamba, rwkv])
+def test_a_model_that_gives_other_logits_in_a_batch_is_refused(make: Callable[[], Any]) -> None:
+    with pytest.raises(BackendUnusable, match=r"ForCausalLM isn't supported.* off by .*llama_cpp"):
+        Engine(make(), ends=set(), window=512, slots=3)
 
 
 def test_a_prompt_longer_than_a_pass_is_computed_in_pieces() -> None:
@@ -530,6 +563,15 @@ def test_a_configuration_of_the_wrong_types_is_an_error_in_words(
     (damaged / "config.json").write_text(json.dumps({**config, "num_attention_heads": "x"}))
     with pytest.raises(BackendUnusable, match="'damaged': transformers can't load its .*'x'"):
         complete(create(damaged), Request(chat(), Sampling(max_tokens=2)))
+
+
+def test_an_architecture_that_is_not_supported_is_named_with_its_model(
+    folder: Path, tmp_path: Path
+) -> None:
+    copy = copied(folder, tmp_path / "recurrent")
+    mamba().save_pretrained(copy)
+    with pytest.raises(BackendUnusable, match="^model 'recurrent': MambaForCausalLM isn't"):
+        complete(create(copy))
 
 
 def test_an_error_within_another_step_of_loading_is_told_once(folder: Path) -> None:

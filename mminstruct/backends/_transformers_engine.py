@@ -313,6 +313,16 @@ class SharedOpeningBatch:
         if not self.rows:
             self._cache = self._empty()
 
+    def blank(self, indices: Sequence[int]) -> None:
+        """Overwrite what rows that will go have in the cache: others take their places.
+
+        What isn't attended to has the weight 0, which makes NaN of NaN.
+        """
+        for layer in self._cache.layers:
+            if layer.is_initialized:
+                layer.keys[indices] = 0
+                layer.values[indices] = 0
+
     def clear(self, *, openings: bool) -> None:
         """Forget all rows, and with ``openings`` what could be shared."""
         self.rows.clear()
@@ -454,6 +464,9 @@ class PaddedBatch:
             return
         self._cache.reorder_cache(chosen)
         self._mask = self._mask[chosen]
+
+    def blank(self, indices: Sequence[int]) -> None:
+        """Nothing: no other row takes the places of those that will go."""
 
     def clear(self, *, openings: bool) -> None:
         """Forget all rows."""
@@ -667,6 +680,8 @@ class Engine:
         self._most = slots or _SLOTS.get(device.type, 32)
         self._slots = self._most
         self._steps = 0
+        self._refused = 0
+        self._any_finite = False
         share = _SHARE_OF_MEMORY.get(device.type, 0.4)
         self._room = int(share * _free_bytes(device)) // max(1, self._bytes_per_token)
 
@@ -705,7 +720,8 @@ class Engine:
             reason = _CLOSED
         except _Closed:
             reason = _CLOSED
-        except RuntimeError as error:
+        # A model may bring code of its own.
+        except Exception as error:  # noqa: BLE001
             reason += f": {_first_line(error)}"
             _log.debug("the model's engine has stopped", exc_info=True)
         finally:
@@ -774,10 +790,15 @@ class Engine:
 
     def _advance(self, logits: Tensor) -> None:
         rows = list(self._batch.rows)
-        if not bool(torch.isfinite(logits.amax(-1)).all()):
-            raise RuntimeError(f"the model's logits are not finite in {logits.dtype}; try float32")
+        finite = torch.isfinite(logits.amax(-1)).tolist()
+        if not all(finite):
+            self._refuse([index for index in range(len(rows)) if not finite[index]], logits.dtype)
+            logits = logits[finite]
+        drawn = [index for index in range(len(rows)) if finite[index]]
+        self._any_finite = self._any_finite or bool(drawn)
         kept = []
-        for index, (row, token) in enumerate(zip(rows, draw(logits, rows), strict=True)):
+        for index, token in zip(drawn, draw(logits, [rows[i] for i in drawn]), strict=True):
+            row = rows[index]
             end: FinishReason | None = "stop" if token in self._ends else None
             if end is None:
                 row.answer.append(token)
@@ -795,6 +816,25 @@ class Engine:
             self._slots += max(1, self._slots // 8)
             self._slots = min(self._slots, self._most)
             self._steps = 0
+
+    def _refuse(self, indices: Sequence[int], dtype: Any) -> None:
+        """End the rows whose logits aren't finite, which may be due to what is in their prompts.
+
+        Raises:
+            RuntimeError: it is due to the model: all of several rows are such, or all since the
+                start.
+        """
+        rows = [self._batch.rows[index] for index in indices]
+        why = f"the model's logits are not finite in {str(dtype).removeprefix('torch.')}"
+        if dtype != torch.float32:
+            why += "; try float32"
+        several = len(rows) > 1 and len(rows) == len(self._batch.rows)
+        if several or (self._refused and not self._any_finite):
+            raise RuntimeError(why)
+        self._refused += len(rows)
+        self._batch.blank(indices)
+        for row in rows:
+            row.finish(RequestRefused(f"prompt of {len(row.prompt)} tokens: {why}"))
 
     def _back_off(self, why: str) -> None:
         """Go on with half as many rows; they are computed again up to where they were."""

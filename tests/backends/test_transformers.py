@@ -364,6 +364,62 @@ def test_logits_that_are_not_numbers_are_an_error_and_no_text() -> None:
     assert "not finite" in str(asked.ends[0])
 
 
+@pytest.mark.parametrize("make", [llama, windowed])
+@pytest.mark.parametrize("slots", [1, 4])
+def test_a_prompt_whose_logits_are_not_numbers_is_refused_alone(
+    make: Callable[[], Any], slots: int
+) -> None:
+    model, asked = make(), Asked()
+    for number in range(7):
+        text = [(7 * number + k) % 99 for k in range(9)]
+        # Longer than the others, so that these come to lie where it was not a number.
+        asked.row([*text, *[99] * 12] if number in (1, 4) else text, limit=3 + 2 * number)
+    expected = [plainly(model, row) for row in asked.rows]
+    model.get_input_embeddings().weight.data[99] = float("nan")
+    found = answers(model, asked, slots=slots)
+    for number in (1, 4):
+        assert isinstance(asked.ends[number], RequestRefused)
+        assert str(asked.ends[number]).endswith("are not finite in float32")
+        found[number] = expected[number] = []
+    assert found == expected
+
+
+def test_a_model_whose_logits_never_are_numbers_ends_the_run_at_the_second_request() -> None:
+    model, asked = llama().to(torch.bfloat16), Asked()
+    engine = Engine(model, ends=set(), window=512, slots=1)
+    model.lm_head.weight.data.fill_(float("nan"))
+    for number in range(3):
+        engine.submit(asked.row([number]))
+    served(engine, asked)
+    kinds = [type(asked.ends[number]) for number in range(3)]
+    assert kinds == [RequestRefused, BackendUnusable, BackendUnusable]
+    assert str(asked.ends[1]).endswith("not finite in bfloat16; try float32")
+
+
+def test_several_requests_that_all_are_not_numbers_end_the_run() -> None:
+    model, asked = llama(), Asked()
+    engine = Engine(model, ends=set(), window=512, slots=2)
+    model.lm_head.weight.data.fill_(float("nan"))
+    for number in range(3):
+        engine.submit(asked.row([number]))
+    served(engine, asked)
+    assert {type(end) for end in asked.ends.values()} == {BackendUnusable}
+
+
+def test_an_error_of_any_kind_ends_all_requests_with_its_words() -> None:
+    def broken(rows: int, tokens: int) -> None:
+        raise KeyError("no such expert")
+
+    model, asked = llama(), several(Asked(), 3)
+    engine = Engine(model, ends=set(), window=512, slots=2)
+    Watched(model, broken)
+    for row in asked.rows:
+        engine.submit(row)
+    served(engine, asked)
+    assert all(isinstance(end, BackendUnusable) for end in asked.ends.values())
+    assert "no such expert" in str(asked.ends[0])
+
+
 def test_a_cancelled_request_leaves_the_batch() -> None:
     model, asked = llama(), Asked()
     engine = Engine(model, ends=set(), window=512, slots=4)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import random
 import threading
 from collections import OrderedDict, deque
@@ -34,6 +35,8 @@ _log = logging.getLogger(__name__)
 
 _ATTENTION = "mminstruct_shared_opening"
 _PREFILL_TOKENS = {"cpu": 512, "mps": 1024, "cuda": 4096}
+# Times as many where a prompt can't be divided: less would leave hardly any rows together.
+_WHOLE_PROMPTS = 8
 _SLOTS = {"cpu": 32, "mps": 32, "cuda": 64}
 # Of the memory that is free once the model is loaded; the rest is for activations and for others.
 _SHARE_OF_MEMORY = {"cpu": 0.4, "mps": 0.6, "cuda": 0.7}
@@ -41,10 +44,11 @@ _OPENINGS_KEPT = 4
 _COLUMNS = 64
 _STEPS_BEFORE_GROWTH = 512
 _PROBE_ERROR = 0.05
-# Bounds for padded batches, which there is nothing instead of: low where a pad that isn't masked
-# tells, high where states are rounded to 8 bits on the way. A wrong cache is off by 0.4 and more.
+# Of padded batches in float32, where even pads that aren't quite hidden tell.
 _PADDED_ERROR = 0.02
-_PADDED_ERROR_ROUNDED = 0.25
+# Of whole prompts in half precision, which there is nothing instead of: recurrent states that are
+# right are rounded by up to 0.11 there, and a wrong cache is off by 0.4 and more.
+_WHOLE_ERROR_ROUNDED = 0.25
 _CLOSED = "the backend was closed before the answer was finished"
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 # What models raise that don't know a cache, an argument or a shape.
@@ -253,13 +257,14 @@ class SharedOpeningBatch:
     """
 
     joins = True
+    most_prompt_tokens = None
     now: _Pass
 
     def __init__(self, model: Any, closing: threading.Event) -> None:
         self.rows: list[Row] = []
         self._model = model
         self._closing = closing
-        self._prefill_tokens = _PREFILL_TOKENS.get(model.device.type, 512)
+        self._prefill_tokens = _prefill_tokens(model)
         self._arguments = {"mminstruct_batch": self, **_last_logits(model)}
         self._cache = self._empty()
         self._openings: OrderedDict[tuple[int, ...], _Opening] = OrderedDict()
@@ -424,13 +429,25 @@ class SharedOpeningBatch:
 
 
 class PaddedBatch:
-    """Rows that start together, padded on the left, in the library's own cache."""
+    """Rows that start together, padded on the left, in the library's own cache.
+
+    Args:
+        model: as it was loaded.
+        closing: tells when to stop in the middle of long prompts.
+        prefill_tokens: that one pass computes, of all rows together.
+        whole: whether prompts have to be computed in one pass, whatever their length.
+    """
 
     joins = False
 
-    def __init__(self, model: Any) -> None:
+    def __init__(
+        self, model: Any, closing: threading.Event, *, prefill_tokens: int, whole: bool
+    ) -> None:
         self.rows: list[Row] = []
+        self.most_prompt_tokens = _WHOLE_PROMPTS * prefill_tokens if whole else None
         self._model = model
+        self._closing = closing
+        self._prefill_tokens = prefill_tokens
         self._arguments = _last_logits(model)
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._cache: Any = None
@@ -441,19 +458,26 @@ class PaddedBatch:
         self.rows = list(new)
         texts = [row.tokens[:-1] for row in self.rows]
         longest = max(len(text) for text in texts)
+        padded = [[*[0] * (longest - len(text)), *text] for text in texts]
         self._cache = DynamicCache(config=self._model.config)
         self._mask = torch.tensor(
             [[0] * (longest - len(text)) + [1] * len(text) for text in texts],
             device=self._model.device,
             dtype=torch.long,
         )
-        if longest:
-            self._run([[*[0] * (longest - len(text)), *text] for text in texts])
+        at_once = max(1, self._prefill_tokens // len(texts))
+        if self.most_prompt_tokens is not None:
+            at_once = max(1, longest)
+        for start in range(0, longest, at_once):
+            if self._closing.is_set():
+                raise _Closed
+            stop = min(longest, start + at_once)
+            self._run([text[start:stop] for text in padded], self._mask[:, :stop])
 
     def step(self) -> Tensor:
         """The logits after each row's last token, (rows, vocabulary)."""
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(self.rows), 1)], 1)
-        return self._run([[row.tokens[-1]] for row in self.rows])
+        return self._run([[row.tokens[-1]] for row in self.rows], self._mask)
 
     def keep(self, indices: Sequence[int]) -> None:
         """Let the other rows go."""
@@ -472,21 +496,25 @@ class PaddedBatch:
         """Forget all rows."""
         self.rows, self._cache = [], None
 
-    def _run(self, tokens: Sequence[Sequence[int]]) -> Tensor:
+    def _run(self, tokens: Sequence[Sequence[int]], mask: Tensor) -> Tensor:
         arguments = dict(self._arguments)
         count = len(tokens[0])
         if self._takes_positions:
-            positions = (self._mask.cumsum(-1) - 1).clamp(min=0)
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
             arguments["position_ids"] = positions[:, -count:]
         output = self._model(
             input_ids=torch.tensor(tokens, device=self._model.device),
-            attention_mask=self._mask,
+            attention_mask=mask,
             past_key_values=self._cache,
             use_cache=True,
             **arguments,
         )
         logits: Tensor = output.logits[:, -1]
         return logits
+
+
+def _prefill_tokens(model: Any) -> int:
+    return _PREFILL_TOKENS.get(model.device.type, 512)
 
 
 def _last_logits(model: Any) -> dict[str, Any]:
@@ -519,13 +547,16 @@ def batch_for(
     if reason is None:
         return SharedOpeningBatch(model, closing), bytes_per_token, None
     model.set_attn_implementation(usual)
-    wrong = _tried(lambda: _pads_badly(model, probe, plain))
+    # Layers with a recurrent state may begin anew with every pass of several tokens.
+    whole = _tried(lambda: _pads_badly(model, probe, plain, whole=False)) is not None
+    wrong = _tried(lambda: _pads_badly(model, probe, plain, whole=True)) if whole else None
     if wrong is not None:
         raise BackendUnusable(
             f"{type(model).__name__} isn't supported, as it can't be computed for several prompts "
             f"at once ({wrong}); use a GGUF file of it with llama_cpp, or a server"
         )
-    return PaddedBatch(model), bytes_per_token, reason
+    batch = PaddedBatch(model, closing, prefill_tokens=_prefill_tokens(model), whole=whole)
+    return batch, bytes_per_token, reason
 
 
 def _tried(check: Callable[[], str | None]) -> str | None:
@@ -570,10 +601,14 @@ def _shares_badly(model: Any, tokens: list[int], plain: Tensor) -> str | None:
     return _off(batch, plain, _PROBE_ERROR)
 
 
-def _pads_badly(model: Any, tokens: list[int], plain: Tensor) -> str | None:
+def _pads_badly(model: Any, tokens: list[int], plain: Tensor, *, whole: bool) -> str | None:
     """What is wrong with its logits in a padded batch, of which a row then leaves."""
-    bound = _PADDED_ERROR if model.dtype == torch.float32 else _PADDED_ERROR_ROUNDED
-    batch = PaddedBatch(model)
+    if model.dtype == torch.float32:
+        bound = _PADDED_ERROR
+    else:
+        bound = _WHOLE_ERROR_ROUNDED if whole else _PROBE_ERROR
+    # Three tokens of each row at once, so that some are pads only.
+    batch = PaddedBatch(model, threading.Event(), prefill_tokens=9, whole=whole)
     batch.add([_probe_row(tokens[:length], ()) for length in (10, 11, 5)])
     wrong = _off(batch, plain, bound)
     if wrong is not None:
@@ -766,10 +801,17 @@ class Engine:
                 return []
             taken: list[Row] = []
             longest = max(map(self._own, rows), default=0)
+            longest_prompt = 0
+            most_prompt_tokens = self._batch.most_prompt_tokens or math.inf
             for row in self._candidates():
                 longest = max(longest, self._own(row))
+                longest_prompt = max(longest_prompt, len(row.prompt))
                 count = len(rows) + len(taken) + 1
-                if count > 1 and (count > self._slots or count * longest > self._room):
+                if count > 1 and (
+                    count > self._slots
+                    or count * longest > self._room
+                    or count * longest_prompt > most_prompt_tokens
+                ):
                     break
                 taken.append(row)
             chosen = set(map(id, taken))

@@ -21,6 +21,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
+    JambaConfig,
+    JambaForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
@@ -86,6 +88,13 @@ def latent() -> DeepseekV3ForCausalLM:
         **{**SIZES, **ranks, **heads, "num_key_value_heads": 4}, first_k_dense_replace=2
     )
     return DeepseekV3ForCausalLM(config).eval()
+
+
+def hybrid() -> JambaForCausalLM:
+    """Its recurrent layers forget where a prompt is divided."""
+    torch.manual_seed(7)
+    layers = {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2, "mamba_d_state": 8}
+    return JambaForCausalLM(JambaConfig(**SIZES, **layers, use_mamba_kernels=False)).eval()
 
 
 def mamba() -> MambaForCausalLM:
@@ -192,7 +201,7 @@ class Watched:
         model.register_forward_pre_hook(watch, with_kwargs=True)
 
 
-@pytest.mark.parametrize("make", [llama, windowed, latent])
+@pytest.mark.parametrize("make", [llama, windowed, latent, hybrid])
 @pytest.mark.parametrize("slots", [1, 3])
 def test_batched_answers_are_those_of_one_generate_call_each(
     make: Callable[[], Any], slots: int
@@ -249,6 +258,47 @@ def test_a_prompt_longer_than_a_pass_is_computed_in_pieces() -> None:
     watched = Watched(model)
     assert answers(model, asked) == [plainly(model, row) for row in asked.rows]
     assert max(tokens for _, tokens in watched.passes[:-12]) <= 900
+
+
+def test_padded_prompts_are_computed_in_pieces_within_the_bound_of_a_pass() -> None:
+    asked = Asked()
+    for number in range(6):
+        asked.row([(11 * number + k) % 250 for k in range(380 - 60 * number)])
+    model = windowed()
+    engine = Engine(model, ends=set(), window=512, slots=6)
+    watched = Watched(model)
+    for row in asked.rows:
+        engine.submit(row)
+    assert served(engine, asked) == [plainly(model, row) for row in asked.rows]
+    assert 256 < max(rows * tokens for rows, tokens in watched.passes[:6]) <= 512
+
+
+def test_prompts_that_cannot_be_divided_start_fewer_at_once() -> None:
+    asked = Asked()
+    for number in range(5):
+        asked.row([(11 * number + k) % 250 for k in range(1370)], limit=2)
+    model = hybrid()
+    engine = Engine(model, ends=set(), window=2048, slots=6)
+    watched = Watched(model)
+    for row in asked.rows:
+        engine.submit(row)
+    served(engine, asked)
+    assert [rows for rows, tokens in watched.passes if tokens == 1399] == [2, 2, 1]
+
+
+def test_closing_ends_within_a_piece_of_the_prompts() -> None:
+    model, asked = windowed(), Asked()
+    engine = Engine(model, ends=set(), window=4096, slots=4)
+    for number in range(4):
+        asked.row([number] * 3000)
+    watched = Watched(model, lambda *_: engine.close() if len(watched.passes) == 3 else None)
+    for row in asked.rows:
+        engine.submit(row)
+    served(engine, asked)
+    assert watched.passes == [(4, 128)] * 3
+    assert {str(end) for end in asked.ends.values()} == {
+        "the backend was closed before the answer was finished"
+    }
 
 
 def test_a_seed_means_the_same_whoever_is_beside_it() -> None:

@@ -24,17 +24,20 @@ import importlib.util
 import logging
 import os.path
 import random
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from mminstruct.backends import BackendOptions
+from mminstruct.backends._templates import strftime_now
 from mminstruct.backends.llama_cpp import check_gguf, fingerprint
 from mminstruct.errors import (
     BackendError,
@@ -43,7 +46,7 @@ from mminstruct.errors import (
     MMInstructError,
     UsageError,
 )
-from mminstruct.schema import Completion, FinishReason, Message, Option, Request, digest
+from mminstruct.schema import Completion, FinishReason, Message, Option, Request, Role, digest
 
 if TYPE_CHECKING:
     from mminstruct.backends._transformers_engine import Engine
@@ -73,6 +76,7 @@ _NEEDED = ("torch", "transformers", "accelerate")
 _SUFFIXES = {".bin", ".jinja", ".json", ".model", ".py", ".safetensors", ".tiktoken", ".txt"}
 # First words after the opening: what they have in common is not part of it.
 _PROBES = ("A", "7", "\n", " (")
+_DATE = re.compile(r"""\bstrftime_now\(\s*(["'])(?P<pattern>[^"'\\]*)\1\s*\)""")
 _SHARE_FOR_WEIGHTS = 0.85
 
 _log = logging.getLogger(__name__)
@@ -238,13 +242,15 @@ def _tokenizer(checkpoint: _Checkpoint, template: str | None) -> _ChatTokenizer:
             f"model {checkpoint.name!r} has no chat template; use an instruction-tuned model, or "
             "give a Jinja file with --chat_template"
         )
-    return _ChatTokenizer(checkpoint.name, tokenizer, template)
+    with checkpoint.loading("chat template"):
+        written = _on_a_fixed_day(tokenizer.get_chat_template(template))
+    return _ChatTokenizer(checkpoint.name, tokenizer, written)
 
 
 class _ChatTokenizer:
     """Chat messages to tokens and back; from any thread."""
 
-    def __init__(self, model: str, tokenizer: Any, template: str | None) -> None:
+    def __init__(self, model: str, tokenizer: Any, template: str) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._template = template
@@ -266,24 +272,29 @@ class _ChatTokenizer:
 
         The same object for all of them, and never the whole prompt.
         """
-        first = messages[:-1]
+        first, role, tokens = messages[:-1], messages[-1].role, self.tokens(messages)
         if first not in self._openings:
-            role = messages[-1].role
-            probes = [self._tokens((*first, Message(role, text))) for text in _PROBES]
-            common = len(os.path.commonprefix(probes))
-            if common == min(map(len, probes)):
-                raise BackendUnusable(
-                    f"model {self._model!r}: its chat template doesn't write what messages say; "
-                    "give another one with --chat_template"
-                )
-            self._openings[first] = probes[0][:common]
+            self._openings[first] = self._common(first, role)
         opening = self._openings[first]
-        tokens = self.tokens(messages)
-        if tokens[: len(opening)] == opening and len(tokens) > len(opening):
+        if _begins(tokens, opening):
             return opening
+        if not _begins(self._tokens((*first, Message(role, _PROBES[0]))), opening):
+            # The template writes another one by now.
+            opening = self._openings[first] = self._common(first, role)
         pairs = zip(opening, tokens[:-1], strict=False)
-        common = next((i for i, (a, b) in enumerate(pairs) if a != b), len(tokens) - 1)
-        return opening[:common]
+        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return opening if common == len(opening) else opening[:common]
+
+    def _common(self, first: tuple[Message, ...], role: Role) -> tuple[int, ...]:
+        """The tokens that these messages begin with, whatever the next one says."""
+        probes = [self._tokens((*first, Message(role, text))) for text in _PROBES]
+        common = len(os.path.commonprefix(probes))
+        if common == min(map(len, probes)):
+            raise BackendUnusable(
+                f"model {self._model!r}: its chat template doesn't write what messages say; "
+                "give another one with --chat_template"
+            )
+        return probes[0][:common]
 
     def _tokens(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
         chat = [{"role": message.role, "content": message.content} for message in messages]
@@ -302,6 +313,20 @@ class _ChatTokenizer:
                 ) from error
             # The template writes the special tokens itself.
             return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _on_a_fixed_day(template: str) -> str:
+    """The template with the date that it asks for written out.
+
+    From transformers 5 on, what a template is called with are plain values: a function can't be
+    given in place of the library's.
+    """
+    return _DATE.sub(lambda call: repr(strftime_now(call["pattern"])), template)
+
+
+def _begins(tokens: tuple[int, ...], opening: tuple[int, ...]) -> bool:
+    """Whether the opening is shorter and what the tokens begin with."""
+    return len(tokens) > len(opening) and tokens[: len(opening)] == opening
 
 
 class TransformersBackend:

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from transformers import (
     RwkvConfig,
     RwkvForCausalLM,
 )
+from transformers.utils import chat_template_utils
 
 from mminstruct import backends
 from mminstruct.backends import Backend, BackendOptions, llama_cpp
@@ -701,6 +703,68 @@ def test_a_template_that_refuses_the_roles_says_so(folder: Path, tmp_path: Path)
     file.write_text("{{ raise_exception('System role not supported') }}")
     with pytest.raises(BackendUnusable, match="System role not supported"):
         create(folder, chat_template=str(file)).count_tokens(chat())
+
+
+class Day(datetime):
+    """A clock that shows one day of March."""
+
+    shown = 1
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Day:
+        return cls(2026, 3, cls.shown)
+
+
+FEW = (*chat("A bush?"), Message("assistant", "No."))
+
+
+@pytest.mark.parametrize(
+    ("date", "day"),
+    [
+        ("{{ strftime_now('%d %b %Y') }}", "26 Jul 2024"),
+        ('{% set today = strftime_now( "%Y-%m-%d" ) %}{{ today }}', "2024-07-26"),
+        (
+            "{% if not date_string is defined %}{% if strftime_now is defined %}"
+            "{% set date_string = strftime_now('%d %b %Y') %}{% else %}"
+            "{% set date_string = 'long ago' %}{% endif %}{% endif %}{{ date_string }}",
+            "26 Jul 2024",
+        ),
+    ],
+)
+def test_a_template_that_writes_the_date_writes_the_same_on_every_day(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, date: str, day: str
+) -> None:
+    monkeypatch.setattr(chat_template_utils, "datetime", Day)
+    file = tmp_path / "t.jinja"
+    file.write_text(f"{date}|{TEMPLATE}")
+    backend = create(folder, chat_template=str(file))
+    assert isinstance(backend, backend_module.TransformersBackend)
+    tokenizer = backend._tokenizer()
+    openings = []
+    for number in (1, 2, 3):
+        monkeypatch.setattr(Day, "shown", number)
+        asked = (*FEW, Message("user", f"Number {number}"))
+        assert tokenizer.text(tokenizer.tokens(asked)).startswith(f"{day}|")
+        openings.append(tokenizer.opening(asked))
+    assert len({id(opening) for opening in openings}) == 1
+
+
+def test_an_opening_that_a_template_writes_otherwise_by_now_is_computed_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_template_utils, "datetime", Day)
+    file = tmp_path / "t.jinja"
+    file.write_text("{% set form = '%d' %}{{ strftime_now(form) }}" + TEMPLATE)
+    backend = create(folder, chat_template=str(file))
+    assert isinstance(backend, backend_module.TransformersBackend)
+    tokenizer = backend._tokenizer()
+    openings = []
+    for day in (1, 2):
+        monkeypatch.setattr(Day, "shown", day)
+        openings += [tokenizer.opening((*FEW, Message("user", f"{day}{q}"))) for q in "ABC"]
+    assert [openings.index(opening) for opening in openings] == [0, 0, 0, 3, 3, 3]
+    assert len({id(opening) for opening in openings}) == 2
+    assert len(openings[0]) == len(openings[3])
 
 
 def test_a_device_map_places_the_model(folder: Path) -> None:

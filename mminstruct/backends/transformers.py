@@ -37,7 +37,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from mminstruct.backends import BackendOptions
-from mminstruct.backends._templates import strftime_now
+from mminstruct.backends._templates import strftime_now, without_system
 from mminstruct.backends.llama_cpp import check_gguf, fingerprint
 from mminstruct.errors import (
     BackendError,
@@ -76,6 +76,8 @@ _NEEDED = ("torch", "transformers", "accelerate")
 _SUFFIXES = {".bin", ".jinja", ".json", ".model", ".py", ".safetensors", ".tiktoken", ".txt"}
 # First words after the opening: what they have in common is not part of it.
 _PROBES = ("A", "7", "\n", " (")
+# An answer by which to find what a template writes after one.
+_ANSWER = "mminstruct"
 _DATE = re.compile(r"""\bstrftime_now\(\s*(["'])(?P<pattern>[^"'\\]*)\1\s*\)""")
 _SHARE_FOR_WEIGHTS = 0.85
 
@@ -257,13 +259,13 @@ class _ChatTokenizer:
         self._one_at_a_time = threading.Lock()
         self._openings: dict[tuple[Message, ...], tuple[int, ...]] = {}
         self.tokens = lru_cache(maxsize=256)(self._tokens)
-        self.ends: set[int] = {tokenizer.eos_token_id} - {None}
+        self.ends: set[int] = {tokenizer.eos_token_id} - {None} | self._ends_of_turn()
 
     def text(self, tokens: Sequence[int]) -> str:
-        """What the tokens say, without special ones."""
+        """What the tokens say, special ones too: they tell where an answer ends."""
         with self._one_at_a_time:
             text: str = self._tokenizer.decode(
-                tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+                tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
             )
         return text
 
@@ -296,14 +298,48 @@ class _ChatTokenizer:
             )
         return probes[0][:common]
 
+    @cached_property
+    def _takes_system(self) -> bool:
+        """Whether the template writes a system prompt; some raise an error, some leave it out."""
+        user = Message("user", _PROBES[0])
+        try:
+            one, other = (self._written((Message("system", p), user)) for p in _PROBES[:2])
+        except BackendUnusable:
+            return False
+        return one != other
+
+    def _ends_of_turn(self) -> set[int]:
+        """The token that the template ends an answer with, if it is a special one."""
+        asked = (Message("user", _PROBES[0]), Message("assistant", _ANSWER))
+        try:
+            _, answer, after = self._written(asked, to_answer=False).rpartition(_ANSWER)
+        except BackendUnusable:
+            return set()
+        tokens = self._tokenizer(after.lstrip(), add_special_tokens=False)["input_ids"]
+        known = self._tokenizer.added_tokens_decoder
+        return {token for token in tokens[:1] if answer and token in known and known[token].special}
+
     def _tokens(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
+        if messages[0].role == "system" and not self._takes_system:
+            messages = without_system(messages)
+        text = self._written(messages)
+        with self._one_at_a_time:
+            # The template writes the special tokens itself.
+            return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _written(self, messages: tuple[Message, ...], *, to_answer: bool = True) -> str:
+        """What the template makes of the messages, up to where an answer begins.
+
+        Raises:
+            BackendUnusable: it doesn't take them.
+        """
         chat = [{"role": message.role, "content": message.content} for message in messages]
         with self._one_at_a_time:
             try:
-                text = self._tokenizer.apply_chat_template(
+                text: str = self._tokenizer.apply_chat_template(
                     chat,
                     chat_template=self._template,
-                    add_generation_prompt=True,
+                    add_generation_prompt=to_answer,
                     tokenize=False,
                 )
             except Exception as error:  # a template is a program, and may raise anything
@@ -311,8 +347,7 @@ class _ChatTokenizer:
                     f"model {self._model!r}: its chat template doesn't take these messages "
                     f"({error}); give another one with --chat_template"
                 ) from error
-            # The template writes the special tokens itself.
-            return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return text
 
 
 def _on_a_fixed_day(template: str) -> str:

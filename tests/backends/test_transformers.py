@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime, tzinfo
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from huggingface_hub import constants
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoTokenizer,
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
     JambaConfig,
@@ -511,18 +513,70 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def save(place: Path, template: str | None = TEMPLATE) -> None:
+def save(
+    place: Path,
+    template: str | None = TEMPLATE,
+    model: Any = None,
+    special: Sequence[str] = (),
+) -> None:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {character: number for number, character in enumerate(alphabet)}
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<|unk|>", eos_token="<|end|>"
+        tokenizer_object=tokenizer,
+        unk_token="<|unk|>",
+        eos_token="<|end|>",
+        additional_special_tokens=list(special),
     )
     fast.chat_template = template
     fast.save_pretrained(place)
-    llama(eos_token_id=END).save_pretrained(place)
+    (model or llama(eos_token_id=END)).save_pretrained(place)
+
+
+def chain(tokens: Sequence[int]) -> LlamaForCausalLM:
+    """A model that answers each of these tokens with the next one."""
+    model = llama(eos_token_id=END, vocab_size=VOCABULARY + 1)
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight.data.zero_()
+        layer.mlp.down_proj.weight.data.zero_()
+    embeddings = model.get_input_embeddings().weight.data
+    model.lm_head.weight.data.zero_()
+    for token, following in pairwise(tokens):
+        direction = embeddings[token] / embeddings[token].norm()
+        model.lm_head.weight.data[following] = direction
+    return model
+
+
+def speaking(place: Path, answer: Sequence[str], template: str) -> Backend:
+    """A model that says this; ``<|turn|>`` is one of its special tokens."""
+    save(place, TEMPLATE, special=["<|turn|>"])
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    tokens = [tokenizer.convert_tokens_to_ids(token) for token in ("]", *answer)]
+    save(place, template, chain(tokens), ["<|turn|>"])
+    return create(place)
+
+
+def test_special_tokens_within_an_answer_stay_in_its_text(tmp_path: Path) -> None:
+    backend = speaking(tmp_path / "chatty", ["H", "i", "<|turn|>", "N", "o", "<|end|>"], TEMPLATE)
+    (answer,) = complete(backend, Request(chat(), Sampling(0.0, max_tokens=12)))
+    assert (answer.text, answer.finish_reason) == ("Hi<|turn|>No", "stop")
+
+
+@pytest.mark.parametrize("space", ["", " ", "\\n"])
+def test_what_a_template_ends_an_answer_with_ends_one(tmp_path: Path, space: str) -> None:
+    template = TEMPLATE.replace("<|end|>", "{{ '" + space + "' }}<|turn|>")
+    backend = speaking(tmp_path / "chatty", ["H", "i", "<|turn|>", "N", "o", "<|end|>"], template)
+    (answer,) = complete(backend, Request(chat(), Sampling(0.0, max_tokens=12)))
+    assert (answer.text, answer.finish_reason) == ("Hi", "stop")
+
+
+def test_words_that_a_template_writes_after_an_answer_end_none(tmp_path: Path) -> None:
+    template = TEMPLATE.replace("<|end|>", "N<|turn|>")
+    backend = speaking(tmp_path / "chatty", ["H", "i", "N", "<|turn|>", "o", "<|end|>"], template)
+    (answer,) = complete(backend, Request(chat(), Sampling(0.0, max_tokens=12)))
+    assert answer.text == "HiN<|turn|>o"
 
 
 def chat(question: str = "A tree?") -> tuple[Message, ...]:
@@ -639,7 +693,8 @@ def test_a_model_without_a_chat_template_is_named_and_a_file_supplies_one(tmp_pa
         create(tmp_path / "base").count_tokens(chat())
     file = tmp_path / "t.jinja"
     file.write_text("{{ messages[-1]['content'] }}!")
-    assert create(tmp_path / "base", chat_template=str(file)).count_tokens(chat()) == 8
+    backend = create(tmp_path / "base", chat_template=str(file))
+    assert backend.count_tokens(chat()[1:]) == 8
 
 
 @pytest.mark.parametrize("template", ["", "hello", "{{ messages | length }}"])
@@ -765,6 +820,26 @@ def test_an_opening_that_a_template_writes_otherwise_by_now_is_computed_again(
     assert [openings.index(opening) for opening in openings] == [0, 0, 0, 3, 3, 3]
     assert len({id(opening) for opening in openings}) == 2
     assert len(openings[0]) == len(openings[3])
+
+
+@pytest.mark.parametrize("system", ["{{ raise_exception('System role not supported') }}", ""])
+def test_a_system_prompt_that_a_template_has_no_place_for_comes_before_the_users_words(
+    folder: Path, tmp_path: Path, system: str
+) -> None:
+    written = TEMPLATE.replace("[{{ m", "{% if m['role'] == 'system' %}%s{% else %}[{{ m")
+    file = tmp_path / "t.jinja"
+    file.write_text(written.replace("%s", system).replace("{% endfor", "{% endif %}{% endfor", 1))
+    backend = create(folder, chat_template=str(file))
+    assert isinstance(backend, backend_module.TransformersBackend)
+    tokenizer = backend._tokenizer()
+    asked = (*FEW, Message("user", "A tree?"))
+    assert tokenizer.text(tokenizer.tokens(asked)) == (
+        "[user]You name things.\n\nA bush?<|end|>[assistant]No.<|end|>[user]A tree?<|end|>"
+        "[assistant]"
+    )
+    assert len(tokenizer.opening(asked)) > len("[user]You name things.\n\nA bush?[assistant]No.")
+    (answer,) = complete(backend, Request(asked, Sampling(0.0, max_tokens=2)))
+    assert answer.prompt_tokens == backend.count_tokens(asked)
 
 
 def test_a_device_map_places_the_model(folder: Path) -> None:

@@ -6,6 +6,8 @@ is one matrix product for all rows that have them, and only what follows is kept
 its own columns, so that a row joins and leaves without moving the others. Models whose layers
 aren't plain attention (sliding windows shorter than the context, recurrent states, attention sinks
 ...) go through the library's own cache in left-padded batches instead, without a shared opening.
+Both are tried out as a model is loaded; one that gives other logits there, as those do that keep
+their states elsewhere (Mamba, RWKV), is refused.
 """
 
 from __future__ import annotations

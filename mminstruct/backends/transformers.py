@@ -13,6 +13,9 @@ device change a logit in its last digits, and now and then that tips a choice be
 less often in float32. Models whose positions are scaled by the longest prompt (rotary ``dynamic``
 and ``longrope``) also depend on their neighbours once one of them exceeds the original context.
 
+A template that writes the date is told a fixed day, and where it has no place for a system prompt
+the user says it (`_templates`).
+
 By default the dtype is the checkpoint's own on a GPU and float32 on a CPU. It is part of the
 identity, so answers of one aren't taken for the other's; the device itself is not.
 """
@@ -519,6 +522,18 @@ class TransformersBackend:
         device_map = self._options.engine.get("device_map")
         with self._checkpoint.loading("weights"), _no_progress_bars():
             if device is not None and not _fits(self._checkpoint, dtype, device):
+                if self._options.engine.get("device"):
+                    raise BackendUnusable(
+                        f"model {self.model!r}: {device} has too little free memory for its "
+                        f"weights in {self._dtype()}; free some of it, use a smaller dtype or "
+                        "model, or give --device_map auto, which spreads it over all devices"
+                    )
+                _log.warning(
+                    "%s has too little free memory for %s, which is spread over all devices; that "
+                    "may be much slower",
+                    device,
+                    self.model,
+                )
                 device, device_map = None, "auto"
             arguments["device_map"] = device_map or {"": torch.device(device or "cpu")}
             model = transformers.AutoModelForCausalLM.from_pretrained(**arguments).eval()

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, tzinfo
 from itertools import pairwise
 from pathlib import Path
@@ -751,6 +751,35 @@ def test_an_error_within_another_step_of_loading_is_told_once(folder: Path) -> N
 def test_a_device_that_is_not_there_is_an_error_in_words(folder: Path) -> None:
     with pytest.raises(BackendUnusable, match="CUDA"):
         complete(create(folder, device="cuda"), Request(chat(), Sampling(max_tokens=2)))
+
+
+@pytest.fixture
+def full_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The figures of a GPU whose memory others have taken; what needs no GPU runs on the CPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 1 << 34))
+    backend_module._best_device.cache_clear()
+    yield
+    backend_module._best_device.cache_clear()
+
+
+@pytest.mark.usefixtures("full_gpu")
+def test_a_device_that_was_given_is_not_replaced_when_it_is_full(folder: Path) -> None:
+    with pytest.raises(
+        BackendUnusable, match="'tiny-chat': cuda:1 has too little .* --device_map auto"
+    ):
+        complete(create(folder, device="cuda:1"), Request(chat(), Sampling(max_tokens=2)))
+
+
+@pytest.mark.usefixtures("full_gpu")
+def test_a_model_that_exceeds_the_best_device_is_spread_and_says_so(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (answer,) = complete(create(folder), Request(chat(), Sampling(0.0, max_tokens=2)))
+    assert answer.completion_tokens == 2
+    (warning,) = (record for record in caplog.records if record.levelname == "WARNING")
+    assert "cuda has too little free memory for tiny-chat" in warning.getMessage()
 
 
 def test_a_template_that_refuses_the_roles_says_so(folder: Path, tmp_path: Path) -> None:

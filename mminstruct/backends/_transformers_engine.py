@@ -6,12 +6,15 @@ is one matrix product for all rows that have them, and only what follows is kept
 its own columns, so that a row joins and leaves without moving the others. Models whose layers
 aren't plain attention (sliding windows shorter than the context, recurrent states, attention sinks
 ...) go through the library's own cache in left-padded batches instead, without a shared opening.
+Both are tried out as a model is loaded; one that gives other logits there, as those do that keep
+their states elsewhere (Mamba, RWKV), is refused.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
+import math
 import random
 import threading
 from collections import OrderedDict, deque
@@ -34,6 +37,8 @@ _log = logging.getLogger(__name__)
 
 _ATTENTION = "mminstruct_shared_opening"
 _PREFILL_TOKENS = {"cpu": 512, "mps": 1024, "cuda": 4096}
+# Times as many where a prompt can't be divided: less would leave hardly any rows together.
+_WHOLE_PROMPTS = 8
 _SLOTS = {"cpu": 32, "mps": 32, "cuda": 64}
 # Of the memory that is free once the model is loaded; the rest is for activations and for others.
 _SHARE_OF_MEMORY = {"cpu": 0.4, "mps": 0.6, "cuda": 0.7}
@@ -41,8 +46,15 @@ _OPENINGS_KEPT = 4
 _COLUMNS = 64
 _STEPS_BEFORE_GROWTH = 512
 _PROBE_ERROR = 0.05
+# Of padded batches in float32, where even pads that aren't quite hidden tell.
+_PADDED_ERROR = 0.02
+# Of whole prompts in half precision, which there is nothing instead of: recurrent states that are
+# right are rounded by up to 0.11 there, and a wrong cache is off by 0.4 and more.
+_WHOLE_ERROR_ROUNDED = 0.25
 _CLOSED = "the backend was closed before the answer was finished"
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+# What models raise that don't know a cache, an argument or a shape.
+_MISFITS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(slots=True, eq=False)
@@ -90,7 +102,7 @@ class _Closed(Exception):
     """The engine is being closed."""
 
 
-class _Unsupported(Exception):
+class _Unsupported(ValueError):
     """The model's attention does more than is computed here."""
 
 
@@ -247,13 +259,14 @@ class SharedOpeningBatch:
     """
 
     joins = True
+    most_prompt_tokens = None
     now: _Pass
 
     def __init__(self, model: Any, closing: threading.Event) -> None:
         self.rows: list[Row] = []
         self._model = model
         self._closing = closing
-        self._prefill_tokens = _PREFILL_TOKENS.get(model.device.type, 512)
+        self._prefill_tokens = _prefill_tokens(model)
         self._arguments = {"mminstruct_batch": self, **_last_logits(model)}
         self._cache = self._empty()
         self._openings: OrderedDict[tuple[int, ...], _Opening] = OrderedDict()
@@ -306,6 +319,16 @@ class SharedOpeningBatch:
         del self.rows[len(kept) :]
         if not self.rows:
             self._cache = self._empty()
+
+    def blank(self, indices: Sequence[int]) -> None:
+        """Overwrite what rows that will go have in the cache: others take their places.
+
+        What isn't attended to has the weight 0, which makes NaN of NaN.
+        """
+        for layer in self._cache.layers:
+            if layer.is_initialized:
+                layer.keys[indices] = 0
+                layer.values[indices] = 0
 
     def clear(self, *, openings: bool) -> None:
         """Forget all rows, and with ``openings`` what could be shared."""
@@ -408,13 +431,25 @@ class SharedOpeningBatch:
 
 
 class PaddedBatch:
-    """Rows that start together, padded on the left, in the library's own cache."""
+    """Rows that start together, padded on the left, in the library's own cache.
+
+    Args:
+        model: as it was loaded.
+        closing: tells when to stop in the middle of long prompts.
+        prefill_tokens: that one pass computes, of all rows together.
+        whole: whether prompts have to be computed in one pass, whatever their length.
+    """
 
     joins = False
 
-    def __init__(self, model: Any) -> None:
+    def __init__(
+        self, model: Any, closing: threading.Event, *, prefill_tokens: int, whole: bool
+    ) -> None:
         self.rows: list[Row] = []
+        self.most_prompt_tokens = _WHOLE_PROMPTS * prefill_tokens if whole else None
         self._model = model
+        self._closing = closing
+        self._prefill_tokens = prefill_tokens
         self._arguments = _last_logits(model)
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._cache: Any = None
@@ -425,19 +460,26 @@ class PaddedBatch:
         self.rows = list(new)
         texts = [row.tokens[:-1] for row in self.rows]
         longest = max(len(text) for text in texts)
+        padded = [[*[0] * (longest - len(text)), *text] for text in texts]
         self._cache = DynamicCache(config=self._model.config)
         self._mask = torch.tensor(
             [[0] * (longest - len(text)) + [1] * len(text) for text in texts],
             device=self._model.device,
             dtype=torch.long,
         )
-        if longest:
-            self._run([[*[0] * (longest - len(text)), *text] for text in texts])
+        at_once = max(1, self._prefill_tokens // len(texts))
+        if self.most_prompt_tokens is not None:
+            at_once = max(1, longest)
+        for start in range(0, longest, at_once):
+            if self._closing.is_set():
+                raise _Closed
+            stop = min(longest, start + at_once)
+            self._run([text[start:stop] for text in padded], self._mask[:, :stop])
 
     def step(self) -> Tensor:
         """The logits after each row's last token, (rows, vocabulary)."""
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(self.rows), 1)], 1)
-        return self._run([[row.tokens[-1]] for row in self.rows])
+        return self._run([[row.tokens[-1]] for row in self.rows], self._mask)
 
     def keep(self, indices: Sequence[int]) -> None:
         """Let the other rows go."""
@@ -449,25 +491,32 @@ class PaddedBatch:
         self._cache.reorder_cache(chosen)
         self._mask = self._mask[chosen]
 
+    def blank(self, indices: Sequence[int]) -> None:
+        """Nothing: no other row takes the places of those that will go."""
+
     def clear(self, *, openings: bool) -> None:
         """Forget all rows."""
         self.rows, self._cache = [], None
 
-    def _run(self, tokens: Sequence[Sequence[int]]) -> Tensor:
+    def _run(self, tokens: Sequence[Sequence[int]], mask: Tensor) -> Tensor:
         arguments = dict(self._arguments)
         count = len(tokens[0])
         if self._takes_positions:
-            positions = (self._mask.cumsum(-1) - 1).clamp(min=0)
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
             arguments["position_ids"] = positions[:, -count:]
         output = self._model(
             input_ids=torch.tensor(tokens, device=self._model.device),
-            attention_mask=self._mask,
+            attention_mask=mask,
             past_key_values=self._cache,
             use_cache=True,
             **arguments,
         )
         logits: Tensor = output.logits[:, -1]
         return logits
+
+
+def _prefill_tokens(model: Any) -> int:
+    return _PREFILL_TOKENS.get(model.device.type, 512)
 
 
 def _last_logits(model: Any) -> dict[str, Any]:
@@ -482,26 +531,49 @@ def batch_for(
 ) -> tuple[SharedOpeningBatch | PaddedBatch, int, str | None]:
     """What computes this model, the bytes a token takes in its cache, and why no opening is shared.
 
-    Whether the model can share an opening is tried out: its logits have to be those of a plain
-    pass.
+    Whether the model can share an opening, and else whether it can be padded, is tried out: its
+    logits have to be those of a plain pass.
+
+    Raises:
+        BackendUnusable: it can do neither.
     """
     vocabulary = model.get_input_embeddings().weight.shape[0]
     tokens = torch.randint(vocabulary, (1, 12), generator=torch.Generator().manual_seed(1))
-    cache = DynamicCache(config=model.config)
-    plain = model(input_ids=tokens.to(model.device), past_key_values=cache, use_cache=True)
-    bytes_per_token = sum(_bytes(layer) for layer in cache.layers) // tokens.numel()
+    output = model(input_ids=tokens.to(model.device), use_cache=True)
+    bytes_per_token = _bytes(output) // tokens.numel()
+    probe, plain = tokens[0].tolist(), output.logits[0].float()
     usual = model.config._attn_implementation
-    reason = _other_layers(model, window) or _shares_badly(
-        model, tokens[0].tolist(), plain.logits[0].float()
+    reason = _tried(lambda: _other_layers(model, window)) or _tried(
+        lambda: _shares_badly(model, probe, plain)
     )
     if reason is None:
         return SharedOpeningBatch(model, closing), bytes_per_token, None
     model.set_attn_implementation(usual)
-    return PaddedBatch(model), bytes_per_token, reason
+    # Layers with a recurrent state may begin anew with every pass of several tokens.
+    whole = _tried(lambda: _pads_badly(model, probe, plain, whole=False)) is not None
+    wrong = _tried(lambda: _pads_badly(model, probe, plain, whole=True)) if whole else None
+    if wrong is not None:
+        raise BackendUnusable(
+            f"{type(model).__name__} isn't supported, as it can't be computed for several prompts "
+            f"at once ({wrong}); use a GGUF file of it with llama_cpp, or a server"
+        )
+    batch = PaddedBatch(model, closing, prefill_tokens=_prefill_tokens(model), whole=whole)
+    return batch, bytes_per_token, reason
 
 
-def _bytes(layer: Any) -> int:
-    kept = [getattr(layer, name, None) for name in ("keys", "values")]
+def _tried(check: Callable[[], str | None]) -> str | None:
+    """What the check finds wrong, or the error that the model meets in it."""
+    try:
+        return check()
+    except _MISFITS as error:
+        if _is_out_of_memory(error):
+            raise
+        return _first_line(error)
+
+
+def _bytes(output: Any) -> int:
+    layers = getattr(output.get("past_key_values"), "layers", [])
+    kept = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
     return sum(tensor.nbytes for tensor in kept if tensor is not None)
 
 
@@ -514,21 +586,46 @@ def _other_layers(model: Any, window: int) -> str | None:
 
 
 def _shares_badly(model: Any, tokens: list[int], plain: Tensor) -> str | None:
+    """What is wrong with its logits if prompts share an opening.
+
+    Args:
+        model: its attention is replaced.
+        tokens: of a probe.
+        plain: (tokens, vocabulary) the logits after each of them.
+    """
     AttentionInterface.register(_ATTENTION, _attend)
     model.set_attn_implementation(_ATTENTION)
     if model.config._attn_implementation != _ATTENTION:
         return "its attention can't be replaced"
     batch = SharedOpeningBatch(model, threading.Event())
-    opening = tuple(tokens[:5])
     # Prompts of two lengths, so that one of them is padded.
-    try:
-        batch.add([_probe_row(tokens[:length], opening) for length in (12, 9)])
-        ours = batch.step().float()
-    except (_Unsupported, TypeError, KeyError, AttributeError) as error:
-        return str(error) or type(error).__name__
-    order = [len(row.prompt) - 1 for row in batch.rows]
-    off = float((ours - plain[order]).abs().max() / (plain.max() - plain.min()))
-    return None if off < _PROBE_ERROR else f"its logits would be off by {off:.0%}"
+    batch.add([_probe_row(tokens[:length], tuple(tokens[:5])) for length in (12, 9)])
+    return _off(batch, plain, _PROBE_ERROR)
+
+
+def _pads_badly(model: Any, tokens: list[int], plain: Tensor, *, whole: bool) -> str | None:
+    """What is wrong with its logits in a padded batch, of which a row then leaves."""
+    if model.dtype == torch.float32:
+        bound = _PADDED_ERROR
+    else:
+        bound = _WHOLE_ERROR_ROUNDED if whole else _PROBE_ERROR
+    # Three tokens of each row at once, so that some are pads only.
+    batch = PaddedBatch(model, threading.Event(), prefill_tokens=9, whole=whole)
+    batch.add([_probe_row(tokens[:length], ()) for length in (10, 11, 5)])
+    wrong = _off(batch, plain, bound)
+    if wrong is not None:
+        return wrong
+    batch.keep([0, 2])
+    for row in batch.rows:
+        row.answer.append(tokens[len(row.prompt)])
+    return _off(batch, plain, bound)
+
+
+def _off(batch: SharedOpeningBatch | PaddedBatch, plain: Tensor, bound: float) -> str | None:
+    ours = batch.step().float()
+    usual = plain[[row.computed for row in batch.rows]]
+    off = float((ours - usual).abs().max() / (plain.max() - plain.min()))
+    return None if off < bound else f"its logits would be off by {off:.0%}"
 
 
 def _probe_row(prompt: list[int], opening: tuple[int, ...]) -> Row:
@@ -620,6 +717,8 @@ class Engine:
         self._most = slots or _SLOTS.get(device.type, 32)
         self._slots = self._most
         self._steps = 0
+        self._refused = 0
+        self._any_finite = False
         share = _SHARE_OF_MEMORY.get(device.type, 0.4)
         self._room = int(share * _free_bytes(device)) // max(1, self._bytes_per_token)
 
@@ -658,7 +757,8 @@ class Engine:
             reason = _CLOSED
         except _Closed:
             reason = _CLOSED
-        except RuntimeError as error:
+        # A model may bring code of its own.
+        except Exception as error:  # noqa: BLE001
             reason += f": {_first_line(error)}"
             _log.debug("the model's engine has stopped", exc_info=True)
         finally:
@@ -689,7 +789,7 @@ class Engine:
             if self._batch.rows:
                 self._advance(self._batch.step())
         except RuntimeError as error:
-            if not any(words in str(error).lower() for words in _OUT_OF_MEMORY):
+            if not _is_out_of_memory(error):
                 raise
             return _first_line(error)
         return None
@@ -703,10 +803,17 @@ class Engine:
                 return []
             taken: list[Row] = []
             longest = max(map(self._own, rows), default=0)
+            longest_prompt = 0
+            most_prompt_tokens = self._batch.most_prompt_tokens or math.inf
             for row in self._candidates():
                 longest = max(longest, self._own(row))
+                longest_prompt = max(longest_prompt, len(row.prompt))
                 count = len(rows) + len(taken) + 1
-                if count > 1 and (count > self._slots or count * longest > self._room):
+                if count > 1 and (
+                    count > self._slots
+                    or count * longest > self._room
+                    or count * longest_prompt > most_prompt_tokens
+                ):
                     break
                 taken.append(row)
             chosen = set(map(id, taken))
@@ -727,10 +834,15 @@ class Engine:
 
     def _advance(self, logits: Tensor) -> None:
         rows = list(self._batch.rows)
-        if not bool(torch.isfinite(logits.amax(-1)).all()):
-            raise RuntimeError(f"the model's logits are not finite in {logits.dtype}; try float32")
+        finite = torch.isfinite(logits.amax(-1)).tolist()
+        if not all(finite):
+            self._refuse([index for index in range(len(rows)) if not finite[index]], logits.dtype)
+            logits = logits[finite]
+        drawn = [index for index in range(len(rows)) if finite[index]]
+        self._any_finite = self._any_finite or bool(drawn)
         kept = []
-        for index, (row, token) in enumerate(zip(rows, draw(logits, rows), strict=True)):
+        for index, token in zip(drawn, draw(logits, [rows[i] for i in drawn]), strict=True):
+            row = rows[index]
             end: FinishReason | None = "stop" if token in self._ends else None
             if end is None:
                 row.answer.append(token)
@@ -748,6 +860,25 @@ class Engine:
             self._slots += max(1, self._slots // 8)
             self._slots = min(self._slots, self._most)
             self._steps = 0
+
+    def _refuse(self, indices: Sequence[int], dtype: Any) -> None:
+        """End the rows whose logits aren't finite, which may be due to what is in their prompts.
+
+        Raises:
+            RuntimeError: it is due to the model: all of several rows are such, or all since the
+                start.
+        """
+        rows = [self._batch.rows[index] for index in indices]
+        why = f"the model's logits are not finite in {str(dtype).removeprefix('torch.')}"
+        if dtype != torch.float32:
+            why += "; try float32"
+        several = len(rows) > 1 and len(rows) == len(self._batch.rows)
+        if several or (self._refused and not self._any_finite):
+            raise RuntimeError(why)
+        self._refused += len(rows)
+        self._batch.blank(indices)
+        for row in rows:
+            row.finish(RequestRefused(f"prompt of {len(row.prompt)} tokens: {why}"))
 
     def _back_off(self, why: str) -> None:
         """Go on with half as many rows; they are computed again up to where they were."""
@@ -782,6 +913,10 @@ def _release(device: Any) -> None:
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
 def _first_line(error: BaseException) -> str:

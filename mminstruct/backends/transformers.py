@@ -13,6 +13,9 @@ device change a logit in its last digits, and now and then that tips a choice be
 less often in float32. Models whose positions are scaled by the longest prompt (rotary ``dynamic``
 and ``longrope``) also depend on their neighbours once one of them exceeds the original context.
 
+A template that writes the date is told a fixed day, and where it has no place for a system prompt
+the user says it (`_templates`).
+
 By default the dtype is the checkpoint's own on a GPU and float32 on a CPU. It is part of the
 identity, so answers of one aren't taken for the other's; the device itself is not.
 """
@@ -24,17 +27,20 @@ import importlib.util
 import logging
 import os.path
 import random
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from mminstruct.backends import BackendOptions
+from mminstruct.backends._templates import strftime_now, without_system
 from mminstruct.backends.llama_cpp import check_gguf, fingerprint
 from mminstruct.errors import (
     BackendError,
@@ -43,7 +49,7 @@ from mminstruct.errors import (
     MMInstructError,
     UsageError,
 )
-from mminstruct.schema import Completion, FinishReason, Message, Option, Request, digest
+from mminstruct.schema import Completion, FinishReason, Message, Option, Request, Role, digest
 
 if TYPE_CHECKING:
     from mminstruct.backends._transformers_engine import Engine
@@ -73,6 +79,9 @@ _NEEDED = ("torch", "transformers", "accelerate")
 _SUFFIXES = {".bin", ".jinja", ".json", ".model", ".py", ".safetensors", ".tiktoken", ".txt"}
 # First words after the opening: what they have in common is not part of it.
 _PROBES = ("A", "7", "\n", " (")
+# An answer by which to find what a template writes after one.
+_ANSWER = "mminstruct"
+_DATE = re.compile(r"""\bstrftime_now\(\s*(["'])(?P<pattern>[^"'\\]*)\1\s*\)""")
 _SHARE_FOR_WEIGHTS = 0.85
 
 _log = logging.getLogger(__name__)
@@ -238,26 +247,28 @@ def _tokenizer(checkpoint: _Checkpoint, template: str | None) -> _ChatTokenizer:
             f"model {checkpoint.name!r} has no chat template; use an instruction-tuned model, or "
             "give a Jinja file with --chat_template"
         )
-    return _ChatTokenizer(checkpoint.name, tokenizer, template)
+    with checkpoint.loading("chat template"):
+        written = _on_a_fixed_day(tokenizer.get_chat_template(template))
+    return _ChatTokenizer(checkpoint.name, tokenizer, written)
 
 
 class _ChatTokenizer:
     """Chat messages to tokens and back; from any thread."""
 
-    def __init__(self, model: str, tokenizer: Any, template: str | None) -> None:
+    def __init__(self, model: str, tokenizer: Any, template: str) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._template = template
         self._one_at_a_time = threading.Lock()
         self._openings: dict[tuple[Message, ...], tuple[int, ...]] = {}
         self.tokens = lru_cache(maxsize=256)(self._tokens)
-        self.ends: set[int] = {tokenizer.eos_token_id} - {None}
+        self.ends: set[int] = {tokenizer.eos_token_id} - {None} | self._ends_of_turn()
 
     def text(self, tokens: Sequence[int]) -> str:
-        """What the tokens say, without special ones."""
+        """What the tokens say, special ones too: they tell where an answer ends."""
         with self._one_at_a_time:
             text: str = self._tokenizer.decode(
-                tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+                tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
             )
         return text
 
@@ -266,33 +277,72 @@ class _ChatTokenizer:
 
         The same object for all of them, and never the whole prompt.
         """
-        first = messages[:-1]
+        first, role, tokens = messages[:-1], messages[-1].role, self.tokens(messages)
         if first not in self._openings:
-            role = messages[-1].role
-            probes = [self._tokens((*first, Message(role, text))) for text in _PROBES]
-            common = len(os.path.commonprefix(probes))
-            if common == min(map(len, probes)):
-                raise BackendUnusable(
-                    f"model {self._model!r}: its chat template doesn't write what messages say; "
-                    "give another one with --chat_template"
-                )
-            self._openings[first] = probes[0][:common]
+            self._openings[first] = self._common(first, role)
         opening = self._openings[first]
-        tokens = self.tokens(messages)
-        if tokens[: len(opening)] == opening and len(tokens) > len(opening):
+        if _begins(tokens, opening):
             return opening
+        if not _begins(self._tokens((*first, Message(role, _PROBES[0]))), opening):
+            # The template writes another one by now.
+            opening = self._openings[first] = self._common(first, role)
         pairs = zip(opening, tokens[:-1], strict=False)
-        common = next((i for i, (a, b) in enumerate(pairs) if a != b), len(tokens) - 1)
-        return opening[:common]
+        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return opening if common == len(opening) else opening[:common]
+
+    def _common(self, first: tuple[Message, ...], role: Role) -> tuple[int, ...]:
+        """The tokens that these messages begin with, whatever the next one says."""
+        probes = [self._tokens((*first, Message(role, text))) for text in _PROBES]
+        common = len(os.path.commonprefix(probes))
+        if common == min(map(len, probes)):
+            raise BackendUnusable(
+                f"model {self._model!r}: its chat template doesn't write what messages say; "
+                "give another one with --chat_template"
+            )
+        return probes[0][:common]
+
+    @cached_property
+    def _takes_system(self) -> bool:
+        """Whether the template writes a system prompt; some raise an error, some leave it out."""
+        user = Message("user", _PROBES[0])
+        try:
+            one, other = (self._written((Message("system", p), user)) for p in _PROBES[:2])
+        except BackendUnusable:
+            return False
+        return one != other
+
+    def _ends_of_turn(self) -> set[int]:
+        """The token that the template ends an answer with, if it is a special one."""
+        asked = (Message("user", _PROBES[0]), Message("assistant", _ANSWER))
+        try:
+            _, answer, after = self._written(asked, to_answer=False).rpartition(_ANSWER)
+        except BackendUnusable:
+            return set()
+        tokens = self._tokenizer(after.lstrip(), add_special_tokens=False)["input_ids"]
+        known = self._tokenizer.added_tokens_decoder
+        return {token for token in tokens[:1] if answer and token in known and known[token].special}
 
     def _tokens(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
+        if messages[0].role == "system" and not self._takes_system:
+            messages = without_system(messages)
+        text = self._written(messages)
+        with self._one_at_a_time:
+            # The template writes the special tokens itself.
+            return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _written(self, messages: tuple[Message, ...], *, to_answer: bool = True) -> str:
+        """What the template makes of the messages, up to where an answer begins.
+
+        Raises:
+            BackendUnusable: it doesn't take them.
+        """
         chat = [{"role": message.role, "content": message.content} for message in messages]
         with self._one_at_a_time:
             try:
-                text = self._tokenizer.apply_chat_template(
+                text: str = self._tokenizer.apply_chat_template(
                     chat,
                     chat_template=self._template,
-                    add_generation_prompt=True,
+                    add_generation_prompt=to_answer,
                     tokenize=False,
                 )
             except Exception as error:  # a template is a program, and may raise anything
@@ -300,8 +350,21 @@ class _ChatTokenizer:
                     f"model {self._model!r}: its chat template doesn't take these messages "
                     f"({error}); give another one with --chat_template"
                 ) from error
-            # The template writes the special tokens itself.
-            return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return text
+
+
+def _on_a_fixed_day(template: str) -> str:
+    """The template with the date that it asks for written out.
+
+    From transformers 5 on, what a template is called with are plain values: a function can't be
+    given in place of the library's.
+    """
+    return _DATE.sub(lambda call: repr(strftime_now(call["pattern"])), template)
+
+
+def _begins(tokens: tuple[int, ...], opening: tuple[int, ...]) -> bool:
+    """Whether the opening is shorter and what the tokens begin with."""
+    return len(tokens) > len(opening) and tokens[: len(opening)] == opening
 
 
 class TransformersBackend:
@@ -459,16 +522,31 @@ class TransformersBackend:
         device_map = self._options.engine.get("device_map")
         with self._checkpoint.loading("weights"), _no_progress_bars():
             if device is not None and not _fits(self._checkpoint, dtype, device):
+                if self._options.engine.get("device"):
+                    raise BackendUnusable(
+                        f"model {self.model!r}: {device} has too little free memory for its "
+                        f"weights in {self._dtype()}; free some of it, use a smaller dtype or "
+                        "model, or give --device_map auto, which spreads it over all devices"
+                    )
+                _log.warning(
+                    "%s has too little free memory for %s, which is spread over all devices; that "
+                    "may be much slower",
+                    device,
+                    self.model,
+                )
                 device, device_map = None, "auto"
             arguments["device_map"] = device_map or {"": torch.device(device or "cpu")}
             model = transformers.AutoModelForCausalLM.from_pretrained(**arguments).eval()
             model.requires_grad_(False)
-            engine = Engine(
-                model,
-                ends=tokenizer.ends | _ends(model),
-                window=self.context_window or 1 << 30,
-                slots=self._options.engine.get("parallel"),
-            )
+            try:
+                engine = Engine(
+                    model,
+                    ends=tokenizer.ends | _ends(model),
+                    window=self.context_window or 1 << 30,
+                    slots=self._options.engine.get("parallel"),
+                )
+            except BackendUnusable as error:
+                raise BackendUnusable(f"model {self.model!r}: {error}") from error
         spread = sorted({str(place) for place in getattr(model, "hf_device_map", {}).values()})
         opening = f"; no shared opening, as {engine.no_opening}" if engine.no_opening else ""
         _log.info(

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, tzinfo
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,22 @@ import torch
 from huggingface_hub import constants
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoTokenizer,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    JambaConfig,
+    JambaForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     PreTrainedTokenizerFast,
+    RwkvConfig,
+    RwkvForCausalLM,
 )
+from transformers.utils import chat_template_utils
 
 from mminstruct import backends
 from mminstruct.backends import Backend, BackendOptions, llama_cpp
@@ -69,6 +81,34 @@ def llama(**changes: Any) -> LlamaForCausalLM:
 def windowed() -> MistralForCausalLM:
     torch.manual_seed(7)
     return MistralForCausalLM(MistralConfig(**SIZES, sliding_window=16)).eval()
+
+
+def latent() -> DeepseekV3ForCausalLM:
+    """Its cache keeps other shapes than it attends to, from transformers 5 on."""
+    torch.manual_seed(7)
+    ranks = {"q_lora_rank": 16, "kv_lora_rank": 16}
+    heads = {"qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
+    config = DeepseekV3Config(
+        **{**SIZES, **ranks, **heads, "num_key_value_heads": 4}, first_k_dense_replace=2
+    )
+    return DeepseekV3ForCausalLM(config).eval()
+
+
+def hybrid() -> JambaForCausalLM:
+    """Its recurrent layers forget where a prompt is divided."""
+    torch.manual_seed(7)
+    layers = {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2, "mamba_d_state": 8}
+    return JambaForCausalLM(JambaConfig(**SIZES, **layers, use_mamba_kernels=False)).eval()
+
+
+def mamba() -> MambaForCausalLM:
+    torch.manual_seed(7)
+    return MambaForCausalLM(MambaConfig(**SIZES, state_size=8)).eval()
+
+
+def rwkv() -> RwkvForCausalLM:
+    torch.manual_seed(7)
+    return RwkvForCausalLM(RwkvConfig(**SIZES, attention_hidden_size=32)).eval()
 
 
 class Asked:
@@ -165,7 +205,7 @@ class Watched:
         model.register_forward_pre_hook(watch, with_kwargs=True)
 
 
-@pytest.mark.parametrize("make", [llama, windowed])
+@pytest.mark.parametrize("make", [llama, windowed, latent, hybrid])
 @pytest.mark.parametrize("slots", [1, 3])
 def test_batched_answers_are_those_of_one_generate_call_each(
     make: Callable[[], Any], slots: int
@@ -209,6 +249,12 @@ def test_a_model_with_windows_shorter_than_the_context_shares_no_opening() -> No
     assert Engine(windowed(), ends=set(), window=16, slots=3).no_opening is None
 
 
+@pytest.mark.parametrize("make", [mamba, rwkv])
+def test_a_model_that_gives_other_logits_in_a_batch_is_refused(make: Callable[[], Any]) -> None:
+    with pytest.raises(BackendUnusable, match=r"ForCausalLM isn't supported.* off by .*llama_cpp"):
+        Engine(make(), ends=set(), window=512, slots=3)
+
+
 def test_a_prompt_longer_than_a_pass_is_computed_in_pieces() -> None:
     asked = Asked()
     asked.row([k % 250 for k in range(900)], opening=tuple(k % 240 for k in range(700)))
@@ -216,6 +262,47 @@ def test_a_prompt_longer_than_a_pass_is_computed_in_pieces() -> None:
     watched = Watched(model)
     assert answers(model, asked) == [plainly(model, row) for row in asked.rows]
     assert max(tokens for _, tokens in watched.passes[:-12]) <= 900
+
+
+def test_padded_prompts_are_computed_in_pieces_within_the_bound_of_a_pass() -> None:
+    asked = Asked()
+    for number in range(6):
+        asked.row([(11 * number + k) % 250 for k in range(380 - 60 * number)])
+    model = windowed()
+    engine = Engine(model, ends=set(), window=512, slots=6)
+    watched = Watched(model)
+    for row in asked.rows:
+        engine.submit(row)
+    assert served(engine, asked) == [plainly(model, row) for row in asked.rows]
+    assert 256 < max(rows * tokens for rows, tokens in watched.passes[:6]) <= 512
+
+
+def test_prompts_that_cannot_be_divided_start_fewer_at_once() -> None:
+    asked = Asked()
+    for number in range(5):
+        asked.row([(11 * number + k) % 250 for k in range(1370)], limit=2)
+    model = hybrid()
+    engine = Engine(model, ends=set(), window=2048, slots=6)
+    watched = Watched(model)
+    for row in asked.rows:
+        engine.submit(row)
+    served(engine, asked)
+    assert [rows for rows, tokens in watched.passes if tokens == 1399] == [2, 2, 1]
+
+
+def test_closing_ends_within_a_piece_of_the_prompts() -> None:
+    model, asked = windowed(), Asked()
+    engine = Engine(model, ends=set(), window=4096, slots=4)
+    for number in range(4):
+        asked.row([number] * 3000)
+    watched = Watched(model, lambda *_: engine.close() if len(watched.passes) == 3 else None)
+    for row in asked.rows:
+        engine.submit(row)
+    served(engine, asked)
+    assert watched.passes == [(4, 128)] * 3
+    assert {str(end) for end in asked.ends.values()} == {
+        "the backend was closed before the answer was finished"
+    }
 
 
 def test_a_seed_means_the_same_whoever_is_beside_it() -> None:
@@ -331,6 +418,62 @@ def test_logits_that_are_not_numbers_are_an_error_and_no_text() -> None:
     assert "not finite" in str(asked.ends[0])
 
 
+@pytest.mark.parametrize("make", [llama, windowed])
+@pytest.mark.parametrize("slots", [1, 4])
+def test_a_prompt_whose_logits_are_not_numbers_is_refused_alone(
+    make: Callable[[], Any], slots: int
+) -> None:
+    model, asked = make(), Asked()
+    for number in range(7):
+        text = [(7 * number + k) % 99 for k in range(9)]
+        # Longer than the others, so that these come to lie where it was not a number.
+        asked.row([*text, *[99] * 12] if number in (1, 4) else text, limit=3 + 2 * number)
+    expected = [plainly(model, row) for row in asked.rows]
+    model.get_input_embeddings().weight.data[99] = float("nan")
+    found = answers(model, asked, slots=slots)
+    for number in (1, 4):
+        assert isinstance(asked.ends[number], RequestRefused)
+        assert str(asked.ends[number]).endswith("are not finite in float32")
+        found[number] = expected[number] = []
+    assert found == expected
+
+
+def test_a_model_whose_logits_never_are_numbers_ends_the_run_at_the_second_request() -> None:
+    model, asked = llama().to(torch.bfloat16), Asked()
+    engine = Engine(model, ends=set(), window=512, slots=1)
+    model.lm_head.weight.data.fill_(float("nan"))
+    for number in range(3):
+        engine.submit(asked.row([number]))
+    served(engine, asked)
+    kinds = [type(asked.ends[number]) for number in range(3)]
+    assert kinds == [RequestRefused, BackendUnusable, BackendUnusable]
+    assert str(asked.ends[1]).endswith("not finite in bfloat16; try float32")
+
+
+def test_several_requests_that_all_are_not_numbers_end_the_run() -> None:
+    model, asked = llama(), Asked()
+    engine = Engine(model, ends=set(), window=512, slots=2)
+    model.lm_head.weight.data.fill_(float("nan"))
+    for number in range(3):
+        engine.submit(asked.row([number]))
+    served(engine, asked)
+    assert {type(end) for end in asked.ends.values()} == {BackendUnusable}
+
+
+def test_an_error_of_any_kind_ends_all_requests_with_its_words() -> None:
+    def broken(rows: int, tokens: int) -> None:
+        raise KeyError("no such expert")
+
+    model, asked = llama(), several(Asked(), 3)
+    engine = Engine(model, ends=set(), window=512, slots=2)
+    Watched(model, broken)
+    for row in asked.rows:
+        engine.submit(row)
+    served(engine, asked)
+    assert all(isinstance(end, BackendUnusable) for end in asked.ends.values())
+    assert "no such expert" in str(asked.ends[0])
+
+
 def test_a_cancelled_request_leaves_the_batch() -> None:
     model, asked = llama(), Asked()
     engine = Engine(model, ends=set(), window=512, slots=4)
@@ -370,18 +513,70 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def save(place: Path, template: str | None = TEMPLATE) -> None:
+def save(
+    place: Path,
+    template: str | None = TEMPLATE,
+    model: Any = None,
+    special: Sequence[str] = (),
+) -> None:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {character: number for number, character in enumerate(alphabet)}
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<|unk|>", eos_token="<|end|>"
+        tokenizer_object=tokenizer,
+        unk_token="<|unk|>",
+        eos_token="<|end|>",
+        additional_special_tokens=list(special),
     )
     fast.chat_template = template
     fast.save_pretrained(place)
-    llama(eos_token_id=END).save_pretrained(place)
+    (model or llama(eos_token_id=END)).save_pretrained(place)
+
+
+def chain(tokens: Sequence[int]) -> LlamaForCausalLM:
+    """A model that answers each of these tokens with the next one."""
+    model = llama(eos_token_id=END, vocab_size=VOCABULARY + 1)
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight.data.zero_()
+        layer.mlp.down_proj.weight.data.zero_()
+    embeddings = model.get_input_embeddings().weight.data
+    model.lm_head.weight.data.zero_()
+    for token, following in pairwise(tokens):
+        direction = embeddings[token] / embeddings[token].norm()
+        model.lm_head.weight.data[following] = direction
+    return model
+
+
+def speaking(place: Path, answer: Sequence[str], template: str) -> Backend:
+    """A model that says this; ``<|turn|>`` is one of its special tokens."""
+    save(place, TEMPLATE, special=["<|turn|>"])
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    tokens = [tokenizer.convert_tokens_to_ids(token) for token in ("]", *answer)]
+    save(place, template, chain(tokens), ["<|turn|>"])
+    return create(place)
+
+
+def test_special_tokens_within_an_answer_stay_in_its_text(tmp_path: Path) -> None:
+    backend = speaking(tmp_path / "chatty", ["H", "i", "<|turn|>", "N", "o", "<|end|>"], TEMPLATE)
+    (answer,) = complete(backend, Request(chat(), Sampling(0.0, max_tokens=12)))
+    assert (answer.text, answer.finish_reason) == ("Hi<|turn|>No", "stop")
+
+
+@pytest.mark.parametrize("space", ["", " ", "\\n"])
+def test_what_a_template_ends_an_answer_with_ends_one(tmp_path: Path, space: str) -> None:
+    template = TEMPLATE.replace("<|end|>", "{{ '" + space + "' }}<|turn|>")
+    backend = speaking(tmp_path / "chatty", ["H", "i", "<|turn|>", "N", "o", "<|end|>"], template)
+    (answer,) = complete(backend, Request(chat(), Sampling(0.0, max_tokens=12)))
+    assert (answer.text, answer.finish_reason) == ("Hi", "stop")
+
+
+def test_words_that_a_template_writes_after_an_answer_end_none(tmp_path: Path) -> None:
+    template = TEMPLATE.replace("<|end|>", "N<|turn|>")
+    backend = speaking(tmp_path / "chatty", ["H", "i", "N", "<|turn|>", "o", "<|end|>"], template)
+    (answer,) = complete(backend, Request(chat(), Sampling(0.0, max_tokens=12)))
+    assert answer.text == "HiN<|turn|>o"
 
 
 def chat(question: str = "A tree?") -> tuple[Message, ...]:
@@ -498,7 +693,8 @@ def test_a_model_without_a_chat_template_is_named_and_a_file_supplies_one(tmp_pa
         create(tmp_path / "base").count_tokens(chat())
     file = tmp_path / "t.jinja"
     file.write_text("{{ messages[-1]['content'] }}!")
-    assert create(tmp_path / "base", chat_template=str(file)).count_tokens(chat()) == 8
+    backend = create(tmp_path / "base", chat_template=str(file))
+    assert backend.count_tokens(chat()[1:]) == 8
 
 
 @pytest.mark.parametrize("template", ["", "hello", "{{ messages | length }}"])
@@ -532,6 +728,15 @@ def test_a_configuration_of_the_wrong_types_is_an_error_in_words(
         complete(create(damaged), Request(chat(), Sampling(max_tokens=2)))
 
 
+def test_an_architecture_that_is_not_supported_is_named_with_its_model(
+    folder: Path, tmp_path: Path
+) -> None:
+    copy = copied(folder, tmp_path / "recurrent")
+    mamba().save_pretrained(copy)
+    with pytest.raises(BackendUnusable, match="^model 'recurrent': MambaForCausalLM isn't"):
+        complete(create(copy))
+
+
 def test_an_error_within_another_step_of_loading_is_told_once(folder: Path) -> None:
     checkpoint = backend_module._checkpoint(BackendOptions(model=str(folder)))
     with (
@@ -548,11 +753,122 @@ def test_a_device_that_is_not_there_is_an_error_in_words(folder: Path) -> None:
         complete(create(folder, device="cuda"), Request(chat(), Sampling(max_tokens=2)))
 
 
+@pytest.fixture
+def full_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The figures of a GPU whose memory others have taken; what needs no GPU runs on the CPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 1 << 34))
+    backend_module._best_device.cache_clear()
+    yield
+    backend_module._best_device.cache_clear()
+
+
+@pytest.mark.usefixtures("full_gpu")
+def test_a_device_that_was_given_is_not_replaced_when_it_is_full(folder: Path) -> None:
+    with pytest.raises(
+        BackendUnusable, match="'tiny-chat': cuda:1 has too little .* --device_map auto"
+    ):
+        complete(create(folder, device="cuda:1"), Request(chat(), Sampling(max_tokens=2)))
+
+
+@pytest.mark.usefixtures("full_gpu")
+def test_a_model_that_exceeds_the_best_device_is_spread_and_says_so(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (answer,) = complete(create(folder), Request(chat(), Sampling(0.0, max_tokens=2)))
+    assert answer.completion_tokens == 2
+    (warning,) = (record for record in caplog.records if record.levelname == "WARNING")
+    assert "cuda has too little free memory for tiny-chat" in warning.getMessage()
+
+
 def test_a_template_that_refuses_the_roles_says_so(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "t.jinja"
     file.write_text("{{ raise_exception('System role not supported') }}")
     with pytest.raises(BackendUnusable, match="System role not supported"):
         create(folder, chat_template=str(file)).count_tokens(chat())
+
+
+class Day(datetime):
+    """A clock that shows one day of March."""
+
+    shown = 1
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Day:
+        return cls(2026, 3, cls.shown)
+
+
+FEW = (*chat("A bush?"), Message("assistant", "No."))
+
+
+@pytest.mark.parametrize(
+    ("date", "day"),
+    [
+        ("{{ strftime_now('%d %b %Y') }}", "26 Jul 2024"),
+        ('{% set today = strftime_now( "%Y-%m-%d" ) %}{{ today }}', "2024-07-26"),
+        (
+            "{% if not date_string is defined %}{% if strftime_now is defined %}"
+            "{% set date_string = strftime_now('%d %b %Y') %}{% else %}"
+            "{% set date_string = 'long ago' %}{% endif %}{% endif %}{{ date_string }}",
+            "26 Jul 2024",
+        ),
+    ],
+)
+def test_a_template_that_writes_the_date_writes_the_same_on_every_day(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, date: str, day: str
+) -> None:
+    monkeypatch.setattr(chat_template_utils, "datetime", Day)
+    file = tmp_path / "t.jinja"
+    file.write_text(f"{date}|{TEMPLATE}")
+    backend = create(folder, chat_template=str(file))
+    assert isinstance(backend, backend_module.TransformersBackend)
+    tokenizer = backend._tokenizer()
+    openings = []
+    for number in (1, 2, 3):
+        monkeypatch.setattr(Day, "shown", number)
+        asked = (*FEW, Message("user", f"Number {number}"))
+        assert tokenizer.text(tokenizer.tokens(asked)).startswith(f"{day}|")
+        openings.append(tokenizer.opening(asked))
+    assert len({id(opening) for opening in openings}) == 1
+
+
+def test_an_opening_that_a_template_writes_otherwise_by_now_is_computed_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_template_utils, "datetime", Day)
+    file = tmp_path / "t.jinja"
+    file.write_text("{% set form = '%d' %}{{ strftime_now(form) }}" + TEMPLATE)
+    backend = create(folder, chat_template=str(file))
+    assert isinstance(backend, backend_module.TransformersBackend)
+    tokenizer = backend._tokenizer()
+    openings = []
+    for day in (1, 2):
+        monkeypatch.setattr(Day, "shown", day)
+        openings += [tokenizer.opening((*FEW, Message("user", f"{day}{q}"))) for q in "ABC"]
+    assert [openings.index(opening) for opening in openings] == [0, 0, 0, 3, 3, 3]
+    assert len({id(opening) for opening in openings}) == 2
+    assert len(openings[0]) == len(openings[3])
+
+
+@pytest.mark.parametrize("system", ["{{ raise_exception('System role not supported') }}", ""])
+def test_a_system_prompt_that_a_template_has_no_place_for_comes_before_the_users_words(
+    folder: Path, tmp_path: Path, system: str
+) -> None:
+    written = TEMPLATE.replace("[{{ m", "{% if m['role'] == 'system' %}%s{% else %}[{{ m")
+    file = tmp_path / "t.jinja"
+    file.write_text(written.replace("%s", system).replace("{% endfor", "{% endif %}{% endfor", 1))
+    backend = create(folder, chat_template=str(file))
+    assert isinstance(backend, backend_module.TransformersBackend)
+    tokenizer = backend._tokenizer()
+    asked = (*FEW, Message("user", "A tree?"))
+    assert tokenizer.text(tokenizer.tokens(asked)) == (
+        "[user]You name things.\n\nA bush?<|end|>[assistant]No.<|end|>[user]A tree?<|end|>"
+        "[assistant]"
+    )
+    assert len(tokenizer.opening(asked)) > len("[user]You name things.\n\nA bush?[assistant]No.")
+    (answer,) = complete(backend, Request(asked, Sampling(0.0, max_tokens=2)))
+    assert answer.prompt_tokens == backend.count_tokens(asked)
 
 
 def test_a_device_map_places_the_model(folder: Path) -> None:

@@ -35,6 +35,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     RwkvConfig,
     RwkvForCausalLM,
+    cache_utils,
 )
 from transformers.utils import chat_template_utils
 
@@ -99,6 +100,13 @@ def hybrid() -> JambaForCausalLM:
     torch.manual_seed(7)
     layers = {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2, "mamba_d_state": 8}
     return JambaForCausalLM(JambaConfig(**SIZES, **layers, use_mamba_kernels=False)).eval()
+
+
+NEEDS_STATES = pytest.mark.skipif(
+    not hasattr(cache_utils, "LinearAttentionLayer"),
+    reason="the library's cache has no recurrent states yet",
+)
+RECURRENT = pytest.param(hybrid, marks=NEEDS_STATES)
 
 
 def mamba() -> MambaForCausalLM:
@@ -205,7 +213,7 @@ class Watched:
         model.register_forward_pre_hook(watch, with_kwargs=True)
 
 
-@pytest.mark.parametrize("make", [llama, windowed, latent, hybrid])
+@pytest.mark.parametrize("make", [llama, windowed, latent, RECURRENT])
 @pytest.mark.parametrize("slots", [1, 3])
 def test_batched_answers_are_those_of_one_generate_call_each(
     make: Callable[[], Any], slots: int
@@ -255,6 +263,20 @@ def test_a_model_that_gives_other_logits_in_a_batch_is_refused(make: Callable[[]
         Engine(make(), ends=set(), window=512, slots=3)
 
 
+@pytest.mark.parametrize("make", [llama, windowed])
+def test_out_of_memory_while_a_model_is_tried_out_says_nothing_about_its_kind(
+    make: Callable[[], Any],
+) -> None:
+    def full(rows: int, tokens: int) -> None:
+        if rows > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+
+    model = make()
+    Watched(model, full)
+    with pytest.raises(torch.OutOfMemoryError):
+        Engine(model, ends=set(), window=512, slots=3)
+
+
 def test_a_prompt_longer_than_a_pass_is_computed_in_pieces() -> None:
     asked = Asked()
     asked.row([k % 250 for k in range(900)], opening=tuple(k % 240 for k in range(700)))
@@ -277,6 +299,7 @@ def test_padded_prompts_are_computed_in_pieces_within_the_bound_of_a_pass() -> N
     assert 256 < max(rows * tokens for rows, tokens in watched.passes[:6]) <= 512
 
 
+@NEEDS_STATES
 def test_prompts_that_cannot_be_divided_start_fewer_at_once() -> None:
     asked = Asked()
     for number in range(5):

@@ -8,7 +8,7 @@ Every defect that models show has one defined result:
     code fences around the answer         the inside is read; one within an answer is left alone
     special tokens (<|im_end|>, </s>)     leading ones are removed, with the role that they name;
                                           the text ends at the first other
-    <think> ... </think>                  removed; unfinished: rejected
+    <think> ... </think>, [THINK] ...     removed; unfinished: rejected
     channels (<|channel|>analysis, final) the final one is read; without one: rejected
     Windows newlines                      read as newlines
     question without an answer            that turn is left out, noted
@@ -46,12 +46,16 @@ _SEPARATOR = re.compile(
 )
 _FENCE = re.compile(r"^\s*(?:```|~~~)\s*[\w-]*\s*$")
 _EMPHASISED = re.compile(r"(\*{1,3})(?=\S)([^*]+)(?<=\S)\1")
-_THINK = re.compile(r"<(?P<end>/?)think(?:ing)?>", re.IGNORECASE)
+_THINK = re.compile(
+    r"(?:<(?=/?think(?:ing)?>)|(?-i:\[(?=/?THINK\])))(?P<end>/?)think(?:ing)?[>\]]", re.IGNORECASE
+)
 # https://cookbook.openai.com/articles/openai-harmony, the format of gpt-oss.
 _CHANNEL = "<|channel|>"
 _FINAL_CHANNEL = re.compile(r"<\|channel\|>\s*final\b[^<]*<\|message\|>")
 _SPECIAL = re.compile(
-    r"<\|[a-z0-9_ ]{1,40}\|>|</?s>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>"
+    # DeepSeek writes them with other bars and blanks.
+    r"<\|[a-z0-9_ ]{1,40}\|>|<\uff5c[a-z0-9_ \u2581]{1,40}\uff5c>"
+    r"|</?s>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>"
     r"|\[/?INST\]|<</?SYS>>",
     re.IGNORECASE,
 )
@@ -109,7 +113,7 @@ def parse(
     text = completion.text
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    spoken = _without_reasoning(text) if "<" in text else text
+    spoken = _without_reasoning(text) if "<" in text or "[" in text else text
     if spoken is None:
         return Rejected("unfinished_reasoning", "the reasoning block is not closed")
     if "<" in spoken or "[" in spoken:

@@ -370,6 +370,7 @@ def test_a_code_fence_within_an_answer_stays_there() -> None:
         "<|channel|>final<|message|>{}<|end|><|start|>assistant<|channel|>analysis<|message|>No.",
         "{}<|end|>",
         "{}<pad><pad><pad>",
+        "<\uff5cAssistant\uff5c>{}<\uff5cend\u2581of\u2581sentence\uff5c><\uff5cUser\uff5c>Hm.",
     ],
 )
 @pytest.mark.parametrize(
@@ -392,6 +393,7 @@ def test_special_tokens_alone_are_an_empty_answer(form: str, token: str) -> None
     [
         "<think>\nQuestion: Should I ask about the caption?\nAnswer: No.\n</think>\n\n",
         "<thinking>Two turns will do.</thinking>",
+        "[THINK]Two turns will do.[/THINK]",
         "<THINK></THINK>",
         "The opening tag was part of the prompt.\n</think>\n",
         "<think>one</think><think>two</think>\n",
@@ -416,7 +418,7 @@ def test_finished_reasoning_is_removed(
 @pytest.mark.parametrize("finish_reason", ["stop", "length"])
 @pytest.mark.parametrize("form", ["turns", "turn", "text"])
 def test_unfinished_reasoning_is_rejected(form: str, finish_reason: FinishReason) -> None:
-    for start in ("<think>\n", "<|channel|>analysis<|message|>", "<|channel|>fin"):
+    for start in ("<think>\n", "[THINK]", "<|channel|>analysis<|message|>", "<|channel|>fin"):
         parsed = read(f"{start}Let me see. {PLAIN}", form, finish_reason=finish_reason)
         assert reason_of(parsed) == "unfinished_reasoning"
 

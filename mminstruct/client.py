@@ -9,7 +9,8 @@ files, and so that callers need no loop. What it promises:
   when a server says Retry-After, everybody waits, or the run ends if it is over an hour;
 - of several servers each gets what it has room for, and what one that dies was asked goes to the
   others at once; it is left out until it answers again;
-- no attempt is sent that could exceed the budget, whatever the answers in flight turn out to cost;
+- no attempt is sent that could exceed the budget, whatever the answers in flight turn out to cost,
+  as long as max_tokens bounds what a model thinks, too;
 - the same request is asked for once, however many rows need its answer at the same time;
 - one request that is refused costs itself and nothing else;
 - answers that are all empty, because the model thinks for longer than its answers may be, end the

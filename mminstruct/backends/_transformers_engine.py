@@ -757,7 +757,7 @@ class Engine:
             reason = _CLOSED
         except _Closed:
             reason = _CLOSED
-        # A model may bring code of its own.
+        # A model may bring code of its own, and who waits for this thread has to hear of its end.
         except Exception as error:  # noqa: BLE001
             reason += f": {_first_line(error)}"
             _log.debug("the model's engine has stopped", exc_info=True)

@@ -393,7 +393,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             sampling=self.config.sampling(),
             backend=backend.name,
             model=backend.model,
-            endpoint=registry.endpoint_name(backend.endpoints[0]) if backend.endpoints else None,
+            endpoint=registry.endpoint_names(backend.endpoints),
             license=verdict.license,
             commercial=verdict.commercial,
             image_use=registry.image_use(),

@@ -17,7 +17,7 @@ import re
 import textwrap
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from string import Template
 from typing import Any
@@ -31,7 +31,7 @@ from huggingface_hub import DatasetCardData
 from mminstruct import licenses
 from mminstruct.errors import ConfigError, did_you_mean
 from mminstruct.generate import Report
-from mminstruct.licenses import Part, Registry, Verdict
+from mminstruct.licenses import License, Part, Registry, Verdict
 from mminstruct.prompts import PromptConfig
 from mminstruct.sources import SourceInfo
 
@@ -268,6 +268,10 @@ def card(
             "about": _prose(origin, [page.about for page in pages]),
             "uses": _prose(origin, [page.uses for page in pages]),
             "limits": _prose(origin, [page.limits for page in pages]),
+            "left_out": "were left out and are listed with their reasons in `rejected.jsonl`, if "
+            "there were any"
+            if report
+            else "were left out before these rows were put together",
             "usage": _fenced(
                 "from datasets import load_dataset\n\n"
                 f"everything = load_dataset({path})\n"
@@ -375,8 +379,19 @@ def license_text(origin: Origin) -> str:
             f"The {source.modality}s of {source.title} are not included. {source.media_license}"
             for source in _all(origin)
         ),
+        *_licenses_to_keep(origin.verdict),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _licenses_to_keep(verdict: Verdict) -> Iterator[str]:
+    """The texts that have to go with the rows, where a licence asks for itself to be kept."""
+    for license in dict.fromkeys(
+        part.by for part in verdict.parts if isinstance(part.by, License) and part.role != "images"
+    ):
+        asks = any((o.when, o.kind) == ("rows-shared", "notice") for o in license.obligations)
+        if asks and (text := licenses.text_of(license)):
+            yield f"The text of {license.title}:\n\n{text.strip()}"
 
 
 def unsaid(license_text: str, licensing: Mapping[str, Any]) -> str | None:

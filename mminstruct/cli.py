@@ -604,8 +604,8 @@ def _origin(
     plan, config = plans[0], builders[0].config
     registry = config.registry()
     identity = builders[0].identity()
-    if "endpoint" in identity:
-        identity["endpoint"] = registry.endpoint_name(identity["endpoint"])
+    if plan.endpoint is not None:
+        identity["endpoint"] = plan.endpoint
     names = [n for p in plans for n in prompts.type_names(p.config, config.type_names())]
     skipped: Counter[str] = Counter()
     for builder in builders:
@@ -626,7 +626,7 @@ def _origin(
             "mminstruct": __version__,
         },
         skipped=skipped,
-        command=_command_again(args, registry),
+        command=_command_again(args, registry, plan.endpoint),
         written_on=today,
     )
 
@@ -644,8 +644,16 @@ def _today() -> datetime.date:
         ) from error
 
 
-def _command_again(args: argparse.Namespace, registry: licenses.Registry) -> str:
-    """What makes the same rows, without keys, private servers and places on this machine."""
+def _command_again(
+    args: argparse.Namespace, registry: licenses.Registry, endpoint: str | None
+) -> str:
+    """What makes the same rows, without keys, private servers and places on this machine.
+
+    Args:
+        args: as they were given.
+        registry: tells which services may be named.
+        endpoint: as rows have it; it may be from the environment, which nobody else has.
+    """
     defaults = _parser().parse_args(["generate", *args.sources])
     words = ["mminstruct", "generate", *args.sources]
     own = (*backends.engine_options(), *sources.options())
@@ -659,6 +667,9 @@ def _command_again(args: argparse.Namespace, registry: licenses.Registry) -> str
         if value is not True:
             values = value if isinstance(value, list) else [value]
             words += [_public(name, str(one), registry) for one in values]
+    from_environment = os.environ.get("OPENAI_BASE_URL") and not args.openai_base_url
+    if endpoint is not None and args.model_source == "openai" and from_environment:
+        words += ["--openai_base_url", endpoint if "://" in endpoint else "URL"]
     return shlex.join(words)
 
 

@@ -146,7 +146,7 @@ class Plan:
         license: of the text, for rows.
         commercial: whether the text may be used commercially; None is unknown.
         image_use: image licence in lower case -> whether the image may be used commercially.
-        endpoint: the API that answers, as `Registry.endpoint_name` has it; None in this process.
+        endpoint: the APIs that answer, as `Registry.endpoint_names` has them; None in this process.
     """
 
     source: SourceInfo

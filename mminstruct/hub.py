@@ -50,6 +50,7 @@ _MARKER = "provenance.json"
 # What a release is made of; whatever else somebody put into the repository stays there.
 _TEXTS = (_MARKER, "README.md", "LICENSE", "ATTRIBUTION.md", "croissant.json")
 _OWN = (*_TEXTS, release.CREDITS, "rejected.jsonl")
+_ROWS = re.compile(r"data/[^/]+/[^/]+-\d{5}-of-\d{5}-[0-9a-f]{16}\.parquet")
 # What the Hub itself puts into a new repository.
 _NEW = {".gitattributes", "README.md"}
 _BRANCH = "main"
@@ -138,7 +139,7 @@ def push(
         head = str(info.sha)
         there = _files_there(api, repo_id, head)
         sent = {path: file for path, file in held.files.items() if not _same(file, there.get(path))}
-        gone = [p for p in there if p not in held.files and (p in _OWN or p.startswith("data/"))]
+        gone = [p for p in there if p not in held.files and (p in _OWN or _ROWS.fullmatch(p))]
         tagged = _check_tag(api, repo_id, revision, head, changes=bool(sent or gone))
         if sent or gone:
             head = _commit(api, repo_id, head, sent, gone)
@@ -217,7 +218,7 @@ def _addressed(folder: Path, repo_id: str) -> dict[str, bytes]:
         ) from error
     described["name"] = repo_id
     described["creator"] = {"@type": "sc:Organization", "name": repo_id.partition("/")[0]}
-    described["url"] = f"https://huggingface.co/datasets/{repo_id}"
+    described["url"] = f"{constants.ENDPOINT}/datasets/{repo_id}"
     croissant = json.dumps(described, indent=2, ensure_ascii=False) + "\n"
     return {"README.md": card.encode(), "croissant.json": croissant.encode()}
 
@@ -280,7 +281,7 @@ def _check_accepted(held: _Release, accepted: str | None) -> None:
     if licensing["output_training"] == "forbidden":
         why = "the model's terms forbid to train other models on them"
     elif not licensing["redistribution"]:
-        why = "what they were made from may not be passed on"
+        why = "what they were made from may not be passed on, or not after changes"
     elif (
         "unknown" in (licensing["output_training"], licensing["license"])
         or licensing["commercial"] is None

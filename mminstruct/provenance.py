@@ -18,7 +18,7 @@ import datasets
 from mminstruct import licenses, prompts, sources
 from mminstruct.errors import UsageError
 from mminstruct.generate import FEATURES
-from mminstruct.licenses import Part, Registry, Verdict
+from mminstruct.licenses import ENDPOINTS_JOINT, Part, Registry, Verdict
 from mminstruct.prompts import PromptConfig
 from mminstruct.release import Origin
 from mminstruct.sources import SourceInfo
@@ -36,7 +36,7 @@ class _Making:
         source: name of the source.
         backend: name of the backend.
         model: name of the model.
-        endpoint: URL of the API, or None.
+        endpoint: the APIs, as `Registry.endpoint_names` has them, or None.
         prompt_config: its name.
         prompt_version: its version.
         prompt_hash: digest of its content.
@@ -53,10 +53,17 @@ class _Making:
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
-    """What rows say that they may be used for."""
+    """What rows say that they may be used for.
+
+    Attributes:
+        license: of the text.
+        commercial_use: of text and image.
+        image_license: of the image, or None.
+    """
 
     license: str
     commercial_use: bool | None
+    image_license: str | None
 
 
 def splits_of(rows: Any) -> dict[str, datasets.Dataset]:
@@ -119,7 +126,7 @@ def trace(
     ids = _repo_ids({m.model for m in makings}, model_id)
     parts = {m: _parts(registry, m, infos[m.source], configs[m], ids) for m in makings}
     for making, claim in claims:
-        _check_claim(making, claim, licenses.compose(registry, parts[making]))
+        _check_claim(registry, making, claim, licenses.compose(registry, parts[making]))
     pairs = {(m.source, m.prompt_hash): m for m in makings}.values()
     order = [name for m in pairs if (config := configs[m]) for name in config.types]
     return Origin(
@@ -138,18 +145,19 @@ def trace(
 def _read(splits: Mapping[str, datasets.Dataset]) -> tuple[list[tuple[_Making, _Claim]], list[str]]:
     """What rows say of how they were made with what they may be used for, and their types."""
     made_from = [field.name for field in fields(_Making)[1:]]
-    columns = ["source", "license", "commercial_use", *(f"provenance.{name}" for name in made_from)]
+    claimed = [field.name for field in fields(_Claim)]
+    columns = ["source", *claimed, *(f"provenance.{name}" for name in made_from)]
     said: Counter[tuple[Any, ...]] = Counter()
     types: Counter[str] = Counter()
     for rows in splits.values():
-        needed = rows.select_columns(["source", "license", "commercial_use", "type", "provenance"])
+        needed = rows.select_columns(["source", *claimed, "type", "provenance"])
         for batch in needed.with_format("arrow").iter(_ROWS_AT_ONCE):
             flat = batch.flatten()
             said.update(zip(*(flat.column(name).to_pylist() for name in columns), strict=True))
             types.update(flat.column("type").to_pylist())
     return [
-        (_Making(source, *making), _Claim(license, commercial))
-        for source, license, commercial, *making in said
+        (_Making(source, *rest[len(claimed) :]), _Claim(*rest[: len(claimed)]))
+        for source, *rest in said
     ], list(types)
 
 
@@ -220,19 +228,22 @@ def _parts(
         registry,
         name=making.model,
         repo_id=repo_id,
-        endpoints=[making.endpoint] if making.endpoint else [],
+        endpoints=making.endpoint.split(ENDPOINTS_JOINT) if making.endpoint else [],
         given=repo_id not in (None, making.model),
     )
     return parts
 
 
-def _check_claim(making: _Making, claim: _Claim, verdict: Verdict) -> None:
+def _check_claim(registry: Registry, making: _Making, claim: _Claim, verdict: Verdict) -> None:
     """Raise UsageError if rows claim another licence, or more, than they may have.
 
-    Rows of an unknown licence claim none: what is known by now may be more.
+    Rows of an unknown licence claim none: what is known by now may be more. But what was barred,
+    and not for its image, was so by something that doesn't follow from what they name now.
     """
     is_same = claim.license in (verdict.license, "unknown")
-    if is_same and (verdict.commercial or not claim.commercial_use):
+    is_image = licenses.usable(registry.license(claim.image_license)) is False
+    was_barred = claim.commercial_use is False and not is_image and verdict.commercial is not False
+    if is_same and (verdict.commercial or not claim.commercial_use) and not was_barred:
         return
     use = {True: "yes", False: "no", None: "not known"}
     about = ", ".join(f"{f.name} {v}" for f, v in zip(fields(making), astuple(making), strict=True))

@@ -46,6 +46,7 @@ _MARKER = "provenance.json"
 _PARTIAL = ".partial"
 _OPTIONAL = (CREDITS, "rejected.jsonl")
 _ROWS_PER_FILE = 100_000
+_NOT_TOLD = "as the server said, whose words stay out of a release"
 # Columns that a card tells of; whatever else rows have is passed on.
 _TOLD = (
     *("id", "source", "image_id", "media", "image_url", "image_license", "image_credit"),
@@ -86,7 +87,7 @@ def write(
         report: what became of the requests; None if that wasn't recorded.
 
     Raises:
-        UsageError: the rows lack a column.
+        UsageError: the rows lack a column, hold images, or have an id twice.
     """
     partial = path / _PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
@@ -108,7 +109,10 @@ def write(
         (partial / file).write_text(text, encoding="utf-8")
     if report is not None and report.details:
         with (partial / "rejected.jsonl").open("w", encoding="utf-8") as lines:
-            lines.writelines(json.dumps(d, ensure_ascii=False) + "\n" for d in report.details)
+            lines.writelines(
+                json.dumps(_for_everybody(entry), ensure_ascii=False) + "\n"
+                for entry in report.details
+            )
     before, now = _in_words(older), _in_words(_noted(partial))
     if before not in (None, now):
         _log.info(f"{path}: replaces a release of {before} by one of {now}")
@@ -119,6 +123,14 @@ def write(
     for part in sorted(partial.iterdir(), key=lambda part: (part.name != _MARKER, part.name)):
         part.replace(path / part.name)
     partial.rmdir()
+
+
+def _for_everybody(entry: Mapping[str, str]) -> dict[str, str]:
+    """What gave no row, without the words of a server, which may name whatever it knows.
+
+    Each of them comes with the server's own address.
+    """
+    return {**entry, "detail": _NOT_TOLD if "://" in entry["detail"] else entry["detail"]}
 
 
 def _write_parquet(
@@ -132,6 +144,7 @@ def _write_parquet(
                 f"split {split!r}: the column {lacking[0]!r} is missing, got "
                 f"{', '.join(rows.column_names)}; keep the columns that mminstruct made"
             )
+        _check_text_alone(split, rows.features.arrow_schema)
         by_type: dict[str, list[int]] = {}
         for index, kind in enumerate(rows["type"][:]):
             by_type.setdefault(kind, []).append(index)
@@ -152,6 +165,26 @@ def _write_parquet(
     return tuple(sorted(files, key=lambda file: order.get(file.type, len(order))))
 
 
+def _check_text_alone(split: str, schema: pa.Schema) -> None:
+    """Raise UsageError for columns of images and the like, which have licences of their own."""
+    for column in schema:
+        if _has_binary(column.type):
+            raise UsageError(
+                f"split {split!r}: expected columns of text and numbers, got {column.name!r} with "
+                "images or other files: a release only names images, as its licence is that of the "
+                "text; remove the column or cast it back, and make a copy with images by "
+                "'mminstruct export --images embed'"
+            )
+
+
+def _has_binary(kind: pa.DataType) -> bool:
+    """Whether bytes are anywhere in it, as they are in `datasets.Image` and all its like."""
+    inner = [kind.field(number).type for number in range(kind.num_fields)]
+    return (
+        pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or any(map(_has_binary, inner))
+    )
+
+
 def _digest(path: Path) -> str:
     """SHA-256 of a file's content, in hex."""
     content = hashlib.sha256()
@@ -169,15 +202,25 @@ def _contents(
 ) -> Contents:
     """What the rows are, in one pass over them; credits beyond a list's length go to a file.
 
-    Of each image no more than a digest of its name is held.
+    Of each row and image no more than a digest of its name is held.
+
+    Raises:
+        UsageError: two rows of a split have the same id.
     """
+    ids: set[bytes] = set()
     seen: set[bytes] = set()
     media: dict[str | None, list[int]] = {}
     truncated: Counter[str] = Counter()
     generation: dict[str, dict[str, None]] = {name: {} for name in _GENERATION}
     examples: dict[str, dict[str, Any]] = {}
     credits = _Credits(folder / CREDITS)
-    for row in _told(splits):
+    for split, row in _told(splits):
+        known = len(ids)
+        ids.add(hashlib.blake2b(f"{split}\0{row['id']}".encode(), digest_size=16).digest())
+        if len(ids) == known:
+            raise UsageError(
+                f"split {split!r}: expected each id once, got {row['id']!r} again; leave one out"
+            )
         kind, made, license = row["type"], row["provenance"], row["image_license"]
         counts = media.setdefault(license, [0, 0])
         counts[1] += 1
@@ -207,10 +250,10 @@ def _contents(
     )
 
 
-def _told(splits: Mapping[str, datasets.Dataset]) -> Iterator[dict[str, Any]]:
-    for rows in splits.values():
+def _told(splits: Mapping[str, datasets.Dataset]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for split, rows in splits.items():
         for batch in rows.select_columns(list(_TOLD)).with_format("arrow").iter(1000):
-            yield from batch.to_pylist()
+            yield from ((split, row) for row in batch.to_pylist())
 
 
 def _asks_for_credit(registry: Registry, license: str | None) -> bool:

@@ -599,7 +599,7 @@ def test_a_file_of_this_machine_is_named_without_its_place(tmp_path: Path) -> No
     parser = cli._parser()
     for model, named in ((tmp_path / "weights.gguf", "weights.gguf"), (tmp_path, "DIR")):
         args = parser.parse_args(["generate", "SAMPLE", "--model", str(model)])
-        command = cli._command_again(args, licenses.load())
+        command = cli._command_again(args, licenses.load(), None)
         assert command == f"mminstruct generate SAMPLE --model {named}"
 
 
@@ -613,8 +613,25 @@ def test_a_private_server_is_not_named_and_a_known_service_is() -> None:
     for url, named in urls.items():
         arguments = ["generate", "SAMPLE", "--model_source", "openai", "--openai_base_url", url]
         args = parser.parse_args([*arguments, "--openai_base_url", "http://other.test"])
-        command = cli._command_again(args, licenses.load())
+        command = cli._command_again(args, licenses.load(), None)
         assert command.split()[3:] == ["--model_source", "openai", "--openai_base_url", named]
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("http://10.1.2.3:8000/v1", "URL"),
+        ("https://openrouter.ai/api/v1", "https://openrouter.ai/api/v1"),
+    ],
+)
+def test_a_server_from_the_environment_is_in_the_command_that_makes_it_again(
+    url: str, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    args = cli._parser().parse_args(["generate", "SAMPLE", "--model_source", "openai"])
+    registry = licenses.load()
+    command = cli._command_again(args, registry, registry.endpoint_names([url]))
+    assert command.split()[3:] == ["--model_source", "openai", "--openai_base_url", named]
 
 
 @pytest.mark.parametrize("seconds", ["", "yesterday", "1e400", str(10**30)])

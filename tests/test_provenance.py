@@ -143,6 +143,28 @@ def test_a_source_that_was_asked_for_more_is_asked_for_the_same() -> None:
     assert (origin.verdict.license, origin.verdict.commercial) == ("other", False)
 
 
+def test_what_was_barred_does_not_come_free_by_leaving_out_what_barred_it() -> None:
+    rows = made(source="HUMANML3D", prompt_config="motion", image_license=None)
+    rows = {**rows, "license": "unknown", "commercial_use": False}
+    with pytest.raises(UsageError, match="rows say: unknown, commercial use: no; got"):
+        traced(rows)
+    assert traced(rows, source_options={"motion_facts": True}).verdict.commercial is False
+    # Of an image that may not be used commercially, text may be.
+    rows = made(license="unknown", commercial_use=False, image_license="CC-BY-NC-2.0")
+    assert traced(rows).verdict.commercial is True
+
+
+def test_each_of_several_endpoints_counts() -> None:
+    services = ["http://localhost:8000/v1", "https://openrouter.ai/api/v1"]
+    endpoint = licenses.load().endpoint_names(services)
+    assert endpoint == "an unregistered server, https://openrouter.ai/api/v1"
+    rows = made(backend="openai", endpoint=endpoint, license="unknown", commercial_use=None)
+    assert license_of(traced(rows)) == "unknown"
+    public = licenses.load().endpoint_names(["https://api.somebody.ai/v1"])
+    rows = made(backend="openai", endpoint=public, license="unknown", commercial_use=None)
+    assert license_of(traced(rows)) == "unknown"
+
+
 def test_entries_of_ones_own_are_given_by_their_file(tmp_path: Path) -> None:
     entries = tmp_path / "entries.yaml"
     entries.write_text(

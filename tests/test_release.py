@@ -177,7 +177,9 @@ def test_rows_that_were_selected_or_shuffled_go_to_the_files_of_their_type(tmp_p
 
 def test_many_rows_are_spread_over_files(tmp_path: Path) -> None:
     few = dataset([row(number, "detail") for number in range(1000)])
-    many = datasets.concatenate_datasets([few] * 100 + [dataset([row(1, "detail")])])
+    same = datasets.concatenate_datasets([few] * 100 + [dataset([row(1, "detail")])])
+    ids = [f"coco2017-{number:012}-detail" for number in range(len(same))]
+    many = same.remove_columns("id").add_column("id", ids).select_columns(few.column_names)
     path = write(tmp_path / "out", {"train": many})
     assert without_digests(files_below(path / "data" / "detail")) == [
         "train-00000-of-00002.parquet",
@@ -185,6 +187,45 @@ def test_many_rows_are_spread_over_files(tmp_path: Path) -> None:
     ]
     found = datasets.load_dataset(str(path), split="train")
     assert (len(found), found[99_999], found[100_000]) == (100_001, many[99_999], many[100_000])
+
+
+def test_a_row_twice_is_refused(tmp_path: Path) -> None:
+    rows = dataset([row(1, "detail"), row(2, "detail")])
+    with pytest.raises(
+        UsageError, match="'train': expected each id once, got 'coco2017-0+1-detail'"
+    ):
+        write(tmp_path / "out", {"train": datasets.concatenate_datasets([rows, rows])})
+    # Splits are apart.
+    write(tmp_path / "out", {"train": rows, "validation": rows})
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        [b"bytes", b"more"],
+        [{"pixels": {"bytes": b"PNG", "path": None}}] * 2,
+        [[b"bytes"], []],
+    ],
+)
+def test_images_within_rows_are_refused(tmp_path: Path, column: list[Any]) -> None:
+    rows = dataset([row(1, "detail"), row(2, "detail")]).add_column("pixels", column)
+    with pytest.raises(UsageError, match="got 'pixels' with images or other files"):
+        write(tmp_path / "out", {"train": rows})
+    cast = dataset([row(1, "detail")]).cast_column("image", datasets.Image(decode=False))
+    with pytest.raises(UsageError, match="got 'image' with images"):
+        write(tmp_path / "out", {"train": cast})
+
+
+def test_a_servers_words_stay_out_of_a_release(tmp_path: Path) -> None:
+    said = "http://10.1.2.3/v1 answered 400: the key sk-1 of http://upstream is not accepted"
+    details = [{**rejected(2), "outcome": "failed", "detail": said}, rejected(3)]
+    path = write(tmp_path / "out", {"train": dataset([row(1)])}, details=details)
+    found = [json.loads(line) for line in (path / "rejected.jsonl").read_text().splitlines()]
+    assert found[0] == {
+        **details[0],
+        "detail": "as the server said, whose words stay out of a release",
+    }
+    assert found[1] == details[1]
 
 
 def test_writing_over_an_own_folder_replaces_everything(tmp_path: Path) -> None:

@@ -13,11 +13,20 @@ from __future__ import annotations
 from mminstruct.licenses.advice import alternatives, check_commercial, explanation
 from mminstruct.licenses.composition import EVIDENCE, Part, Role, Verdict, compose, why_not
 from mminstruct.licenses.lineage import Declared, declared, model_parts, named_model
-from mminstruct.licenses.registry import Registry, load, usable
+from mminstruct.licenses.registry import (
+    ENDPOINTS_JOINT,
+    License,
+    Registry,
+    load,
+    text_of,
+    usable,
+)
 
 __all__ = [
+    "ENDPOINTS_JOINT",
     "EVIDENCE",
     "Declared",
+    "License",
     "Part",
     "Registry",
     "Verdict",
@@ -32,6 +41,7 @@ __all__ = [
     "model_parts",
     "named_model",
     "prompt_part",
+    "text_of",
     "usable",
     "why_not",
 ]

@@ -97,7 +97,7 @@ class Verdict:
         commercial: whether the rows may train any model commercially, obligations aside; None if
             that isn't known.
         output_training: the strictest of what models and services say; ``allowed`` without any.
-        redistribution: whether the text of the rows may be passed on at all.
+        redistribution: whether the text of the rows may be passed on at all, changed as it is.
         obligations: of all parts.
         reasons: one a part, and the conclusion.
         parts: what it was made from, in a fixed order.
@@ -161,7 +161,7 @@ def compose(registry: Registry, parts: Iterable[Part]) -> Verdict:
         commercial=commercial,
         output_training=_strictest(ordered),
         redistribution=all(
-            part.by.redistribution
+            part.by.redistribution and part.by.derivatives is not False
             for part in ordered
             if isinstance(part.by, License) and part.role != "images"
         ),

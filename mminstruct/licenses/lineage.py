@@ -22,17 +22,24 @@ import yaml
 
 from mminstruct.errors import UsageError
 from mminstruct.licenses.composition import EVIDENCE, Part
-from mminstruct.licenses.registry import UNREGISTERED, Endpoint, Registry, Terms
+from mminstruct.licenses.registry import PUBLIC, UNREGISTERED, Registry, Terms, is_public
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q"}
 _SCALARS[12] = "d"
 _STRING, _ARRAY = 8, 9
-_HUB_ADDRESS = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+?)/?")
+_HUB_ADDRESS = re.compile(
+    r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+?)/?"
+    r"(?:/(?:tree|blob|resolve)/.*)?"
+)
+_BASE = re.compile(r"general\.base_model\.(\d+)\.")
 _REPO_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
 _FRONT_MATTER = re.compile(r"\A\ufeff?---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)
 _LONGEST_SHOWN = 80
+_ENTER_IT = (
+    "; enter what its terms say with --licenses, or that it is a server of your own (own_server)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +154,13 @@ def _from_gguf(metadata: Mapping[str, Any], where: str) -> Declared:
     parents, unnamed = [], []
     sources = words("source.repo_url", "source.url", "source.huggingface.repository")
     parents += [found for source in sources if (found := _repo_id(source))]
+    if sources and not parents:
+        unnamed.append(sources[0])
+    bases = sorted({int(key[1]) for key in map(_BASE.match, metadata) if key})
     count = metadata.get("general.base_model.count", 0)
-    for number in range(count if isinstance(count, int) else 0):
+    if isinstance(count, int) and count > len(bases):
+        unnamed.append("a model")
+    for number in bases:
         base = f"base_model.{number}"
         exact = next(filter(None, map(_repo_id, words(f"{base}.repo_url", f"{base}.url"))), None)
         if exact:
@@ -219,7 +231,7 @@ def model_parts(
         given: the id is the user's word, which stands above what the files say.
     """
     services, note = _services(registry, endpoints)
-    if services and all(service.own_models for service, _ in services) and not note:
+    if services and all(own_models for own_models, _ in services) and not note:
         return tuple(part for _, part in services)
     parts = [part for _, part in services]
     if repo_id is not None and given:
@@ -249,22 +261,27 @@ def named_model(registry: Registry, model: str, model_id: str | None = None) -> 
     return model_parts(registry, name=name, repo_id=repo_id, files=files, given=bool(model_id))
 
 
-def _services(
-    registry: Registry, endpoints: Iterable[str]
-) -> tuple[list[tuple[Endpoint, Part]], str]:
-    """The registered services behind some URLs with their terms, and a word on the others."""
+def _services(registry: Registry, endpoints: Iterable[str]) -> tuple[list[tuple[bool, Part]], str]:
+    """The services behind some URLs with their terms, and a word on servers of one's own.
+
+    With each goes whether its models are its own, so that its terms are all there is to know.
+    """
     services, note = [], ""
     for url in endpoints:
         service = registry.endpoint(url)
-        if service is None:
-            # Its URL may be private, and this goes into releases.
+        # Its URL may be private, and this goes into releases.
+        if service is None and (url == PUBLIC or is_public(url)):
+            services.append((False, Part("service", PUBLIC, None, _ENTER_IT)))
+            continue
+        if service is None or service.own_server:
             note = f"; it was served by {UNREGISTERED}, which adds no terms that are known here"
+            note += registry.origin("endpoints", service.id) if service else ""
             continue
         terms = registry.terms[service.terms] if service.terms else None
         said = registry.origin("endpoints", service.id)
         if terms is None:
             said += f"; read {service.source_url} and enter what it says with --licenses"
-        services.append((service, Part("service", service.name, terms, said)))
+        services.append((service.own_models, Part("service", service.name, terms, said)))
     return services, note
 
 
@@ -279,6 +296,7 @@ def _registered(registry: Registry, repo_id: str, note: str, relation: str) -> I
     origin = registry.origin("models", repo_id) or registry.origin("terms", terms.id)
     elsewhere = f"; see {model.source_url} ({EVIDENCE[model.evidence]})"
     source = "" if model.source_url == terms.source_url else elsewhere
+    source += f"; {model.note}" if model.note else ""
     yield Part("model", what, terms, note + source + origin, repo_id)
     if model.base:
         yield from _registered(registry, model.base, f"; {repo_id} was made from it", "base ")

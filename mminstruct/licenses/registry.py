@@ -8,6 +8,7 @@ is looked up by its exact repository id, and what isn't there is unknown.
 from __future__ import annotations
 
 import datetime
+import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -15,13 +16,18 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mminstruct import strict_yaml
 from mminstruct.errors import ConfigError, did_you_mean
 from mminstruct.strict_yaml import Strict
 
 UNREGISTERED = "an unregistered server"
+PUBLIC = "an unregistered public service"
+ENDPOINTS_JOINT = ", "
+"""What is between several endpoints of one row."""
+# Names that only a network of one's own knows (RFC 6761, 6762, 8375 and ICANN's .internal).
+_PRIVATE_SUFFIXES = (".localhost", ".local", ".home.arpa", ".internal", ".lan", ".test", ".svc")
 
 OutputTraining = Literal[
     "allowed", "conditional", "unknown", "same-family-only", "research-only", "forbidden"
@@ -44,6 +50,7 @@ class Obligation(Strict):
         "pass-on",
         "scale",
         "share-alike",
+        "territory",
         "use-policy",
     ]
     value: str | None = None
@@ -128,13 +135,24 @@ class ModelGroup(_Fact):
 
 
 class Endpoint(_Fact):
-    """A service, by the hosts of its API; ``terms: null`` are terms that were not read."""
+    """A service, by the hosts of its API.
+
+    ``terms: null`` are terms that were not read; ``own_server`` is a server of the user's, which
+    has none.
+    """
 
     id: Id
     name: str = Field(min_length=1)
     hosts: tuple[str, ...] = Field(min_length=1)
-    own_models: bool
-    terms: Id | None
+    own_models: bool = False
+    own_server: bool = False
+    terms: Id | None = None
+
+    @model_validator(mode="after")
+    def _no_terms_of_ones_own(self) -> Endpoint:
+        if self.own_server and (self.own_models or self.terms):
+            raise ValueError("own_server: it has neither terms nor models of its own")
+        return self
 
 
 class _HubLicenses(_Fact):
@@ -175,6 +193,7 @@ class Model:
         base: what it was fine-tuned from, or None.
         source_url: where it says that it is under those terms.
         evidence: how that was checked.
+        note: what else there is to say, or None.
     """
 
     repo_id: str
@@ -185,6 +204,7 @@ class Model:
     base: str | None
     source_url: str
     evidence: Evidence
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -247,7 +267,14 @@ class Registry:
 
     def endpoint_name(self, url: str) -> str:
         """The URL of a registered service; any other may be private and is not named."""
-        return url if self.endpoint(url) else UNREGISTERED
+        service = self.endpoint(url)
+        if service is None:
+            return PUBLIC if is_public(url) else UNREGISTERED
+        return UNREGISTERED if service.own_server else url
+
+    def endpoint_names(self, urls: Iterable[str]) -> str | None:
+        """The names of all that may have answered, or None if that is this process."""
+        return ENDPOINTS_JOINT.join(dict.fromkeys(map(self.endpoint_name, urls))) or None
 
     def origin(self, section: str, id: str) -> str:
         """`` (entered in FILE)`` if the entry is the user's, else nothing."""
@@ -256,6 +283,19 @@ class Registry:
     def image_use(self) -> dict[str, bool | None]:
         """Image licence in lower case -> whether the image may be used commercially."""
         return {name: usable(entry) for name, entry in sorted(self.by_name.items())}
+
+
+def is_public(url: str) -> bool:
+    """Whether a URL's host has a name that everybody can look up, as services' hosts have.
+
+    Bare addresses, single words and the names of private networks are servers of one's own.
+    """
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return "." in host and not host.endswith(_PRIVATE_SUFFIXES)
+    return False
 
 
 def usable(license: License | None) -> bool | None:
@@ -267,6 +307,12 @@ def usable(license: License | None) -> bool | None:
         return None
     answers = (license.commercial, license.derivatives)
     return False if False in answers else None if None in answers else True
+
+
+def text_of(license: License) -> str | None:
+    """The text of a licence that has to go with what is under it, or None if it isn't here."""
+    path = Path(__file__).parent / "texts" / f"{license.id}.txt"
+    return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 def load(user_file: str | Path | None = None) -> Registry:
@@ -330,6 +376,7 @@ def _models(groups: Iterable[ModelGroup], where: str | None) -> list[Model]:
             base=group.bases.get(repo_id),
             source_url=group.source_url,
             evidence=group.evidence,
+            note=group.note,
         )
         for group in groups
         for chat, listed in ((True, group.chat), (False, group.pretrained))

@@ -86,7 +86,13 @@ MODELS: list[tuple[str, tuple[Any, ...]]] = [
     ("tiiuae/Falcon3-7B-Instruct", UNKNOWN),
     ("CohereLabs/c4ai-command-r-v01", other("cc-by-nc-4.0", False, "research-only")),
     ("LGAI-EXAONE/EXAONE-3.5-7.8B-Instruct", other("exaone", False, "research-only")),
-    ("tencent/Hunyuan-A13B-Instruct", other("tencent-hunyuan-community", True, "conditional")),
+    (
+        "tencent/Hunyuan-A13B-Instruct",
+        other("tencent-hunyuan-community", False, "same-family-only"),
+    ),
+    ("allenai/OLMo-2-1124-13B-Instruct", other("olmo-2-instruct", True, "conditional")),
+    ("allenai/OLMo-2-1124-13B", FREE),
+    ("nvidia/NVIDIA-Nemotron-Nano-9B-v2", UNKNOWN),
     ("someone/a-model-nobody-knows", UNKNOWN),
     ("TheBloke/Mistral-7B-Instruct-v0.2-GGUF", UNKNOWN),
 ]
@@ -105,6 +111,14 @@ BY_OTHER_WAYS: dict[str, tuple[list[Part], tuple[Any, ...]]] = {
     "a free model at a service": (
         model(QWEN, endpoints=["https://openrouter.ai/api/v1"]),
         UNKNOWN,
+    ),
+    "a free model at a service without an entry": (
+        model(QWEN, endpoints=["https://api.somebody.ai/v1"]),
+        UNKNOWN,
+    ),
+    "a free model at OpenAI in Europe": (
+        model(QWEN, endpoints=["https://eu.api.openai.com/v1"]),
+        other("openai-terms", False, "forbidden"),
     ),
     "a free model at a server of one's own": (model(QWEN, endpoints=[OWN]), FREE),
     "a free model at one's own server and at OpenAI": (
@@ -203,16 +217,23 @@ def test_texts_get_the_freest_licence_that_covers_all_of_them(
 
 
 @pytest.mark.parametrize(
-    ("annotations", "redistribution"),
-    [(["MIT"], True), (["cc-by-nc-nd-4.0"], True), (["MIT", "LicenseRef-AMASS"], False)],
+    ("annotations", "against"),
+    [
+        (["MIT"], None),
+        (
+            ["MIT", "cc-by-nc-nd-4.0"],
+            "commercial use and changes",
+        ),  # rows are made of it, so changed
+        (["MIT", "LicenseRef-AMASS"], "passing it on"),
+    ],
 )
 def test_what_may_not_be_passed_on_binds_all_text_made_of_it(
-    annotations: list[str | None], redistribution: bool
+    annotations: list[str | None], against: str | None
 ) -> None:
     verdict = licenses.compose(REGISTRY, [*works(*annotations), *MIXTRAL])
-    assert verdict.redistribution is redistribution
-    assert verdict.as_json()["redistribution"] is redistribution
-    assert any("passing it on" in reason for reason in verdict.reasons) is not redistribution
+    assert verdict.redistribution is (against is None)
+    assert verdict.as_json()["redistribution"] is (against is None)
+    assert any(f"{against}" in reason for reason in verdict.reasons) is (against is not None)
 
 
 @pytest.mark.parametrize(

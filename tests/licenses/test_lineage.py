@@ -91,7 +91,21 @@ HUB = "https://huggingface.co/"
         ),
         (
             {"base_model__count": 1, "base_model__0__repo_url": f"{HUB}a/b/tree/main"},
-            Declared("model.gguf", unnamed_parents=("a model",)),
+            Declared("model.gguf", parents=("a/b",)),
+        ),
+        ({"source__url": f"{HUB}a/b/blob/main/x.gguf"}, Declared("model.gguf", parents=("a/b",))),
+        (
+            {"license": "mit", "source__url": "https://example.org/a/b"},
+            Declared("model.gguf", licenses=("mit",), unnamed_parents=("https://example.org/a/b",)),
+        ),
+        (
+            {"source__url": "https://example.org/a", "source__repo_url": f"{HUB}a/b"},
+            Declared("model.gguf", parents=("a/b",)),
+        ),
+        ({"base_model__0__repo_url": f"{HUB}a/b"}, Declared("model.gguf", parents=("a/b",))),
+        (
+            {"base_model__count": 2**32 - 1, "base_model__0__repo_url": f"{HUB}a/b"},
+            Declared("model.gguf", parents=("a/b",), unnamed_parents=("a model",)),
         ),
         ({"license": 7, "base_model__count": "two"}, Declared("model.gguf")),
         ({"license": "\x1b[31mmit\n"}, Declared("model.gguf", licenses=("[31mmit",))),

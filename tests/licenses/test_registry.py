@@ -11,7 +11,7 @@ import yaml
 
 from mminstruct import licenses, sources
 from mminstruct.errors import ConfigError
-from mminstruct.licenses.registry import License, Terms
+from mminstruct.licenses.registry import License, Terms, is_public
 from mminstruct.sources._coco import IMAGE_LICENSES
 
 REGISTRY = licenses.load()
@@ -27,7 +27,8 @@ LOOKED_AT = {
     "densepose-coco",
     "images": "coco-1 coco-2 coco-3 coco-4 coco-5 coco-6 coco-7 coco-8 open-images amass flickr30k "
     "sa-1b",
-    "endpoints": "openai anthropic gemini mistral openrouter together",
+    "endpoints": "openai anthropic gemini mistral openrouter together deepseek xai cohere groq "
+    "cerebras deepinfra fireworks huggingface nvidia",
     "models": "lmsys/vicuna-7b-v1.5 meta-llama/Llama-2-7b-chat-hf meta-llama/Meta-Llama-3-8B "
     "meta-llama/Llama-3.1-8B-Instruct meta-llama/Llama-3.2-1B-Instruct "
     "meta-llama/Llama-3.3-70B-Instruct meta-llama/Llama-4-Scout-17B-16E-Instruct "
@@ -224,9 +225,66 @@ def test_a_user_can_enter_a_service(tmp_path: Path) -> None:
     assert "(entered in mine.yaml)" in parts[0].reason
 
 
+def test_a_service_without_an_entry_is_unknown_and_a_users_own_server_can_be_entered(
+    tmp_path: Path,
+) -> None:
+    url = "https://llm.acme.example/v1"
+    unknown = licenses.model_parts(REGISTRY, name="m", repo_id="Qwen/Qwen3-8B", endpoints=[url])
+    assert [part.commercial for part in unknown] == [None, True]
+    assert "acme" not in str(unknown)
+    own = {**FACT, "id": "ours", "name": "our machine", "hosts": ["llm.acme.example"],
+           "own_server": True}  # fmt: skip
+    registry = licenses.load(user_file(tmp_path, endpoints=[own]))
+    (part,) = licenses.model_parts(registry, name="m", repo_id="Qwen/Qwen3-8B", endpoints=[url])
+    assert part.commercial is True
+    assert "adds no terms that are known here (entered in mine.yaml)" in part.reason
+    assert registry.endpoint_name(url) == "an unregistered server"
+
+
+@pytest.mark.parametrize(
+    ("url", "public"),
+    [
+        ("http://localhost:8000/v1", False),
+        ("http://127.0.0.1:8000/v1", False),
+        ("http://[::1]:8000/v1", False),
+        ("http://34.5.6.7:8000/v1", False),  # a machine, as services have names
+        ("http://gpu-box:8000/v1", False),
+        ("http://gpu.local/v1", False),
+        ("http://vllm.ml.svc.cluster.local/v1", False),
+        ("http://vllm.ml.svc/v1", False),
+        ("https://api.somebody.ai/v1", True),
+        ("https://acme.openai.azure.com/openai/v1", True),
+        ("https://api.somebody.ai./v1", True),
+        ("an unregistered server", False),
+    ],
+)
+def test_a_host_with_a_public_name_is_a_service(url: str, public: bool) -> None:
+    assert is_public(url) is public
+
+
+def test_a_note_on_a_model_is_told() -> None:
+    (part,) = licenses.model_parts(REGISTRY, name="m", repo_id="TinyLlama/TinyLlama-1.1B-Chat-v1.0")
+    assert "its fine-tuning data includes sets written by GPT models" in part.reason
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
+        (
+            {
+                "endpoints": [
+                    {
+                        **FACT,
+                        "id": "e",
+                        "name": "n",
+                        "hosts": ["h.example"],
+                        "own_server": True,
+                        "terms": "openai-terms",
+                    }  # fmt: skip
+                ]
+            },
+            "own_server: it has neither terms",
+        ),
         ({"model": []}, r"mine.yaml: unknown key 'model' \(did you mean 'models'\?\)"),
         (
             {"terms": [{**TERMS, "output_trainin": "allowed"}]},

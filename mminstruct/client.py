@@ -64,6 +64,7 @@ _CONNECTION_TRIES_AT_START = 3
 # Each of these may be paid for, and none of them more than the next one.
 _TIMEOUTS = 3
 _EMPTY_IN_A_ROW = 30
+_USELESS = 100
 _DRAIN_STREAM_S = 5.0
 LONGEST_WAIT_S = 3600.0
 _BUDGET_POLL_S = 0.05
@@ -240,6 +241,8 @@ class Client:
         self._failed_at_start = 0
         self._failed_in_a_row = 0
         self._empty_in_a_row = 0
+        self._useless: dict[str, Counter[str]] = {}
+        self._useful: set[str] = set()
         self._answers = 0
         self._stopped: MMInstructError | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -326,6 +329,30 @@ class Client:
     def stop(self) -> None:
         """Send nothing more. Whoever waits hears of it at once; answers in flight are kept."""
         self._loop.call_soon_threadsafe(self._stop, RunStopped("the run was stopped"))
+
+    def count_useful(self, kind: str) -> None:
+        """Note that an answer of an instruction type gave a row."""
+        self._useful.add(kind)
+
+    def count_useless(self, kind: str, reason: str, detail: str) -> None:
+        """Note that an answer of an instruction type gave no row.
+
+        If none of the first hundred did, the run ends: the next ones would be paid for in vain.
+        Those of other runs count, but don't end one that buys nothing.
+        """
+        if kind in self._useful:
+            return
+        reasons = self._useless.setdefault(kind, Counter())
+        reasons[reason] += 1
+        if min(reasons.total(), self.stats.answered) < _USELESS:
+            return
+        words = ", ".join(f"{name} {count}" for name, count in reasons.most_common())
+        error = NoRows(
+            f"the first {reasons.total()} answers of type {kind!r} gave no row ({words}; the last: "
+            f"{detail}). Try another model, prompt config or sampling with --limit 5, or leave the "
+            "type out with --types"
+        )
+        self._loop.call_soon_threadsafe(self._stop, error)
 
     async def _shielded(self, jobs: Sequence[Job]) -> list[Outcome]:
         work = self._spawn(self._complete_many(jobs))

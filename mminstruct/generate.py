@@ -603,9 +603,11 @@ def _results(asked: _Asked, outcomes: list[Outcome], plan: Plan, client: Client)
         if isinstance(parsed, Rejected):
             # too_long was counted by the client, before any answer.
             client.stats.rejected[parsed.reason] += 1
+            client.count_useless(name, parsed.reason, parsed.detail)
             read.append(None)
             reasons.append((parsed.reason, parsed.detail, True))
         else:
+            client.count_useful(name)
             read.append((outcome, parsed))
             reasons.append((None, None, None))
     media = [context.media for context in asked.contexts]

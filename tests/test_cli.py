@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 from pathlib import Path
@@ -335,6 +336,38 @@ def test_a_model_that_thinks_for_all_its_tokens_ends_the_run_with_what_to_change
     assert "raise --max_tokens" in error
     assert "run the same command again" not in error
     assert not (folder / "o.jsonl").exists()
+
+
+def test_answers_that_never_give_a_row_end_the_run_before_all_are_paid_for(
+    folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco_files(folder / "cache", 400)
+    server.answer = lambda server, body: chat_completion("A nice text, but no conversation.")
+    types = ["--types", "conversation", "--max_concurrency", "8"]
+    assert generate("COCO2017", "--output_path", "o.jsonl", *types, server=server) == cli.USAGE
+    error = capsys.readouterr().err
+    assert (
+        "the first 100 answers of type 'conversation' gave no row (no_labels 100; the last" in error
+    )
+    assert "leave the type out with --types" in error
+    assert 100 <= len(server.bodies) < 140
+    # What is there already doesn't end the next run, and isn't paid for again.
+    assert generate("COCO2017", "--output_path", "o.jsonl", *types, server=server) == cli.USAGE
+    assert 200 <= len(server.bodies) < 280
+    assert len({json.dumps(body["messages"]) for body in server.bodies}) == len(server.bodies)
+
+
+def test_one_answer_that_gives_a_row_lets_a_run_go_on(folder: Path, server: LoopbackServer) -> None:
+    coco_files(folder / "cache", 150)
+    good, asked = server.answer, itertools.count()
+
+    def answer(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        return good(server, body) if next(asked) == 50 else chat_completion("Nothing of the kind.")
+
+    server.answer = answer
+    types = ["--types", "conversation", "--max_concurrency", "8"]
+    assert generate("COCO2017", "--output_path", "o.jsonl", *types, server=server) == cli.DONE
+    assert len((folder / "o.jsonl").read_text().splitlines()) == 1
 
 
 def test_a_rerun_writes_the_same_files(folder: Path, server: LoopbackServer) -> None:

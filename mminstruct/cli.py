@@ -437,6 +437,8 @@ def _generate(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         builders = _builders(args, scratch)
         verdict = _verdict([builder.config for builder in builders])
+        if args.dry_run:
+            _check_dry_run(path, output_format, builders[0])
         _say(f"model {builders[0].plan().model}; licence of the text: {verdict}")
         budget = builders[0].budget
         budget.ledger = Path(scratch) / "spent.json"
@@ -467,6 +469,16 @@ def _generate(args: argparse.Namespace) -> int:
         )
         return INCOMPLETE
     return DONE
+
+
+def _check_dry_run(path: Path, output_format: str, builder: InstructBuilder) -> None:
+    """Raise UsageError for what is there if another model than the stand-in wrote it."""
+    plan = builder.plan()
+    if output_format == "dataset":
+        release.check_dry_run(path, plan.backend, plan.model)
+    else:
+        parts = licenses.model_parts(builder.config.registry(), name=plan.model)
+        export.check_dry_run(path, [part.reason for part in parts])
 
 
 def _output(args: argparse.Namespace) -> tuple[str, Path]:

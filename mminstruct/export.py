@@ -276,6 +276,24 @@ def check_output(path: Path, output_format: str) -> None:
         _dataset_info(path)
 
 
+def check_dry_run(path: Path, reasons: Iterable[str]) -> None:
+    """Raise UsageError for a file that is there and that a stand-in's rows must not replace.
+
+    Args:
+        path: the output.
+        reasons: what a licence says of the stand-in; the one beside the file has to say the same.
+    """
+    if not path.exists() or not path.stat().st_size:
+        return
+    said = _license_beside(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    models = [line for line in said if line.startswith("- model ")]
+    if models != [f"- {reason}" for reason in reasons]:
+        raise UsageError(
+            f"output path {path}: a dry run would replace rows of another model, as "
+            f"{_license_beside(path).name} says; give another path with --output_path"
+        )
+
+
 def _check_ours(path: Path) -> None:
     """Raise UsageError for what no export wrote: it has no licence beside it."""
     if not _license_beside(path).is_file():

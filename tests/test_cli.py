@@ -355,13 +355,44 @@ def test_a_release_that_is_replaced_by_another_is_named(
     folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = []
-    for more in ("COCO2017", "COCO2017", "COCO2017 --limit 1", "COCO2014 --limit 1"):
-        assert generate(*more.split(), "--output_path", "out", server=server) == 0
+    fake = "COCO2014 --limit 1 --model_source fake"
+    for more in ("COCO2017", "COCO2017", "COCO2017 --limit 1", "COCO2014 --limit 1", fake):
+        by = None if more == fake else server
+        assert generate(*more.split(), "--output_path", "out", server=by) == 0
         said += [line for line in capsys.readouterr().err.splitlines() if "replaces" in line]
     assert said == [
-        "mminstruct: out: replaces a release of 6 rows of COCO2017 by one of 3 rows of COCO2017",
-        "mminstruct: out: replaces a release of 3 rows of COCO2017 by one of 3 rows of COCO2014",
+        "mminstruct: out: replaces a release of 6 rows of COCO2017 (model m) by one of 3 rows of "
+        "COCO2017 (model m)",
+        "mminstruct: out: replaces a release of 3 rows of COCO2017 (model m) by one of 3 rows of "
+        "COCO2014 (model m)",
+        "mminstruct: out: replaces a release of 3 rows of COCO2014 (model m) by one of 3 rows of "
+        "COCO2014 (model scripted)",
     ]
+
+
+@pytest.mark.parametrize("output", ["out", "out.json", "out.jsonl"])
+def test_a_dry_run_replaces_what_a_dry_run_wrote_and_nothing_else(
+    output: str, folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def contents() -> dict[str, bytes]:
+        found = (p for p in folder.rglob("out*") for p in (p, *p.rglob("*")) if p.is_file())
+        return {str(path): path.read_bytes() for path in found}
+
+    arguments = ["--output_path", output, "--limit", "1"]
+    assert generate("COCO2017", *arguments, server=server) == 0
+    before = contents()
+    capsys.readouterr()
+    for more in ([], ["--model_id", "m"]):
+        assert generate("COCO2017", *arguments, *more, "--dry_run") == cli.USAGE
+        error = capsys.readouterr().err
+        assert f"output path {output}: a dry run would replace " in error
+        assert "give another path with --output_path" in error
+        assert contents() == before
+    dry = ["--output_path", f"dry-{output}", "--dry_run"]
+    for source in ("COCO2017", "COCO2014"):
+        assert generate(source, *dry) == 0
+    assert generate("COCO2017", *dry[:-1], server=server) == 0
+    assert generate("COCO2017", *dry) == cli.USAGE
 
 
 def test_a_pair_without_a_script_is_generated_as_well(tmp_path: Path) -> None:

@@ -80,7 +80,8 @@ class InstructConfig(datasets.BuilderConfig):
         price_in: USD per million prompt tokens; None takes the price list.
         price_out: USD per million completion tokens; None takes the price list.
         response_store: file of finished completions; None is the one in the Hugging Face cache.
-        engine: the backend's own options (its ``OPTIONS``); each is an argument by itself, too.
+        engine: the backend's own options (its ``OPTIONS``); each is an argument by itself, too, but
+            for ``trust_remote_code``, which `load_dataset` keeps to itself.
         source_options: the source's own options (its ``OPTIONS``); each is an argument, too.
         licenses: file with licence entries of one's own, over those of the package.
         model_id: exact Hub id of the model, where it can't be told from its files or name.

@@ -311,6 +311,25 @@ def test_datasets_3_also_loads_the_folder_natively(data_dir: str, tmp_path: Path
     assert len(rows) == 18
 
 
+def test_a_revision_is_that_of_the_model(data_dir: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="model source 'fake' has no option 'revision'"):
+        load(COCO, split="train", data_dir=data_dir, cache=tmp_path, revision="abc")
+    (tmp_path / "model").mkdir()
+    pytest.importorskip("transformers", reason="the extra transformers isn't installed")
+    with pytest.raises(UsageError, match="revision: 'model' is on this machine and has none"):
+        load(
+            COCO, split="train", data_dir=data_dir, cache=tmp_path,
+            backend="transformers", model=str(tmp_path / "model"), revision="abc",
+        )  # fmt: skip
+
+
+def test_trust_in_a_script_is_no_trust_in_the_code_of_a_model() -> None:
+    # Later versions than 3 take it out of the arguments themselves, and say so.
+    with pytest.raises(UsageError, match='give engine={"trust_remote_code": True}'):
+        datasets.load.dataset_module_factory(COCO, trust_remote_code=True)
+    datasets.load.dataset_module_factory(COCO, trust_remote_code=False)
+
+
 def test_importing_twice_wraps_once() -> None:
     wrapped = datasets.load.dataset_module_factory
     loading.register()

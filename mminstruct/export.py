@@ -30,6 +30,7 @@ import shutil
 import sqlite3
 import tarfile
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -594,12 +595,14 @@ class _Pictures:
         allows: whether an image under that licence is asked for.
         folder: where they are, or are fetched to.
         wanted: those that were to be fetched.
+        flaws: what is wrong with each file that was looked at, by a digest of its name.
     """
 
     images: Images = "none"
     allows: Callable[[str | None], bool] = lambda license: True
     folder: Path = Path()
     wanted: _Wanted | None = None
+    flaws: dict[bytes, str | None] = field(default_factory=dict)
 
     def check(self, row: Row, form: Format) -> None:
         """Raise UsageError for a row that the format can't hold, _LeftOut if it isn't asked for."""
@@ -629,6 +632,24 @@ class _Pictures:
             raise _LeftOut("its image has to be turned, which --images embed does")
         return form.file_name(row["image"])
 
+    def flaw(self, file: str) -> str | None:
+        """Why a file in the folder is no image that a trainer can open, or None."""
+        path = self.folder / file
+        if not path.is_file():
+            return "no such file"
+        if self.wanted is not None:  # looked at when it was fetched
+            return None
+        from PIL import Image
+
+        from mminstruct import images
+
+        digest = hashlib.blake2b(file.encode(), digest_size=16).digest()
+        if digest not in self.flaws:
+            with warnings.catch_warnings():  # about images that are large, but can be opened
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                self.flaws[digest] = images.flaw(path)
+        return self.flaws[digest]
+
     def as_shown(self, row: Row) -> Row:
         """The row about the file that comes with it: an image that was fetched is upright."""
         return {**row, "rotation_deg": 0} if self.images == "embed" and _turn(row) else row
@@ -648,8 +669,9 @@ class _Pictures:
             lost = self.wanted.lost(file, row["image_url"])
             if lost is not None:
                 raise _LeftOut(lost)
-        if not (self.folder / file).is_file():
-            raise _LeftOut("no such file")
+        flaw = self.flaw(file)
+        if flaw is not None:
+            raise _LeftOut(flaw)
         if form.root == "images":
             return form.name(row["image"])
         if form.root == "output":
@@ -679,19 +701,12 @@ def _fetch(
             wanted.add(file, row)
     with tqdm(desc="images", total=len(wanted), unit="", disable=None if progress else True) as bar:
 
-        def missing() -> Iterator[images.Wanted]:
-            for image in wanted:
-                if (pictures.folder / image.file).is_file():
-                    bar.update()
-                else:
-                    yield image
-
         def done(file: str, reason: str | None) -> None:
             if reason is not None:
                 wanted.lose(file, reason)
             bar.update()
 
-        images.fetch(missing(), pictures.folder, fetching, done)
+        images.fetch(wanted, pictures.folder, fetching, done)
 
 
 def _license_text(dataset: str) -> str:

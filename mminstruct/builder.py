@@ -756,9 +756,9 @@ def make(source: str, prompt_config: str, name: str) -> type[InstructBuilder]:
     return cls
 
 
-def summary(report: Report) -> str:
-    """Rows, rejections and failures in a line."""
-    parts = [f"{report.rows.total()} rows"]
+def summary(report: Report, rows: str | None = None) -> str:
+    """Rows, rejections and failures in a line; ``rows`` are the words about the first."""
+    parts = [rows or f"{report.rows.total()} rows"]
     for word, counts in (("rejected", report.rejections), ("failed", report.failures)):
         if counts:
             causes = ", ".join(f"{cause} {count}" for cause, count in counts.most_common())

@@ -3,7 +3,8 @@
 Exit codes:
 
     0    everything asked for is there
-    1    done, but some requests got no answer; run the same command again to ask for those
+    1    done, but some requests got no answer (run the same command again to ask for those), or a
+         trainer's file lacks rows (PATH.missing.jsonl names them)
     2    a wrong argument, prompt config or annotation file (nothing was sent), or one by which no
          answer gives a row
     3    the run had to stop (server, key, Hub, disk, budget); run the same command again to go on
@@ -453,22 +454,30 @@ def _generate(args: argparse.Namespace) -> int:
             for split in dict.fromkeys(split for part in parts for split in part)
         }
         origin = _origin(builders, args, verdict, today)
+        outcome = export.Outcome(path, report.rows.total())
         if output_format == "dataset":
             release.write(splits, path, origin, report)
         else:
             outcome = export.write(splits, path, output_format, report, cards.license_text(origin))
-            if outcome.missing:
-                _say(f"{export.summary(outcome)}; see {path.name}.missing.jsonl")
         for row in _first_rows(splits, args.show):
             sys.stdout.write(_sample(row))
-    _say(f"{summary(report)}; written to {path}")
+    _say(f"{summary(report, export.summary(outcome))}; written to {path}")
+    code = _left_out(outcome)
     if report.failures:
         _say(
             f"{report.failures.total()} requests got no answer; "
             "run the same command again to ask for those, and for no other."
         )
         return INCOMPLETE
-    return DONE
+    return code
+
+
+def _left_out(outcome: export.Outcome) -> int:
+    """Say where the rows are named that are not in a file, if there are any; the exit code."""
+    if not outcome.missing:
+        return DONE
+    _say(f"what was left out, and why, is in {outcome.path}.missing.jsonl")
+    return INCOMPLETE
 
 
 def _check_dry_run(path: Path, output_format: str, builder: InstructBuilder) -> None:
@@ -900,10 +909,7 @@ def _export(args: argparse.Namespace) -> int:
         progress=True,
     )
     _say(f"{export.summary(outcome)}; written to {outcome.path}")
-    if outcome.missing:
-        _say(f"what was left out, and why, is in {outcome.path}.missing.jsonl")
-        return INCOMPLETE
-    return DONE
+    return _left_out(outcome)
 
 
 def _fetching(args: argparse.Namespace) -> Fetching | None:

@@ -143,7 +143,7 @@ class InstructionType(Strict):
 
     system: str = Field(min_length=1)
     answer_form: AnswerForm
-    questions: tuple[str, ...] = ()
+    questions: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     min_words: Count = Field(default=1, ge=1)
     examples: tuple[Example, ...] = ()
 

@@ -325,6 +325,28 @@ def test_failed_requests_give_exit_code_1_a_count_and_the_rest(
     assert len((folder / "o.jsonl.rejected.jsonl").read_text().splitlines()) == 3
 
 
+def test_rows_that_a_file_for_trainers_lacks_are_not_counted_as_written(
+    folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = server.answer
+
+    def answer(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        tagged = "scene 2" in body["messages"][-1]["content"]
+        text = "Question: <image>\nAnswer: It is red, I would say."
+        return chat_completion(text) if tagged else good(server, body)
+
+    server.answer = answer
+    arguments = ["COCO2017", "--types", "conversation"]
+    for path in ("o.json", "o.json"):
+        assert generate(*arguments, "--output_path", path, server=server) == cli.INCOMPLETE
+        said = capsys.readouterr().err
+        assert "1 rows, 1 left out (an empty message 1); written to o.json" in said
+        assert "what was left out, and why, is in o.json.missing.jsonl" in said
+        assert len(json.loads((folder / path).read_text())) == 1
+    assert generate(*arguments, "--output_path", "o.jsonl", server=server) == cli.DONE
+    assert "2 rows; written to o.jsonl" in capsys.readouterr().err
+
+
 def test_a_model_that_thinks_for_all_its_tokens_ends_the_run_with_what_to_change(
     folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
 ) -> None:

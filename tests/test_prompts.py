@@ -225,6 +225,8 @@ def test_a_bbox_that_is_empty_or_not_from_min_to_max_is_an_error_that_shows_it(
         (f"{EXAMPLE}.boxes.0.bbox.0", "0.1", "Input should be a valid number, got '0.1'"),
         ("forbidden_phrases.0", "", "String should have at least 1 character, got ''"),
         ("forbidden_phrases.0", "  ", "String should have at least 1 character, got '  '"),
+        ("types.describe.questions.0", "", "String should have at least 1 character, got ''"),
+        ("types.describe.questions.1", " ", "String should have at least 1 character, got ' '"),
     ],
 )
 def test_a_value_that_only_looks_right_is_an_error(path: str, value: Any, message: str) -> None:

@@ -274,7 +274,7 @@ def check_output(path: Path, output_format: str) -> None:
                 f"output path {path}: {form.reader} tells the form by the file's ending, "
                 f"got {path.suffix!r} against '.json' expected"
             )
-        _dataset_info(path)
+        _check_entry(path)
 
 
 def check_dry_run(path: Path, reasons: Iterable[str]) -> None:
@@ -491,7 +491,7 @@ def _streams(
                 raise UsageError(
                     f"{dataset} has no instruction type {name!r}{did_you_mean(name, known)}"
                 )
-        chosen = types or (["default"] if "default" in configs else known)
+        chosen = dict.fromkeys(types or (["default"] if "default" in configs else known))
         found = [datasets.load_dataset(dataset, name, streaming=True) for name in chosen]
     except (OSError, ValueError, DatasetsError, HfHubHTTPError) as error:
         raise UsageError(
@@ -502,7 +502,8 @@ def _streams(
     for split in splits or ():
         if split not in names:
             raise UsageError(f"{dataset} has no split {split!r}{did_you_mean(split, names)}")
-    return [(split, parts[split]) for split in splits or names for parts in found if split in parts]
+    wanted = dict.fromkeys(splits or names)
+    return [(split, parts[split]) for split in wanted for parts in found if split in parts]
 
 
 def _rows(
@@ -989,6 +990,18 @@ def _dataset_info(path: Path) -> dict[str, Any]:
     if not isinstance(entries, dict):
         raise UsageError(f"{file}: expected an object to add an entry to, got {entries!r:.60}")
     return entries
+
+
+def _check_entry(path: Path) -> None:
+    """Raise UsageError if an output's entry beside it would replace that of another dataset."""
+    entry = _dataset_info(path).get(path.stem)
+    named = entry.get("file_name") if isinstance(entry, dict) else None
+    if entry is not None and named != path.name:
+        raise UsageError(
+            f"output path {path}: {path.with_name('dataset_info.json')} has another dataset "
+            f"{path.stem!r} ({named or entry!r:.60}); give a file of another name with "
+            "--output_path"
+        )
 
 
 def _with_name(path: str | Path) -> Path:

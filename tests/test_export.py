@@ -549,6 +549,17 @@ def test_an_entry_is_added_to_the_datasets_that_llama_factory_knows(tmp_path: Pa
         export.check_output(tmp_path / "c.txt", "sharegpt")
 
 
+@pytest.mark.parametrize(
+    "entry", [{"file_name": "b.json"}, {"hf_hub_url": "me/mine"}, {"script_url": "a"}, 3]
+)
+def test_an_entry_of_another_dataset_is_not_replaced(tmp_path: Path, entry: Any) -> None:
+    info = tmp_path / "dataset_info.json"
+    info.write_text(json.dumps({"a": entry}))
+    with pytest.raises(UsageError, match=r"dataset_info.json has another dataset 'a' \("):
+        export.check_output(tmp_path / "a.json", "sharegpt")
+    assert files_below(tmp_path) == ["dataset_info.json"]
+
+
 FRAGMENTS = [
     '"', "'", "\\", "\n", "\r\n", "\u2028", "\x85", "\x00", "\x1b[31m", "\t", "---", "...", "```",
     "# ", "| a |", "[x](http://h)", "<b>", "</script>", "&amp;", "<image>", "<im", "age>",
@@ -1281,6 +1292,10 @@ def test_types_and_splits_are_a_choice(folder: Path) -> None:
         assert [row["type"] for row in rows] == [kind for kind in kinds for _ in range(3)]
     assert cli.run(["export", "both", "--format", "jsonl"]) == cli.DONE
     assert len(json_lines(Path("instruct.jsonl"))) == 15
+    twice = ["--types", "conversation", "conversation", "--splits", "train", "train"]
+    assert cli.run(["export", "both", "--format", "jsonl", *twice]) == cli.DONE
+    assert len({row["id"] for row in json_lines(Path("instruct.jsonl"))}) == 2
+    assert len(json_lines(Path("instruct.jsonl"))) == 2
 
 
 def test_images_are_fetched_from_a_command_line(folder: Path, server: ImageServer) -> None:

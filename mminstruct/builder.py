@@ -152,7 +152,7 @@ class InstructConfig(datasets.BuilderConfig):
         self._check_types()
         for field, low, high in (
             ("limit", 1, None),
-            ("max_tokens", 1, None),
+            ("max_tokens", 1, 2**31 - 1),  # what its column holds
             ("max_concurrency", 1, None),
             ("requests_per_minute", 0.001, None),
             ("tokens_per_minute", 1, None),

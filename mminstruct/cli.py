@@ -9,6 +9,7 @@ Exit codes:
          answer gives a row
     3    the run had to stop (server, key, Hub, disk, budget); run the same command again to go on
     130  Ctrl-C (143: terminated, 129: hung up); run the same command again to go on
+    141  who reads the output of list, show, license or estimate left before its end, as head does
 """
 
 from __future__ import annotations
@@ -80,6 +81,8 @@ if TYPE_CHECKING:
     from mminstruct.images import Fetching
 
 DONE, INCOMPLETE, USAGE, STOPPED, INTERRUPTED, TERMINATED, HUNG_UP = 0, 1, 2, 3, 130, 143, 129
+# As a shell has it for what a broken pipe ends.
+UNREAD = 141
 _ENDED_BY = {"SIGTERM": TERMINATED, "SIGHUP": HUNG_UP}
 # Who ends a job may tell the process and its group, a moment apart.
 _ONE_SIGNAL_S = 1.0
@@ -89,7 +92,11 @@ _FORMAT_OF_SUFFIX = {".jsonl": "jsonl", ".json": "llava-instruct"}
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    try:
+        sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    finally:
+        with contextlib.suppress(OSError):  # else Python's words about help that nobody reads
+            _print("")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -167,6 +174,28 @@ def _say(text: str) -> None:
     with contextlib.suppress(OSError):  # a terminal that hung up
         sys.stderr.write(f"mminstruct: {text}\n")
         sys.stderr.flush()
+
+
+def _print(text: str) -> int:
+    """Write to stdout, with what its encoding lacks escaped; the exit code.
+
+    Where nobody reads on, as after ``| head``, this and all that follows goes nowhere.
+    """
+    if not sys.stdout:  # it was closed from the start
+        return DONE
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+    except OSError as error:
+        # What is left in the buffer is flushed at the interpreter's end once more.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        if isinstance(error, BrokenPipeError):
+            return UNREAD
+        raise
+    return DONE
 
 
 class _Parser(argparse.ArgumentParser):
@@ -460,7 +489,8 @@ def _generate(args: argparse.Namespace) -> int:
         else:
             outcome = export.write(splits, path, output_format, report, cards.license_text(origin))
         for row in _first_rows(splits, args.show):
-            sys.stdout.write(_sample(row))
+            if _print(_sample(row)) != DONE:
+                break
     _say(f"{summary(report, export.summary(outcome))}; written to {path}")
     code = _left_out(outcome)
     if report.failures:
@@ -790,8 +820,7 @@ def _license(args: argparse.Namespace) -> int:
         text = json.dumps({**verdict.as_json(), "alternatives": others}, indent=2) + "\n"
     else:
         text = licenses.explanation(verdict, others)
-    sys.stdout.write(text)
-    return DONE
+    return _print(text)
 
 
 def _add_push(commands: Any) -> None:
@@ -935,8 +964,7 @@ def _estimate(args: argparse.Namespace) -> int:
             builders, exact=args.exact, requests_per_second=args.requests_per_second
         )
     text = json.dumps(found.as_json(), indent=2) + "\n" if args.json else estimate.table(found)
-    sys.stdout.write(text)
-    return DONE
+    return _print(text)
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -955,8 +983,7 @@ def _show(args: argparse.Namespace) -> int:
         **{field: value for field, value in given.items() if value is not None},
     )
     found = preview.preview(builder, args.id)
-    sys.stdout.write(found.as_json() + "\n" if args.json else found.as_text())
-    return DONE
+    return _print(found.as_json() + "\n" if args.json else found.as_text())
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -966,11 +993,11 @@ def _list(args: argparse.Namespace) -> int:
         "builders": {name: _first_line(name) for name in loading.names()},
         "model sources": {name: backends.describe(name) for name in backends.names()},
     }
+    lines = []
     for title, entries in sections.items():
-        sys.stdout.write(f"{title}:\n")
-        for name, text in entries.items():
-            sys.stdout.write(f"  {name:<28}{text}".rstrip() + "\n")
-    return DONE
+        lines.append(f"{title}:\n")
+        lines += [f"  {name:<28}{text}".rstrip() + "\n" for name, text in entries.items()]
+    return _print("".join(lines))
 
 
 def _first_line(builder: str) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from conftest import coco_files
 from dummy_data import write_all
 from loopback import LoopbackServer, chat_completion, turns_for
+from running import COMMAND
 
 from mminstruct import cli
 
@@ -128,6 +131,52 @@ def test_everything_there_is_can_be_listed(capsys: pytest.CaptureFixture[str]) -
     listed = capsys.readouterr().out
     for name in ("COCO2014", "SAMPLE", "llava_smallcontext", "coco2017_llava", "llama_cpp"):
         assert name in listed
+
+
+UNREAD = {
+    "list": cli.UNREAD,
+    "show COCO2017": cli.UNREAD,
+    "license SAMPLE": cli.UNREAD,
+    "estimate COCO2017 --dry_run": cli.UNREAD,
+    "generate COCO2017 --dry_run --show 6": cli.DONE,
+    "generate --help": cli.DONE,
+}
+
+
+@pytest.mark.parametrize("arguments", UNREAD)
+def test_output_that_nobody_reads_on_ends_in_peace(arguments: str, folder: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    ended = subprocess.run(
+        [*COMMAND, *arguments.split()], stdout=write, stderr=subprocess.PIPE, text=True, cwd=folder
+    )
+    os.close(write)
+    assert ended.returncode == UNREAD[arguments]
+    for word in ("Traceback", "Broken pipe", "again", "Exception"):
+        assert word not in ended.stderr
+    assert (folder / "instruct" / "README.md").exists() == ("--show" in arguments)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_what_a_terminal_has_no_character_for_is_escaped(encoding: str, folder: Path) -> None:
+    def edit(captions: dict[str, Any], instances: dict[str, Any]) -> None:
+        captions["annotations"][0]["caption"] = "A caf\u00e9, \u8d64\u3044."
+
+    coco_files(folder / "cache", 2, edit=edit)
+    for more in ((), ("--json",)):
+        ended = subprocess.run(
+            [*COMMAND, "show", "COCO2017", *more],
+            capture_output=True,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+            cwd=folder,
+        )
+        assert (ended.returncode, ended.stderr) == (cli.DONE, b"")
+        out = ended.stdout.decode(encoding)
+        if more:
+            assert json.loads(out)["context"]["captions"][0] == "A caf\u00e9, \u8d64\u3044."
+        else:
+            said = "A caf\u00e9, \u8d64\u3044.".encode(encoding, "backslashreplace")
+            assert f"- {said.decode(encoding)}\n" in out
 
 
 @pytest.mark.parametrize(

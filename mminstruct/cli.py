@@ -76,6 +76,7 @@ from mminstruct.errors import (
 from mminstruct.generate import Report
 from mminstruct.progress import ProgressLine
 from mminstruct.release import Origin
+from mminstruct.sources import SourceInfo
 
 if TYPE_CHECKING:
     from mminstruct.images import Fetching
@@ -456,7 +457,7 @@ def _generate(args: argparse.Namespace) -> int:
         release.check_output(path)
     else:
         export.check_output(path, output_format)
-    for info in (sources.get(name).info for name in args.sources):
+    for info in _source_infos(args):
         form = export.FORMATS.get(output_format)
         if form is not None and info.modality != "image" and not form.any_modality:
             raise UsageError(
@@ -531,9 +532,15 @@ def _builders(args: argparse.Namespace, scratch: str) -> list[InstructBuilder]:
     """A builder for each source that was asked for."""
     if args.show < 0:
         raise UsageError(f"show: expected at least 0, got {args.show}")
-    wanted = [sources.get(name).info.name for name in dict.fromkeys(args.sources)]
+    wanted = [info.name for info in _source_infos(args)]
     _check_source_options(args, wanted)
     return [_builder(name, args, scratch) for name in wanted]
+
+
+def _source_infos(args: argparse.Namespace) -> list[SourceInfo]:
+    """The sources that were asked for, each once, however it was written."""
+    infos = (sources.get(name).info for name in args.sources)
+    return list({info.name: info for info in infos}.values())
 
 
 def _check_source_options(args: argparse.Namespace, wanted: Sequence[str]) -> None:
@@ -792,9 +799,11 @@ def _add_license(commands: Any) -> None:
 
 def _license(args: argparse.Namespace) -> int:
     given = {"licenses": args.licenses, "model_id": args.model_id}
-    wanted = [sources.get(name).info for name in dict.fromkeys(args.sources)]
+    wanted = _source_infos(args)
     _check_source_options(args, [info.name for info in wanted])
     by_name = args.model is not None and args.model_source is None
+    if by_name and args.model_id is None:
+        _check_model_file(args.model)
     if args.model_source is not None:
         given.update(backend=args.model_source, model=args.model, base_url=_base_urls(args))
     elif args.openai_base_url or args.tgi_url:
@@ -821,6 +830,16 @@ def _license(args: argparse.Namespace) -> int:
     else:
         text = licenses.explanation(verdict, others)
     return _print(text)
+
+
+def _check_model_file(model: str) -> None:
+    """Raise UsageError for a model that is written as a path, and isn't there."""
+    is_path = model.endswith(".gguf") or model.startswith(("./", "../", "/", "~"))
+    if is_path and not Path(model).expanduser().exists():
+        raise UsageError(
+            f"model {model}: there is no such file; give another path, or the model's exact id on "
+            "the Hub"
+        )
 
 
 def _add_push(commands: Any) -> None:

@@ -57,6 +57,21 @@ def test_several_sources_go_into_one_output(folder: Path, server: LoopbackServer
     assert len({row["id"] for row in rows}) == 12
 
 
+def test_a_source_that_is_given_twice_is_taken_once(
+    folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twice = ["COCO2017", "coco2017", " Coco2017"]
+    assert generate(*twice, "--output_path", "all.jsonl", server=server) == 0
+    assert len((folder / "all.jsonl").read_text().splitlines()) == 6
+    for command, *more in (("estimate", "--dry_run"), ("license",)):
+        told = []
+        for names in (["COCO2017"], twice):
+            capsys.readouterr()
+            assert cli.run([command, *names, *more, "--json"]) == cli.DONE
+            told.append(capsys.readouterr().out)
+        assert told[0] == told[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "written"),
     [

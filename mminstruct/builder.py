@@ -80,7 +80,8 @@ class InstructConfig(datasets.BuilderConfig):
         price_in: USD per million prompt tokens; None takes the price list.
         price_out: USD per million completion tokens; None takes the price list.
         response_store: file of finished completions; None is the one in the Hugging Face cache.
-        engine: the backend's own options (its ``OPTIONS``); each is an argument by itself, too.
+        engine: the backend's own options (its ``OPTIONS``); each is an argument by itself, too, but
+            for ``trust_remote_code``, which `load_dataset` keeps to itself.
         source_options: the source's own options (its ``OPTIONS``); each is an argument, too.
         licenses: file with licence entries of one's own, over those of the package.
         model_id: exact Hub id of the model, where it can't be told from its files or name.
@@ -151,7 +152,7 @@ class InstructConfig(datasets.BuilderConfig):
         self._check_types()
         for field, low, high in (
             ("limit", 1, None),
-            ("max_tokens", 1, None),
+            ("max_tokens", 1, 2**31 - 1),  # what its column holds
             ("max_concurrency", 1, None),
             ("requests_per_minute", 0.001, None),
             ("tokens_per_minute", 1, None),
@@ -755,9 +756,9 @@ def make(source: str, prompt_config: str, name: str) -> type[InstructBuilder]:
     return cls
 
 
-def summary(report: Report) -> str:
-    """Rows, rejections and failures in a line."""
-    parts = [f"{report.rows.total()} rows"]
+def summary(report: Report, rows: str | None = None) -> str:
+    """Rows, rejections and failures in a line; ``rows`` are the words about the first."""
+    parts = [rows or f"{report.rows.total()} rows"]
     for word, counts in (("rejected", report.rejections), ("failed", report.failures)):
         if counts:
             causes = ", ".join(f"{cause} {count}" for cause, count in counts.most_common())

@@ -3,11 +3,13 @@
 Exit codes:
 
     0    everything asked for is there
-    1    done, but some requests got no answer; run the same command again to ask for those
+    1    done, but some requests got no answer (run the same command again to ask for those), or a
+         trainer's file lacks rows (PATH.missing.jsonl names them)
     2    a wrong argument, prompt config or annotation file (nothing was sent), or one by which no
          answer gives a row
     3    the run had to stop (server, key, Hub, disk, budget); run the same command again to go on
     130  Ctrl-C (143: terminated, 129: hung up); run the same command again to go on
+    141  who reads the output of list, show, license or estimate left before its end, as head does
 """
 
 from __future__ import annotations
@@ -74,11 +76,14 @@ from mminstruct.errors import (
 from mminstruct.generate import Report
 from mminstruct.progress import ProgressLine
 from mminstruct.release import Origin
+from mminstruct.sources import SourceInfo
 
 if TYPE_CHECKING:
     from mminstruct.images import Fetching
 
 DONE, INCOMPLETE, USAGE, STOPPED, INTERRUPTED, TERMINATED, HUNG_UP = 0, 1, 2, 3, 130, 143, 129
+# As a shell has it for what a broken pipe ends.
+UNREAD = 141
 _ENDED_BY = {"SIGTERM": TERMINATED, "SIGHUP": HUNG_UP}
 # Who ends a job may tell the process and its group, a moment apart.
 _ONE_SIGNAL_S = 1.0
@@ -88,7 +93,11 @@ _FORMAT_OF_SUFFIX = {".jsonl": "jsonl", ".json": "llava-instruct"}
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    try:
+        sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    finally:
+        with contextlib.suppress(OSError):  # else Python's words about help that nobody reads
+            _print("")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -166,6 +175,28 @@ def _say(text: str) -> None:
     with contextlib.suppress(OSError):  # a terminal that hung up
         sys.stderr.write(f"mminstruct: {text}\n")
         sys.stderr.flush()
+
+
+def _print(text: str) -> int:
+    """Write to stdout, with what its encoding lacks escaped; the exit code.
+
+    Where nobody reads on, as after ``| head``, this and all that follows goes nowhere.
+    """
+    if not sys.stdout:  # it was closed from the start
+        return DONE
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+    except OSError as error:
+        # What is left in the buffer is flushed at the interpreter's end once more.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        if isinstance(error, BrokenPipeError):
+            return UNREAD
+        raise
+    return DONE
 
 
 class _Parser(argparse.ArgumentParser):
@@ -426,7 +457,7 @@ def _generate(args: argparse.Namespace) -> int:
         release.check_output(path)
     else:
         export.check_output(path, output_format)
-    for info in (sources.get(name).info for name in args.sources):
+    for info in _source_infos(args):
         form = export.FORMATS.get(output_format)
         if form is not None and info.modality != "image" and not form.any_modality:
             raise UsageError(
@@ -437,6 +468,8 @@ def _generate(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         builders = _builders(args, scratch)
         verdict = _verdict([builder.config for builder in builders])
+        if args.dry_run:
+            _check_dry_run(path, output_format, builders[0])
         _say(f"model {builders[0].plan().model}; licence of the text: {verdict}")
         budget = builders[0].budget
         budget.ledger = Path(scratch) / "spent.json"
@@ -451,22 +484,43 @@ def _generate(args: argparse.Namespace) -> int:
             for split in dict.fromkeys(split for part in parts for split in part)
         }
         origin = _origin(builders, args, verdict, today)
+        outcome = export.Outcome(path, report.rows.total())
         if output_format == "dataset":
             release.write(splits, path, origin, report)
         else:
             outcome = export.write(splits, path, output_format, report, cards.license_text(origin))
-            if outcome.missing:
-                _say(f"{export.summary(outcome)}; see {path.name}.missing.jsonl")
         for row in _first_rows(splits, args.show):
-            sys.stdout.write(_sample(row))
-    _say(f"{summary(report)}; written to {path}")
+            if _print(_sample(row)) != DONE:
+                break
+    _say(f"{summary(report, export.summary(outcome))}; written to {path}")
+    code = _left_out(outcome)
     if report.failures:
+        first = next(entry for entry in report.details if entry["outcome"] == "failed")
         _say(
             f"{report.failures.total()} requests got no answer; "
-            "run the same command again to ask for those, and for no other."
+            "run the same command again to ask for those, and for no other. "
+            f"The first: {first['detail']}"
         )
         return INCOMPLETE
-    return DONE
+    return code
+
+
+def _left_out(outcome: export.Outcome) -> int:
+    """Say where the rows are named that are not in a file, if there are any; the exit code."""
+    if not outcome.missing:
+        return DONE
+    _say(f"what was left out, and why, is in {outcome.path}.missing.jsonl")
+    return INCOMPLETE
+
+
+def _check_dry_run(path: Path, output_format: str, builder: InstructBuilder) -> None:
+    """Raise UsageError for what is there if another model than the stand-in wrote it."""
+    plan = builder.plan()
+    if output_format == "dataset":
+        release.check_dry_run(path, plan.backend, plan.model)
+    else:
+        parts = licenses.model_parts(builder.config.registry(), name=plan.model)
+        export.check_dry_run(path, [part.reason for part in parts])
 
 
 def _output(args: argparse.Namespace) -> tuple[str, Path]:
@@ -480,9 +534,15 @@ def _builders(args: argparse.Namespace, scratch: str) -> list[InstructBuilder]:
     """A builder for each source that was asked for."""
     if args.show < 0:
         raise UsageError(f"show: expected at least 0, got {args.show}")
-    wanted = [sources.get(name).info.name for name in dict.fromkeys(args.sources)]
+    wanted = [info.name for info in _source_infos(args)]
     _check_source_options(args, wanted)
     return [_builder(name, args, scratch) for name in wanted]
+
+
+def _source_infos(args: argparse.Namespace) -> list[SourceInfo]:
+    """The sources that were asked for, each once, however it was written."""
+    infos = (sources.get(name).info for name in args.sources)
+    return list({info.name: info for info in infos}.values())
 
 
 def _check_source_options(args: argparse.Namespace, wanted: Sequence[str]) -> None:
@@ -752,9 +812,11 @@ def _add_license(commands: Any) -> None:
 
 def _license(args: argparse.Namespace) -> int:
     given = {"licenses": args.licenses, "model_id": args.model_id}
-    wanted = [sources.get(name).info for name in dict.fromkeys(args.sources)]
+    wanted = _source_infos(args)
     _check_source_options(args, [info.name for info in wanted])
     by_name = args.model is not None and args.model_source is None
+    if by_name and args.model_id is None:
+        _check_model_file(args.model)
     if args.model_source is not None:
         given.update(backend=args.model_source, model=args.model, base_url=_base_urls(args))
     elif args.openai_base_url or args.tgi_url:
@@ -780,8 +842,17 @@ def _license(args: argparse.Namespace) -> int:
         text = json.dumps({**verdict.as_json(), "alternatives": others}, indent=2) + "\n"
     else:
         text = licenses.explanation(verdict, others)
-    sys.stdout.write(text)
-    return DONE
+    return _print(text)
+
+
+def _check_model_file(model: str) -> None:
+    """Raise UsageError for a model that is written as a path, and isn't there."""
+    is_path = model.endswith(".gguf") or model.startswith(("./", "../", "/", "~"))
+    if is_path and not Path(model).expanduser().exists():
+        raise UsageError(
+            f"model {model}: there is no such file; give another path, or the model's exact id on "
+            "the Hub"
+        )
 
 
 def _add_push(commands: Any) -> None:
@@ -899,10 +970,7 @@ def _export(args: argparse.Namespace) -> int:
         progress=True,
     )
     _say(f"{export.summary(outcome)}; written to {outcome.path}")
-    if outcome.missing:
-        _say(f"what was left out, and why, is in {outcome.path}.missing.jsonl")
-        return INCOMPLETE
-    return DONE
+    return _left_out(outcome)
 
 
 def _fetching(args: argparse.Namespace) -> Fetching | None:
@@ -928,8 +996,7 @@ def _estimate(args: argparse.Namespace) -> int:
             builders, exact=args.exact, requests_per_second=args.requests_per_second
         )
     text = json.dumps(found.as_json(), indent=2) + "\n" if args.json else estimate.table(found)
-    sys.stdout.write(text)
-    return DONE
+    return _print(text)
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -948,8 +1015,7 @@ def _show(args: argparse.Namespace) -> int:
         **{field: value for field, value in given.items() if value is not None},
     )
     found = preview.preview(builder, args.id)
-    sys.stdout.write(found.as_json() + "\n" if args.json else found.as_text())
-    return DONE
+    return _print(found.as_json() + "\n" if args.json else found.as_text())
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -959,11 +1025,11 @@ def _list(args: argparse.Namespace) -> int:
         "builders": {name: _first_line(name) for name in loading.names()},
         "model sources": {name: backends.describe(name) for name in backends.names()},
     }
+    lines = []
     for title, entries in sections.items():
-        sys.stdout.write(f"{title}:\n")
-        for name, text in entries.items():
-            sys.stdout.write(f"  {name:<28}{text}".rstrip() + "\n")
-    return DONE
+        lines.append(f"{title}:\n")
+        lines += [f"  {name:<28}{text}".rstrip() + "\n" for name, text in entries.items()]
+    return _print("".join(lines))
 
 
 def _first_line(builder: str) -> str:

@@ -30,6 +30,7 @@ import shutil
 import sqlite3
 import tarfile
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -273,7 +274,25 @@ def check_output(path: Path, output_format: str) -> None:
                 f"output path {path}: {form.reader} tells the form by the file's ending, "
                 f"got {path.suffix!r} against '.json' expected"
             )
-        _dataset_info(path)
+        _check_entry(path)
+
+
+def check_dry_run(path: Path, reasons: Iterable[str]) -> None:
+    """Raise UsageError for a file that is there and that a stand-in's rows must not replace.
+
+    Args:
+        path: the output.
+        reasons: what a licence says of the stand-in; the one beside the file has to say the same.
+    """
+    if not path.exists() or not path.stat().st_size:
+        return
+    said = _license_beside(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    models = [line for line in said if line.startswith("- model ")]
+    if models != [f"- {reason}" for reason in reasons]:
+        raise UsageError(
+            f"output path {path}: a dry run would replace rows of another model, as "
+            f"{_license_beside(path).name} says; give another path with --output_path"
+        )
 
 
 def _check_ours(path: Path) -> None:
@@ -472,7 +491,7 @@ def _streams(
                 raise UsageError(
                     f"{dataset} has no instruction type {name!r}{did_you_mean(name, known)}"
                 )
-        chosen = types or (["default"] if "default" in configs else known)
+        chosen = dict.fromkeys(types or (["default"] if "default" in configs else known))
         found = [datasets.load_dataset(dataset, name, streaming=True) for name in chosen]
     except (OSError, ValueError, DatasetsError, HfHubHTTPError) as error:
         raise UsageError(
@@ -483,7 +502,8 @@ def _streams(
     for split in splits or ():
         if split not in names:
             raise UsageError(f"{dataset} has no split {split!r}{did_you_mean(split, names)}")
-    return [(split, parts[split]) for split in splits or names for parts in found if split in parts]
+    wanted = dict.fromkeys(splits or names)
+    return [(split, parts[split]) for split in wanted for parts in found if split in parts]
 
 
 def _rows(
@@ -576,12 +596,14 @@ class _Pictures:
         allows: whether an image under that licence is asked for.
         folder: where they are, or are fetched to.
         wanted: those that were to be fetched.
+        flaws: what is wrong with each file that was looked at, by a digest of its name.
     """
 
     images: Images = "none"
     allows: Callable[[str | None], bool] = lambda license: True
     folder: Path = Path()
     wanted: _Wanted | None = None
+    flaws: dict[bytes, str | None] = field(default_factory=dict)
 
     def check(self, row: Row, form: Format) -> None:
         """Raise UsageError for a row that the format can't hold, _LeftOut if it isn't asked for."""
@@ -611,6 +633,24 @@ class _Pictures:
             raise _LeftOut("its image has to be turned, which --images embed does")
         return form.file_name(row["image"])
 
+    def flaw(self, file: str) -> str | None:
+        """Why a file in the folder is no image that a trainer can open, or None."""
+        path = self.folder / file
+        if not path.is_file():
+            return "no such file"
+        if self.wanted is not None:  # looked at when it was fetched
+            return None
+        from PIL import Image
+
+        from mminstruct import images
+
+        digest = hashlib.blake2b(file.encode(), digest_size=16).digest()
+        if digest not in self.flaws:
+            with warnings.catch_warnings():  # about images that are large, but can be opened
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                self.flaws[digest] = images.flaw(path)
+        return self.flaws[digest]
+
     def as_shown(self, row: Row) -> Row:
         """The row about the file that comes with it: an image that was fetched is upright."""
         return {**row, "rotation_deg": 0} if self.images == "embed" and _turn(row) else row
@@ -630,8 +670,9 @@ class _Pictures:
             lost = self.wanted.lost(file, row["image_url"])
             if lost is not None:
                 raise _LeftOut(lost)
-        if not (self.folder / file).is_file():
-            raise _LeftOut("no such file")
+        flaw = self.flaw(file)
+        if flaw is not None:
+            raise _LeftOut(flaw)
         if form.root == "images":
             return form.name(row["image"])
         if form.root == "output":
@@ -661,19 +702,12 @@ def _fetch(
             wanted.add(file, row)
     with tqdm(desc="images", total=len(wanted), unit="", disable=None if progress else True) as bar:
 
-        def missing() -> Iterator[images.Wanted]:
-            for image in wanted:
-                if (pictures.folder / image.file).is_file():
-                    bar.update()
-                else:
-                    yield image
-
         def done(file: str, reason: str | None) -> None:
             if reason is not None:
                 wanted.lose(file, reason)
             bar.update()
 
-        images.fetch(missing(), pictures.folder, fetching, done)
+        images.fetch(wanted, pictures.folder, fetching, done)
 
 
 def _license_text(dataset: str) -> str:
@@ -956,6 +990,18 @@ def _dataset_info(path: Path) -> dict[str, Any]:
     if not isinstance(entries, dict):
         raise UsageError(f"{file}: expected an object to add an entry to, got {entries!r:.60}")
     return entries
+
+
+def _check_entry(path: Path) -> None:
+    """Raise UsageError if an output's entry beside it would replace that of another dataset."""
+    entry = _dataset_info(path).get(path.stem)
+    named = entry.get("file_name") if isinstance(entry, dict) else None
+    if entry is not None and named != path.name:
+        raise UsageError(
+            f"output path {path}: {path.with_name('dataset_info.json')} has another dataset "
+            f"{path.stem!r} ({named or entry!r:.60}); give a file of another name with "
+            "--output_path"
+        )
 
 
 def _with_name(path: str | Path) -> Path:

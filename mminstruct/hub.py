@@ -50,7 +50,6 @@ _MARKER = "provenance.json"
 # What a release is made of; whatever else somebody put into the repository stays there.
 _TEXTS = (_MARKER, "README.md", "LICENSE", "ATTRIBUTION.md", "croissant.json")
 _OWN = (*_TEXTS, release.CREDITS, "rejected.jsonl")
-_ROWS = re.compile(r"data/[^/]+/[^/]+-\d{5}-of-\d{5}-[0-9a-f]{16}\.parquet")
 # What the Hub itself puts into a new repository.
 _NEW = {".gitattributes", "README.md"}
 _BRANCH = "main"
@@ -139,7 +138,9 @@ def push(
         head = str(info.sha)
         there = _files_there(api, repo_id, head)
         sent = {path: file for path, file in held.files.items() if not _same(file, there.get(path))}
-        gone = [p for p in there if p not in held.files and (p in _OWN or _ROWS.fullmatch(p))]
+        gone = [
+            p for p in there if p not in held.files and (p in _OWN or release.ROWS.fullmatch(p))
+        ]
         tagged = _check_tag(api, repo_id, revision, head, changes=bool(sent or gone))
         if sent or gone:
             head = _commit(api, repo_id, head, sent, gone)

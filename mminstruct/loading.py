@@ -21,6 +21,7 @@ import datasets.load
 
 from mminstruct import generate, resources
 from mminstruct.builder import InstructBuilder
+from mminstruct.errors import UsageError
 
 _PACKAGE = "mminstruct_builders"
 
@@ -89,9 +90,17 @@ def _wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         script = script_of(str(path))
         if script is None:
             return original(path, *args, **kwargs)
+        # `load_dataset` keeps these two to itself, and means the data where we mean the model.
+        if kwargs.get("trust_remote_code"):
+            raise UsageError(
+                "trust_remote_code: a builder needs none; if it is the model whose code may run, "
+                'give engine={"trust_remote_code": True}'
+            )
+        revision = args[0] if args else kwargs.get("revision")
+        engine = {} if revision is None else {"revision": revision}
         module = _import(script)
         return datasets.load.DatasetModule(
-            module.__name__, script_hash(script), {"base_path": str(script.parent)}
+            module.__name__, script_hash(script), {"base_path": str(script.parent), **engine}
         )
 
     dataset_module_factory._mminstruct = True  # type: ignore[attr-defined]

@@ -37,7 +37,7 @@ class Preview:
         """For machines: ``context``, and ``messages`` by instruction type."""
         context: Any = msgspec.to_builtins(self.context)
         messages: Any = msgspec.to_builtins(self.messages)
-        return json.dumps({"context": context, "messages": messages}, ensure_ascii=False, indent=2)
+        return json.dumps({"context": context, "messages": messages}, indent=2)
 
     def as_text(self) -> str:
         """For people; control characters, which captions may have, are escaped."""

@@ -143,7 +143,7 @@ class InstructionType(Strict):
 
     system: str = Field(min_length=1)
     answer_form: AnswerForm
-    questions: tuple[str, ...] = ()
+    questions: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     min_words: Count = Field(default=1, ge=1)
     examples: tuple[Example, ...] = ()
 
@@ -293,6 +293,10 @@ def _read_with_parents(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any
     parent = data.pop("extends", None)
     if parent is None:
         return data
+    if isinstance(parent, list | dict):
+        raise ConfigError(
+            f"{path.name}: extends: expected one prompt config's name or path, got {parent!r}"
+        )
     for key in _IDENTITY:
         if key not in data:
             raise ConfigError(f"{path.name}: {key}: this key is missing ('extends' leaves it out)")

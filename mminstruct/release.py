@@ -13,10 +13,12 @@ doesn't change it: the same command gives the same files, whenever and however o
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
 import logging
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,10 +38,13 @@ from mminstruct.licenses import Registry
 from mminstruct.prompts import PromptConfig
 from mminstruct.sources import SourceInfo
 
-__all__ = ["CREDITS", "Origin", "check_output", "write"]
+__all__ = ["CREDITS", "ROWS", "Origin", "check_output", "write"]
 
 CREDITS = "image_credits.parquet"
 """Where images that have to be credited are listed if they are many."""
+
+ROWS = re.compile(r"data/[^/]+/[^/]+-\d{5}-of-\d{5}(-[0-9a-f]{16})?\.parquet")
+"""How files of rows are named, in releases that don't list them, too."""
 
 _log = logging.getLogger(__name__)
 _MARKER = "provenance.json"
@@ -70,6 +75,19 @@ def check_output(path: Path) -> None:
             "give another one with --output_path"
         )
     resources.check_writable(path, path)
+
+
+def check_dry_run(path: Path, backend: str, model: str) -> None:
+    """Raise UsageError for a release that is there and that a stand-in's rows must not replace."""
+    older = _noted(path)
+    if (path / _MARKER).is_file() and (older.get("backend"), older.get("model")) != (
+        backend,
+        model,
+    ):
+        raise UsageError(
+            f"output path {path}: a dry run would replace a release of "
+            f"{_in_words(older) or 'an unknown model'}; give another path with --output_path"
+        )
 
 
 def write(
@@ -116,13 +134,33 @@ def write(
     before, now = _in_words(older), _in_words(_noted(partial))
     if before not in (None, now):
         _log.info(f"{path}: replaces a release of {before} by one of {now}")
-    shutil.rmtree(path / "data", ignore_errors=True)
+    _remove_rows(path, older)
     for optional in _OPTIONAL:
         (path / optional).unlink(missing_ok=True)
     # The marker first: a folder that was half moved is still known to be ours.
-    for part in sorted(partial.iterdir(), key=lambda part: (part.name != _MARKER, part.name)):
-        part.replace(path / part.name)
-    partial.rmdir()
+    parts = [part for part in partial.rglob("*") if part.is_file()]
+    for part in sorted(parts, key=lambda part: (part.name != _MARKER, part)):
+        target = path / part.relative_to(partial)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part.replace(target)
+    shutil.rmtree(partial)
+
+
+def _remove_rows(path: Path, older: Mapping[str, Any]) -> None:
+    """Remove the rows of an older release, and nothing that somebody else put beside them."""
+    found = sorted(part for part in (path / "data").rglob("*") if not part.is_dir())
+    listed = older.get("files")
+    others = []
+    for file in found:
+        name = file.relative_to(path).as_posix()
+        if name in listed if isinstance(listed, dict) else ROWS.fullmatch(name):
+            file.unlink()
+            with contextlib.suppress(OSError):  # it isn't empty
+                file.parent.rmdir()
+        else:
+            others.append(name)
+    if others:
+        _log.info(f"{path}: kept, as mminstruct did not write them: {', '.join(others)}")
 
 
 def _for_everybody(entry: Mapping[str, str]) -> dict[str, str]:
@@ -302,9 +340,10 @@ def _noted(path: Path) -> dict[str, Any]:
 
 
 def _in_words(noted: Mapping[str, Any]) -> str | None:
-    """How many rows a release has, and what of; None if that isn't noted."""
+    """How many rows a release has, what of and who wrote them; None if that isn't noted."""
     try:
-        return f"{sum(noted['rows'].values())} rows of {', '.join(noted['sources'])}"
+        rows, sources = sum(noted["rows"].values()), ", ".join(noted["sources"])
+        return f"{rows} rows of {sources} (model {noted['model']})"
     except (KeyError, TypeError, AttributeError):
         return None
 

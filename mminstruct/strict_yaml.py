@@ -45,6 +45,8 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path.name}: there is no such file") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path.name}: not readable as YAML: {error}") from error
     if not isinstance(data, dict):
@@ -85,12 +87,30 @@ def _explain(
         elif item["type"] == "missing":
             yield f"{where}: {location}: this key is missing"
         else:
-            message = item["msg"].removeprefix("Value error, ")
-            got = item["input"]
-            shown = f", got {got!r}" if isinstance(got, str | int | float | bool) else ""
+            message = _EXPECTED.get(item["type"], item["msg"].removeprefix("Value error, "))
+            shown = _got(item["input"], item["type"])
             # Our own rules about the whole name the place themselves.
             place = location or ("" if item["type"] == "value_error" else "the top")
             yield f"{where}: {place + ': ' if place else ''}{message}{shown}"
+
+
+# Where pydantic has words for Python alone.
+_EXPECTED = {
+    "dict_type": "expected a mapping",
+    "model_type": "expected a mapping",
+    "tuple_type": "expected a list",
+}
+
+
+def _got(value: Any, error: str) -> str:
+    """What is there, for the end of an error; of what may be long, its kind where that is wrong."""
+    if value is None:
+        return ", got nothing"
+    if isinstance(value, str | int | float | bool):
+        return f", got {value!r}"
+    kinds: dict[type, str] = {dict: "a mapping", list: "a list"}
+    is_shown = error.endswith("_type") and type(value) in kinds
+    return f", got {kinds[type(value)]}" if is_shown else ""
 
 
 def _fields_at(schema: type[Strict], location: tuple[int | str, ...]) -> list[str]:

@@ -311,6 +311,25 @@ def test_datasets_3_also_loads_the_folder_natively(data_dir: str, tmp_path: Path
     assert len(rows) == 18
 
 
+def test_a_revision_is_that_of_the_model(data_dir: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="model source 'fake' has no option 'revision'"):
+        load(COCO, split="train", data_dir=data_dir, cache=tmp_path, revision="abc")
+    (tmp_path / "model").mkdir()
+    pytest.importorskip("transformers", reason="the extra transformers isn't installed")
+    with pytest.raises(UsageError, match="revision: 'model' is on this machine and has none"):
+        load(
+            COCO, split="train", data_dir=data_dir, cache=tmp_path,
+            backend="transformers", model=str(tmp_path / "model"), revision="abc",
+        )  # fmt: skip
+
+
+def test_trust_in_a_script_is_no_trust_in_the_code_of_a_model() -> None:
+    # Later versions than 3 take it out of the arguments themselves, and say so.
+    with pytest.raises(UsageError, match='give engine={"trust_remote_code": True}'):
+        datasets.load.dataset_module_factory(COCO, trust_remote_code=True)
+    datasets.load.dataset_module_factory(COCO, trust_remote_code=False)
+
+
 def test_importing_twice_wraps_once() -> None:
     wrapped = datasets.load.dataset_module_factory
     loading.register()
@@ -335,6 +354,7 @@ def cause(error: BaseException) -> BaseException:
         ({"backend": "opnai"}, "did you mean 'openai'"),
         ({"backend": "openai"}, "needs a model name"),
         ({"limit": 0}, "limit: expected at least 1, got 0"),
+        ({"max_tokens": 2**31}, "max_tokens: expected between 1 and 2147483647, got 2147483648"),
         ({"top_p": 1.5}, "top_p: expected between 0.0 and 1.0, got 1.5"),
         ({"backend": "openai", "model": "m", "base_url": "localhost:8000"}, "http://localhost"),
         ({"prompt_config": "lava"}, "did you mean 'llava'"),
@@ -383,6 +403,13 @@ def test_values_of_the_right_types_are_taken(data_dir: str, tmp_path: Path) -> N
     given = {"limit": 1, "temperature": 1, "seed": 3, "timeout_s": 5, "commercial": False}
     rows = load(COCO, split="train", data_dir=data_dir, cache=tmp_path, **given)
     assert len(rows) == 3
+
+
+def test_integers_that_rows_do_not_hold_may_be_of_any_size(data_dir: str, tmp_path: Path) -> None:
+    for huge in (2**70, -(2**70)):
+        given = {"max_tokens": 2**31 - 1, "seed": huge, "limit": 2**70, "context_window": 2**70}
+        rows = load(COCO, split="train", data_dir=data_dir, cache=tmp_path, **given)
+        assert {row["max_tokens"] for row in rows["provenance"]} == {2**31 - 1}
 
 
 def test_a_run_without_a_single_row_says_why(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from conftest import coco_files
 from dummy_data import write_all
 from loopback import LoopbackServer, chat_completion, turns_for
+from running import COMMAND
 
 from mminstruct import cli
 
@@ -53,6 +56,21 @@ def test_several_sources_go_into_one_output(folder: Path, server: LoopbackServer
     rows = [json.loads(line) for line in (folder / "all.jsonl").read_text().splitlines()]
     assert [row["source"] for row in rows] == ["COCO2014"] * 6 + ["COCO2017"] * 6
     assert len({row["id"] for row in rows}) == 12
+
+
+def test_a_source_that_is_given_twice_is_taken_once(
+    folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twice = ["COCO2017", "coco2017", " Coco2017"]
+    assert generate(*twice, "--output_path", "all.jsonl", server=server) == 0
+    assert len((folder / "all.jsonl").read_text().splitlines()) == 6
+    for command, *more in (("estimate", "--dry_run"), ("license",)):
+        told = []
+        for names in (["COCO2017"], twice):
+            capsys.readouterr()
+            assert cli.run([command, *names, *more, "--json"]) == cli.DONE
+            told.append(capsys.readouterr().out)
+        assert told[0] == told[1]
 
 
 @pytest.mark.parametrize(
@@ -129,6 +147,52 @@ def test_everything_there_is_can_be_listed(capsys: pytest.CaptureFixture[str]) -
     listed = capsys.readouterr().out
     for name in ("COCO2014", "SAMPLE", "llava_smallcontext", "coco2017_llava", "llama_cpp"):
         assert name in listed
+
+
+UNREAD = {
+    "list": cli.UNREAD,
+    "show COCO2017": cli.UNREAD,
+    "license SAMPLE": cli.UNREAD,
+    "estimate COCO2017 --dry_run": cli.UNREAD,
+    "generate COCO2017 --dry_run --show 6": cli.DONE,
+    "generate --help": cli.DONE,
+}
+
+
+@pytest.mark.parametrize("arguments", UNREAD)
+def test_output_that_nobody_reads_on_ends_in_peace(arguments: str, folder: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    ended = subprocess.run(
+        [*COMMAND, *arguments.split()], stdout=write, stderr=subprocess.PIPE, text=True, cwd=folder
+    )
+    os.close(write)
+    assert ended.returncode == UNREAD[arguments]
+    for word in ("Traceback", "Broken pipe", "again", "Exception"):
+        assert word not in ended.stderr
+    assert (folder / "instruct" / "README.md").exists() == ("--show" in arguments)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_what_a_terminal_has_no_character_for_is_escaped(encoding: str, folder: Path) -> None:
+    def edit(captions: dict[str, Any], instances: dict[str, Any]) -> None:
+        captions["annotations"][0]["caption"] = "A caf\u00e9, \u8d64\u3044."
+
+    coco_files(folder / "cache", 2, edit=edit)
+    for more in ((), ("--json",)):
+        ended = subprocess.run(
+            [*COMMAND, "show", "COCO2017", *more],
+            capture_output=True,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+            cwd=folder,
+        )
+        assert (ended.returncode, ended.stderr) == (cli.DONE, b"")
+        out = ended.stdout.decode(encoding)
+        if more:
+            assert json.loads(out)["context"]["captions"][0] == "A caf\u00e9, \u8d64\u3044."
+        else:
+            said = "A caf\u00e9, \u8d64\u3044.".encode(encoding, "backslashreplace")
+            assert f"- {said.decode(encoding)}\n" in out
 
 
 @pytest.mark.parametrize(
@@ -322,8 +386,31 @@ def test_failed_requests_give_exit_code_1_a_count_and_the_rest(
     error = capsys.readouterr().err
     assert "3 failed (refused 3)" in error
     assert "run the same command again" in error
+    assert f"The first: {server.url} answered 400: not this one" in error
     assert len((folder / "o.jsonl").read_text().splitlines()) == 3
     assert len((folder / "o.jsonl.rejected.jsonl").read_text().splitlines()) == 3
+
+
+def test_rows_that_a_file_for_trainers_lacks_are_not_counted_as_written(
+    folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = server.answer
+
+    def answer(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        tagged = "scene 2" in body["messages"][-1]["content"]
+        text = "Question: <image>\nAnswer: It is red, I would say."
+        return chat_completion(text) if tagged else good(server, body)
+
+    server.answer = answer
+    arguments = ["COCO2017", "--types", "conversation"]
+    for path in ("o.json", "o.json"):
+        assert generate(*arguments, "--output_path", path, server=server) == cli.INCOMPLETE
+        said = capsys.readouterr().err
+        assert "1 rows, 1 left out (an empty message 1); written to o.json" in said
+        assert "what was left out, and why, is in o.json.missing.jsonl" in said
+        assert len(json.loads((folder / path).read_text())) == 1
+    assert generate(*arguments, "--output_path", "o.jsonl", server=server) == cli.DONE
+    assert "2 rows; written to o.jsonl" in capsys.readouterr().err
 
 
 def test_a_model_that_thinks_for_all_its_tokens_ends_the_run_with_what_to_change(
@@ -388,13 +475,44 @@ def test_a_release_that_is_replaced_by_another_is_named(
     folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = []
-    for more in ("COCO2017", "COCO2017", "COCO2017 --limit 1", "COCO2014 --limit 1"):
-        assert generate(*more.split(), "--output_path", "out", server=server) == 0
+    fake = "COCO2014 --limit 1 --model_source fake"
+    for more in ("COCO2017", "COCO2017", "COCO2017 --limit 1", "COCO2014 --limit 1", fake):
+        by = None if more == fake else server
+        assert generate(*more.split(), "--output_path", "out", server=by) == 0
         said += [line for line in capsys.readouterr().err.splitlines() if "replaces" in line]
     assert said == [
-        "mminstruct: out: replaces a release of 6 rows of COCO2017 by one of 3 rows of COCO2017",
-        "mminstruct: out: replaces a release of 3 rows of COCO2017 by one of 3 rows of COCO2014",
+        "mminstruct: out: replaces a release of 6 rows of COCO2017 (model m) by one of 3 rows of "
+        "COCO2017 (model m)",
+        "mminstruct: out: replaces a release of 3 rows of COCO2017 (model m) by one of 3 rows of "
+        "COCO2014 (model m)",
+        "mminstruct: out: replaces a release of 3 rows of COCO2014 (model m) by one of 3 rows of "
+        "COCO2014 (model scripted)",
     ]
+
+
+@pytest.mark.parametrize("output", ["out", "out.json", "out.jsonl"])
+def test_a_dry_run_replaces_what_a_dry_run_wrote_and_nothing_else(
+    output: str, folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def contents() -> dict[str, bytes]:
+        found = (p for p in folder.rglob("out*") for p in (p, *p.rglob("*")) if p.is_file())
+        return {str(path): path.read_bytes() for path in found}
+
+    arguments = ["--output_path", output, "--limit", "1"]
+    assert generate("COCO2017", *arguments, server=server) == 0
+    before = contents()
+    capsys.readouterr()
+    for more in ([], ["--model_id", "m"]):
+        assert generate("COCO2017", *arguments, *more, "--dry_run") == cli.USAGE
+        error = capsys.readouterr().err
+        assert f"output path {output}: a dry run would replace " in error
+        assert "give another path with --output_path" in error
+        assert contents() == before
+    dry = ["--output_path", f"dry-{output}", "--dry_run"]
+    for source in ("COCO2017", "COCO2014"):
+        assert generate(source, *dry) == 0
+    assert generate("COCO2017", *dry[:-1], server=server) == 0
+    assert generate("COCO2017", *dry) == cli.USAGE
 
 
 def test_a_pair_without_a_script_is_generated_as_well(tmp_path: Path) -> None:

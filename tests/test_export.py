@@ -549,6 +549,17 @@ def test_an_entry_is_added_to_the_datasets_that_llama_factory_knows(tmp_path: Pa
         export.check_output(tmp_path / "c.txt", "sharegpt")
 
 
+@pytest.mark.parametrize(
+    "entry", [{"file_name": "b.json"}, {"hf_hub_url": "me/mine"}, {"script_url": "a"}, 3]
+)
+def test_an_entry_of_another_dataset_is_not_replaced(tmp_path: Path, entry: Any) -> None:
+    info = tmp_path / "dataset_info.json"
+    info.write_text(json.dumps({"a": entry}))
+    with pytest.raises(UsageError, match=r"dataset_info.json has another dataset 'a' \("):
+        export.check_output(tmp_path / "a.json", "sharegpt")
+    assert files_below(tmp_path) == ["dataset_info.json"]
+
+
 FRAGMENTS = [
     '"', "'", "\\", "\n", "\r\n", "\u2028", "\x85", "\x00", "\x1b[31m", "\t", "---", "...", "```",
     "# ", "| a |", "[x](http://h)", "<b>", "</script>", "&amp;", "<image>", "<im", "age>",
@@ -712,16 +723,86 @@ def test_full_shards_are_followed_by_others(tmp_path: Path) -> None:
     assert counts == {"train-000000.tar": 10_000, "train-000001.tar": 1, "validation-000000.tar": 1}
 
 
-def test_a_file_that_is_no_image_is_not_put_into_a_shard(tmp_path: Path) -> None:
+def test_a_file_that_no_shard_has_a_name_for_is_not_put_into_one(tmp_path: Path) -> None:
     out = repository(tmp_path / "out", {"train": [row(1), row(2)]})
     (tmp_path / "000000000001.jpg").write_bytes(picture())
-    (tmp_path / "000000000002.jpg").write_text("<html>not found</html>")
+    (tmp_path / "000000000002.jpg").write_bytes(picture(form="GIF"))
     shards = tmp_path / "shards"
     outcome = export.export(
         out, "webdataset", output_path=shards, images="path", image_folder=tmp_path
     )
     assert len(samples(shards)) == outcome.rows == 1
     assert outcome.missing == {"not an image (JPEG, PNG, WEBP)": 1}
+
+
+FLAWED = {
+    "empty": b"",
+    "a page": b"<html>not found</html>",
+    "half a JPEG": picture()[:-200],
+    "a JPEG but for its end": picture()[:-2],
+    "a header": picture()[:300],
+    "half a PNG": picture(form="PNG")[:-20],
+    "half a WebP": picture(form="WEBP")[:-20],
+    "half a GIF": picture(form="GIF")[:-500],
+}
+WHOLE = {
+    "JPEG": picture(),
+    "JPEG with something after it": picture() + b"\0more",
+    "PNG": picture(form="PNG"),
+    "WebP": picture(form="WEBP"),
+    "GIF": picture(form="GIF"),
+}
+
+
+@pytest.mark.parametrize("name", [*FLAWED, *WHOLE])
+def test_a_file_that_is_no_whole_image_is_left_out_and_named(name: str, tmp_path: Path) -> None:
+    rows = [row(number, kind) for kind in ("conversation", "detail") for number in (1, 2)]
+    out = repository(tmp_path / "out", {"train": rows})
+    (tmp_path / "000000000001.jpg").write_bytes(picture())
+    (tmp_path / "000000000002.jpg").write_bytes(FLAWED.get(name) or WHOLE.get(name, b""))
+    path = tmp_path / "x.json"
+    outcome = export.export(
+        out, "llava-instruct", output_path=path, images="path", image_folder=tmp_path
+    )
+    if name in WHOLE:
+        assert (outcome.rows, outcome.missing) == (4, {})
+        return
+    assert (outcome.rows, outcome.missing) == (2, {"not a whole image": 2})
+    named = json_lines(tmp_path / "x.json.missing.jsonl")
+    assert [(one["image"], one["reason"]) for one in named] == [
+        (rows[1]["image"], "not a whole image")
+    ] * 2
+
+
+def test_an_image_of_many_rows_is_looked_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, real = [], Image.open
+
+    def counted(file: Any, *args: Any, **kwargs: Any) -> Any:
+        opened.append(file)
+        return real(file, *args, **kwargs)
+
+    monkeypatch.setattr(Image, "open", counted)
+    out = repository(tmp_path / "out", {"train": rows_of(range(1, 3))})
+    for number in (1, 2):
+        (tmp_path / f"{number:012d}.jpg").write_bytes(picture())
+    path = tmp_path / "x.jsonl"
+    assert export.export(
+        out, "jsonl", output_path=path, images="path", image_folder=tmp_path
+    ).rows == 6  # fmt: skip
+    assert len(opened) == 2
+
+
+def test_a_large_image_is_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = repository(tmp_path / "out", {"train": [row(1), row(2)]})
+    (tmp_path / "000000000001.jpg").write_bytes(picture())
+    (tmp_path / "000000000002.jpg").write_bytes(picture(640, 480))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)  # Pillow warns, and opens twice as many
+    outcome = export.export(
+        out, "messages", output_path=tmp_path / "x", images="path", image_folder=tmp_path
+    )
+    assert (outcome.rows, outcome.missing) == (1, {"more than 2000 pixels": 1})
 
 
 @pytest.mark.parametrize("images", ["none", "path"])
@@ -1105,6 +1186,20 @@ def test_a_second_run_asks_only_for_what_is_missing(tmp_path: Path, server: Imag
     ]
 
 
+@pytest.mark.parametrize("case", FLAWED)
+def test_a_file_in_the_folder_that_is_no_whole_image_is_fetched_again(
+    case: str, tmp_path: Path, server: ImageServer
+) -> None:
+    folder = tmp_path / "x" / "images"
+    folder.mkdir(parents=True)
+    (folder / "000000000001.jpg").write_bytes(picture())
+    (folder / "000000000002.jpg").write_bytes(FLAWED[case])
+    outcome = embed(tmp_path, [row_at(server, 1), row_at(server, 2)])
+    assert (outcome.rows, outcome.missing) == (2, {})
+    assert dict(server.asked_for) == {"000000000002.jpg": 1}
+    assert (folder / "000000000002.jpg").read_bytes() == picture()
+
+
 def test_shards_are_filled_with_what_was_fetched(tmp_path: Path, server: ImageServer) -> None:
     rows = [row_at(server, 1), row_at(server, 2)]
     embed(tmp_path, rows, "webdataset", output_path=tmp_path / "x" / "shards")
@@ -1197,6 +1292,10 @@ def test_types_and_splits_are_a_choice(folder: Path) -> None:
         assert [row["type"] for row in rows] == [kind for kind in kinds for _ in range(3)]
     assert cli.run(["export", "both", "--format", "jsonl"]) == cli.DONE
     assert len(json_lines(Path("instruct.jsonl"))) == 15
+    twice = ["--types", "conversation", "conversation", "--splits", "train", "train"]
+    assert cli.run(["export", "both", "--format", "jsonl", *twice]) == cli.DONE
+    assert len({row["id"] for row in json_lines(Path("instruct.jsonl"))}) == 2
+    assert len(json_lines(Path("instruct.jsonl"))) == 2
 
 
 def test_images_are_fetched_from_a_command_line(folder: Path, server: ImageServer) -> None:

@@ -225,6 +225,15 @@ def test_a_bbox_that_is_empty_or_not_from_min_to_max_is_an_error_that_shows_it(
         (f"{EXAMPLE}.boxes.0.bbox.0", "0.1", "Input should be a valid number, got '0.1'"),
         ("forbidden_phrases.0", "", "String should have at least 1 character, got ''"),
         ("forbidden_phrases.0", "  ", "String should have at least 1 character, got '  '"),
+        ("types", None, "expected a mapping, got nothing"),
+        ("types", ["talk"], "expected a mapping, got a list"),
+        ("types.talk", None, "expected a mapping, got nothing"),
+        ("rendering", "short", "expected a mapping, got 'short'"),
+        ("types.talk.examples", {"a": 1}, "expected a list, got a mapping"),
+        ("forbidden_phrases", "the caption", "expected a list, got 'the caption'"),
+        ("license", None, "Input should be a valid string, got nothing"),
+        ("types.describe.questions.0", "", "String should have at least 1 character, got ''"),
+        ("types.describe.questions.1", " ", "String should have at least 1 character, got ' '"),
     ],
 )
 def test_a_value_that_only_looks_right_is_an_error(path: str, value: Any, message: str) -> None:
@@ -501,6 +510,13 @@ def test_extends_in_a_circle_is_an_error(tmp_path: Path, circle: list[str]) -> N
 def test_extending_what_is_not_there_is_an_error(tmp_path: Path, parent: str) -> None:
     path = write(tmp_path, "child", f"{CHILD}extends: {parent}\n")
     with pytest.raises(UsageError, match="no prompt config"):
+        prompts.load(path)
+
+
+@pytest.mark.parametrize("parent", ["[llava]", "{name: llava}"])
+def test_only_one_config_is_extended(tmp_path: Path, parent: str) -> None:
+    path = write(tmp_path, "child", f"{CHILD}extends: {parent}\n")
+    with pytest.raises(ConfigError, match=r"^child\.yaml: extends: expected one prompt config's"):
         prompts.load(path)
 
 

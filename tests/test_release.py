@@ -228,6 +228,28 @@ def test_a_servers_words_stay_out_of_a_release(tmp_path: Path) -> None:
     assert found[1] == details[1]
 
 
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_file_of_somebody_else_among_the_rows_stays(
+    tmp_path: Path, listed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path, {"train": dataset(rows_of(range(1, 3)))})
+    if not listed:  # as in releases of old
+        noted = json.loads((tmp_path / "provenance.json").read_text())
+        del noted["files"]
+        (tmp_path / "provenance.json").write_text(json.dumps(noted))
+    theirs = ["data/conversation/mine.csv", "data/notes.txt", "data/train-00000-of-00001.parquet"]
+    for name in theirs:
+        (tmp_path / name).write_text("mine")
+    with caplog.at_level("INFO", logger="mminstruct.release"):
+        write(tmp_path, {"train": dataset([row(3, "detail")])})
+    assert f"kept, as mminstruct did not write them: {', '.join(theirs)}" in caplog.text
+    rows = {p for p in files_below(tmp_path) if p.startswith("data/")} - set(theirs)
+    assert without_digests(sorted(rows)) == ["data/detail/train-00000-of-00001.parquet"]
+    assert [(tmp_path / name).read_text() for name in theirs] == ["mine"] * 3
+    assert not (tmp_path / "data" / "complex_reasoning").exists()
+    assert len(datasets.load_dataset(str(tmp_path), split="train")) == 1
+
+
 def test_writing_over_an_own_folder_replaces_everything(tmp_path: Path) -> None:
     path = tmp_path / "out"
     write(path, {"train": dataset(rows_of(range(1, 9)))}, details=[rejected(9)])

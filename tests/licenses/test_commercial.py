@@ -194,7 +194,7 @@ def test_entries_of_ones_own_change_the_licence_column_and_pay_for_nothing_twice
     assert {row["license"] for row in rows(folder)} == {"cc-by-4.0"}
     assert len(server.bodies) == 9
     assert run(server, "--licenses absent.yaml") == 2
-    assert "absent.yaml: not readable" in capsys.readouterr().err
+    assert "absent.yaml: there is no such file" in capsys.readouterr().err
 
 
 def test_a_gguf_file_is_known_by_its_header_through_load_dataset(folder: Path) -> None:
@@ -267,6 +267,7 @@ def test_the_command_answers_with_verdict_reasons_obligations_and_alternatives(
         ("COCO2017 --model m/x --model_source openai --openai_base_url http://localhost:1",
          ("unknown", None, "unknown")),
         ("COCO2017 --model served --model_id Qwen/Qwen3-8B", ("cc-by-4.0", True, "allowed")),
+        ("COCO2017 --model ./absent --model_id Qwen/Qwen3-8B", ("cc-by-4.0", True, "allowed")),
         ("COCO2017", ("cc-by-4.0", True, "allowed")),
         ("COCO2017+LN --model Qwen/Qwen3-8B", ("cc-by-4.0", True, "allowed")),
         ("HUMANML3D --model Qwen/Qwen3-8B", ("mit", True, "allowed")),
@@ -292,7 +293,10 @@ def test_for_machines_the_command_answers_in_json(
     ("command", "message"),
     [
         ("COCO2015 --model a/b", "unknown source 'COCO2015' (did you mean"),
-        ("COCO2017 --model a/b --licenses absent.yaml", "absent.yaml: not readable"),
+        ("COCO2017 --model a/b --licenses absent.yaml", "absent.yaml: there is no such file"),
+        ("COCO2017 --model ./absent", "model ./absent: there is no such file; give another path"),
+        ("COCO2017 --model absent.gguf", "model absent.gguf: there is no such file"),
+        ("COCO2017 --model ~/absent", "model ~/absent: there is no such file"),
         ("COCO2017 --model a/b --openai_base_url http://h", "without --model_source; give both"),
         ("COCO2017 --model_source opneai --model x", "did you mean 'openai'"),
         ("COCO2017 --model a/b --prompt_config lava", "did you mean 'llava'"),

@@ -15,7 +15,7 @@ Every defect that models show has one defined result:
     answer without a question             the turns before it are kept, noted
     cut by the token limit                the unfinished last turn is left out, noted ``truncated``
     a turn that gives the annotations
-    away, repeats a question or an
+    away, repeats a question or a long
     answer, or copies a few-shot example  the turns before it are kept, noted
     nothing left                          rejected with the reason, never dropped silently
 
@@ -72,6 +72,8 @@ _PREAMBLE = re.compile(
 _TEXT_LABEL = re.compile(
     r"^[#*\s]*(?:detailed )?(?:image )?(?:description|answer|assistant)\**(?::\**\s*|\s*\n)", re.I
 )
+# In words. "It is on the left." may well be said twice.
+_SHORT_ANSWER = 5
 _SHORT_SENTENCE = 15
 _REPEATS = 4
 # Of 40 words of prose, more than 25 are distinct; of 400, more than 160. Loops go below a fifth.
@@ -175,7 +177,7 @@ def _parse_turns(
         normal = " ".join(turn.question.lower().split())
         if problem is None and normal in seen:
             problem = Rejected("repetition", f"question asked twice: {turn.question!r}")
-        if problem is None and turn.answer in answers:
+        if problem is None and turn.answer in answers and _is_long(turn.answer):
             problem = Rejected("repetition", f"answer given twice: {turn.answer!r}")
         if problem is not None:
             notes.append(problem.reason)
@@ -262,6 +264,11 @@ def _paired(
     if question is not None:
         notes.append("unanswered_question")
     return turns, Rejected("truncated", "the token limit cut it") if truncated else None
+
+
+def _is_long(answer: str) -> bool:
+    """Whether an answer says enough that nobody would say it twice, unlike "Yes."."""
+    return len(answer.split()) > _SHORT_ANSWER
 
 
 def _leak(config: PromptConfig, text: str) -> Rejected | None:

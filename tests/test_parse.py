@@ -567,12 +567,19 @@ def test_a_first_turn_or_a_text_that_gives_the_annotations_away_is_rejected(leak
         Turn(BUS[0], "It is red, as I said."),
         Turn(BUS[0].upper(), "It is red, as I said."),
         Turn("What colour  is\nthe bus?", "It is red, as I said."),
-        Turn("What colour is it, please?", BUS[1]),
+        Turn("What colour is it, please?", "It is white and also red."),
     ],
 )
 def test_turns_before_a_repeated_one_are_kept(again: Turn) -> None:
-    text = format_turns([Turn(*BUS), again, Turn(*STREET)])
-    assert read(text) == Parsed((Turn(*BUS),), ("repetition",))
+    first = Turn(BUS[0], "It is white and also red.")
+    text = format_turns([first, again, Turn(*STREET)])
+    assert read(text) == Parsed((first,), ("repetition",))
+
+
+@pytest.mark.parametrize("answer", ["Yes.", "3", "It is on the left."])
+def test_an_answer_of_a_few_words_may_be_given_twice(answer: str) -> None:
+    turns = (Turn("Is it red?", answer), Turn("Is it white?", answer), Turn(*STREET))
+    assert read(format_turns(turns)) == Parsed(turns)
 
 
 @pytest.mark.parametrize("form", ["turns", "text"])

@@ -462,12 +462,10 @@ def _without_tail(lines: list[str], notes: list[str], *, between: bool = False) 
 def _is_aside(lines: list[str], number: int, *, between: bool) -> bool:
     """Whether that line is a heading or a remark to the reader rather than a part of a list."""
     line = lines[number].strip()
-    if _HEADING.match(line):
-        return True
     above = next((text for n in range(number - 1, -1, -1) if (text := lines[n].strip())), "")
     if above.endswith(":"):
         return False
-    if _REMARK.match(line):
+    if _HEADING.match(line) or _REMARK.match(line):
         return True
     bold = above and not lines[number - 1].strip() and _BOLD_HEADING.match(line)
     pattern = _BOLD_HEADING if bold else _TURN_HEADING

@@ -220,6 +220,7 @@ LISTS = [
     "Two things are there:\n\n**A dog**",
     "Two things are there.\n\n**A dog**\n\n**A cat**",
     "The board shows this:\nRound 2: 4-1",
+    "The board shows this:\n\n# 1 bus",
     "It is a match.\nRound 1: 3-2\nRound 2: 4-1",
     "It is a match.\n\n**The red team wins.**",
     "It is a match.\n\nRound 2: the red team wins.",

@@ -2,20 +2,31 @@
 
 Every defect that models show has one defined result:
 
-    preamble before the first label       ignored, noted
+    preamble before the first label,      ignored, noted
+    title or opening phrase of a text
     separators (===, ---) on their own    ignored; unlabelled text after one is ignored, noted; of
     and headings such as "Turn 2:"        a text that they divide, the longest part is kept
+    headings of the next turn and         left out, noted
+    remarks ("Let me know if ...") at
+    the end of an answer or text
+    turns that go on within a line        divided where both sides' labels are
+    labels that are words, too (Person:,  labels where a question and an answer take turns
+    Model:, Q.)
     code fences around the answer         the inside is read; one within an answer is left alone
+    tags around the answer (<answer>)     the inside is read, what is outside is ignored and noted;
+                                          within an answer they are removed
     special tokens (<|im_end|>, </s>)     leading ones are removed, with the role that they name;
-                                          the text ends at the first other
+                                          the text ends at the first other; what follows is noted
     <think> ... </think>, [THINK] ...     removed; unfinished: rejected
     channels (<|channel|>analysis, final) the final one is read; without one: rejected
     Windows newlines                      read as newlines
+    byte order marks and zero-width       removed where a line begins with them
+    spaces
     question without an answer            that turn is left out, noted
     answer without a question             the turns before it are kept, noted
     cut by the token limit                the unfinished last turn is left out, noted ``truncated``
     a turn that gives the annotations
-    away, repeats a question or an
+    away, repeats a question or a long
     answer, or copies a few-shot example  the turns before it are kept, noted
     nothing left                          rejected with the reason, never dropped silently
 
@@ -33,45 +44,115 @@ from mminstruct.schema import Completion, Turn
 
 _QUESTION, _ANSWER = "question", "answer"
 _LABEL = re.compile(
-    r"""^(?:[\s>#-]|[*+\u2022]\s)*(?P<open>[*_]{0,3})(?:\d+[.)][*_]{0,3}\s*(?P<inner>[*_]{0,3}))?
-        (?:(?P<question>question|user|human|(?<![-+*\u2022>]\s)q)
-          |(?P<answer>answer|assistant|gpt|(?<![-+*\u2022>]\s)a))
-        (?:\s*\#?\d+)?(?P<close>[*_]{0,3}\s*(?!(?<=\d):\d):[*_]{0,3})\s?""",
+    r"""^(?:[\s>#-]|[*+\u2022]\s)*(?P<open>[*_]{0,3})
+        (?:(?:\d+[.)]|(?:turn|round|exchange)\s*\#?\d+\s*[:.)\u2013\u2014-]?)
+           [*_]{0,3}\s*(?P<inner>[*_]{0,3}))?
+        (?:(?P<question>question(?:\s*\#?\d+)?\s*\([^()]{1,40}\)|question|user|human
+             |(?<![-+*\u2022>]\s)q)
+          |(?P<answer>answer(?:\s*\#?\d+)?\s*\([^()]{1,40}\)|answer|(?:ai\s+)?assistant|gpt
+             |(?<![-+*\u2022>]\s)a))
+        (?:\s*\#?\d+)?(?P<close>[*_]{0,3}\s*(?!(?<=\d):\d)[:\uff1a][*_]{0,3})\s?""",
     re.IGNORECASE | re.VERBOSE,
 )
+# "### Question 1", with the question on the lines below.
+_HEADED_LABEL = re.compile(
+    r"""^\s*(?:\#{1,6}\s*[*_]{0,3}|\*\*|__)(?:\d+[.)]\s*)?
+        (?:(?P<question>question|user|human)|(?P<answer>answer|(?:ai\s+)?assistant))
+        (?:\s*\#?\d+)?[*_]{0,3}\s*$""",
+    re.IGNORECASE | re.VERBOSE,
+)
+# An answer may have a list with "Person: a man" or "A. left" in it.
+_DOUBTFUL_LABEL = re.compile(
+    r"""^[\s>#]*(?P<open>[*_]{0,3})
+        (?:(?:(?P<question>person)|(?P<answer>ai|model|(?:chat)?bot|response|reply))
+           (?:\s*\#?\d+)?(?P<close>[*_]{0,3}\s*[:\uff1a][*_]{0,3})\s?
+          |(?:(?P<q>q)|a)\d*\.[*_]{0,3}\s+(?=\S))""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_INLINE_LABEL = re.compile(
+    r"""[.?!\u2026\u3002\uff1f\uff01]['")\]\u2019\u201d]{0,2}[*_]{0,3}
+        (?P<gap>[ \t]+)(?P<open>[*_]{0,3})
+        (?:(?P<question>Question|User|Human|Person|Q)|(?P<answer>Answer|Assistant|AI|A))
+        (?:[ ]?\#?\d+)?(?P<close>[*_]{0,3}:[*_]{0,3})""",
+    re.VERBOSE,
+)
+_NUMBERS = "one|two|three|four|five|six|seven|eight|nine|ten"
+_ORDINALS = "first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|next|last|final"
+_TURN = rf"""(?:(?:turn|round|exchange|pair|conversation|dialogue)\s*(?:\#?\d+|{_NUMBERS})
+        |(?:{_ORDINALS}|\d+(?:st|nd|rd|th))\s+(?:turn|round|exchange|conversation|dialogue))\b
+        [*_]{{0,3}}\s*(?:\W*|[:(\u2013\u2014-].{{0,80}}(?<![.!]))$"""
 _SEPARATOR = re.compile(
-    r"^\s*(?:={3,}|-{3,}|\*{3,}|_{3,})\s*$"
-    r"|^\W*(?:turn|round|exchange|pair|conversation|dialogue)\s*#?\d+\W*$",
-    re.IGNORECASE,
+    rf"""^\s*(?:={{3,}}|-{{3,}}|\*{{3,}}|_{{3,}})\s*$
+    |^\W*(?:turn|round|exchange|pair|conversation|dialogue)\s*\#?\d+\W*$
+    |^\s*(?P<titled>\#|\*\*|__)\W*{_TURN}""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_HEADING = re.compile(r"^\#{1,6}\s+\S")
+_TURN_HEADING = re.compile(rf"^\W*{_TURN}", re.IGNORECASE | re.VERBOSE)
+_BOLD_HEADING = re.compile(r"^(?:\d+[.)]\s*)?(\*{2,3}|__)[^*_]{1,80}(?<![.!])\1:?$")
+_REMARK = re.compile(
+    r"""^[\s*_(\[>\#-]*(?:
+        (?:please\ )?(?:let\ me\ know|feel\ free\ to\ (?:ask|let|adjust|modify|edit|change|reach))\b
+        |(?:I\ )?hope\ (?:this|that|these|it)\b
+        |(?:would\ you\ like|do\ you\ want)\ me\ to\b
+        |is\ there\ anything\ else\ (?:you|I)\b
+        |if\ you\b.{0,120}\b(?:let\ me\ know|feel\ free|just\ ask
+          |I(?:['\u2019]d|\ would)\ be\ happy)\b
+        |note[*_]*:.{0,200}?\b(?:I|my|given|provided|based|details|(?:description|conversation|question
+          |answer|response|turn|caption|annotation|instruction)s?)\b
+        |word\ count\b[*_:\s]*[~\d]
+        |(?:the\ )?end\ of\ (?:the\ )?(?:conversation|dialogue|description|turns?)\W*$)""",
+    re.IGNORECASE | re.VERBOSE,
 )
 _FENCE = re.compile(r"^\s*(?:```|~~~)\s*[\w-]*\s*$")
 _EMPHASISED = re.compile(r"(\*{1,3})(?=\S)([^*]+)(?<=\S)\1")
 _THINK = re.compile(
-    r"(?:<(?=/?think(?:ing)?>)|(?-i:\[(?=/?THINK\])))(?P<end>/?)think(?:ing)?[>\]]", re.IGNORECASE
+    r"<(?P<end>/?)(?:(?:seed:)?think(?:ing)?|thoughts?|reasoning|reflection|analysis|scratchpad)>"
+    r"|(?-i:\[/?THINK\])|<\|channel>thought\b|<channel\|>",  # the last two are Gemma 4's
+    re.IGNORECASE,
+)
+_WRAPPER = re.compile(
+    r"<(?P<end>/?)(?:(?:final_)?answer|final|response|output|result|conversation|dialogue"
+    r"|description|turns?)>",
+    re.IGNORECASE,
 )
 # https://cookbook.openai.com/articles/openai-harmony, the format of gpt-oss.
 _CHANNEL = "<|channel|>"
 _FINAL_CHANNEL = re.compile(r"<\|channel\|>\s*final\b[^<]*<\|message\|>")
 _SPECIAL = re.compile(
-    # DeepSeek writes them with other bars and blanks.
+    # DeepSeek writes them with other bars and blanks, Gemma 4 with one bar.
     r"<\|[a-z0-9_ ]{1,40}\|>|<\uff5c[a-z0-9_ \u2581]{1,40}\uff5c>"
-    r"|</?s>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>"
+    r"|<(?:\|[a-z0-9_]{1,40}|[a-z0-9_]{1,40}\|)>"
+    r"|</?s>|<(?:start|end)_of_turn>|<end_of_utterance>|<(?:seed:)?(?:bos|eos|pad|unk)>"
     r"|\[/?INST\]|<</?SYS>>",
     re.IGNORECASE,
 )
 _ROLE = re.compile(
-    r"(?:<\|(?:im_start|start_header_id|start)\|>|<start_of_turn>)(?:assistant|model)\b",
+    r"(?:<\|(?:im_start|start_header_id|start)\|>|<start_of_turn>|<\|turn>)(?:assistant|model)\b",
     re.IGNORECASE,
 )
 _PREAMBLE = re.compile(
-    r"^(?:(?:sure|certainly|of course|okay|ok|absolutely)\b[^\n]{0,120}"
-    r"|here(?:['\u2019]s| is| are)\b[^\n]{0,120}:"
-    r"|(?:detailed )?(?:description|answer)\s*:)\s*(?:\n+|$)",
-    re.IGNORECASE,
+    r"""(?:(?:(?:sure|certainly|of\ course|okay|ok|absolutely)\b[!,.]?\s*)?
+          (?:here(?:['\u2019]s|\ is)|(?:below|this|the\ following)\ is)\b
+          [^\n:.!?]{0,60}\bdescription\b[^\n:.!?]{0,60}:[*_]*\s*
+        |I(?:['\u2019]d|\ would)\ be\ (?:happy|glad|pleased|delighted)\ to\b
+          [^\n.!:]{0,120}(?:[.!:]\s*|\n+)
+        |\#{1,6}[ \t][^\n]{1,120}\n\s*
+        |(\*\*|__)[^*_\n]{1,80}(?<![.!])\1:?[ \t]*\n\s*\n\s*
+        |(?:(?:sure|certainly|of\ course|okay|ok|absolutely)\b[^\n]{0,120}
+          |here(?:['\u2019]s|\ is|\ are)\b[^\n]{0,120}:
+          |(?:detailed\ )?(?:description|answer)\s*[:\uff1a])\s*(?:\n+|$))""",
+    re.IGNORECASE | re.VERBOSE,
 )
 _TEXT_LABEL = re.compile(
-    r"^[#*\s]*(?:detailed )?(?:image )?(?:description|answer|assistant)\**(?::\**\s*|\s*\n)", re.I
+    r"^[#*\s]*(?:detailed )?(?:image )?(?:description|answer|assistant)\**"
+    r"(?:[:\uff1a]\**\s*|\s*\n)",
+    re.IGNORECASE,
 )
+_BLANK = re.compile(r"\s+")
+_INVISIBLE = re.compile(r"^[ \t\ufeff\u200b]*[\ufeff\u200b]", re.MULTILINE)
+# In words. "It is on the left." may well be said twice.
+_SHORT_ANSWER = 5
 _SHORT_SENTENCE = 15
 _REPEATS = 4
 # Of 40 words of prose, more than 25 are distinct; of 400, more than 160. Loops go below a fifth.
@@ -113,53 +194,65 @@ def parse(
     text = completion.text
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if "\ufeff" in text or "\u200b" in text:
+        text = _INVISIBLE.sub("", text)
+    notes: list[str] = []
     spoken = _without_reasoning(text) if "<" in text or "[" in text else text
     if spoken is None:
         return Rejected("unfinished_reasoning", "the reasoning block is not closed")
     if "<" in spoken or "[" in spoken:
-        spoken = _without_special_tokens(spoken)
+        spoken = _without_special_tokens(spoken, notes)
     text = (_unfenced(spoken) if "`" in spoken or "~" in spoken else spoken).strip()
+    if "<" in text:
+        text = _unwrapped(text, notes).strip()
     truncated = completion.finish_reason == "length"
     if not text and truncated:
         return Rejected("truncated", "the token limit was used up before there was any text")
     if not text:
         return Rejected("empty", "the answer is empty")
     if kind.answer_form == "text":
-        return _parse_text(text, config, kind, question or "", truncated=truncated)
-    return _parse_turns(text, config, kind, truncated=truncated)
+        return _parse_text(text, config, kind, question or "", notes, truncated=truncated)
+    return _parse_turns(text, config, kind, notes, truncated=truncated)
 
 
 def _parse_text(
-    text: str, config: PromptConfig, kind: InstructionType, question: str, *, truncated: bool
+    text: str,
+    config: PromptConfig,
+    kind: InstructionType,
+    question: str,
+    notes: list[str],
+    *,
+    truncated: bool,
 ) -> Parsed | Rejected:
     if truncated:
         return Rejected("truncated", "the token limit cut the text")
-    notes = []
-    body = text
-    while preamble := _PREAMBLE.match(body):
-        body = body[preamble.end() :]
-    if body != text:
+    start = 0
+    while preamble := _PREAMBLE.match(text, start):
+        start = preamble.end()
+    if start:
         notes.append("preamble")
-    parts = _parts(body)
+    parts = _parts(text[start:])
     if len(parts) > 1:
         notes.append("stray_text")
     body = max(parts, key=len, default="")
     if label := _TEXT_LABEL.match(body):
         body = body[label.end() :].strip()
+    body = "\n".join(_without_tail(body.split("\n"), notes)).strip()
     if not body:
         return Rejected("empty", "nothing but a preamble")
-    if any((m := _LABEL.match(line)) and m.group("question") for line in body.split("\n")):
+    if any(role == _QUESTION for role, _ in _segments(body)[0]):
         return Rejected("wrong_form", "questions and answers where a text was asked for")
     flaw = _leak(config, body) or _flaw(body, kind)
     if flaw:
         return flaw
-    return Parsed((Turn(question, body),), tuple(notes))
+    return Parsed((Turn(question, body),), tuple(dict.fromkeys(notes)))
 
 
 def _parse_turns(
-    text: str, config: PromptConfig, kind: InstructionType, *, truncated: bool
+    text: str, config: PromptConfig, kind: InstructionType, notes: list[str], *, truncated: bool
 ) -> Parsed | Rejected:
-    segments, notes = _segments(text)
+    segments, noted = _segments(text)
+    notes += noted
     if not segments:
         return Rejected("no_labels", "no line starts with 'Question:' or 'Answer:'")
     if truncated:
@@ -175,7 +268,7 @@ def _parse_turns(
         normal = " ".join(turn.question.lower().split())
         if problem is None and normal in seen:
             problem = Rejected("repetition", f"question asked twice: {turn.question!r}")
-        if problem is None and turn.answer in answers:
+        if problem is None and turn.answer in answers and _is_long(turn.answer):
             problem = Rejected("repetition", f"answer given twice: {turn.answer!r}")
         if problem is not None:
             notes.append(problem.reason)
@@ -192,49 +285,203 @@ def _parse_turns(
     return Parsed(tuple(kept), tuple(dict.fromkeys(notes)))
 
 
+@dataclass(slots=True)
+class _Segment:
+    """A label and the lines up to the next one.
+
+    Attributes:
+        role: which side it is.
+        lines: without the label.
+        opened: the emphasis that the label began and did not end.
+        short: the label is a letter.
+    """
+
+    role: str
+    lines: list[str]
+    opened: str = ""
+    short: bool = False
+
+
 def _segments(text: str) -> tuple[list[tuple[str, str]], list[str]]:
     """(role, text) in the order of the labels, and notes about text outside of them."""
-    segments: list[tuple[str, re.Match[str] | None, list[str]]] = []
+    segments: list[_Segment] = []
     notes: list[str] = []
     stray = "preamble"
     listening = False
-    for line in text.split("\n"):
+    lines = text.split("\n")
+    certain: frozenset[int] | None = None
+    for number, line in enumerate(lines):
         # The two spellings asked for, and empty lines, need no pattern: nearly all lines are such.
         if line.startswith("Question: "):
-            segments.append((_QUESTION, None, [line[10:]]))
+            segments.append(_Segment(_QUESTION, [line[10:]]))
             listening = True
         elif line.startswith("Answer: "):
-            segments.append((_ANSWER, None, [line[8:]]))
+            segments.append(_Segment(_ANSWER, [line[8:]]))
             listening = True
         elif not line:
             if listening:
-                segments[-1][2].append(line)
-        elif _SEPARATOR.match(line):
-            # "Question:" and its text may stand on both sides of a separator line.
-            listening = listening and not "".join(segments[-1][2]).strip()
-            stray = "stray_text"
-        elif match := _LABEL.match(line):
-            role = _QUESTION if match.group("question") else _ANSWER
-            segments.append((role, match, [line[match.end() :]]))
+                segments[-1].lines.append(line)
+        elif match := _sure_label(line, segments[-1].role if segments else ""):
+            segments.append(_segment(match, line))
             listening = True
+        elif separator := _SEPARATOR.match(line):
+            if separator.group("titled"):
+                notes.append("stray_text" if segments else stray)
+            # "Question:" and its text may stand on both sides of a separator line.
+            listening = listening and not "".join(segments[-1].lines).strip()
+            stray = "stray_text"
+        elif match := _DOUBTFUL_LABEL.match(line):
+            certain = _certain(lines) if certain is None else certain
+            if number in certain:
+                segments.append(_segment(match, line))
+                listening = True
+            elif listening:
+                segments[-1].lines.append(line)
+            else:
+                notes.append(stray)
         elif listening:
-            segments[-1][2].append(line)
+            segments[-1].lines.append(line)
         elif line.strip():
             notes.append(stray)
-    return [
-        (role, _without_emphasis(label, "\n".join(lines).strip()))
-        for role, label, lines in segments
-    ], notes
+    pieces: list[tuple[str, str]] = []
+    for number, segment in enumerate(segments, 1):
+        following = segments[number].role if number < len(segments) else None
+        if following == segment.role and not "".join(segment.lines).strip():
+            continue  # a heading "### Answer 1" above "Answer:"
+        if segment.role == _ANSWER and len(segment.lines) > 1:
+            segment.lines = _without_tail(segment.lines, notes, between=following == _QUESTION)
+        if not segment.opened and len(segment.lines) == 1 and ":" not in segment.lines[0]:
+            pieces.append((segment.role, _without_emphasis("", segment.lines[0])))
+        else:
+            pieces += _pieces(segment, following)
+    return pieces, notes
 
 
-def _without_emphasis(label: re.Match[str] | None, text: str) -> str:
+def _sure_label(line: str, last: str = "") -> re.Match[str] | None:
+    """The label that the line begins with, or is; ``last`` is the role of the one before."""
+    if label := _LABEL.match(line):
+        return label
+    label = _HEADED_LABEL.match(line)
+    # An answer may come to its own "**Answer**".
+    return label if label and (label.group("question") or last != _ANSWER) else None
+
+
+def _segment(label: re.Match[str], line: str) -> _Segment:
+    """What begins with the label of this line."""
+    groups = label.groupdict()
+    word = groups["question"] or groups["answer"]
+    role = _QUESTION if groups["question"] or groups.get("q") else _ANSWER
+    opened = groups.get("inner") or groups.get("open") or ""
+    if opened and (groups.get("close") or "").strip() not in ("", ":", "\uff1a"):
+        opened = ""
+    return _Segment(role, [line[label.end() :]], opened, short=not word or len(word) == 1)
+
+
+def _certain(lines: list[str]) -> frozenset[int]:
+    """The numbers of the lines whose doubtful label is one, as those around it show."""
+    labels: list[tuple[int, str, str]] = []  # number, role, and the word if it is doubtful
+    for number, line in enumerate(lines):
+        if match := _sure_label(line):
+            labels.append((number, _segment(match, line).role, ""))
+        elif match := _DOUBTFUL_LABEL.match(line):
+            word = match.group("question") or match.group("answer") or "."
+            labels.append((number, _segment(match, line).role, word.lower()))
+    certain: set[int] = set()
+    asking = last = ""
+    ends = [*labels[1:], (len(lines), "", "")]
+    for (number, role, word), (end, following, next_word) in zip(labels, ends, strict=True):
+        if word and role == _QUESTION:
+            asks = "".join(lines[number:end]).rstrip(" *_").endswith("?")
+            # A list of what there is may have "Person: one" above "Model: a Ford".
+            answered = following == _ANSWER and next_word != "model"
+            if last == _QUESTION or not (asks or answered or word == asking):
+                continue
+            asking = word
+        elif word:
+            surely_next = following == _ANSWER and not next_word
+            if last != _QUESTION or surely_next or (word == "." and asking != "."):
+                continue
+        if word:
+            certain.add(number)
+        last = role
+    return frozenset(certain)
+
+
+def _pieces(segment: _Segment, following: str | None) -> list[tuple[str, str]]:
+    """(role, text) of a segment, and of the turns that go on within its lines.
+
+    A label within a line counts only where the other side's label comes next, as the words occur
+    in prose, too; or if what it asks ends the segment.
+    """
+    text = "\n".join(segment.lines).strip()
+    role = segment.role
+    labels: list[re.Match[str]] = []
+    for label in _INLINE_LABEL.finditer(text) if ":" in text else ():
+        question = label.group("question")
+        if (len(question or label.group("answer")) == 1) == segment.short and bool(question) == (
+            role == _ANSWER
+        ):
+            labels.append(label)
+            role = _QUESTION if question else _ANSWER
+    unanswered = role == _QUESTION and following != _ANSWER and text.rstrip("*_").endswith("?")
+    if labels and role == (following or _QUESTION) and not unanswered:
+        labels.pop()
+    pieces: list[tuple[str, str]] = []
+    role, opened, start = segment.role, segment.opened, 0
+    for label in labels:
+        pieces.append((role, _without_emphasis(opened, text[start : label.start("gap")])))
+        role = _QUESTION if label.group("question") else _ANSWER
+        opened = label.group("open") if label.group("close") == ":" else ""
+        start = label.end()
+    return [*pieces, (role, _without_emphasis(opened, text[start:]))]
+
+
+def _without_tail(lines: list[str], notes: list[str], *, between: bool = False) -> list[str]:
+    """The lines without those at the end that are no part of what is said, which are noted.
+
+    Such are headings of the next turn and remarks to the reader. The first line always stays.
+
+    Args:
+        lines: of an answer or text.
+        notes: gets the note.
+        between: a question follows, so that a bold line or "Turn 2: Place" is its heading, unless
+            it belongs to a list.
+    """
+    kept = len(lines)
+    for number in range(len(lines) - 1, 0, -1):
+        if lines[number].strip():
+            if not _is_aside(lines, number, between=between):
+                break
+            kept = number
+    if kept == len(lines):
+        return lines
+    notes.append("stray_text")
+    return lines[:kept]
+
+
+def _is_aside(lines: list[str], number: int, *, between: bool) -> bool:
+    """Whether that line is a heading or a remark to the reader rather than a part of a list."""
+    line = lines[number].strip()
+    above = next((text for n in range(number - 1, -1, -1) if (text := lines[n].strip())), "")
+    if above.endswith(":"):
+        return False
+    if _HEADING.match(line) or _REMARK.match(line):
+        return True
+    bold = above and not lines[number - 1].strip() and _BOLD_HEADING.match(line)
+    pattern = _BOLD_HEADING if bold else _TURN_HEADING
+    if not (between and pattern.match(line)):
+        return False
+    return above == lines[0].strip() or not pattern.match(above)
+
+
+def _without_emphasis(opened: str, text: str) -> str:
     """The text without markers that are around all of it, or that began at its label."""
-    opened = label and (label.group("inner") or label.group("open"))
-    if label and opened and label.group("close").strip() == ":" and text.count(opened) % 2:
+    text = text.strip()
+    if opened and text.count(opened) % 2:
         text = text.replace(opened, "", 1).strip()
     if text.startswith("*") and (whole := _EMPHASISED.fullmatch(text)):
         text = whole.group(2)
-    return text if text.strip("*_ \n") else ""
+    return text if text.strip("*_ \n\ufeff\u200b") else ""
 
 
 def _paired(
@@ -262,6 +509,11 @@ def _paired(
     if question is not None:
         notes.append("unanswered_question")
     return turns, Rejected("truncated", "the token limit cut it") if truncated else None
+
+
+def _is_long(answer: str) -> bool:
+    """Whether an answer says enough that nobody would say it twice, unlike "Yes."."""
+    return len(answer.split()) > _SHORT_ANSWER
 
 
 def _leak(config: PromptConfig, text: str) -> Rejected | None:
@@ -306,7 +558,7 @@ def _without_reasoning(text: str) -> str | None:
     thinking = False
     position = 0
     for tag in _THINK.finditer(text):
-        if tag.group("end"):
+        if tag.group("end") or tag.group() in ("[/THINK]", "<channel|>"):
             if not thinking:
                 spoken.clear()  # the start was part of the prompt
             thinking = False
@@ -317,12 +569,59 @@ def _without_reasoning(text: str) -> str | None:
     return None if thinking else "".join([*spoken, text[position:]])
 
 
-def _without_special_tokens(text: str) -> str:
-    text = text.lstrip()
-    while match := _ROLE.match(text) or _SPECIAL.match(text):
-        text = text[match.end() :].lstrip()
-    match = _SPECIAL.search(text)
-    return text[: match.start()] if match else text
+def _without_special_tokens(text: str, notes: list[str]) -> str:
+    """The text up to the first special token within it, without leading ones; a cut is noted."""
+    start = 0
+    while (
+        match := _ROLE.match(text, start)
+        or _SPECIAL.match(text, start)
+        or _BLANK.match(text, start)
+    ):
+        start = match.end()
+    match = _SPECIAL.search(text, start)
+    if match is None:
+        return text[start:]
+    if _SPECIAL.sub("", _ROLE.sub("", text[match.start() :])).strip():
+        notes.append("special_token")
+    return text[start : match.start()]
+
+
+def _unwrapped(text: str, notes: list[str]) -> str:
+    """The inside of tags around the answer; what is outside is noted.
+
+    Where the labels, or most of a text without any, are outside, the tags alone are removed.
+    """
+    inside: list[str] = []
+    outside: list[str] = []
+    around: list[str] = []
+    position = 0
+    opened = False
+    for tag in _WRAPPER.finditer(text):
+        part = text[position : tag.start()].strip()
+        # The start may have been part of the prompt.
+        within = opened or (bool(tag.group("end")) and not position)
+        (inside if within else outside).append(part)
+        if part and not within:
+            around.append("stray_text" if inside else "preamble")
+        opened = not tag.group("end")
+        position = tag.end()
+    if not position:
+        return text
+    rest = text[position:].strip()
+    (inside if opened else outside).append(rest)
+    if rest and not opened:
+        around.append("stray_text")
+    inner, outer = "\n".join(inside).strip(), "\n".join(outside).strip()
+    if inner and _rank(inner) >= _rank(outer):
+        notes += around
+        return inner
+    return _WRAPPER.sub("", text)
+
+
+def _rank(text: str) -> tuple[bool, int]:
+    """Orders parts of an answer by how likely they are the answer: labels first, then length."""
+    lines = text.split("\n")
+    return any(map(_sure_label, lines)), len(text)
 
 
 def _unfenced(text: str) -> str:
@@ -340,11 +639,7 @@ def _unfenced(text: str) -> str:
         else:
             lines.append(line)
     inner, outer = "\n".join(inside).strip(), "\n".join(outside).strip()
-    ranks = [
-        (any(map(_LABEL.match, part)), len(whole))
-        for part, whole in ((inside, inner), (outside, outer))
-    ]
-    if inner and ranks[0] >= ranks[1]:
+    if inner and _rank(inner) >= _rank(outer):
         return inner
     return text if inner and lines is outside else outer
 
@@ -353,7 +648,7 @@ def _parts(text: str) -> list[str]:
     """What stands between separators, without what is empty."""
     parts: list[list[str]] = [[]]
     for line in text.split("\n"):
-        if _SEPARATOR.match(line):
+        if (separator := _SEPARATOR.match(line)) and not separator.group("titled"):
             parts.append([])
         else:
             parts[-1].append(line)

@@ -114,6 +114,26 @@ LABELS = [
     ("> Question: ", "> Answer: "),
     ("    Question: ", "    Answer: "),
     ("\tQuestion: ", "\tAnswer: "),
+    ("Question\uff1a", "Answer\uff1a"),
+    ("Question (objects): ", "Answer (objects): "),
+    ("**Question 1 (colour):** ", "**Answer:** "),
+    ("Turn 1: Question: ", "Answer: "),
+    ("**Turn 1:** Question: ", "Answer: "),
+    ("Round 2: Q: ", "A: "),
+    ("### Question 1\n", "### Answer 1\n"),
+    ("**Question**\n", "**Answer**\n"),
+    ("### Question 1\nQuestion: ", "### Answer 1\nAnswer: "),
+    ("Person: ", "Assistant: "),
+    ("Person: ", "AI assistant: "),
+    ("**Person:** ", "**AI:** "),
+    ("Person: ", "Model: "),
+    ("Question: ", "Response: "),
+    ("User: ", "Chatbot: "),
+    ("Q. ", "A. "),
+    ("Q1. ", "A1. "),
+    ("**Q.** ", "**A.** "),
+    ("\ufeffQuestion: ", "Answer: "),
+    ("\u200bQuestion: ", "  \u200bAnswer: "),
 ]
 
 
@@ -142,6 +162,8 @@ def test_one_turn_is_read_by_its_labels_however_they_are_spelled(
         ("**Question:** **{q}**\n**Answer:** *{a}*", BUS),
         ("1. **Question: {q}**\n   Answer: {a}", BUS),
         ("**Question: {q}**\n**Answer: Yes.** It is red.", (BUS[0], "Yes. It is red.")),
+        ("**Q. {q}**\n**A. {a}**", BUS),
+        ("**Question: {q}** **Answer: {a}**", BUS),
     ],
 )
 def test_emphasis_around_a_whole_line_goes(text: str, expected: tuple[str, str]) -> None:
@@ -168,6 +190,20 @@ def test_emphasis_around_a_whole_line_goes(text: str, expected: tuple[str, str])
         "It reads 'Q & A' in large letters.",
         "It says:\nConversation over coffee.",
         "A bus -- red, I think -- stands there.",
+        "The sign says Question: is it red? Answer: yes.",
+        'The card reads: "Is it red? Answer: Yes. Question: Why?"',
+        "It ends with a riddle. Question: what is red, and why.",
+        "There are three:\n- Person: a man.\n- Model: a Ford.\n- Response: none.",
+        "There are two:\nPerson: one\nModel: a Ford",
+        "There are two people.\nPerson 1: a man.\nPerson 2: a woman.",
+        "The board says:\nQ. and A. on Friday.",
+        "Two doors:\nA. the left\nB. the right",
+        "Let us see.\n\n**Answer**\n\nIt is red.",
+        "The board shows:\nRound 1: 3-2\nRound 2: 4-1",
+        "The note on it reads:\nLet me know if you need milk.",
+        "The first turn is to the left, the second turn is to the right.",
+        "It is a race.\n\n**The red car wins.**",
+        "Press <b> and <i>.",
         "a = b",
         "Yes.",
         "3",
@@ -178,6 +214,68 @@ def test_emphasis_around_a_whole_line_goes(text: str, expected: tuple[str, str])
 def test_what_stands_in_an_answer_is_left_as_it_is(form: str, answer: str) -> None:
     text = f"Question: {BUS[0]}\nAnswer: {answer}"
     assert turns_of(read(text, form)) == [(BUS[0], answer)]
+
+
+LISTS = [
+    "Two things are there:\n\n**A dog**",
+    "Two things are there.\n\n**A dog**\n\n**A cat**",
+    "The board shows this:\nRound 2: 4-1",
+    "The board shows this:\n\n# 1 bus",
+    "It is a match.\nRound 1: 3-2\nRound 2: 4-1",
+    "It is a match.\n\n**The red team wins.**",
+    "It is a match.\n\nRound 2: the red team wins.",
+]
+
+
+@pytest.mark.parametrize("answer", LISTS)
+def test_the_end_of_an_answer_that_only_looks_like_a_heading_is_kept(answer: str) -> None:
+    text = f"Question: {BUS[0]}\nAnswer: {answer}\n\n{format_turns([Turn(*STREET)])}"
+    assert read(text) == Parsed((Turn(BUS[0], answer), Turn(*STREET)))
+
+
+def test_an_answer_that_is_a_bold_line_is_no_heading() -> None:
+    text = f"Question: {BUS[0]}\nAnswer:\n**White and red**\n\n{format_turns([Turn(*STREET)])}"
+    assert read(text) == Parsed((Turn(BUS[0], "White and red"), Turn(*STREET)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Question: {q1} Answer: {a1}\nQuestion: {q2} Answer: {a2}",
+        "Question: {q1} Answer: {a1}\n\nQuestion: {q2}\nAnswer: {a2}",
+        "Question: {q1} Answer: {a1} Question: {q2} Answer: {a2}",
+        "Question: {q1}\nAnswer: {a1} Question: {q2} Answer: {a2}",
+        "Question: {q1}\nAnswer: {a1} Question: {q2}\nAnswer: {a2}",
+        "Question 1: {q1} Answer 1: {a1} Question 2: {q2} Answer 2: {a2}",
+        "**Question:** {q1} **Answer:** {a1} **Question:** {q2} **Answer:** {a2}",
+        "Q: {q1} A: {a1} Q: {q2} A: {a2}",
+        "User: {q1} Assistant: {a1} User: {q2} Assistant: {a2}",
+        "Question: {q1}\nAnswer: {a1}\n\nPerson: {q2}\nAssistant: {a2}",
+        "Person: {q1}\nModel: {a1}\n\nPerson: {q2}\nModel: {a2}",
+    ],
+)
+def test_turns_that_go_on_within_a_line_or_by_other_labels_are_all_read(text: str) -> None:
+    filled = text.format(q1=BUS[0], a1=BUS[1], q2=STREET[0], a2=STREET[1])
+    assert read(filled) == Parsed((Turn(*BUS), Turn(*STREET)))
+
+
+@pytest.mark.parametrize("end", [" Question: And now?", "\n\nPerson: And now?", "\n\nQ. Why?"])
+def test_a_next_question_is_no_part_of_an_answer(end: str) -> None:
+    assert read(PLAIN + end) == Parsed((Turn(*BUS), Turn(*STREET)), ("unanswered_question",))
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "What does it say next to Answer: on the card?",
+        "Is it red? Answer: in one word.",
+        "Which one is it? A: the left or B: the right?",
+        "Which one is it?\nA. the left\nB. the right",
+        "What is this?\nModel: Ford\nYear: 1999",
+    ],
+)
+def test_what_looks_like_a_label_in_a_question_is_left_as_it_is(question: str) -> None:
+    assert turns_of(read(f"Question: {question}\nAnswer: Yes.")) == [(question, "Yes.")]
 
 
 def test_a_question_of_several_lines_is_kept_whole() -> None:
@@ -219,6 +317,16 @@ def test_a_preamble_before_the_first_label_is_ignored_and_noted(form: str, pream
         "Here are the details:\n",
         "Detailed description:\n\n",
         "Certainly! I will describe it.\n\n**Detailed Description:**\n\n",
+        "Below is a detailed description of the image:\n\n",
+        "This is a detailed description of the image:\n\n",
+        "The following is a description of the scene:\n",
+        "I'd be happy to describe it!\n\n",
+        "I would be glad to help. Here is the description:\n\n",
+        "Sure! Here is the description: ",
+        "Here\u2019s a detailed description of the image: ",
+        "# A Bus at Rest\n\n",
+        "**A Bus at Rest**\n\n",
+        "Sure!\n\n## A Bus at Rest\n",
     ],
 )
 def test_a_preamble_before_a_text_is_removed_and_noted(preamble: str) -> None:
@@ -251,11 +359,56 @@ def test_a_label_before_a_text_is_removed(label: str) -> None:
         "Description fails here, as the street is a blur of lights.",
         "The answer to the question on the poster is hidden.",
         "**Red** dominates the scene.",
+        "**A red bus stands there.**\n\nNobody is near it.",
+        "This is a street with a sign: it bears the description of a bus.",
+        "Below is a street. Its description: none.",
+        "Let me see. A bus stands there.",
         "A quiet street.\n\nQuestion marks are painted on a wall.",
     ],
 )
 def test_a_text_that_only_begins_like_a_preamble_or_label_is_kept(text: str) -> None:
     assert read(text, "text") == Parsed((Turn(ASKED, text),))
+
+
+def test_a_short_text_on_the_line_of_its_preamble_is_kept() -> None:
+    text = "Sure! Here is the description: A bus stands there."
+    assert read(text, "text") == Parsed((Turn(ASKED, "A bus stands there."),), ("preamble",))
+
+
+REMARKS = [
+    "Let me know if you'd like any changes!",
+    "Please let me know if anything is missing.",
+    "I hope this helps!",
+    "Feel free to ask for more.",
+    "Would you like me to describe it further?",
+    "If you'd like more turns, just ask.",
+    "Note: I based this on the details given.",
+    "*(Note: The description is based on the captions.)*",
+    "**Note:** these details were given.",
+    "(Word count: 120)",
+    "**Word count:** 120",
+    "[End of conversation]",
+    "Note: my answers are short.\n\nI hope this helps!",
+]
+
+
+@pytest.mark.parametrize("remark", REMARKS)
+@pytest.mark.parametrize("gap", ["\n", "\n\n"])
+@pytest.mark.parametrize(
+    ("form", "body", "expected"), [("turns", PLAIN, BOTH), ("text", TEXT, [(ASKED, TEXT)])]
+)
+def test_remarks_to_the_reader_at_the_end_are_left_out_and_noted(
+    form: str, body: str, expected: list[tuple[str, str]], gap: str, remark: str
+) -> None:
+    parsed = read(f"{body}{gap}{remark}", form)
+    assert parsed == Parsed(tuple(Turn(*turn) for turn in expected), ("stray_text",))
+
+
+@pytest.mark.parametrize(
+    "end", ["Note: the bus is empty.", "It seems to say: let me know.", "The word counts."]
+)
+def test_a_last_paragraph_that_is_no_remark_is_kept(end: str) -> None:
+    assert read(f"{TEXT}\n\n{end}", "text") == Parsed((Turn(ASKED, f"{TEXT}\n\n{end}"),))
 
 
 def test_a_preamble_alone_is_no_text() -> None:
@@ -286,6 +439,43 @@ def test_headings_above_turns_do_not_end_up_in_answers(heading: str) -> None:
     turns = [format_turns([Turn(*turn)]) for turn in BOTH]
     text = "\n\n".join(f"{heading}\n{turn}" for turn in turns)
     assert read(text) == Parsed((Turn(*BUS), Turn(*STREET)))
+
+
+@pytest.mark.parametrize(
+    "heading",
+    [
+        "**Turn 2 (Location)**",
+        "**Turn 2** (Location)",
+        "### Turn 2: Place",
+        "### Turn 2: Place\nThey go on.",
+        "Turn 2: Place",
+        "Turn two \u2013 place",
+        "## Location",
+        "**Location**",
+        "**2. Location:**",
+        "Second turn:",
+        "Next exchange",
+        "### Turn 2: Place\n\n**Location**",
+    ],
+)
+@pytest.mark.parametrize("gap", ["\n", "\n\n"])
+def test_headings_with_a_title_are_no_part_of_an_answer_and_are_noted(
+    gap: str, heading: str
+) -> None:
+    turns = [format_turns([Turn(*turn)]) for turn in BOTH]
+    text = f"{turns[0]}\n\n{heading}{gap}{turns[1]}"
+    assert read(text) == Parsed((Turn(*BUS), Turn(*STREET)), ("stray_text",))
+
+
+@pytest.mark.parametrize("heading", ["### Turn 2: Place", "## Location", "Turn 2: Place"])
+def test_a_heading_in_place_of_an_answer_is_none(heading: str) -> None:
+    text = f"Question: {BUS[0]}\nAnswer:\n{heading}\n{format_turns([Turn(*STREET)])}"
+    assert reason_of(read(text)) == "empty_answer"
+
+
+def test_a_heading_above_the_first_turn_is_a_preamble() -> None:
+    parsed = read(f"### Turn 1: Colour\n{format_turns([Turn(*BUS)])}")
+    assert parsed == Parsed((Turn(*BUS),), ("preamble",))
 
 
 def test_unlabelled_text_after_a_separator_is_ignored_and_noted() -> None:
@@ -353,33 +543,95 @@ def test_a_code_fence_within_an_answer_stays_there() -> None:
     [
         "{}<|eot_id|>",
         "<|begin_of_text|><|start_header_id|>assistant<|end_header_id|>\n\n{}<|eot_id|>",
-        "{}<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nQuestion: More?\nAnswer: No.",
         "{}</s>",
         "<s> {} </s>",
         "[/INST] {}</s>",
-        "{} [INST] Next image [/INST] Question: More?\nAnswer: No.",
         "<<SYS>>\n{}",
         "{}<|im_end|>",
         "<|im_start|>assistant\n{}<|im_end|>",
-        "{}<|im_end|>\n<|im_start|>user\nCaptions:\n- A dog.",
-        "{}<|endoftext|>\nQuestion: More?\nAnswer: No.",
+        "{}<|im_end|>\n<|im_start|>assistant\n",
         "{}<end_of_turn>",
         "<start_of_turn>model\n{}<end_of_turn>\n<eos>",
+        "<|turn>model\n{}<turn|>",
+        "{}<end_of_utterance>",
+        "<seed:bos>{}<seed:eos>",
         "<bos>{}<eos>",
-        "<|assistant|>\n{}\n</s>\n<|user|>\nAnother one, please.",
-        "<|channel|>final<|message|>{}<|end|><|start|>assistant<|channel|>analysis<|message|>No.",
+        "<|assistant|>\n{}\n</s>",
         "{}<|end|>",
         "{}<pad><pad><pad>",
+        "<\uff5cAssistant\uff5c>{}<\uff5cend\u2581of\u2581sentence\uff5c>",
+    ],
+)
+@pytest.mark.parametrize(
+    ("form", "body", "expected"), [("turns", PLAIN, BOTH), ("text", TEXT, [(ASKED, TEXT)])]
+)
+def test_special_tokens_around_the_answer_are_removed(
+    form: str, body: str, expected: list[tuple[str, str]], dressed: str
+) -> None:
+    assert read(dressed.format(body), form) == Parsed(tuple(Turn(*turn) for turn in expected))
+
+
+@pytest.mark.parametrize(
+    "continued",
+    [
+        "{}</s>\nQuestion: More?\nAnswer: No.",
+        "{}<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nQuestion: More?\nAnswer: No.",
+        "{} [INST] Next image [/INST] Question: More?\nAnswer: No.",
+        "{}<|im_end|>\n<|im_start|>user\nCaptions:\n- A dog.",
+        "{}<|endoftext|>\nQuestion: More?\nAnswer: No.",
+        "{}<turn|>\n<|turn>user\nAnother one, please.",
+        "<|assistant|>\n{}\n</s>\n<|user|>\nAnother one, please.",
+        "<|channel|>final<|message|>{}<|end|><|start|>assistant<|channel|>analysis<|message|>No.",
         "<\uff5cAssistant\uff5c>{}<\uff5cend\u2581of\u2581sentence\uff5c><\uff5cUser\uff5c>Hm.",
     ],
 )
 @pytest.mark.parametrize(
     ("form", "body", "expected"), [("turns", PLAIN, BOTH), ("text", TEXT, [(ASKED, TEXT)])]
 )
-def test_special_tokens_are_removed_and_end_the_answer(
-    form: str, body: str, expected: list[tuple[str, str]], dressed: str
+def test_special_tokens_end_the_answer_and_what_follows_is_noted(
+    form: str, body: str, expected: list[tuple[str, str]], continued: str
 ) -> None:
-    assert read(dressed.format(body), form) == Parsed(tuple(Turn(*turn) for turn in expected))
+    parsed = read(continued.format(body), form)
+    assert parsed == Parsed(tuple(Turn(*turn) for turn in expected), ("special_token",))
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "notes"),
+    [
+        ("<answer>{}</answer>", ()),
+        ("<answer>\n{}\n</answer>", ()),
+        ("<Response>{}</Response>", ()),
+        ("<think>x</think>\n<response>\n{}\n</response>", ()),
+        ("<conversation>{}</conversation>", ()),
+        ("```\n<output>\n{}\n</output>\n```", ()),
+        ("<answer>\n{}", ()),
+        ("{}\n</answer>", ()),
+        ("Sure!\n<answer>{}</answer>", ("preamble",)),
+        ("<answer>{}</answer>\nThat is all.", ("stray_text",)),
+    ],
+)
+@pytest.mark.parametrize(
+    ("form", "body", "expected"), [("turns", PLAIN, BOTH), ("text", TEXT, [(ASKED, TEXT)])]
+)
+def test_the_inside_of_tags_around_the_answer_is_read(
+    form: str,
+    body: str,
+    expected: list[tuple[str, str]],
+    wrapped: str,
+    notes: tuple[str, ...],
+) -> None:
+    parsed = read(wrapped.format(body), form)
+    assert parsed == Parsed(tuple(Turn(*turn) for turn in expected), notes)
+
+
+def test_turns_in_tags_each_are_all_read() -> None:
+    text = "\n".join(f"<turn>\n{format_turns([Turn(*turn)])}\n</turn>" for turn in BOTH)
+    assert read(text) == Parsed((Turn(*BUS), Turn(*STREET)))
+
+
+def test_tags_within_answers_are_removed() -> None:
+    text = "\n".join(f"Question: {q}\nAnswer: <answer>{a}</answer>" for q, a in BOTH)
+    assert read(text) == Parsed((Turn(*BUS), Turn(*STREET)))
 
 
 @pytest.mark.parametrize("token", ["<|im_end|>", "</s>", "<eos>", "<s></s>", "[/INST]\n<|end|>"])
@@ -397,6 +649,10 @@ def test_special_tokens_alone_are_an_empty_answer(form: str, token: str) -> None
         "<THINK></THINK>",
         "The opening tag was part of the prompt.\n</think>\n",
         "<think>one</think><think>two</think>\n",
+        "<thought>Question: One?\nAnswer: No.</thought>",
+        "<reasoning>Question: One?\nAnswer: No.</reasoning>\n",
+        "<seed:think>Question: One?\nAnswer: No.</seed:think>",
+        "<|channel>thought\nQuestion: One?\nAnswer: No.<channel|>",
         "One.<think>two</think>three</think>\n",
         "<|im_start|>assistant\n<think>\n\n</think>\n\n",
         "<|channel|>analysis<|message|>Question: One?\nAnswer: No.<|end|><|start|>assistant"
@@ -418,7 +674,16 @@ def test_finished_reasoning_is_removed(
 @pytest.mark.parametrize("finish_reason", ["stop", "length"])
 @pytest.mark.parametrize("form", ["turns", "turn", "text"])
 def test_unfinished_reasoning_is_rejected(form: str, finish_reason: FinishReason) -> None:
-    for start in ("<think>\n", "[THINK]", "<|channel|>analysis<|message|>", "<|channel|>fin"):
+    for start in (
+        "<think>\n",
+        "[THINK]",
+        "<thought>",
+        "<reasoning>",
+        "<seed:think>",
+        "<|channel>thought\n",
+        "<|channel|>analysis<|message|>",
+        "<|channel|>fin",
+    ):
         parsed = read(f"{start}Let me see. {PLAIN}", form, finish_reason=finish_reason)
         assert reason_of(parsed) == "unfinished_reasoning"
 
@@ -567,12 +832,19 @@ def test_a_first_turn_or_a_text_that_gives_the_annotations_away_is_rejected(leak
         Turn(BUS[0], "It is red, as I said."),
         Turn(BUS[0].upper(), "It is red, as I said."),
         Turn("What colour  is\nthe bus?", "It is red, as I said."),
-        Turn("What colour is it, please?", BUS[1]),
+        Turn("What colour is it, please?", "It is white and also red."),
     ],
 )
 def test_turns_before_a_repeated_one_are_kept(again: Turn) -> None:
-    text = format_turns([Turn(*BUS), again, Turn(*STREET)])
-    assert read(text) == Parsed((Turn(*BUS),), ("repetition",))
+    first = Turn(BUS[0], "It is white and also red.")
+    text = format_turns([first, again, Turn(*STREET)])
+    assert read(text) == Parsed((first,), ("repetition",))
+
+
+@pytest.mark.parametrize("answer", ["Yes.", "3", "It is on the left."])
+def test_an_answer_of_a_few_words_may_be_given_twice(answer: str) -> None:
+    turns = (Turn("Is it red?", answer), Turn("Is it white?", answer), Turn(*STREET))
+    assert read(format_turns(turns)) == Parsed(turns)
 
 
 @pytest.mark.parametrize("form", ["turns", "text"])
@@ -684,6 +956,11 @@ FRAGMENTS = [
     "<|start_header_id|>", "<|end_header_id|>", "<image>",
     "Sure! Here is a description:\n", "Here's", "Description:", "What colour is the bus?",
     "It is red.", "The caption", "bounding box", "[0.1, 0.2", ", 0.3]", "0.5, ", "caf\u00e9",
+    "Person: ", "\nPerson: Why?\n", "\nAI: ", "Model: ", "Q. ", "\nA. ", "### Question 1\n",
+    "? Answer: ", ". Question: ", "Turn 2: Place\n", "\n### Turn 2: Place\n", "\n\n**Place**\n\n",
+    "# Title\n", "<answer>", "</answer>", "<thought>", "</thought>", "<turn|>", "<|channel>thought",
+    "<channel|>", "\u200b", "\nLet me know!", "\nNote: I", "Sure! Here is the description: ",
+    "I'd be happy to help! ", "\uff1a",
 ]  # fmt: skip
 answers = st.one_of(
     st.text(max_size=80),

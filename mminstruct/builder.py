@@ -125,19 +125,20 @@ class InstructConfig(datasets.BuilderConfig):
         source, config = self.open_source(), self.open_prompts()
         types = prompts.type_names(config, self.type_names())
         splits = self.split_names(source)
-        identity = backends.create(self.backend, self.backend_options()).identity()
+        backend = backends.create(self.backend, self.backend_options())
         registry, verdict = self.registry(), self.verdict()
         if self.commercial:
             licenses.check_commercial(registry, verdict)
         rows = [
             generate.code_version(),
             source.info,
-            self.source_options,
+            sources.chosen_options(source),
             [self.fingerprint(source, split) for split in splits],
             splits,
             config.hash,
             types,
-            identity,
+            backend.identity(),
+            [registry.endpoint_name(url) for url in backend.endpoints[:1]],
             self.sampling(),
             self.context_window,
             self.limit,
@@ -580,7 +581,8 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             contexts = self._commercial(source, split, contexts, report)
         if self.config.limit is not None:
             contexts = contexts.select(range(min(self.config.limit, len(contexts))))
-        key = digest([generate.code_version(), files.fingerprint, len(contexts), types, kept])[:16]
+        read = generate.contexts_key(source, files)
+        key = digest([read, len(contexts), types, kept])[:16]
         return generate.requests_dataset(contexts, types, key), key, report
 
     def _commercial(

@@ -173,6 +173,16 @@ def members(source: Source, split: str) -> tuple[tuple[Source, str], ...]:
     return source.members(split) if isinstance(source, JoinedSource) else ((source, split),)
 
 
+def chosen_options(source: Source) -> list[tuple[str, dict[str, Any]]]:
+    """What a source, or each part of a joined one, was asked for: all its own options by name."""
+    from mminstruct.sources._joined import JoinedSource
+
+    if isinstance(source, JoinedSource):
+        return [own for part in (source.first, *source.others) for own in chosen_options(part)]
+    values = {name: getattr(source, name) for name in options() if hasattr(source, name)}
+    return [(source.info.name, values)]
+
+
 def get(name: str, chosen: Mapping[str, Any] | None = None) -> Source:
     """The source of that name, or several joined by ``+``; case does not matter.
 

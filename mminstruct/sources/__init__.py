@@ -90,6 +90,7 @@ class SourceInfo:
         prompt_config: the prompt config that is used if no other is asked for.
         modality: what its contexts are about, in a word, as in their media.
         parts: of a joined source, the facts about its parts.
+        alike: pairs of labels, the closer one first, that may be of one object in two sources.
     """
 
     name: str
@@ -106,6 +107,7 @@ class SourceInfo:
     prompt_config: str = "llava"
     modality: str = "image"
     parts: tuple[SourceInfo, ...] = ()
+    alike: tuple[tuple[str, str], ...] = ()
 
 
 class Source(Protocol):

@@ -613,7 +613,15 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         files: Files | None = self.config.locate(source, split)
         if files is None:
             places = self.config.places()
-            for part, own in sources.members(source, split):
+            members = sources.members(source, split)
+            for place in filter(Path.is_file, places):
+                if not any(part.locate([place], own) for part, own in members):
+                    raise UsageError(
+                        f"{shown(place)}: not an annotation file of {source.info.name}, split "
+                        f"{split!r}, or not the only one that is needed; give the folder that has "
+                        "them (--dataset_storage_path, data_dir)"
+                    )
+            for part, own in members:
                 if part.locate(places, own) is None:
                     for place in filter(Path.exists, self.config.places()):
                         _log.info(

@@ -138,11 +138,15 @@ class CocoSource:
         if not found:
             return None
         if missing := [wanted[role] for role in wanted if role not in found]:
+            only = next(iter(found.values()))
+            way_out = (
+                "Give the folder with both" if only in places else "Put the missing file there"
+            )
             raise SourceError(
-                f"{missing[0]}: missing, got only {next(iter(found.values()))} against both "
+                f"{missing[0]}: missing, got only {only} against both "
                 f"{' and '.join(wanted.values())} expected; looked in "
-                f"{', '.join(str(place) for place in places)}. Put the missing file there, or "
-                f"the whole {self._archive_name}."
+                f"{', '.join(str(place) for place in places)}. {way_out}, or the whole "
+                f"{self._archive_name}."
             )
         return Files(found, fingerprint(found))
 

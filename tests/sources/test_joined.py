@@ -385,3 +385,14 @@ def test_boxes_whose_names_are_merely_alike_count_once_if_they_nearly_coincide(
 
 def test_no_two_categories_of_lvis_become_one() -> None:
     assert len(set(COCO_NAMES.values())) == len(COCO_NAMES)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"), [(LVIS, "lvis_v1_val.json"), (LN, "coco_train_captions.jsonl")]
+)
+def test_a_published_file_may_be_given_itself(
+    place: Path, source: sources.Source, name: str
+) -> None:
+    split = "validation" if "val" in name else "train"
+    assert read(source, [place / name], split) == read(source, [place], split) != []
+    assert source.locate([place / "annotations" / "captions_train2017.json"], split) is None

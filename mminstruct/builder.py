@@ -126,19 +126,20 @@ class InstructConfig(datasets.BuilderConfig):
         source, config = self.open_source(), self.open_prompts()
         types = prompts.type_names(config, self.type_names())
         splits = self.split_names(source)
-        identity = backends.create(self.backend, self.backend_options()).identity()
+        backend = backends.create(self.backend, self.backend_options())
         registry, verdict = self.registry(), self.verdict()
         if self.commercial:
             licenses.check_commercial(registry, verdict)
         rows = [
             generate.code_version(),
             source.info,
-            self.source_options,
+            sources.chosen_options(source),
             [self.fingerprint(source, split) for split in splits],
             splits,
             config.hash,
             types,
-            identity,
+            backend.identity(),
+            registry.endpoint_names(backend.endpoints),
             self.sampling(),
             self.context_window,
             self.limit,
@@ -581,7 +582,8 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             contexts = self._commercial(source, split, contexts, report)
         if self.config.limit is not None:
             contexts = contexts.select(range(min(self.config.limit, len(contexts))))
-        key = digest([generate.code_version(), files.fingerprint, len(contexts), types, kept])[:16]
+        read = generate.contexts_key(source, files)
+        key = digest([read, len(contexts), types, kept])[:16]
         return generate.requests_dataset(contexts, types, key), key, report
 
     def _commercial(
@@ -612,7 +614,15 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         files: Files | None = self.config.locate(source, split)
         if files is None:
             places = self.config.places()
-            for part, own in sources.members(source, split):
+            members = sources.members(source, split)
+            for place in filter(Path.is_file, places):
+                if not any(part.locate([place], own) for part, own in members):
+                    raise UsageError(
+                        f"{shown(place)}: not an annotation file of {source.info.name}, split "
+                        f"{split!r}, or not the only one that is needed; give the folder that has "
+                        "them (--dataset_storage_path, data_dir)"
+                    )
+            for part, own in members:
                 if part.locate(places, own) is None:
                     for place in filter(Path.exists, self.config.places()):
                         _log.info(

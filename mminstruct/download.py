@@ -5,9 +5,10 @@ dropped connection and every new run starts from zero, and it can't check an MD5
 archive has a quarter of a gigabyte and comes from one slow server.
 
 A file lives at ``<cache_dir>/<md5>/<name>``, with these beside it: ``<name>.part`` until it is
-complete, ``<name>.lock`` against a second process, ``<name>.md5`` once its bytes were verified.
-Where the publisher states no MD5, a digest of the URL takes its place in the path, and the server
-is asked for size and MD5 first (Google's storage sends both, others at least the size).
+complete, ``<name>.version`` for what the server calls the version that the part is of,
+``<name>.lock`` against a second process, ``<name>.md5`` once its bytes were verified. Where the
+publisher states no MD5, a digest of the URL takes its place in the path, and the server is asked
+for size and MD5 first (Google's storage sends both, others at least the size).
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ RETRY_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 16.0)
 _LONGEST_WAIT_S = 60.0
 _PROGRESS_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 18
+# What can go into a header: an ETag in its quotes, or a date.
+_VERSION = re.compile(r'"[\x21\x23-\x7e]*"|[\w ,:+-]+', re.ASCII)
 _RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -59,7 +62,8 @@ def fetch(
     """The published file, complete and verified, below ``cache_dir``.
 
     A file that was verified before is returned without touching the network. Otherwise what an
-    earlier run left is continued. A file put there by hand is verified and used too.
+    earlier run left is continued. A file put there by hand is used, too, and verified as far as
+    the publisher states its size and MD5.
 
     Args:
         download: what to fetch; http and https only.
@@ -84,8 +88,8 @@ def fetch(
     if datasets.config.HF_HUB_OFFLINE:
         raise DownloadError(
             f"{download.url}: not fetched, because HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set, "
-            f"and there is no such file with {download.size_bytes} bytes and MD5 {download.md5} "
-            f"at {shown(target)}. Unset the variable, or fetch the URL by hand and put it there."
+            f"and there is no such file{_stated(download)} at {shown(target)}. Unset the variable, "
+            "or fetch the URL by hand and put it there."
         )
     published = _published(download, target, timeout_s, sleep)
     try:
@@ -100,6 +104,16 @@ def fetch(
             "directory, and run again: it continues where it stopped."
         ) from error
     return target
+
+
+def _stated(download: Download) -> str:
+    """What the publisher says about the file, for errors."""
+    facts = []
+    if download.size_bytes is not None:
+        facts.append(f"{download.size_bytes} bytes")
+    if download.md5 is not None:
+        facts.append(f"MD5 {download.md5}")
+    return f" with {' and '.join(facts)}" if facts else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +145,7 @@ def _published(
             if delay_s is None:
                 raise DownloadError(
                     f"{download.url}: given up after {len(RETRY_DELAYS_S) + 1} attempts (last: "
-                    f"{dropped}). Run again, or fetch it by hand into the folder with the "
-                    "annotation files."
+                    f"{dropped}). Run again, or fetch it by hand and put it at {shown(target)}."
                 ) from dropped
             sleep(delay_s)
         else:
@@ -145,7 +158,7 @@ def _published(
     if size_bytes is None and not length.isdigit():
         raise DownloadError(
             f"{download.url}: the server states no size, got Content-Length {length!r}. Fetch it "
-            "by hand into the folder with the annotation files."
+            f"by hand and put it at {shown(target)}."
         )
     found = re.search(r"md5=([A-Za-z0-9+/]{22}==)", ",".join(hashes))
     if md5 is None and found:
@@ -163,15 +176,19 @@ def _beside(target: Path, suffix: str) -> Path:
 
 
 def _is_verified(target: Path, download: Download | _Published) -> bool:
-    """Whether the whole file is there; its bytes are read only the first time."""
-    if not target.is_file() or download.size_bytes not in (None, target.stat().st_size):
+    """Whether the whole file is there; its bytes are read only the first time.
+
+    What is still arriving has another name, so a file of which nothing is stated is taken as it is.
+    """
+    size = target.stat().st_size if target.is_file() else 0
+    if not size or download.size_bytes not in (None, size):
         return False
     mark = _beside(target, ".md5")
     if mark.is_file():
         marked, _, name = mark.read_text(encoding="utf-8").partition("  ")
         if name == f"{target.name}\n" and download.md5 in (None, marked):
             return True
-    if download.size_bytes is None or download.md5 not in (None, md5 := _md5(target)):
+    if download.md5 not in (None, md5 := _md5(target)):
         return False
     # A shared cache may be read-only: then the bytes are read again next time.
     with suppress(OSError):
@@ -222,7 +239,7 @@ def _fetch_locked(
 ) -> None:
     part = _beside(target, ".part")
     part.touch()
-    if part.stat().st_size > download.size_bytes:
+    if part.stat().st_size > download.size_bytes or not _may_continue(download, part):
         os.truncate(part, 0)
     with tqdm(
         desc=target.name,
@@ -238,6 +255,7 @@ def _fetch_locked(
     if (got := _md5(part)) != (download.md5 or got):
         raise _wrong_bytes(download, part, f"MD5 {got}", f"MD5 {download.md5}")
     part.replace(target)
+    _version_file(part).unlink(missing_ok=True)
     _beside(target, ".md5").write_text(_md5_line(target, got), encoding="utf-8")
 
 
@@ -278,18 +296,24 @@ def _receive(download: _Published, part: Path, bar: Any, timeout_s: float) -> No
     Raises:
         _Dropped: it ended before the part was complete.
     """
-    had = part.stat().st_size
+    if not _may_continue(download, part):
+        os.truncate(part, 0)
+    had, version = part.stat().st_size, _kept_version(part)
     headers = {"User-Agent": "mminstruct", "Accept-Encoding": "identity"}
     if had:
         headers["Range"] = f"bytes={had}-"
+        if version is not None:
+            headers["If-Range"] = version
     request = urllib.request.Request(download.url, headers=headers)
-    with _network_errors(download.url, part):
+    with _network_errors(download.url, part, continues=had > 0):
         response = cast(HTTPResponse, _opener().open(request, timeout=timeout_s))
     with response:
-        size = _first_byte(response, download, part, had)
+        size = _first_byte(response, download, part, had, version)
         bar.n = size
         bar.refresh()
         with part.open("ab" if size else "wb", buffering=0) as file:
+            if not size:
+                _version_file(part).write_text(_version(response), encoding="utf-8")
             while size < download.size_bytes:
                 with _network_errors(download.url, part):
                     # Not read(): it would lose what arrived before a reset.
@@ -305,8 +329,37 @@ def _receive(download: _Published, part: Path, bar: Any, timeout_s: float) -> No
         )
 
 
-def _first_byte(response: HTTPResponse, download: _Published, part: Path, had: int) -> int:
-    """Where in the file the answer starts: ``had``, or 0 where the server knows no ranges."""
+def _version_file(part: Path) -> Path:
+    return part.with_suffix(".version")
+
+
+def _version(response: HTTPResponse) -> str:
+    """The ETag or else the date of what is sent; empty if there is neither.
+
+    An ETag that starts with W/ is of no use: the bytes may differ under it.
+    """
+    etag = response.headers.get("ETag", "")
+    return etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
+
+
+def _kept_version(part: Path) -> str | None:
+    """The version that a part is of, or None if nobody knows."""
+    try:
+        text = _version_file(part).read_text(encoding="utf-8")
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None
+    return text if _VERSION.fullmatch(text) else None
+
+
+def _may_continue(download: _Published, part: Path) -> bool:
+    """Whether it would be noticed if the server's file is no longer the one the part is of."""
+    return download.md5 is not None or _kept_version(part) is not None
+
+
+def _first_byte(
+    response: HTTPResponse, download: _Published, part: Path, had: int, version: str | None
+) -> int:
+    """Where in the file the answer starts: ``had``, or 0 where the server starts over."""
     length = response.headers.get("Content-Length", "")
     first, total = 0, length
     if response.status == 206:
@@ -316,6 +369,10 @@ def _first_byte(response: HTTPResponse, download: _Published, part: Path, had: i
         if content_range is None or int(content_range[1]) != had:
             os.truncate(part, 0)
             raise _Dropped("the server answered with another range than asked for")
+        sent = {response.headers.get(name) for name in ("ETag", "Last-Modified")} - {None}
+        if version is not None and sent and version not in sent:
+            os.truncate(part, 0)
+            raise _Dropped("the file on the server has changed")
         first, total = had, content_range[2]
     if total.isdigit() and int(total) != download.size_bytes:
         raise _wrong_bytes(download, part, f"{total} bytes", f"{download.size_bytes} bytes")
@@ -330,13 +387,13 @@ def _write(file: IO[bytes], chunk: bytes) -> None:
 
 
 @contextmanager
-def _network_errors(url: str, part: Path) -> Iterator[None]:
+def _network_errors(url: str, part: Path, *, continues: bool = False) -> Iterator[None]:
     try:
         yield
     except urllib.error.HTTPError as error:
         with error:
             status, retry_after = error.code, error.headers.get("Retry-After", "")
-        if status == 416:
+        if status == 416 and continues:
             os.truncate(part, 0)
             raise _Dropped("HTTP 416: the file on the server is shorter") from error
         if status in _RETRIED_STATUS:
@@ -376,6 +433,7 @@ def _opener() -> urllib.request.OpenerDirector:
 
 def _wrong_bytes(download: _Published, part: Path, got: str, expected: str) -> DownloadError:
     part.unlink(missing_ok=True)
+    _version_file(part).unlink(missing_ok=True)
     return DownloadError(
         f"{download.url}: other bytes than published, got {got} against {expected} expected. "
         "The incomplete file was removed; run again, and if it stays so, the publisher has "

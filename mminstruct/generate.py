@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 from datasets import Features, Value
 from filelock import FileLock
 
-from mminstruct import prompts
+from mminstruct import prompts, sources
 from mminstruct.client import Answered, Client, Job, Outcome
 from mminstruct.parse import Parsed, Rejected, parse
 from mminstruct.prompts import PromptConfig
@@ -131,6 +131,7 @@ _PROVENANCE = list(_RESULT_SCHEMA.field("provenance").type)
 _CREDIT = list(_RESULT_SCHEMA.field("image_credit").type)
 _CONTEXT_SCHEMA = pa.schema([("id", pa.string()), ("context", pa.string())])
 _CONTEXTS_PER_BATCH = 1000
+_CODE = ("*.py", "sources/*.py", "annotations/*.py")
 
 
 @dataclass(frozen=True)
@@ -269,10 +270,23 @@ class Report:
 
 @lru_cache(maxsize=1)
 def code_version() -> str:
-    """Digest of the code between annotation files and rows, so that no cache goes stale."""
-    package = Path(__file__).parent
-    files = [*package.glob("*.py"), *package.glob("sources/*.py")]
+    """Digest of the code between annotation files and rows, so that no cache goes stale.
+
+    Of backends and licences rows take values, which are in keys themselves. Stored answers don't
+    depend on it: what was paid for survives any change of the code.
+    """
+    return digest_of_code(Path(__file__).parent)
+
+
+def digest_of_code(package: Path) -> str:
+    """As `code_version`, of the package in a folder."""
+    files = [f for pattern in _CODE for f in package.glob(pattern)]
     return digest({str(f.relative_to(package)): f.read_text("utf-8") for f in sorted(files)})[:16]
+
+
+def contexts_key(source: Source, files: Files) -> str:
+    """Digest of what the contexts in some files depend on: these, the code and the options."""
+    return digest([code_version(), files.fingerprint, sources.chosen_options(source)])[:16]
 
 
 def contexts_dataset(
@@ -284,8 +298,7 @@ def contexts_dataset(
         SourceError: a file is damaged or contradicts another.
     """
     name = f"{source.info.name.lower()}-{split}"
-    key = digest([code_version(), files.fingerprint])[:16]
-    folder = cache_dir / "mminstruct" / "contexts" / f"{name}-{key}"
+    folder = cache_dir / "mminstruct" / "contexts" / f"{name}-{contexts_key(source, files)}"
     folder.mkdir(parents=True, exist_ok=True)
     arrow, counts = folder / "contexts.arrow", folder / "read.json"
     with FileLock(folder / "lock"):

@@ -359,10 +359,13 @@ def _first_written(older: Mapping[str, Any], files: Sequence[DataFile]) -> datet
 
 
 def _page(source: SourceInfo, config: PromptConfig) -> Page:
-    """The prose about the builder of this pair; general words if there is none."""
+    """The prose about the builder of this pair; general words if there is none, or no builder."""
     ours = config.name in prompts.names() and prompts.load(config.name).hash == config.hash
     script = loading.find(source.name, config.name) if ours else None
     if script is None:
         return cards.general_page(source, config)
     path = resources.folder("cards") / f"{script.parent.name}.md"
+    # Requests are paid for by now: a page that nobody has written yet is no reason to lose them.
+    if not path.is_file():
+        return cards.general_page(source, config)
     return cards.page(path.read_text(encoding="utf-8"), f"cards/{path.name}")

@@ -82,6 +82,17 @@ def test_a_builder_offers_a_config_for_all_types_and_one_for_each() -> None:
     assert datasets.get_dataset_config_names(COCO) == ["default", *TYPES]
 
 
+@pytest.mark.parametrize("name", [name for name in loading.names() if "sample" not in name])
+def test_a_file_that_is_no_annotation_file_is_answered_with_the_folder(
+    name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "notes.json"
+    path.write_text("{}")
+    with pytest.raises(MMInstructError, match="give the folder that has"):
+        load(f"builders/{name}", split="train", data_dir=str(path), cache=tmp_path)
+    assert path.read_text() == "{}"
+
+
 def test_one_type_can_be_asked_for_by_config_name(data_dir: str, tmp_path: Path) -> None:
     rows = load(COCO, "conversation", split="train", data_dir=data_dir, cache=tmp_path)
     assert set(rows["type"]) == {"conversation"}

@@ -41,6 +41,8 @@ class Script:
         length: whether it tells Content-Length.
         headers: more headers of every answer.
         asked: the Range header of each request so far, None where there was none.
+        asked_if: the If-Range header of each, likewise; one that doesn't hold gets the whole file.
+        head_status: the answer to HEAD requests.
         gate: answers wait for it.
         heads: HEAD requests so far.
     """
@@ -52,6 +54,8 @@ class Script:
     length: bool = True
     headers: dict[str, str] = field(default_factory=dict)
     asked: list[str | None] = field(default_factory=list)
+    asked_if: list[str | None] = field(default_factory=list)
+    head_status: int = 200
     gate: threading.Event = field(default_factory=threading.Event)
     request_seen: threading.Event = field(default_factory=threading.Event)
     url: str = ""
@@ -69,19 +73,22 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:  # noqa: N802
         script = self.script
         script.asked.append(self.headers["Range"])
+        script.asked_if.append(self.headers["If-Range"])
         script.request_seen.set()
         assert script.gate.wait(timeout=30)
         if script.statuses:
             self.answer(script.statuses.pop(0), b"", {"Content-Length": "0"})
             return
-        first = int((self.headers["Range"] or "bytes=0-")[6:-1]) if script.ranges else 0
+        known = self.headers["If-Range"] in (None, *script.headers.values())
+        ranges = script.ranges and known and self.headers["Range"]
+        first = int(self.headers["Range"][6:-1]) if ranges else 0
         total = len(script.body)
         if first >= total:
             self.answer(416, b"", {"Content-Range": f"bytes */{total}"})
             return
         rest = script.body[first:]
         headers = {"Content-Length": str(len(rest))} if script.length else {}
-        if self.headers["Range"] and script.ranges:
+        if ranges:
             headers["Content-Range"] = f"bytes {first}-{total - 1}/{total}"
         status = 206 if "Content-Range" in headers else 200
         body = rest[: script.drop_after.pop(0)] if script.drop_after else rest
@@ -90,7 +97,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:  # noqa: N802
         script = self.script
         script.heads += 1
-        self.answer(200, b"", {"Content-Length": str(len(script.body))} if script.length else {})
+        headers = {"Content-Length": str(len(script.body))} if script.length else {}
+        self.answer(script.head_status, b"", headers)
 
     def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
@@ -543,3 +551,137 @@ def test_a_server_that_states_no_size_either_is_an_error(server: Script, tmp_pat
     server.length = False
     with pytest.raises(DownloadError, match="states no size"):
         fetch(Download(f"{server.url}/files/table.csv"), tmp_path, progress=False)
+
+
+TABLE = random.Random(2).randbytes(len(BODY))
+
+
+def unstated(server: Script) -> Download:
+    """A file of which nobody states more than where it is."""
+    return Download(f"{server.url}/files/table.csv")
+
+
+def fetch_unstated(server: Script, cache_dir: Path, waits: list[float] | None = None) -> Path:
+    sleep = waits.append if waits is not None else (lambda _: None)
+    return fetch(unstated(server), cache_dir, progress=False, sleep=sleep)
+
+
+def place_of(server: Script, cache_dir: Path) -> Path:
+    """Where such a file goes, as an error says it."""
+    server.head_status = 403
+    with pytest.raises(DownloadError, match="not served, got HTTP 403") as caught:
+        fetch_unstated(server, cache_dir)
+    server.head_status = 200
+    return Path(str(caught.value).rpartition("put it at ")[2].removesuffix("."))
+
+
+def interrupted(server: Script, cache_dir: Path) -> Path:
+    """The part of 1,000 bytes that a run left which was given up."""
+    part = place_of(server, cache_dir)
+    server.drop_after = [1000]
+    stop = lambda _: (_ for _ in ()).throw(KeyboardInterrupt)  # noqa: E731
+    with pytest.raises(KeyboardInterrupt):
+        fetch(unstated(server), cache_dir, progress=False, sleep=stop)
+    server.asked.clear()
+    server.asked_if.clear()
+    return part.with_name(f"{part.name}.part")
+
+
+def test_a_file_put_where_an_error_said_is_taken_where_nothing_is_stated_about_it(
+    server: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = place_of(server, tmp_path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+    server.head_status, server.heads = 403, 0
+    with pytest.raises(DownloadError, match="HTTP 403"):
+        fetch_unstated(server, tmp_path)
+    path.write_bytes(b"id,name\n")
+    assert fetch_unstated(server, tmp_path) == path
+    assert server.heads == 1
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    assert fetch_unstated(server, tmp_path) == path
+
+
+def test_offline_mode_names_no_size_and_no_md5_that_nobody_states(
+    server: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DownloadError, match=r"there is no such file at .*table.csv\. Unset"):
+        fetch_unstated(server, tmp_path)
+    some = Download(f"{server.url}/files/table.csv", 12)
+    with pytest.raises(DownloadError, match="there is no such file with 12 bytes at "):
+        fetch(some, tmp_path, progress=False)
+
+
+def test_the_place_for_a_file_is_named_when_its_size_can_not_be_asked(
+    server: Script, tmp_path: Path, waits: list[float]
+) -> None:
+    path = place_of(server, tmp_path)
+    server.length = False
+    with pytest.raises(DownloadError, match="states no size") as caught:
+        fetch_unstated(server, tmp_path)
+    assert f"put it at {path}." in str(caught.value)
+    server.head_status = 503
+    with pytest.raises(DownloadError, match="given up") as caught:
+        fetch_unstated(server, tmp_path, waits)
+    assert f"put it at {path}." in str(caught.value)
+
+
+def test_a_head_request_refused_as_a_range_is_an_error_in_words(
+    server: Script, tmp_path: Path
+) -> None:
+    server.head_status = 416
+    with pytest.raises(DownloadError, match="not served, got HTTP 416"):
+        fetch_unstated(server, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"ETag": '"one"'},
+        {"Last-Modified": "Sat, 01 Aug 2026 10:00:00 GMT"},
+        {"ETag": 'W/"weak"', "Last-Modified": "Sat, 01 Aug 2026 10:00:00 GMT"},
+    ],
+    ids=str,
+)
+def test_a_part_is_continued_if_the_server_still_has_its_version(
+    server: Script, tmp_path: Path, headers: dict[str, str]
+) -> None:
+    server.headers = headers
+    part = interrupted(server, tmp_path)
+    assert fetch_unstated(server, tmp_path).read_bytes() == BODY
+    assert server.asked == ["bytes=1000-"]
+    assert server.asked_if == [list(headers.values())[-1]]
+    assert sorted(path.suffix for path in part.parent.iterdir()) == [".csv", ".lock", ".md5"]
+
+
+def test_two_versions_of_a_file_are_never_mixed(server: Script, tmp_path: Path) -> None:
+    server.headers = {"ETag": '"one"'}
+    interrupted(server, tmp_path)
+    server.body, server.headers = TABLE, {"ETag": '"two"'}
+    assert fetch_unstated(server, tmp_path).read_bytes() == TABLE
+    assert server.asked_if == ['"one"']
+
+
+def test_a_server_that_ignores_the_version_asked_for_does_not_mix_two_either(
+    server: Script, tmp_path: Path
+) -> None:
+    server.headers = {"ETag": '"one"'}
+    interrupted(server, tmp_path)
+    server.body, server.headers = TABLE, {"ETag": '"two"', "X-Also-Fine": '"one"'}
+    assert fetch_unstated(server, tmp_path).read_bytes() == TABLE
+    assert server.asked == ["bytes=1000-", None]
+
+
+@pytest.mark.parametrize("kept", [None, "", "a\r\nHost: b", "\xff"])
+def test_a_part_of_a_version_that_nobody_knows_is_started_anew(
+    server: Script, tmp_path: Path, kept: str | None
+) -> None:
+    part = interrupted(server, tmp_path)
+    part.write_bytes(BODY)
+    version = part.with_suffix(".version")
+    version.unlink() if kept is None else version.write_text(kept, encoding="latin-1")
+    server.body = TABLE
+    assert fetch_unstated(server, tmp_path).read_bytes() == TABLE
+    assert server.asked == [None]

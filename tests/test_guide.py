@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import datasets
 import pytest
+from running import COMMAND
 
 from mminstruct import cli, sources
 from mminstruct.errors import SourceError
 
-GUIDE = Path(__file__).parents[1] / "docs" / "adding_a_source.md"
+CHECKOUT = Path(__file__).parents[1]
+GUIDE = CHECKOUT / "docs" / "adding_a_source.md"
 BLOCK = re.compile(r"(?:^`([\w./]+)`\n\n)?^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -52,6 +57,24 @@ def test_the_builder_of_the_guide_loads(blocks: list[tuple[str, str]]) -> None:
     names: dict[str, datasets.Dataset] = {}
     exec(code, names)  # noqa: S102
     assert names["rows"]["source"][:] == ["BIRDS"] * 6
+
+
+def test_a_builder_that_has_no_page_yet_gets_a_release_with_general_words(
+    blocks: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    for folder in ("mminstruct", "builders", "prompt_configs", "cards"):
+        shutil.copytree(CHECKOUT / folder, tmp_path / folder, dirs_exist_ok=True)
+    command = "generate BIRDS --dataset_storage_path . --dry_run --output_path out"
+    done = subprocess.run(
+        [*COMMAND, *shlex.split(command)],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == cli.DONE, done.stderr
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "Photos of birds with a caption each" in card
 
 
 def test_the_source_of_the_guide_says_how_to_get_its_files(

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mminstruct import prompts, resources
+from mminstruct import prompts, resources, strict_yaml
 from mminstruct.annotations import labels, narratives
 from mminstruct.errors import ConfigError, UsageError
 from mminstruct.prompts import Example, ExampleBox, ExampleTurn, InstructionType, Rendering
@@ -444,6 +444,16 @@ def test_a_key_that_is_given_twice_is_an_error(tmp_path: Path, twice: str, key: 
     path = write(tmp_path, "bad", textwrap.dedent(PARENT).replace("rendering", "#") + twice)
     with pytest.raises(ConfigError, match=f"key '{key}' is given twice"):
         prompts.load(path)
+
+
+def test_a_merge_key_of_yaml_is_said_not_to_be_supported(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("a: &a {x: 1}\nb: {<<: *a, y: 2}\n")
+    with pytest.raises(ConfigError, match=r"'<<' is not supported; write the keys out") as caught:
+        strict_yaml.read(path)
+    assert "line 2" in str(caught.value)
+    path.write_text("a: &a {x: 1}\nb: *a\n'<<': 3\n")
+    assert strict_yaml.read(path) == {"a": {"x": 1}, "b": {"x": 1}, "<<": 3}
 
 
 def test_extends_merges_mappings_and_replaces_everything_else(tmp_path: Path) -> None:

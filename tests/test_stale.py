@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 from conftest import coco_files
+from dummy_data import write_all
 from loopback import LoopbackServer, chat_completion, turns_for
 
-import mminstruct  # noqa: F401 (registers the builders)
-from mminstruct import prompts
-from mminstruct.builder import IncompleteWarning
+import mminstruct  # registers the builders
+from mminstruct import generate, prompts, sources
+from mminstruct.builder import IncompleteWarning, make
 
 IMAGES = 6
 REQUESTS = 3 * IMAGES
@@ -145,6 +149,23 @@ def test_another_spelling_of_the_endpoint_is_the_same_one(
     for url in (f"{server.url}/", server.url.removesuffix("/v1"), f"{server.url}?token=abc"):
         load(tiny_coco, base_url=url)
         assert load.sent == []
+
+
+def test_a_service_that_is_entered_later_is_named_in_rows_without_new_answers(
+    load: Loader, tiny_coco: Path, tmp_path: Path
+) -> None:
+    entries = tmp_path / "mine.yaml"
+    entry = (
+        "endpoints: [{id: mine, name: mine, hosts: [%s], own_models: false, terms: null,"
+        " source_url: https://example.org, checked_on: 2026-01-01}]"
+    )
+    named = []
+    for host in ("elsewhere.example", "127.0.0.1"):
+        entries.write_text(entry % host)
+        rows = load(tiny_coco, licenses=str(entries))
+        named.append({row["provenance"]["endpoint"] for row in rows})
+    assert load.sent == []
+    assert named[0] != named[1] and "127.0.0.1" in str(named[1])
 
 
 def test_a_changed_caption_costs_its_images_requests_and_no_other(
@@ -281,3 +302,66 @@ def test_equal_images_are_asked_about_once(load: Loader, tmp_path: Path) -> None
     rows = load(coco_files(tmp_path / "coco", IMAGES, edit=edit))
     assert len(rows) == REQUESTS
     assert len(load.sent) == 3
+
+
+OPTIONS = [
+    (owner.upper(), name) for name, (_, owners) in sources.options().items() for owner in owners
+]
+
+
+@pytest.fixture
+def every_file(tmp_path: Path) -> Path:
+    """Files of all sources, with those that only their options ask for."""
+    folder = write_all(tmp_path / "data", 3)
+    (folder / "oidv7-train-annotations-machine-imagelabels.csv").write_text(
+        f"ImageID,Source,LabelName,Confidence\n{1:016x},machine,/m/00001,0.8\n"
+    )
+    motions = folder / "HumanML3D"
+    names = (motions / "train.txt").read_text().split()
+    (motions / "train.txt").write_text("\n".join([*names, *(f"M{name}" for name in names)]))
+    (motions / "new_joints").mkdir()
+    for name in names:
+        shutil.copy(motions / "texts" / f"{name}.txt", motions / "texts" / f"M{name}.txt")
+        for copy in (name, f"M{name}"):
+            np.save(motions / "new_joints" / f"{copy}.npy", np.ones((40, 22, 3)))
+    return folder
+
+
+def asked_about(source: str, data: Path, cache: Path, **options: Any) -> list[str]:
+    """What the requests of the source's train split are about, read through a cache."""
+    builder = make(source, sources.get(source).info.prompt_config, "stale")(
+        backend="fake", data_dir=str(data), cache_dir=str(cache), **options
+    )
+    return list(builder.requests()["train"]["context"])
+
+
+@pytest.mark.parametrize("joined", ["", "+LN"])
+@pytest.mark.parametrize(("source", "option"), OPTIONS)
+def test_an_option_of_a_source_takes_effect_in_a_cache_that_was_filled_without_it(
+    every_file: Path, tmp_path: Path, source: str, option: str, joined: str
+) -> None:
+    for split in ("train", "val"):  # an empty source joins with everything
+        (every_file / f"coco_{split}_captions.jsonl").write_text("")
+    name, chosen = source + joined, {option: True}
+    plain = asked_about(name, every_file, tmp_path / "plain")
+    asked = asked_about(name, every_file, tmp_path / "asked", **chosen)
+    assert plain != asked
+    for order in itertools.permutations([({}, plain), (chosen, asked)]):
+        cache = tmp_path / f"shared-{len(order[0][0])}"
+        for options, expected in order:
+            assert asked_about(name, every_file, cache, **options) == expected
+
+
+def test_the_version_of_the_code_covers_all_that_makes_contexts_prompts_and_rows(
+    tmp_path: Path,
+) -> None:
+    package = tmp_path / "mminstruct"
+    shutil.copytree(Path(mminstruct.__file__).parent, package)
+    versions = [generate.code_version()]
+    assert generate.digest_of_code(package) == versions[0]
+    for folder in (".", "sources", "annotations"):
+        for module in sorted((package / folder).glob("*.py")):
+            with module.open("a", encoding="utf-8") as file:
+                file.write("# edited\n")
+            versions.append(generate.digest_of_code(package))
+    assert len(set(versions)) == len(versions)

@@ -90,6 +90,7 @@ class SourceInfo:
         prompt_config: the prompt config that is used if no other is asked for.
         modality: what its contexts are about, in a word, as in their media.
         parts: of a joined source, the facts about its parts.
+        alike: pairs of labels, the closer one first, that may be of one object in two sources.
     """
 
     name: str
@@ -106,6 +107,7 @@ class SourceInfo:
     prompt_config: str = "llava"
     modality: str = "image"
     parts: tuple[SourceInfo, ...] = ()
+    alike: tuple[tuple[str, str], ...] = ()
 
 
 class Source(Protocol):
@@ -171,6 +173,16 @@ def members(source: Source, split: str) -> tuple[tuple[Source, str], ...]:
     from mminstruct.sources._joined import JoinedSource
 
     return source.members(split) if isinstance(source, JoinedSource) else ((source, split),)
+
+
+def chosen_options(source: Source) -> list[tuple[str, dict[str, Any]]]:
+    """What a source, or each part of a joined one, was asked for: all its own options by name."""
+    from mminstruct.sources._joined import JoinedSource
+
+    if isinstance(source, JoinedSource):
+        return [own for part in (source.first, *source.others) for own in chosen_options(part)]
+    values = {name: getattr(source, name) for name in options() if hasattr(source, name)}
+    return [(source.info.name, values)]
 
 
 def get(name: str, chosen: Mapping[str, Any] | None = None) -> Source:

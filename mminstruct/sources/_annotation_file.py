@@ -20,6 +20,7 @@ import msgspec
 import xxhash
 
 from mminstruct.errors import SourceError
+from mminstruct.resources import shown
 
 _CHUNK_BYTES = 1 << 20
 _LARGE_BYTES = 1 << 26
@@ -64,13 +65,18 @@ class Layout(Generic[_File, _Columns]):
 
 
 def find(place: Path, name: str) -> Iterator[Path]:
-    """The file of that name in a folder or a zip, if it is there.
+    """The file of that name in a folder or a zip, if it is there, or the place itself if it is it.
 
     In a zip it is looked for under ``annotations/`` too, and its path goes through the zip's.
     """
     if not place.is_file():
         if (place / name).is_file():
             yield place / name
+        return
+    if place.name == name:
+        yield place
+        return
+    if place.suffix.lower() != ".zip" and not zipfile.is_zipfile(place):
         return
     with _wrapped_errors(place), zipfile.ZipFile(place) as archive:
         members = set(archive.namelist())
@@ -143,8 +149,8 @@ def decode(path: Path, layout: Layout[_File, _Columns]) -> tuple[_File, _Columns
         ) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SourceError(
-            f"{name}: {_json_damage(error, content)} expected. Delete the file and download it "
-            "again."
+            f"{name}: {_json_damage(error, content)} expected. Download the file again and put it "
+            f"at {shown(_archive_of(path) or path)}."
         ) from error
     columns = layout.columns_type()
     columns.add(whole.annotations)
@@ -262,7 +268,7 @@ def _wrapped_errors(path: Path) -> Iterator[None]:
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, KeyError) as error:
         raise SourceError(
             f"{path.name}: damaged zip, got '{error}' against a readable archive expected. "
-            "Delete the archive and download it again."
+            f"Download the archive again and put it at {shown(_archive_of(path) or path)}."
         ) from error
     except OSError as error:
         raise SourceError(

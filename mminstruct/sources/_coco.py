@@ -138,11 +138,15 @@ class CocoSource:
         if not found:
             return None
         if missing := [wanted[role] for role in wanted if role not in found]:
+            only = next(iter(found.values()))
+            way_out = (
+                "Give the folder with both" if only in places else "Put the missing file there"
+            )
             raise SourceError(
-                f"{missing[0]}: missing, got only {next(iter(found.values()))} against both "
+                f"{missing[0]}: missing, got only {only} against both "
                 f"{' and '.join(wanted.values())} expected; looked in "
-                f"{', '.join(str(place) for place in places)}. Put the missing file there, or "
-                f"the whole {self._archive_name}."
+                f"{', '.join(str(place) for place in places)}. {way_out}, or the whole "
+                f"{self._archive_name}."
             )
         return Files(found, fingerprint(found))
 
@@ -200,7 +204,7 @@ def read_contexts(files: Files, report: ReadReport) -> Iterator[Context]:
     _check_same_images(caption_sizes, sizes, captions_path.name, instances_path.name)
     if boxes_only := sizes.keys() - caption_sizes.keys():
         report.skip("image without captions", len(boxes_only))
-    licenses = _Licenses.of(captions_file.licenses)
+    licenses = Licenses.of(captions_file.licenses)
     images = sorted(captions_file.images, key=lambda image: image.id)
     del instances_file, captions_file
     caption_groups = captions.grouped([image.id for image in images])
@@ -211,9 +215,8 @@ def read_contexts(files: Files, report: ReadReport) -> Iterator[Context]:
             report.skip("image without captions")
             continue
         report.contexts += 1
-        yield Context(
-            f"{image.id:012d}", licenses.media(image), cleaned, whole_boxes(boxes, report)
-        )
+        media = licenses.media(image, image.file_name)
+        yield Context(f"{image.id:012d}", media, cleaned, whole_boxes(boxes, report))
 
 
 class ImageSize(msgspec.Struct, gc=False):
@@ -224,11 +227,16 @@ class ImageSize(msgspec.Struct, gc=False):
     height: int
 
 
-class _Image(ImageSize, gc=False):
-    file_name: str
+class Photo(ImageSize, gc=False):
+    """Where the image is from, as far as the file says."""
+
     coco_url: str | None = None
     flickr_url: str | None = None
     license: int | None = None
+
+
+class _Image(Photo, kw_only=True, gc=False):
+    file_name: str
 
 
 class _Annotation(msgspec.Struct, gc=False):
@@ -255,7 +263,9 @@ class Category(msgspec.Struct, gc=False):
     name: str
 
 
-class _License(msgspec.Struct, gc=False):
+class License(msgspec.Struct, gc=False):
+    """A licence of images, in a file's own table."""
+
     id: int
     url: str | None = None
 
@@ -269,7 +279,7 @@ class _InstancesFile(AnnotationFile, kw_only=True, gc=False):
 class _CaptionsFile(AnnotationFile, kw_only=True, gc=False):
     images: list[_Image]
     annotations: list[_Caption]
-    licenses: list[_License] = []
+    licenses: list[License] = []
 
 
 class _Annotations:
@@ -386,14 +396,15 @@ def _first_unknown(ids: array[int], known: Collection[int]) -> int | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Licenses:
+class Licenses:
     """Image licences that are known: by id, where the file's own table doesn't say otherwise."""
 
     known: dict[int, tuple[str, str]]
     urls: dict[int, str]
 
     @classmethod
-    def of(cls, table: Iterable[_License]) -> _Licenses:
+    def of(cls, table: Iterable[License]) -> Licenses:
+        """Those of a file with that table."""
         urls = {entry.id: entry.url for entry in table if entry.url}
         known = {
             license_id: (spdx, url)
@@ -402,13 +413,13 @@ class _Licenses:
         }
         return cls(known, urls)
 
-    def media(self, image: _Image) -> Media:
+    def media(self, image: Photo, file_name: str) -> Media:
         """The image's record, with the page on Flickr that names its author."""
         license_id = -1 if image.license is None else image.license
         license, license_url = self.known.get(license_id, (None, self.urls.get(license_id)))
         photo = _FLICKR_FILE.fullmatch(image.flickr_url or "")
         return Media(
-            file_name=image.file_name,
+            file_name=file_name,
             url=image.coco_url or None,
             landing_url=f"https://www.flickr.com/photo.gne?id={photo[1]}" if photo else None,
             width=image.width,

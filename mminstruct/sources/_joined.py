@@ -8,14 +8,16 @@ joining is one pass over them.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from mminstruct.annotations import labels
 from mminstruct.errors import SourceError
-from mminstruct.schema import Box, Context, digest
+from mminstruct.schema import Box, Context, Media, digest
 from mminstruct.sources import Download, Files, ReadReport, SourceInfo
 
 if TYPE_CHECKING:
@@ -24,7 +26,20 @@ if TYPE_CHECKING:
 SAME_OBJECT_IOU = 0.5
 """Two boxes of one label and two sources are the same object if they overlap by more than this."""
 
+ALIKE_IOU = 0.8
+"""The same of two boxes whose labels are merely alike: they have to coincide nearly."""
+
 _SEPARATOR = "|"
+# Of an image: a licence of one source with the address of another's would be neither's.
+_TOLD_TOGETHER = (
+    ("url",),
+    ("landing_url",),
+    ("width", "height"),
+    ("license", "license_url"),
+    ("author", "author_url"),
+    ("title",),
+    ("duration_s",),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +76,7 @@ class JoinedSource:
             ),
             modality=first.modality,
             parts=parts,
+            alike=tuple(dict.fromkeys(pair for part in parts for pair in part.alike)),
         )
 
     def members(self, split: str) -> tuple[tuple[Source, str], ...]:
@@ -104,7 +120,8 @@ class JoinedSource:
             report.contexts += 1
             yield joined.added_to(context, report)
         joined.finish(report)
-        report.skipped.update(reports[0].skipped)
+        for reason, count in reports[0].skipped.items():
+            report.skip(reason, count)
         for (source, _), own_report in zip(
             self.members(self.first.info.splits[0])[1:], reports[1:], strict=True
         ):
@@ -122,6 +139,7 @@ class _Others:
 
     def __init__(self, source: JoinedSource, streams: Sequence[Iterator[Context]]) -> None:
         self._first = source.first.info.name
+        self._alike = frozenset(source.info.alike)
         self._names = [other.info.name for other in source.others]
         owners = [number for number, other in enumerate(source.others) for _ in other.info.splits]
         tagged = [_tagged(owner, stream) for owner, stream in zip(owners, streams, strict=True)]
@@ -136,7 +154,7 @@ class _Others:
             owner, found = self._next
             if found.id == context.id:
                 self._matched[owner] += 1
-                context = joined(context, found, report)
+                context = joined(context, found, report, alike=self._alike)
             else:
                 self._unmatched[owner] += 1
             self._next = next(self._stream, None)
@@ -168,16 +186,29 @@ def _tagged(owner: int, stream: Iterator[Context]) -> Iterator[tuple[int, Contex
     return ((owner, context) for context in stream)
 
 
-def joined(one: Context, other: Context, report: ReadReport) -> Context:
-    """What two sources know of one image; of the image itself, what the first says.
+def joined(
+    one: Context,
+    other: Context,
+    report: ReadReport,
+    *,
+    alike: Collection[tuple[str, str]] = frozenset(),
+) -> Context:
+    """What two sources know of one image.
 
-    Captions follow each other, without repetitions. A box of the second that is the same object as
-    one of the first is left out. Other annotations follow each other by kind, and labels that
+    Of the image itself, what the first says, and the other where the first says nothing. Captions
+    follow each other, without repetitions. Of two boxes of the same object the first's is kept, or
+    the one with the closer label. Other annotations follow each other by kind, and labels that
     contradict the other source's are left out.
+
+    Args:
+        one: what the first says.
+        other: what the other says, of the same image.
+        report: counts what is left out.
+        alike: as in `SourceInfo`.
     """
     captions = {caption.casefold(): caption for caption in (*other.captions, *one.captions)}
     ordered = dict.fromkeys(caption.casefold() for caption in (*one.captions, *other.captions))
-    boxes = _merged_boxes(one.boxes, other.boxes)
+    boxes = _merged_boxes(one.boxes, other.boxes, alike)
     annotations = dict(one.annotations)
     for kind, items in other.annotations.items():
         annotations[kind] = tuple(dict.fromkeys((*annotations.get(kind, ()), *items)))
@@ -187,34 +218,53 @@ def joined(one: Context, other: Context, report: ReadReport) -> Context:
             report.skip("label both present and absent", len(doubtful))
     return Context(
         one.id,
-        one.media,
+        _media(one.media, other.media),
         captions=tuple(captions[key] for key in ordered),
         boxes=boxes,
         annotations={kind: items for kind, items in annotations.items() if items},
     )
 
 
-def _merged_boxes(one: Sequence[Box], other: Sequence[Box]) -> tuple[Box, ...]:
+def _media(one: Media, other: Media) -> Media:
+    filled: dict[str, Any] = {}
+    for names in _TOLD_TOGETHER:
+        if all(getattr(one, name) is None for name in names):
+            filled |= {name: getattr(other, name) for name in names}
+    return msgspec.structs.replace(one, **filled) if any(filled.values()) else one
+
+
+def _merged_boxes(
+    one: Sequence[Box], other: Sequence[Box], alike: Collection[tuple[str, str]]
+) -> tuple[Box, ...]:
     """The boxes of the first, then those of the second that are other objects.
 
-    Each box of the first takes at most one of the second, the one that overlaps most.
+    Each box of the first takes at most one of the second, the one that overlaps most; it gives way
+    to it where that has the closer label.
     """
     pairs = sorted(
-        (
-            (-overlap, i, j)
-            for i, mine in enumerate(one)
-            for j, theirs in enumerate(other)
-            if mine.label.casefold() == theirs.label.casefold()
-            and (overlap := iou(mine, theirs)) > SAME_OBJECT_IOU
-        )
+        (-overlap, i, j)
+        for i, mine in enumerate(one)
+        for j, theirs in enumerate(other)
+        if (least := _least_iou(mine.label, theirs.label, alike)) is not None
+        and (overlap := iou(mine, theirs)) > least
     )
+    merged = list(one)
     taken: set[int] = set()
     same: set[int] = set()
     for _, i, j in pairs:
         if i not in taken and j not in same:
             taken.add(i)
             same.add(j)
-    return (*one, *(box for j, box in enumerate(other) if j not in same))
+            if (other[j].label, one[i].label) in alike:
+                merged[i] = other[j]
+    return (*merged, *(box for j, box in enumerate(other) if j not in same))
+
+
+def _least_iou(one: str, other: str, alike: Collection[tuple[str, str]]) -> float | None:
+    """The overlap from which on boxes with these labels are one object; None if they never are."""
+    if one.casefold() == other.casefold():
+        return SAME_OBJECT_IOU
+    return ALIKE_IOU if (one, other) in alike or (other, one) in alike else None
 
 
 def iou(one: Box, other: Box) -> float:

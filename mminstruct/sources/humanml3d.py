@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv
 import math
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,8 @@ _PELVIS, _LEFT_HIP, _RIGHT_HIP, _LEFT_FOOT, _RIGHT_FOOT = 0, 1, 2, 10, 11
 _LEFT_SHOULDER, _RIGHT_SHOULDER = 16, 17
 _FOOT_RESTS_BELOW_M_PER_S = 0.25
 _SHORTEST_REST_FRAMES = 3
+# Of an archive, and of a member that is cut, encrypted (RuntimeError) or packed in a rare way.
+_ZIP_ERRORS = (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
 
 _CITATION = """\
 @InProceedings{Guo_2022_CVPR,
@@ -194,15 +197,16 @@ class HumanML3DSource:
         path = files.paths["joints"] / f"{name}.npy"
         try:
             joints = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise SourceError(
                 f"{path.name}: can't be read, got '{error}' against an array of joints expected. "
                 "Make the motions again as HumanML3D's README says."
             ) from error
-        if joints.ndim != 3 or joints.shape[1:] != (_JOINTS, 3) or not np.isfinite(joints).all():
+        if not _are_joints(joints):
+            got = f"an array of shape {joints.shape}" if hasattr(joints, "shape") else "an archive"
             raise SourceError(
-                f"{path.name}: got an array of shape {joints.shape} against finite numbers of "
-                f"shape (frames, {_JOINTS}, 3) expected. Make the motions again."
+                f"{path.name}: got {got} against finite numbers of shape (frames, {_JOINTS}, 3) "
+                "with at least one frame expected. Make the motions again."
             )
         return measured(joints)
 
@@ -215,11 +219,22 @@ class HumanML3DSource:
 SOURCE = HumanML3DSource()
 
 
+def _are_joints(loaded: Any) -> bool:
+    return (
+        isinstance(loaded, np.ndarray)
+        and loaded.dtype.kind in "fiu"
+        and loaded.ndim == 3
+        and loaded.shape[1:] == (_JOINTS, 3)
+        and len(loaded) > 0
+        and bool(np.isfinite(loaded).all())
+    )
+
+
 def measured(joints: Joints) -> tuple[facts.Item, ...]:
     """What the joints of a motion say in words.
 
     Args:
-        joints: (T, 22, 3), metres, y up, 20 frames a second, joints in SMPL's order.
+        joints: (T, 22, 3) with T > 0, metres, y up, 20 frames a second, joints in SMPL's order.
     """
     seconds = len(joints) / FPS
     on_floor = joints[:, _PELVIS][:, [0, 2]]
@@ -306,8 +321,15 @@ def _lines(path: Path) -> list[str]:
         # Some editors put a mark before the text.
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"{path.name}: can't be read ({error}); get the file again.") from error
+        raise _unreadable(path.name, error) from error
     return [line.strip() for line in lines if line.strip()]
+
+
+def _unreadable(name: str, error: Exception) -> SourceError:
+    return SourceError(
+        f"{name}: can't be read, got '{error}' against a text in UTF-8 expected. Get the file "
+        "again as HumanML3D's README says."
+    )
 
 
 def _reader(texts: Path) -> Callable[[str], list[str]]:
@@ -323,17 +345,29 @@ def _reader(texts: Path) -> Callable[[str], list[str]]:
         return from_folder
     try:
         archive = zipfile.ZipFile(texts)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise SourceError(f"{texts.name}: damaged zip ({error}); get it again.") from error
+    except _ZIP_ERRORS as error:
+        raise _damaged(texts, error) from error
     members = {Path(member).name: member for member in archive.namelist()}
 
     def from_zip(name: str) -> list[str]:
         if f"{name}.txt" not in members:
             raise _no_text(name)
-        lines = archive.read(members[f"{name}.txt"]).decode("utf-8-sig").split("\n")
+        try:
+            lines = archive.read(members[f"{name}.txt"]).decode("utf-8-sig").split("\n")
+        except UnicodeDecodeError as error:
+            raise _unreadable(f"{texts.name}, {name}.txt", error) from error
+        except _ZIP_ERRORS as error:
+            raise _damaged(texts, error) from error
         return [line.strip() for line in lines if line.strip()]
 
     return from_zip
+
+
+def _damaged(texts: Path, error: Exception) -> SourceError:
+    return SourceError(
+        f"{texts.name}: damaged zip, got '{error}' against a readable archive expected. Get it "
+        "again as HumanML3D's README says, or unzip it if another program can."
+    )
 
 
 def _no_text(name: str) -> SourceError:
@@ -361,7 +395,7 @@ def _lengths_s(path: Path) -> dict[str, float]:
                 frames = int(row["end_frame"]) - int(row["start_frame"])
                 if int(row["end_frame"]) >= 0:
                     lengths[row["new_name"].removesuffix(".npy")] = frames / FPS
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
         raise SourceError(
             f"{path.name}: got {error!r} against the columns start_frame, end_frame and new_name "
             "expected. Get the file again."
@@ -377,5 +411,11 @@ def _fingerprint(paths: dict[str, Path]) -> str:
         pattern = "*.npy" if role == "joints" else "*.txt"
         for file in sorted(path.glob(pattern)) if path.is_dir() else [path]:
             whole.update(f"{role} {file.name if path.is_dir() else ''}\n".encode())
-            whole.update(file.read_bytes())
+            try:
+                whole.update(file.read_bytes())
+            except OSError as error:
+                raise SourceError(
+                    f"{file.name}: can't be read, got '{error.strerror}' against a readable file "
+                    "expected. Check its permissions."
+                ) from error
     return whole.hexdigest()

@@ -57,11 +57,13 @@ class CocoNarrativesSource:
         return (Download(f"{_narratives.URL}/{self._file_name(split)}"),)
 
     def locate(self, places: Sequence[Path], split: str) -> Files | None:
-        """The split's file, in a folder or in its ``localized_narratives`` folder."""
+        """The split's file, given itself or in a folder or its ``localized_narratives``."""
         name = self._file_name(split)
         for place in places:
             for folder in (place, place / "localized_narratives", place / "annotations"):
-                if path := next((p for p in find(folder, name) if folder.is_dir()), None):
+                # A zip may be one of COCO's; narratives are published without.
+                found = (p for p in find(folder, name) if folder.is_dir() or p == place)
+                if path := next(found, None):
                     return Files({"narratives": path}, fingerprint({"narratives": path}))
         return None
 

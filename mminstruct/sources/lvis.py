@@ -3,7 +3,8 @@
 For each image LVIS says of which categories all instances have a box, of which only some have
 (``not_exhaustive_category_ids``), and which people looked for and did not find
 (``neg_category_ids``). Of all others nothing is known. Mostly of use beside COCO, as in
-``COCO2017+LVIS``: there are no captions, and the splits are not COCO's.
+``COCO2017+LVIS``: there are no captions, and the splits are not COCO's. A category that COCO has
+under another name goes by COCO's name, or a couch would be there and a sofa wouldn't.
 
 **Source:** https://www.lvisdataset.org/dataset (format and files). Annotations: CC BY 4.0.
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from mminstruct.annotations import labels
 from mminstruct.errors import SourceError, UsageError, did_you_mean
-from mminstruct.schema import Context, Media
+from mminstruct.schema import Context
 from mminstruct.sources import Download, Files, ReadReport, SourceInfo
 from mminstruct.sources._annotation_file import (
     AnnotationFile,
@@ -25,7 +26,53 @@ from mminstruct.sources._annotation_file import (
     find,
     fingerprint,
 )
-from mminstruct.sources._coco import Category, ImageSize, Instance, Instances, sizes_of, whole_boxes
+from mminstruct.sources._coco import (
+    Category,
+    Instance,
+    Instances,
+    License,
+    Licenses,
+    Photo,
+    sizes_of,
+    whole_boxes,
+)
+
+# LVIS's name -> COCO's, where both mean the same things.
+COCO_NAMES = {
+    "bus_(vehicle)": "bus",
+    "car_(automobile)": "car",
+    "cellular_telephone": "cell phone",
+    "computer_keyboard": "keyboard",
+    "doughnut": "donut",
+    "fireplug": "fire hydrant",
+    "hair_dryer": "hair drier",
+    "laptop_computer": "laptop",
+    "microwave_oven": "microwave",
+    "mouse_(computer_equipment)": "mouse",
+    "orange_(fruit)": "orange",
+    "remote_control": "remote",
+    "ski": "skis",
+    "sofa": "couch",
+    "television_set": "tv",
+    "train_(railroad_vehicle)": "train",
+    "wineglass": "wine glass",
+}
+
+# Three categories of COCO that LVIS has only in a wider or narrower sense, each with LVIS's names
+# of what may be the same object; of two labels the one that says more is first.
+_ALIKE = (
+    ("necktie", "tie"),
+    ("bow-tie", "tie"),
+    ("potted plant", "flowerpot"),
+    ("sports ball", "ball"),
+    ("baseball", "sports ball"),
+    ("basketball", "sports ball"),
+    ("football (American)", "sports ball"),
+    ("soccer ball", "sports ball"),
+    ("softball", "sports ball"),
+    ("tennis ball", "sports ball"),
+    ("volleyball", "sports ball"),
+)
 
 _FILE_SPLIT = {"train": "train", "validation": "val"}
 _URL = "https://dl.fbaipublicfiles.com/LVIS"
@@ -39,8 +86,7 @@ _CITATION = """\
 }"""
 
 
-class _Image(ImageSize, gc=False):
-    coco_url: str | None = None
+class _Image(Photo, gc=False):
     neg_category_ids: list[int] = []
     not_exhaustive_category_ids: list[int] = []
 
@@ -49,6 +95,7 @@ class _File(AnnotationFile, kw_only=True, gc=False):
     images: list[_Image]
     annotations: list[Instance]
     categories: list[Category]
+    licenses: list[License] = []
 
 
 _LAYOUT = Layout(_File, Instances)
@@ -76,12 +123,13 @@ class LvisSource:
                 "Fine-grained boxes and absent categories are from LVIS v1 "
                 "(https://www.lvisdataset.org/), licensed under CC BY 4.0 "
                 "(https://creativecommons.org/licenses/by/4.0/); boxes were rescaled to fractions "
-                "of the image."
+                "of the image, and some categories go by COCO's names."
             ),
             media_license=("The images are COCO's, from Flickr under one of eight licences each."),
             splits=tuple(_FILE_SPLIT),
             version="1.0.0",
             prompt_config="llava_joined",
+            alike=_ALIKE,
         )
 
     def downloads(self, split: str) -> tuple[Download, ...]:
@@ -107,10 +155,10 @@ class LvisSource:
         path = files.paths["instances"]
         file, instances = decode(path, _LAYOUT)
         sizes = sizes_of(file.images, path.name)
-        # ``bat_(animal)``
-        categories = {c.id: " ".join(c.name.replace("_", " ").split()) for c in file.categories}
+        categories = {c.id: _label(c.name) for c in file.categories}
         instances.check(sizes, path.name)
         instances.check_categories(categories, path.name)
+        licenses = Licenses.of(file.licenses)
         images = sorted(file.images, key=lambda image: image.id)
         groups = instances.grouped([image.id for image in images], sizes, categories)
         for image, found in zip(images, groups, strict=True):
@@ -132,7 +180,7 @@ class LvisSource:
             name = f"{image.id:012d}"
             yield Context(
                 name,
-                Media(f"{name}.jpg", url=image.coco_url, width=image.width, height=image.height),
+                licenses.media(image, f"{name}.jpg"),
                 boxes=boxes,
                 annotations={"labels": agreeing} if agreeing else {},
             )
@@ -144,6 +192,11 @@ class LvisSource:
 
 
 SOURCE = LvisSource()
+
+
+def _label(name: str) -> str:
+    """COCO's name, or LVIS's own without underscores, as in ``bat_(animal)``."""
+    return COCO_NAMES.get(name) or " ".join(name.replace("_", " ").split())
 
 
 def _named(

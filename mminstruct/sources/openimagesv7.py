@@ -252,12 +252,12 @@ class _Names:
         self.known = {label_id: code for code, label_id in enumerate(by_id)}
         self.texts = list(by_id.values())
 
-    def add(self, by_id: dict[str, str]) -> None:
-        """Take in more names."""
-        for label_id, text in by_id.items():
-            if label_id not in self.known:
-                self.known[label_id] = len(self.texts)
-                self.texts.append(text)
+    def under(self, by_id: dict[str, str]) -> _Names:
+        """These names with their codes, under others that go before them where an id has both."""
+        both = _Names({})
+        both.texts = [*self.texts, *by_id.values()]
+        both.known = self.known | {id_: code for code, id_ in enumerate(by_id, len(self.texts))}
+        return both
 
     def codes(self, column: pa.DictionaryArray) -> NDArray[np.int16]:
         """The codes of a column of label ids; -1 for those that have no name."""
@@ -365,7 +365,7 @@ def _boxes(
             for name in ("XMin", "YMin", "XMax", "YMax")
         ]
         corners = _upright(np.stack(published, axis=1), rotation_deg[owners])
-        flags = [rows.column(n).fill_null(-1).to_numpy(zero_copy_only=False) for n in _FLAGS]
+        flags = [_flags(path, name, rows.column(name)) for name in _FLAGS]
         whole = (corners[:, 0] < corners[:, 2]) & (corners[:, 1] < corners[:, 3])
         left_out = {
             "box outside the image or empty": ~whole,
@@ -374,6 +374,24 @@ def _boxes(
         return left_out, (codes, corners, np.stack(flags, axis=1))
 
     return _rows(path, columns, ids, judge, partial(_as_boxes, _objects(classes.texts)), report)
+
+
+def _flags(path: Path, name: str, column: pa.Array) -> Column:
+    """1, 0 and -1 for unknown, as an empty field is.
+
+    Raises:
+        SourceError: there is another number.
+    """
+    values: Column = column.fill_null(-1).to_numpy(zero_copy_only=False)
+    strange = (values < -1) | (values > 1)
+    if strange.any():
+        value = values[strange.argmax()]
+        line = next((f", line {n}" for n in lines_of(path, name, str(value))), "")
+        raise SourceError(
+            f"{path.name}{line}: got {value} for {name} against 1, 0 or -1 for unknown expected. "
+            "Fix that row or download the file again."
+        )
+    return values
 
 
 def _objects(values: list[Any]) -> Column:
@@ -413,7 +431,7 @@ _LABEL_COLUMNS = {"LabelName": _CODES, "Confidence": pa.float32()}
 
 
 def _labels(path: Path, ids: Ids, classes: _Names, report: ReadReport) -> _Rows:
-    """Columns: label code, confidence, 1 for present and 0 for absent."""
+    """Columns: label code, confidence: 1 for present and 0 for absent, people say nothing else."""
     # Images share them.
     absent, present = (
         _objects([labels.Item(text, present=is_there) for text in classes.texts])
@@ -422,11 +440,12 @@ def _labels(path: Path, ids: Ids, classes: _Names, report: ReadReport) -> _Rows:
 
     def as_items(codes: Column, confidences: Column) -> list[labels.Item]:
         items: list[labels.Item] = np.where(
-            confidences >= 0.5, present[codes], absent[codes]
+            confidences == 1, present[codes], absent[codes]
         ).tolist()
         return items
 
-    return _rows(path, _LABEL_COLUMNS, ids, partial(_judged_labels, classes), as_items, report)
+    judge = partial(_judged_labels, classes, _is_checked, "label that people didn't decide about")
+    return _rows(path, _LABEL_COLUMNS, ids, judge, as_items, report)
 
 
 def _guesses(path: Path, ids: Ids, classes: _Names, report: ReadReport) -> _Rows:
@@ -436,36 +455,56 @@ def _guesses(path: Path, ids: Ids, classes: _Names, report: ReadReport) -> _Rows
         pairs = zip(codes.tolist(), _plain(scores).tolist(), strict=True)
         return [labels.Item(classes.texts[code], score=score) for code, score in pairs]
 
-    return _rows(path, _LABEL_COLUMNS, ids, partial(_judged_labels, classes), as_items, report)
+    judge = partial(_judged_labels, classes, _is_score, "label with a score beyond 0 and 1")
+    return _rows(path, _LABEL_COLUMNS, ids, judge, as_items, report)
 
 
-def _judged_labels(classes: _Names, _: NDArray[np.int32], rows: pa.RecordBatch) -> _Judged:
+def _is_checked(scores: Column) -> Column:
+    return np.isin(scores, (0, 1))
+
+
+def _is_score(scores: Column) -> Column:
+    return np.logical_and(scores >= 0, scores <= 1)
+
+
+def _judged_labels(
+    classes: _Names,
+    is_valid: Callable[[Column], Column],
+    reason: str,
+    _: NDArray[np.int32],
+    rows: pa.RecordBatch,
+) -> _Judged:
+    """Labels with a name and a confidence; those that aren't valid are left out for the reason."""
     codes = classes.codes(rows.column("LabelName"))
     scores = rows.column("Confidence").to_numpy(zero_copy_only=False)
     left_out = {
         "label without a name": codes < 0,
         "label without a confidence": (codes >= 0) & np.isnan(scores),
+        reason: (codes >= 0) & ~np.isnan(scores) & ~is_valid(scores),
     }
     return left_out, (codes, scores)
 
 
 def _relations(paths: dict[str, Path], ids: Ids, classes: _Names, report: ReadReport) -> _Rows:
     """Columns: codes of the first and the second label, predicate in words."""
-    # Attributes have ids of their own, which no class has.
-    attributes = names(paths["attributes"])
-    classes.add({label_id: _attribute(text) for label_id, text in attributes.items()})
+    # Some of them are classes, too: /m/083vt is the class "Wood" and the attribute "Wooden".
+    attributes = {id_: _attribute(text) for id_, text in names(paths["attributes"]).items()}
+    qualities = classes.under(attributes)
     words = _predicates(paths["predicates"])
     columns = dict.fromkeys(("LabelName1", "LabelName2", "RelationshipLabel"), _CODES)
 
     def judge(_: NDArray[np.int32], rows: pa.RecordBatch) -> _Judged:
         first, second = (classes.codes(rows.column(f"LabelName{n}")) for n in (1, 2))
         predicates = rows.column("RelationshipLabel")
-        known = [words.get(p, _words(p)) for p in predicates.dictionary.to_pylist()]
+        spelled = predicates.dictionary.to_pylist()
+        is_quality = _by_index(predicates, [*(p == _ATTRIBUTE for p in spelled), False], bool)
+        second = np.where(is_quality, qualities.codes(rows.column("LabelName2")), second)
+        known = [words.get(p, _words(p)) for p in spelled]
         spoken = _by_index(predicates, [*known, ""], object)
         named = (first >= 0) & (second >= 0) & (spoken != "")
         return {"relation with a label without a name": ~named}, (first, second, spoken)
 
-    texts = _objects(classes.texts)
+    texts = _objects(qualities.texts)
 
     def as_items(first: Column, second: Column, spoken: Column) -> list[relations.Item]:
         columns = (texts[first].tolist(), spoken.tolist(), texts[second].tolist())

@@ -397,6 +397,12 @@ def test_half_a_pair_is_an_error_that_names_the_missing_file(
     assert f"looked in {tmp_path / 'annotations'}, {tmp_path}, " in message
 
 
+def test_one_file_of_a_pair_given_itself_is_answered_with_the_folder(tmp_path: Path) -> None:
+    path = write(tmp_path) / CAPTIONS
+    with pytest.raises(SourceError, match=f"^{INSTANCES}: missing.* Give the folder with both"):
+        COCO2017.locate([path], "train")
+
+
 def test_half_a_pair_in_a_zip_is_an_error_too(tmp_path: Path) -> None:
     write_zip(tmp_path / "annotations_trainval2017.zip", captions=captions_document())
     with pytest.raises(SourceError, match=f"^{INSTANCES}: missing"):
@@ -516,7 +522,7 @@ def test_truncated_json_is_an_error_that_says_how_much_is_there(tmp_path: Path) 
     message = failure(tmp_path, instances=data)
     assert message == (
         f"{INSTANCES}: the JSON ends early, got 300 bytes against a closing bracket at the end "
-        "expected. Delete the file and download it again."
+        f"expected. Download the file again and put it at {tmp_path / INSTANCES}."
     )
 
 
@@ -673,16 +679,17 @@ def test_ambiguous_categories_are_an_error(tmp_path: Path, categories: list[Docu
     assert "'categories' is ambiguous" in failure(tmp_path, instances=document)
 
 
-def test_a_damaged_zip_is_an_error_that_advises_to_download_it_again(tmp_path: Path) -> None:
+def test_a_damaged_zip_is_an_error_that_says_where_to_put_a_whole_one(tmp_path: Path) -> None:
     documents = {"captions": captions_document(), "instances": instances_document()}
     archive = write_zip(tmp_path / "annotations_trainval2017.zip", **documents)
     data = bytearray(archive.read_bytes())
     archive.write_bytes(data[: len(data) // 2])
-    with pytest.raises(SourceError, match=f"^{archive.name}: damaged zip, got .* download it"):
+    advice = f"put it at {archive}"
+    with pytest.raises(SourceError, match=f"^{archive.name}: damaged zip, got .* {advice}"):
         COCO2017.locate([tmp_path], "train")
     data[200] ^= 0xFF
     archive.write_bytes(data)
-    with pytest.raises(SourceError, match=f"^{CAPTIONS}: damaged zip, got .* download it"):
+    with pytest.raises(SourceError, match=f"^{CAPTIONS}: damaged zip, got .* {advice}"):
         COCO2017.locate([tmp_path], "train")
 
 

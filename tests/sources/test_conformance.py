@@ -35,11 +35,13 @@ def test_the_source_is_called_as_it_is_typed(source: Source, name: str) -> None:
     assert sources.get(name.lower()).info == source.info
 
 
-def test_every_fact_but_citation_and_parts_is_given_and_without_stray_white_space(
+def test_facts_that_every_source_has_are_given_and_without_stray_white_space(
     source: Source,
 ) -> None:
-    for field, value in dataclasses.asdict(source.info).items():
-        assert value or field in ("citation", "parts"), f"{field} is empty"
+    facts = dataclasses.asdict(source.info)
+    facts["alike"] = [label for pair in source.info.alike for label in pair]
+    for field, value in facts.items():
+        assert value or field in ("citation", "parts", "alike"), f"{field} is empty"
         for text in [value] if isinstance(value, str) else value:
             assert text == text.strip(), f"{field} has white space around it"
 

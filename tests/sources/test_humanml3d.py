@@ -112,6 +112,47 @@ def test_texts_are_read_from_the_zip_as_well(tmp_path: Path) -> None:
     assert read(tmp_path)[0] == extracted
 
 
+def zipped(folder: Path, **texts: bytes) -> Path:
+    """The texts in a zip, not compressed, and no folder of them."""
+    write(folder)
+    data = folder / "HumanML3D"
+    shutil.rmtree(data / "texts")
+    with zipfile.ZipFile(data / "texts.zip", "w") as archive:
+        for name in TEXTS:
+            content = "\n".join(TEXTS[name]).encode()
+            archive.writestr(f"texts/{name}.txt", texts.get(f"t{name}", content))
+    return data / "texts.zip"
+
+
+def test_a_damaged_zip_of_texts_is_an_error_in_words(tmp_path: Path) -> None:
+    path = zipped(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"they bow", b"they cow"))
+    with pytest.raises(SourceError, match=r"^texts.zip: damaged zip, got 'Bad CRC.* Get it again"):
+        read(tmp_path)
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SourceError, match=r"^texts.zip: damaged zip, got .* Get it again"):
+        read(tmp_path)
+    # A bit that says encrypted, in both headers of the first member.
+    locked = bytearray(whole)
+    locked[6] |= 1
+    locked[whole.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(locked)
+    with pytest.raises(SourceError, match=r"^texts.zip: damaged zip, got .*encrypted"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("in_zip", [True, False])
+def test_a_text_that_is_not_utf_8_is_named(tmp_path: Path, in_zip: bool) -> None:
+    latin = "somebody d\xe9tours#a/DET#0.0#0.0".encode("latin-1")
+    if in_zip:
+        zipped(tmp_path, t000002=latin)
+    else:
+        (write(tmp_path) / "HumanML3D" / "texts" / "000002.txt").write_bytes(latin)
+    with pytest.raises(SourceError, match=r"000002.txt: can't be read, got .*utf-8.* in UTF-8"):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize("in_zip", [False, True])
 def test_a_mark_before_the_text_of_a_file_is_no_part_of_it(tmp_path: Path, in_zip: bool) -> None:
     data = write(tmp_path) / "HumanML3D"
@@ -226,3 +267,19 @@ def test_joints_of_another_shape_are_an_error(tmp_path: Path, shape: tuple[int, 
     np.save(joints / "000001.npy", np.zeros(shape))
     with pytest.raises(SourceError, match=r"000001.npy: got an array of shape"):
         read(folder, HumanML3DSource(motion_facts=True))
+
+
+@pytest.mark.parametrize("kind", ["no frame", "empty", "archive", "text"])
+def test_a_file_without_joints_is_an_error_in_words(tmp_path: Path, kind: str) -> None:
+    joints = write(tmp_path, {"000001": TEXTS["000001"]}) / "HumanML3D" / "new_joints"
+    joints.mkdir()
+    path = joints / "000001.npy"
+    with path.open("wb") as file:
+        if kind == "no frame":
+            np.save(file, np.zeros((0, 22, 3)))
+        elif kind == "archive":
+            np.savez(file, joints=np.zeros((4, 22, 3)))
+        elif kind == "text":
+            np.save(file, np.full((4, 22, 3), "x"))
+    with pytest.raises(SourceError, match=r"^000001.npy: .* expected. Make the motions again"):
+        read(tmp_path, HumanML3DSource(motion_facts=True))

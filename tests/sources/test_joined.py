@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from conftest import coco_files
 from hypothesis import given
@@ -19,6 +20,7 @@ from mminstruct.schema import Box, Context, Media
 from mminstruct.sources import ReadReport
 from mminstruct.sources._joined import iou, joined
 from mminstruct.sources.ln import SOURCE as LN
+from mminstruct.sources.lvis import COCO_NAMES
 from mminstruct.sources.lvis import SOURCE as LVIS
 
 PLACE = (0.1, 0.1, 0.5, 0.5)
@@ -248,3 +250,149 @@ def test_overlap_is_a_fraction_and_the_same_from_both_sides(
     assert iou(*boxes) == pytest.approx(iou(*boxes[::-1]))
     if boxes[0].area > 1e-9:
         assert iou(boxes[0], boxes[0]) == pytest.approx(1)
+
+
+BY, BY_NC = ("CC-BY-2.0", "by"), ("CC-BY-NC-2.0", "by-nc")
+
+
+def test_what_the_first_source_does_not_say_of_an_image_comes_from_the_other() -> None:
+    known = Media("b.jpg", url="u", landing_url="l", width=1, height=2, author="A", title="T")
+    both = join(Context("1", Media("a.jpg", title="Own")), Context("1", known))
+    assert both.media == msgspec.structs.replace(known, file_name="a.jpg", title="Own")
+    assert join(Context("1", known), Context("1", Media("a.jpg", url="no"))).media == known
+
+
+def test_a_licence_and_its_address_are_of_one_source() -> None:
+    one, other = Media("a", license_url="?"), Media("b", license=BY[0], license_url=BY[1])
+    assert join(Context("1", one), Context("1", other)).media == one
+    nc = Media("a", license=BY_NC[0], license_url=BY_NC[1])
+    assert join(Context("1", nc), Context("1", other)).media == nc
+    assert join(Context("1", Media("a")), Context("1", nc)).media == nc
+
+
+def test_licences_do_not_depend_on_which_source_is_named_first(place: Path) -> None:
+    coco_files(place, 0, split="val")
+    first = read(sources.get("COCO2017+LN"), [place])[0].media
+    second = read(sources.get("LN+COCO2017"), [place])[0].media
+    assert second == first
+    assert first.license == "CC-BY-2.0"
+
+
+def test_lvis_says_under_which_licence_an_image_is_and_where_its_page_is(tmp_path: Path) -> None:
+    image = lvis_document()["images"][0] | {
+        "license": 4,
+        "flickr_url": "http://farm1.staticflickr.com/1/42_ab12_z.jpg",
+    }
+    path = tmp_path / "lvis_v1_train.json"
+    path.write_text(json.dumps(lvis_document(images=[image])))
+    (context,) = read(LVIS, [tmp_path])
+    assert context.media == Media(
+        "000000000042.jpg",
+        url="http://images.test/train2017/000000000042.jpg",
+        landing_url="https://www.flickr.com/photo.gne?id=42",
+        width=100,
+        height=200,
+        license="CC-BY-2.0",
+        license_url="http://creativecommons.org/licenses/by/2.0/",
+    )
+    own = [{"id": 4, "url": "http://example.org/another", "name": "another"}]
+    path.write_text(json.dumps(lvis_document(images=[image], licenses=own)))
+    (context,) = read(LVIS, [tmp_path])
+    assert (context.media.license, context.media.license_url) == (None, own[0]["url"])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where all splits of COCO 2017 and LVIS are, without an image."""
+    for split in ("train", "val"):
+        coco_files(tmp_path, 0, split=split)
+        document = lvis_document(images=[], annotations=[], categories=[])
+        (tmp_path / f"lvis_v1_{split}.json").write_text(json.dumps(document))
+    return tmp_path
+
+
+def test_what_two_parts_leave_out_for_the_same_reason_is_added_up(folder: Path) -> None:
+    coco_files(folder, 1)  # a dog and a person
+    document = lvis_document(
+        images=[lvis_document()["images"][0] | {"id": 1, "neg_category_ids": [1, 3]}],
+        annotations=[lvis_document()["annotations"][0] | {"image_id": 1}],
+        categories=[*lvis_document()["categories"], {"id": 3, "name": "dog"}],
+    )
+    (folder / "lvis_v1_train.json").write_text(json.dumps(document))
+    source = sources.get("LVIS+COCO2017")
+    files = source.locate([folder], "train")
+    assert files is not None
+    report = ReadReport()
+    assert len(list(source.read(files, report))) == 1
+    assert report.skipped == {"label both present and absent": 2}
+
+
+def named_twice(
+    folder: Path, coco: str, lvis: str, *, absent: bool = False, height: int = 199
+) -> Path:
+    """An image of one object with COCO's name, which LVIS has in a box, too, or says is absent."""
+
+    def edit(captions: dict[str, Any], instances: dict[str, Any]) -> None:
+        instances["categories"] = [{"id": 1, "name": coco}]
+        box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [100, 100, 200, 200]}
+        instances["annotations"] = [box]
+
+    coco_files(folder, 1, edit=edit)
+    image = {"id": 1, "width": 640, "height": 480, "neg_category_ids": [1] if absent else []}
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [100, 100, 200, height]}
+    document = lvis_document(
+        images=[image],
+        annotations=[] if absent else [box],
+        categories=[{"id": 1, "name": lvis}],
+    )
+    (folder / "lvis_v1_train.json").write_text(json.dumps(document))
+    return folder
+
+
+@pytest.mark.parametrize(("lvis", "coco"), COCO_NAMES.items())
+def test_an_object_that_coco_and_lvis_call_by_two_names_counts_once(
+    folder: Path, lvis: str, coco: str
+) -> None:
+    (context,) = read(sources.get("COCO2017+LVIS"), [named_twice(folder, coco, lvis)])
+    assert [box.label for box in context.boxes] == [coco]
+
+
+def test_what_coco_has_in_a_box_is_not_absent_under_the_name_of_lvis(folder: Path) -> None:
+    named_twice(folder, "couch", "sofa", absent=True)
+    (context,) = read(sources.get("COCO2017+LVIS"), [folder])
+    assert [box.label for box in context.boxes] == ["couch"]
+    assert context.annotations == {}
+
+
+@pytest.mark.parametrize("name", ["COCO2017+LVIS", "LVIS+COCO2017"])
+@pytest.mark.parametrize(
+    ("coco", "lvis", "kept"),
+    [
+        ("tie", "necktie", "necktie"),
+        ("potted plant", "flowerpot", "potted plant"),
+        ("sports ball", "soccer_ball", "soccer ball"),
+        ("sports ball", "ball", "sports ball"),
+    ],
+)
+def test_boxes_whose_names_are_merely_alike_count_once_if_they_nearly_coincide(
+    folder: Path, name: str, coco: str, lvis: str, kept: str
+) -> None:
+    (context,) = read(sources.get(name), [named_twice(folder, coco, lvis)])
+    assert [box.label for box in context.boxes] == [kept]
+    (context,) = read(sources.get(name), [named_twice(folder, coco, lvis, height=150)])
+    assert len(context.boxes) == 2
+
+
+def test_no_two_categories_of_lvis_become_one() -> None:
+    assert len(set(COCO_NAMES.values())) == len(COCO_NAMES)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"), [(LVIS, "lvis_v1_val.json"), (LN, "coco_train_captions.jsonl")]
+)
+def test_a_published_file_may_be_given_itself(
+    place: Path, source: sources.Source, name: str
+) -> None:
+    split = "validation" if "val" in name else "train"
+    assert read(source, [place / name], split) == read(source, [place], split) != []
+    assert source.locate([place / "annotations" / "captions_train2017.json"], split) is None

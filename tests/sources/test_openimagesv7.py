@@ -362,6 +362,49 @@ def test_relations_and_attributes_read_like_words(tmp_path: Path) -> None:
     assert report.skipped == {"relation with a label without a name": 1}
 
 
+def test_an_attribute_goes_by_its_own_name_where_a_class_has_the_same_id(tmp_path: Path) -> None:
+    corners = ",".join(["0.1"] * 8)
+    rows = [
+        f"{ONE},{TABLE},{WOODEN},{corners},is",
+        f"{ONE},{DOG},{WOODEN},{corners},at",
+        f"{ONE},{WOODEN},{PERSON},{corners},is",
+    ]
+    (context,) = read(tmp_path, relations=rows, classes=f"{CLASSES}\n{WOODEN},Wood\n")
+    assert context.annotations["relations"] == (
+        relations.Item("Table", "is", "wooden"),
+        relations.Item("Dog", "at", "Wood"),
+        relations.Item("Wood", "is", "Persoña"),
+    )
+
+
+@pytest.mark.parametrize(("value", "column"), [("2", 0), ("-2", 3), ("-128", 4)])
+def test_a_flag_that_is_none_is_named_with_its_row_and_column(
+    tmp_path: Path, value: str, column: int
+) -> None:
+    flags = ["0"] * 5
+    flags[column] = value
+    rows = [
+        box(f"{DOG},1,0.1,0.5,0.2,0.9,0,1,-1,,0"),
+        box(f"{DOG},1,0.1,0.5,0.2,0.9,{','.join(flags)}"),
+    ]
+    name = ("IsOccluded", "IsTruncated", "IsGroupOf", "IsDepiction", "IsInside")[column]
+    with pytest.raises(SourceError, match=rf"bbox.csv, line 3: got {value} for {name} against"):
+        read(tmp_path, boxes=rows)
+
+
+def test_labels_with_an_impossible_confidence_are_left_out_and_counted(tmp_path: Path) -> None:
+    checked = [f"{ONE},verification,{TABLE},{value}" for value in ("0.7", "0.2", "2", "-1")]
+    machine = [f"{ONE},machine,{PERSON},{value}" for value in ("1.5", "-0.5")]
+    (context,), report = read_and_report(
+        tmp_path, labels=checked, machine=machine, source=OpenImagesSource(True)
+    )
+    assert "labels" not in context.annotations
+    assert report.skipped == {
+        "label that people didn't decide about": 4,
+        "label with a score beyond 0 and 1": 2,
+    }
+
+
 def test_files_are_found_under_their_publishers_folders_too(tmp_path: Path) -> None:
     flat = write(tmp_path / "flat")
     for url in SOURCE._urls("validation").values():

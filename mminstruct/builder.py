@@ -27,7 +27,7 @@ from mminstruct import backends, generate, licenses, prompts, sources
 from mminstruct.backends import Backend, BackendOptions
 from mminstruct.client import Client, Failed, RetryPolicy, Stats
 from mminstruct.download import fetch
-from mminstruct.errors import NoRows, RunStopped, UsageError, did_you_mean
+from mminstruct.errors import NoRows, RunStopped, SourceError, UsageError, did_you_mean
 from mminstruct.generate import Plan, Report
 from mminstruct.licenses import Part, Registry, Verdict
 from mminstruct.limits import Budget, Rates
@@ -614,19 +614,20 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         files: Files | None = self.config.locate(source, split)
         if files is None:
             places = self.config.places()
-            members = sources.members(source, split)
             for place in filter(Path.is_file, places):
-                if not any(part.locate([place], own) for part, own in members):
+                if not _has_annotations(place):
                     raise UsageError(
-                        f"{shown(place)}: not an annotation file of {source.info.name}, split "
-                        f"{split!r}, or not the only one that is needed; give the folder that has "
-                        "them (--dataset_storage_path, data_dir)"
+                        f"{shown(place)}: no annotation file that is known here, or not the only "
+                        f"one that {source.info.name} needs; give the folder that has them "
+                        "(--dataset_storage_path, data_dir)"
                     )
+            members = sources.members(source, split)
             for part, own in members:
                 if part.locate(places, own) is None:
                     for place in filter(Path.exists, self.config.places()):
+                        where = "directly in" if place.is_dir() else "in the file"
                         _log.info(
-                            f"{part.info.name}: no annotation files of split {own!r} directly in "
+                            f"{part.info.name}: no annotation files of split {own!r} {where} "
                             f"{shown(place)}; taking downloaded ones"
                         )
                     fetched = [fetch(download, downloads) for download in part.downloads(own)]
@@ -764,6 +765,17 @@ def make(source: str, prompt_config: str, name: str) -> type[InstructBuilder]:
     cls = type("AdHocBuilder", (InstructBuilder,), members)
     setattr(sys.modules[module], cls.__name__, cls)
     return cls
+
+
+def _has_annotations(place: Path) -> bool:
+    """Whether a file is one of annotations, of whatever source: a run may have several."""
+    for source in map(sources.get, sources.names()):
+        for split in source.info.splits:
+            with contextlib.suppress(SourceError):
+                # The bundled sample is there without any place.
+                if source.locate([], split) is None and source.locate([place], split) is not None:
+                    return True
+    return False
 
 
 def summary(report: Report, rows: str | None = None) -> str:

@@ -96,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         sys.exit(run(sys.argv[1:] if arguments is None else arguments))
     finally:
-        with contextlib.suppress(OSError):  # else Python's words about help that nobody reads
+        # Else Python says at its end that nobody reads the help.
+        with contextlib.suppress(OSError, ValueError):
             _print("")
 
 
@@ -184,7 +185,7 @@ def _print(text: str) -> int:
     """
     if not sys.stdout:  # it was closed from the start
         return DONE
-    encoding = sys.stdout.encoding or "utf-8"
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
         sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
         sys.stdout.flush()
@@ -474,6 +475,8 @@ def _generate(args: argparse.Namespace) -> int:
         budget = builders[0].budget
         budget.ledger = Path(scratch) / "spent.json"
         report, parts = Report(), []
+        for builder in builders if len(builders) > 1 else ():
+            builder.requests()  # what can't be read or fetched is told before anything is paid for
         for builder in builders:
             builder.budget = budget
             _prepare(builder)
@@ -728,7 +731,7 @@ def _command_again(
             values = value if isinstance(value, list) else [value]
             words += [_public(name, str(one), registry) for one in values]
     from_environment = os.environ.get("OPENAI_BASE_URL") and not args.openai_base_url
-    if endpoint is not None and args.model_source == "openai" and from_environment:
+    if endpoint is not None and args.model_source.lower() == "openai" and from_environment:
         words += ["--openai_base_url", endpoint if "://" in endpoint else "URL"]
     return shlex.join(words)
 

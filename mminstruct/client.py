@@ -241,6 +241,8 @@ class Client:
         self._failed_at_start = 0
         self._failed_in_a_row = 0
         self._empty_in_a_row = 0
+        self._answered_before = self.stats.answered
+        self._left: Counter[str] = Counter()
         self._useless: dict[str, Counter[str]] = {}
         self._useful: set[str] = set()
         self._answers = 0
@@ -330,21 +332,28 @@ class Client:
         """Send nothing more. Whoever waits hears of it at once; answers in flight are kept."""
         self._loop.call_soon_threadsafe(self._stop, RunStopped("the run was stopped"))
 
+    def expect(self, kinds: Mapping[str, int]) -> None:
+        """Note how many requests there are of each instruction type."""
+        self._left.update(kinds)
+
     def count_useful(self, kind: str) -> None:
         """Note that an answer of an instruction type gave a row."""
+        self._left[kind] -= 1
         self._useful.add(kind)
 
     def count_useless(self, kind: str, reason: str, detail: str) -> None:
         """Note that an answer of an instruction type gave no row.
 
-        If none of the first hundred did, the run ends: the next ones would be paid for in vain.
-        Those of other runs count, but don't end one that buys nothing.
+        If none of the first hundred did and as many are still to come, the run ends: they would be
+        paid for in vain. Answers of other runs count, but don't end one that buys nothing.
         """
+        self._left[kind] -= 1
         if kind in self._useful:
             return
         reasons = self._useless.setdefault(kind, Counter())
         reasons[reason] += 1
-        if min(reasons.total(), self.stats.answered) < _USELESS:
+        buys = self.stats.answered > self._answered_before
+        if not buys or min(reasons.total(), self._left[kind]) < _USELESS:
             return
         words = ", ".join(f"{name} {count}" for name, count in reasons.most_common())
         error = NoRows(

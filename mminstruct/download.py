@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 RETRY_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Waits between attempts; one more failure ends the download."""
 
+_log = logging.getLogger(__name__)
 _LONGEST_WAIT_S = 60.0
 _PROGRESS_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 18
@@ -63,7 +64,7 @@ def fetch(
 
     A file that was verified before is returned without touching the network. Otherwise what an
     earlier run left is continued. A file put there by hand is used, too, and verified as far as
-    the publisher states its size and MD5.
+    publisher or server state its size and MD5; it is taken as it is where neither says anything.
 
     Args:
         download: what to fetch; http and https only.
@@ -86,12 +87,19 @@ def fetch(
     if _is_verified(target, download):
         return target
     if datasets.config.HF_HUB_OFFLINE:
+        if _is_taken(target, download):
+            return target
         raise DownloadError(
             f"{download.url}: not fetched, because HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set, "
             f"and there is no such file{_stated(download)} at {shown(target)}. Unset the variable, "
             "or fetch the URL by hand and put it there."
         )
-    published = _published(download, target, timeout_s, sleep)
+    try:
+        published = _published(download, target, timeout_s, sleep)
+    except DownloadError:
+        if _is_taken(target, download):
+            return target
+        raise
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(target):
@@ -176,10 +184,7 @@ def _beside(target: Path, suffix: str) -> Path:
 
 
 def _is_verified(target: Path, download: Download | _Published) -> bool:
-    """Whether the whole file is there; its bytes are read only the first time.
-
-    What is still arriving has another name, so a file of which nothing is stated is taken as it is.
-    """
+    """Whether the whole file is there; its bytes are read only the first time."""
     size = target.stat().st_size if target.is_file() else 0
     if not size or download.size_bytes not in (None, size):
         return False
@@ -188,12 +193,18 @@ def _is_verified(target: Path, download: Download | _Published) -> bool:
         marked, _, name = mark.read_text(encoding="utf-8").partition("  ")
         if name == f"{target.name}\n" and download.md5 in (None, marked):
             return True
-    if download.md5 not in (None, md5 := _md5(target)):
+    if download.size_bytes is None or download.md5 not in (None, md5 := _md5(target)):
         return False
     # A shared cache may be read-only: then the bytes are read again next time.
     with suppress(OSError):
         mark.write_text(_md5_line(target, md5), encoding="utf-8")
     return True
+
+
+def _is_taken(target: Path, download: Download) -> bool:
+    """Whether there is a file of which nobody says how large it is: whoever put it there knows."""
+    has_content = target.is_file() and target.stat().st_size > 0
+    return has_content and download.size_bytes is None and download.md5 is None
 
 
 def _md5_line(target: Path, md5: str) -> str:
@@ -240,6 +251,11 @@ def _fetch_locked(
     part = _beside(target, ".part")
     part.touch()
     if part.stat().st_size > download.size_bytes or not _may_continue(download, part):
+        if size := part.stat().st_size:
+            _log.info(
+                f"{target.name}: started anew, as nobody can tell whether the {size:,} bytes that "
+                "are there are of the same version"
+            )
         os.truncate(part, 0)
     with tqdm(
         desc=target.name,
@@ -296,8 +312,6 @@ def _receive(download: _Published, part: Path, bar: Any, timeout_s: float) -> No
     Raises:
         _Dropped: it ended before the part was complete.
     """
-    if not _may_continue(download, part):
-        os.truncate(part, 0)
     had, version = part.stat().st_size, _kept_version(part)
     headers = {"User-Agent": "mminstruct", "Accept-Encoding": "identity"}
     if had:

@@ -404,6 +404,12 @@ def batch_size(requests: datasets.Dataset, plan: Plan, client: Client) -> int:
     return max(1, min(_MAX_BATCH, client.backend.parallel // 8))
 
 
+def _announce(requests: datasets.Dataset, client: Client) -> None:
+    """Tell the client how many requests of each instruction type are to come."""
+    types = requests.select_columns("type").with_format("arrow")[:].column("type")
+    client.expect({kind["values"]: kind["counts"] for kind in pc.value_counts(types).to_pylist()})
+
+
 def window(parallel: int, size: int) -> int:
     """Batches under way at once: enough to keep the backend busy behind a few slow answers."""
     return max(_MIN_WINDOW, math.ceil(8 * parallel / size))
@@ -417,6 +423,7 @@ def map_requests(
     A result is a row, or the reason why there is none (column ``reason``).
     """
     cache_file.parent.mkdir(parents=True, exist_ok=True)
+    _announce(requests, client)
     size = batch_size(requests, plan, client)
     under_way = asyncio.Semaphore(window(client.backend.parallel, size))
     loops: set[asyncio.AbstractEventLoop] = set()
@@ -498,6 +505,7 @@ def stream_requests(
     requests: datasets.Dataset, plan: Plan, client: Client
 ) -> Iterator[dict[str, Any]]:
     """The results of all requests, in their order, each as soon as those before it are there."""
+    _announce(requests, client)
     size = batch_size(requests, plan, client)
     ahead = window(client.backend.parallel, size)
     under_way: deque[tuple[_Asked, Future[list[Outcome]]]] = deque()

@@ -197,7 +197,7 @@ def flaw(path: Path) -> str | None:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return f"more than {Image.MAX_IMAGE_PIXELS} pixels"
     except _DAMAGED as error:
-        return getattr(error, "strerror", None) or "not a whole image"
+        return getattr(error, "strerror", None) or f"not a whole image ({', '.join(_OPENED)})"
     return None
 
 

@@ -20,6 +20,7 @@ import json
 import logging
 import re
 import shutil
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -105,7 +107,7 @@ def write(
         report: what became of the requests; None if that wasn't recorded.
 
     Raises:
-        UsageError: the rows lack a column, hold images, or have an id twice.
+        UsageError: the rows lack a column, hold images, or are there twice.
     """
     partial = path / _PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
@@ -164,11 +166,9 @@ def _remove_rows(path: Path, older: Mapping[str, Any]) -> None:
 
 
 def _for_everybody(entry: Mapping[str, str]) -> dict[str, str]:
-    """What gave no row, without the words of a server, which may name whatever it knows.
-
-    Each of them comes with the server's own address.
-    """
-    return {**entry, "detail": _NOT_TOLD if "://" in entry["detail"] else entry["detail"]}
+    """What gave no row, without the words of a server, which may name whatever it knows."""
+    is_servers = entry["outcome"] == "failed" or entry["reason"] == "too_long"
+    return {**entry, "detail": _NOT_TOLD} if is_servers else dict(entry)
 
 
 def _write_parquet(
@@ -240,12 +240,12 @@ def _contents(
 ) -> Contents:
     """What the rows are, in one pass over them; credits beyond a list's length go to a file.
 
-    Of each row and image no more than a digest of its name is held.
+    Of each row and image no more than a digest is held.
 
     Raises:
-        UsageError: two rows of a split have the same id.
+        UsageError: a split has a row twice.
     """
-    ids: set[bytes] = set()
+    hashes = array("Q")
     seen: set[bytes] = set()
     media: dict[str | None, list[int]] = {}
     truncated: Counter[str] = Counter()
@@ -253,12 +253,7 @@ def _contents(
     examples: dict[str, dict[str, Any]] = {}
     credits = _Credits(folder / CREDITS)
     for split, row in _told(splits):
-        known = len(ids)
-        ids.add(hashlib.blake2b(f"{split}\0{row['id']}".encode(), digest_size=16).digest())
-        if len(ids) == known:
-            raise UsageError(
-                f"split {split!r}: expected each id once, got {row['id']!r} again; leave one out"
-            )
+        hashes.append(_hash(split, row))
         kind, made, license = row["type"], row["provenance"], row["image_license"]
         counts = media.setdefault(license, [0, 0])
         counts[1] += 1
@@ -275,6 +270,7 @@ def _contents(
         if _asks_for_credit(registry, license):
             credits.add(row)
     credits.close()
+    _check_once(splits, hashes)
     return Contents(
         features=next(iter(splits.values())).features,
         files=files,
@@ -292,6 +288,24 @@ def _told(splits: Mapping[str, datasets.Dataset]) -> Iterator[tuple[str, dict[st
     for split, rows in splits.items():
         for batch in rows.select_columns(list(_TOLD)).with_format("arrow").iter(1000):
             yield from ((split, row) for row in batch.to_pylist())
+
+
+def _hash(split: str, row: Mapping[str, Any]) -> int:
+    """64 bits of what makes a row another one; models may write about the same image."""
+    own = repr((split, row["id"], row["messages"])).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(own, digest_size=8).digest(), "little")
+
+
+def _check_once(splits: Mapping[str, datasets.Dataset], hashes: array[int]) -> None:
+    """Raise UsageError if a row is there twice."""
+    found, counts = np.unique(np.frombuffer(hashes, np.uint64), return_counts=True)
+    again = set(found[counts > 1].tolist())
+    for split, row in _told(splits) if again else ():
+        if _hash(split, row) in again:
+            raise UsageError(
+                f"split {split!r}: expected each row once, got {row['id']!r} with the same text "
+                "again; leave one of them out"
+            )
 
 
 def _asks_for_credit(registry: Registry, license: str | None) -> bool:

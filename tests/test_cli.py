@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -437,11 +438,29 @@ def test_answers_that_never_give_a_row_end_the_run_before_all_are_paid_for(
         "the first 100 answers of type 'conversation' gave no row (no_labels 100; the last" in error
     )
     assert "leave the type out with --types" in error
-    assert 100 <= len(server.bodies) < 140
-    # What is there already doesn't end the next run, and isn't paid for again.
+    assert 100 <= (asked := len(server.bodies)) < 140
+    # The same again is told sooner, and nothing is paid for twice.
     assert generate("COCO2017", "--output_path", "o.jsonl", *types, server=server) == cli.USAGE
-    assert 200 <= len(server.bodies) < 280
+    assert asked < len(server.bodies) < asked + 40
     assert len({json.dumps(body["messages"]) for body in server.bodies}) == len(server.bodies)
+
+
+def test_a_run_that_is_nearly_through_is_not_ended_for_a_type_without_rows(
+    folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco_files(folder / "cache", 130)
+    good = server.answer
+
+    def answer(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        made = good(server, body)
+        if made["choices"][0]["message"]["content"].startswith("Question"):
+            return chat_completion("Nothing of the kind.")
+        return made
+
+    server.answer = answer
+    types = ["--types", "conversation", "detail_description", "--max_concurrency", "8"]
+    assert generate("COCO2017", "--output_path", "o.jsonl", *types, server=server) == cli.DONE
+    assert "130 rows, 130 rejected (no_labels 130)" in capsys.readouterr().err
 
 
 def test_one_answer_that_gives_a_row_lets_a_run_go_on(folder: Path, server: LoopbackServer) -> None:
@@ -455,6 +474,35 @@ def test_one_answer_that_gives_a_row_lets_a_run_go_on(folder: Path, server: Loop
     types = ["--types", "conversation", "--max_concurrency", "8"]
     assert generate("COCO2017", "--output_path", "o.jsonl", *types, server=server) == cli.DONE
     assert len((folder / "o.jsonl").read_text().splitlines()) == 1
+
+
+def test_sources_are_all_read_before_any_of_them_costs_something(
+    folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotations = folder / "cache" / "annotations" / "captions_train2017.json"
+    annotations.write_bytes(annotations.read_bytes()[:-20])
+    assert generate("COCO2014", "COCO2017", "--output_path", "o", server=server) == cli.USAGE
+    assert "captions_train2017.json" in capsys.readouterr().err
+    assert server.bodies == []
+
+
+def test_a_file_of_one_of_several_sources_does_not_bar_the_others(
+    folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    archive = folder / "annotations_trainval2017.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in (folder / "cache" / "annotations").glob("*2017.json"):
+            file.write(path, f"annotations/{path.name}")
+    arguments = ["--dataset_storage_path", str(archive), "--output_path", "o"]
+    assert generate("COCO2017", *arguments, server=server) == cli.DONE
+    server.bodies.clear()
+    # LVIS would be downloaded, which is off here.
+    assert generate("COCO2017", "LVIS", *arguments, server=server) == cli.STOPPED
+    said = capsys.readouterr().err
+    assert f"LVIS: no annotation files of split 'train' in the file {archive}" in said
+    assert server.bodies == []
 
 
 def test_a_rerun_writes_the_same_files(folder: Path, server: LoopbackServer) -> None:

@@ -598,9 +598,24 @@ def test_a_file_put_where_an_error_said_is_taken_where_nothing_is_stated_about_i
         fetch_unstated(server, tmp_path)
     path.write_bytes(b"id,name\n")
     assert fetch_unstated(server, tmp_path) == path
-    assert server.heads == 1
+    server.length = False
+    server.head_status = 200
+    assert fetch_unstated(server, tmp_path) == path
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     assert fetch_unstated(server, tmp_path) == path
+
+
+def test_a_file_put_there_by_hand_that_is_cut_off_is_fetched_where_the_server_knows_its_size(
+    server: Script, tmp_path: Path
+) -> None:
+    path = place_of(server, tmp_path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(BODY[:1000])
+    assert fetch_unstated(server, tmp_path).read_bytes() == server.body
+    # What was verified is asked about no more.
+    server.heads = 0
+    assert fetch_unstated(server, tmp_path) == path
+    assert server.heads == 0
 
 
 def test_offline_mode_names_no_size_and_no_md5_that_nobody_states(

@@ -192,11 +192,14 @@ def test_many_rows_are_spread_over_files(tmp_path: Path) -> None:
 def test_a_row_twice_is_refused(tmp_path: Path) -> None:
     rows = dataset([row(1, "detail"), row(2, "detail")])
     with pytest.raises(
-        UsageError, match="'train': expected each id once, got 'coco2017-0+1-detail'"
+        UsageError, match="'train': expected each row once, got 'coco2017-0+1-detail' with"
     ):
         write(tmp_path / "out", {"train": datasets.concatenate_datasets([rows, rows])})
-    # Splits are apart.
+    # Splits are apart, and models may write about the same images.
     write(tmp_path / "out", {"train": rows, "validation": rows})
+    others = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
+    theirs = dataset([{**row(1, "detail"), "messages": others}])
+    write(tmp_path / "out", {"train": datasets.concatenate_datasets([rows, theirs])})
 
 
 @pytest.mark.parametrize(
@@ -218,14 +221,18 @@ def test_images_within_rows_are_refused(tmp_path: Path, column: list[Any]) -> No
 
 def test_a_servers_words_stay_out_of_a_release(tmp_path: Path) -> None:
     said = "http://10.1.2.3/v1 answered 400: the key sk-1 of http://upstream is not accepted"
-    details = [{**rejected(2), "outcome": "failed", "detail": said}, rejected(3)]
+    own = {**rejected(3), "detail": "question asked twice: 'What is http://example.org?'"}
+    details = [
+        {**rejected(2), "outcome": "failed", "detail": said},
+        own,
+        {**rejected(4), "outcome": "failed", "detail": "upstream gpu-17.corp refused key sk-1"},
+        {**rejected(5), "reason": "too_long", "detail": "even the shortest: gpu-17.corp said so"},
+    ]
     path = write(tmp_path / "out", {"train": dataset([row(1)])}, details=details)
     found = [json.loads(line) for line in (path / "rejected.jsonl").read_text().splitlines()]
-    assert found[0] == {
-        **details[0],
-        "detail": "as the server said, whose words stay out of a release",
-    }
-    assert found[1] == details[1]
+    unsaid = "as the server said, whose words stay out of a release"
+    assert [entry["detail"] for entry in found] == [unsaid, own["detail"], unsaid, unsaid]
+    assert [{**entry, "detail": ""} for entry in found] == [{**d, "detail": ""} for d in details]
 
 
 @pytest.mark.parametrize("listed", [True, False])

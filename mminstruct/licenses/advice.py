@@ -31,7 +31,11 @@ def alternatives(registry: Registry, verdict: Verdict) -> list[str]:
         others = [m for m in free if m.size_b and m.vendor not in {c.vendor for c in chosen}]
         if others:
             chosen.append(min(others, key=lambda m: _distance(m, size)))
-    return [f"{m.repo_id}: {registry.terms[m.terms].title}, no duty on outputs" for m in chosen]
+    served = any(part.role == "service" for part in verdict.parts)
+    where = ", on a server of your own" if served else ""
+    return [
+        f"{m.repo_id}{where}: {registry.terms[m.terms].title}, no duty on outputs" for m in chosen
+    ]
 
 
 def _is_free(registry: Registry, model: Model) -> bool:

@@ -27,7 +27,10 @@ PUBLIC = "an unregistered public service"
 ENDPOINTS_JOINT = ", "
 """What is between several endpoints of one row."""
 # Names that only a network of one's own knows (RFC 6761, 6762, 8375 and ICANN's .internal).
-_PRIVATE_SUFFIXES = (".localhost", ".local", ".home.arpa", ".internal", ".lan", ".test", ".svc")
+_PRIVATE_SUFFIXES = (
+    *(".localhost", ".local", ".home.arpa", ".internal", ".test", ".svc"),
+    *(".lan", ".home", ".corp", ".intranet", ".private"),
+)
 
 OutputTraining = Literal[
     "allowed", "conditional", "unknown", "same-family-only", "research-only", "forbidden"
@@ -261,7 +264,7 @@ class Registry:
 
     def endpoint(self, url: str) -> Endpoint | None:
         """The registered service behind an API's URL, or None."""
-        host = urlsplit(url).hostname or ""
+        host = _host(url)
         found = [entry for entry in self.endpoints.values() if host in entry.hosts]
         return max(found, key=lambda e: ("endpoints", e.id) in self.entered, default=None)
 
@@ -290,12 +293,17 @@ def is_public(url: str) -> bool:
 
     Bare addresses, single words and the names of private networks are servers of one's own.
     """
-    host = (urlsplit(url).hostname or "").rstrip(".")
+    host = _host(url)
     try:
         ipaddress.ip_address(host)
     except ValueError:
         return "." in host and not host.endswith(_PRIVATE_SUFFIXES)
     return False
+
+
+def _host(url: str) -> str:
+    """The host of a URL in lower case, without the dot that a whole name may end with."""
+    return (urlsplit(url).hostname or "").rstrip(".")
 
 
 def usable(license: License | None) -> bool | None:

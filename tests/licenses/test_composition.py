@@ -116,8 +116,8 @@ BY_OTHER_WAYS: dict[str, tuple[list[Part], tuple[Any, ...]]] = {
         model(QWEN, endpoints=["https://api.somebody.ai/v1"]),
         UNKNOWN,
     ),
-    "a free model at OpenAI in Europe": (
-        model(QWEN, endpoints=["https://eu.api.openai.com/v1"]),
+    "a free model at OpenAI in Europe, by its whole name": (
+        model(QWEN, endpoints=["https://eu.api.openai.com./v1"]),
         other("openai-terms", False, "forbidden"),
     ),
     "a free model at a server of one's own": (model(QWEN, endpoints=[OWN]), FREE),
@@ -317,6 +317,12 @@ def test_there_are_alternatives_only_where_another_model_would_help() -> None:
     barred = licenses.compose(REGISTRY, [*works("cc-by-nc-4.0"), *model(LLAMA2)])
     assert licenses.alternatives(REGISTRY, barred) == []
     assert len(licenses.alternatives(REGISTRY, coco(*model("no/such-model")))) == 3
+
+
+def test_where_the_service_is_what_is_unknown_a_server_of_ones_own_is_the_way_out() -> None:
+    at_a_service = coco(*model("Qwen/Qwen2-7B-Instruct", endpoints=["https://llm.uni.example/v1"]))
+    found = licenses.alternatives(REGISTRY, at_a_service)
+    assert found[0].startswith("Qwen/Qwen2-7B-Instruct, on a server of your own: Apache-2.0")
 
 
 ENTRIES = [None, *REGISTRY.licenses.values()]

@@ -252,6 +252,7 @@ def test_a_service_without_an_entry_is_unknown_and_a_users_own_server_can_be_ent
         ("http://gpu.local/v1", False),
         ("http://vllm.ml.svc.cluster.local/v1", False),
         ("http://vllm.ml.svc/v1", False),
+        ("http://gpu.acme.corp/v1", False),
         ("https://api.somebody.ai/v1", True),
         ("https://acme.openai.azure.com/openai/v1", True),
         ("https://api.somebody.ai./v1", True),

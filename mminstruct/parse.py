@@ -45,7 +45,7 @@ from mminstruct.schema import Completion, Turn
 _QUESTION, _ANSWER = "question", "answer"
 _LABEL = re.compile(
     r"""^(?:[\s>#-]|[*+\u2022]\s)*(?P<open>[*_]{0,3})
-        (?:(?:\d+[.)]|(?:turn|round|exchange)\s*\#?\d+\s*[:.)\u2013\u2014-]?)
+        (?:(?:\d+[.)]|(?:turn|round|exchange)\s*\#?\d+(?:\s*[:.)\u2013\u2014-])?)
            [*_]{0,3}\s*(?P<inner>[*_]{0,3}))?
         (?:(?P<question>question(?:\s*\#?\d+)?\s*\([^()]{1,40}\)|question|user|human
              |(?<![-+*\u2022>]\s)q)
@@ -57,8 +57,7 @@ _LABEL = re.compile(
 # "### Question 1", with the question on the lines below.
 _HEADED_LABEL = re.compile(
     r"""^\s*(?:\#{1,6}\s*[*_]{0,3}|\*\*|__)(?:\d+[.)]\s*)?
-        (?:(?P<question>question|user|human)|(?P<answer>answer|(?:ai\s+)?assistant))
-        (?:\s*\#?\d+)?[*_]{0,3}\s*$""",
+        (?:(?P<question>question)|(?P<answer>answer))(?:\s*\#?\d+)?[*_]{0,3}\s*$""",
     re.IGNORECASE | re.VERBOSE,
 )
 # An answer may have a list with "Person: a man" or "A. left" in it.
@@ -80,7 +79,7 @@ _NUMBERS = "one|two|three|four|five|six|seven|eight|nine|ten"
 _ORDINALS = "first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|next|last|final"
 _TURN = rf"""(?:(?:turn|round|exchange|pair|conversation|dialogue)\s*(?:\#?\d+|{_NUMBERS})
         |(?:{_ORDINALS}|\d+(?:st|nd|rd|th))\s+(?:turn|round|exchange|conversation|dialogue))\b
-        [*_]{{0,3}}\s*(?:\W*|[:(\u2013\u2014-].{{0,80}}(?<![.!]))$"""
+        [*_]{{0,3}}(?:\W*|\s*[:(\u2013\u2014-].{{0,80}}(?<![.!]))$"""
 _SEPARATOR = re.compile(
     rf"""^\s*(?:={{3,}}|-{{3,}}|\*{{3,}}|_{{3,}})\s*$
     |^\W*(?:turn|round|exchange|pair|conversation|dialogue)\s*\#?\d+\W*$
@@ -104,7 +103,7 @@ _REMARK = re.compile(
         |(?:the\ )?end\ of\ (?:the\ )?(?:conversation|dialogue|description|turns?)\W*$)""",
     re.IGNORECASE | re.VERBOSE,
 )
-_FENCE = re.compile(r"^\s*(?:```|~~~)\s*[\w-]*\s*$")
+_FENCE = re.compile(r"^\s*(?:```|~~~)\s*(?:[\w-]+\s*)?$")
 _EMPHASISED = re.compile(r"(\*{1,3})(?=\S)([^*]+)(?<=\S)\1")
 _THINK = re.compile(
     r"<(?P<end>/?)(?:(?:seed:)?think(?:ing)?|thoughts?|reasoning|reflection|analysis|scratchpad)>"
@@ -134,7 +133,8 @@ _ROLE = re.compile(
 _PREAMBLE = re.compile(
     r"""(?:(?:(?:sure|certainly|of\ course|okay|ok|absolutely)\b[!,.]?\s*)?
           (?:here(?:['\u2019]s|\ is)|(?:below|this|the\ following)\ is)\b
-          [^\n:.!?]{0,60}\bdescription\b[^\n:.!?]{0,60}:[*_]*\s*
+          (?:\ (?!(?:with|without|and|of|in|on|by|for)\b)[\w-]+,?){0,5}?\ description
+          (?:\ of\ (?:the|this|your)\ (?:image|picture|photo(?:graph)?|scene))?:[*_]*\s*
         |I(?:['\u2019]d|\ would)\ be\ (?:happy|glad|pleased|delighted)\ to\b
           [^\n.!:]{0,120}(?:[.!:]\s*|\n+)
         |\#{1,6}[ \t][^\n]{1,120}\n\s*
@@ -329,6 +329,8 @@ def _segments(text: str) -> tuple[list[tuple[str, str]], list[str]]:
                 notes.append("stray_text" if segments else stray)
             # "Question:" and its text may stand on both sides of a separator line.
             listening = listening and not "".join(segments[-1].lines).strip()
+            if listening:
+                segments[-1].lines[:] = [""]  # not more and more empty lines to join
             stray = "stray_text"
         elif match := _DOUBTFUL_LABEL.match(line):
             certain = _certain(lines) if certain is None else certain
@@ -447,10 +449,10 @@ def _without_tail(lines: list[str], notes: list[str], *, between: bool = False) 
         between: a question follows, so that a bold line or "Turn 2: Place" is its heading, unless
             it belongs to a list.
     """
-    kept = len(lines)
+    kept, first = len(lines), lines[0].strip()
     for number in range(len(lines) - 1, 0, -1):
         if lines[number].strip():
-            if not _is_aside(lines, number, between=between):
+            if not _is_aside(lines, number, first, between=between):
                 break
             kept = number
     if kept == len(lines):
@@ -459,7 +461,7 @@ def _without_tail(lines: list[str], notes: list[str], *, between: bool = False) 
     return lines[:kept]
 
 
-def _is_aside(lines: list[str], number: int, *, between: bool) -> bool:
+def _is_aside(lines: list[str], number: int, first: str, *, between: bool) -> bool:
     """Whether that line is a heading or a remark to the reader rather than a part of a list."""
     line = lines[number].strip()
     above = next((text for n in range(number - 1, -1, -1) if (text := lines[n].strip())), "")
@@ -471,7 +473,7 @@ def _is_aside(lines: list[str], number: int, *, between: bool) -> bool:
     pattern = _BOLD_HEADING if bold else _TURN_HEADING
     if not (between and pattern.match(line)):
         return False
-    return above == lines[0].strip() or not pattern.match(above)
+    return above == first or not pattern.match(above)
 
 
 def _without_emphasis(opened: str, text: str) -> str:

@@ -362,6 +362,9 @@ def test_a_label_before_a_text_is_removed(label: str) -> None:
         "**A red bus stands there.**\n\nNobody is near it.",
         "This is a street with a sign: it bears the description of a bus.",
         "Below is a street. Its description: none.",
+        "This is a hotel listing with a photo, a price and a description, and below them: a map.",
+        "This is an indoor scene whose description starts with the sofa: it is red.",
+        "Below is a plaque with a description: it names the year 1901.",
         "Let me see. A bus stands there.",
         "A quiet street.\n\nQuestion marks are painted on a wall.",
     ],
@@ -1012,3 +1015,55 @@ def test_an_answer_that_goes_round_in_circles_is_rejected() -> None:
     loop = "the direction of the light is the direction of the light coming from the side, and " * 6
     assert reason_of(read(f"Question: Where from?\nAnswer: It is {loop}")) == "repetition"
     assert reason_of(read(f"It is {loop}", "text")) == "repetition"
+
+
+# What took minutes at this length while a pattern or a loop was quadratic.
+LONG = 100_000
+BLANKS = " " * LONG
+
+
+@pytest.mark.parametrize(
+    ("answer", "kept"),
+    [
+        (f"Red.\nTurn 1{BLANKS}x", None),
+        (f"Red.\n# Turn 1{BLANKS}x", "Red."),
+        (f"Red.\nTurn one{BLANKS}x", None),
+        (f"Red.\n```{BLANKS}!", None),
+        (f"Red.\n{'<' * LONG}x", None),
+        (f"Red.\n1.{BLANKS}x", None),
+        (f"Red.\nQuestion 1{BLANKS}x", None),
+        (f"Red.\n(Note: {BLANKS}x", None),
+        ("Red.\n\n" + "".join(f"**{n}**\n\n" for n in range(LONG // 10)) + "x", None),
+        ("Red." + "".join(f" {n}? A" for n in range(LONG // 10)), None),
+    ],
+)
+def test_long_repetitions_within_an_answer_stay_there(answer: str, kept: str | None) -> None:
+    text = f"Question: {BUS[0]}\nAnswer: {answer}"
+    assert turns_of(read(text)) == [(BUS[0], kept or answer)]
+
+
+@pytest.mark.parametrize("repeated", ["---\n\n", "\n", " \n", "===\n", "Question:\n"])
+def test_a_question_is_found_below_any_number_of_separators(repeated: str) -> None:
+    text = f"Question:\n{repeated * (LONG // len(repeated))}{BUS[0]}\nAnswer: {BUS[1]}"
+    assert turns_of(read(text)) == [BUS]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Turn 1{BLANKS}x",
+        f"```{BLANKS}!",
+        f"Sure{BLANKS}x",
+        "A bus.\n" + "Let me know\n" * (LONG // 12) + "x",
+        "A bus.\n" + "# a\n" * (LONG // 4) + "x",
+        "Here is" + " a" * (LONG // 2),
+    ],
+)
+def test_long_repetitions_are_no_obstacle_to_reading_a_text(text: str) -> None:
+    assert isinstance(read(text, "text"), Parsed | Rejected)
+
+
+@pytest.mark.parametrize("heading", ["## Human", "**User**", "**Human**", "# Assistant"])
+def test_a_heading_with_the_name_of_a_role_is_content(heading: str) -> None:
+    text = f"A park with two women on a bench.\n\n{heading}\nTwo of them sit there."
+    assert read(text, "text") == Parsed((Turn(ASKED, text),))

@@ -3,21 +3,24 @@
 Every defect that models show has one defined result:
 
     preamble before the first label,      ignored, noted
-    title or opening phrase of a text
-    separators (===, ---) on their own    ignored; unlabelled text after one is ignored, noted; of
+    opening phrase or only heading of a
+    text
+    separators (===, ---, * * *)          ignored; unlabelled text after one is ignored, noted; of
     and headings such as "Turn 2:"        a text that they divide, the longest part is kept
     headings of the next turn and         left out, noted
-    remarks ("Let me know if ...") at
+    remarks ("Let me know if ...") at     where the line above ends a sentence
     the end of an answer or text
     turns that go on within a line        divided where both sides' labels are
-    labels that are words, too (Person:,  labels where a question and an answer take turns
-    Model:, Q.)
+    labels that are words, too (Person:,  labels where a question and an answer take turns, and no
+    Model:, Q.)                           "Question:" or "Answer:" labels the same side
     code fences around the answer         the inside is read; one within an answer is left alone
-    tags around the answer (<answer>)     the inside is read, what is outside is ignored and noted;
-                                          within an answer they are removed
+    tags around the answer (<answer>)     the inside is read, what is outside is ignored and noted,
+                                          unless there are turns; at the edges of an answer they are
+                                          removed, within its prose they stay
     special tokens (<|im_end|>, </s>)     leading ones are removed, with the role that they name;
                                           the text ends at the first other; what follows is noted
-    <think> ... </think>, [THINK] ...     removed; unfinished: rejected
+    <think> ... </think>, [THINK] ...,    removed; unfinished: rejected
+    <|START_THINKING|> ...
     channels (<|channel|>analysis, final) the final one is read; without one: rejected
     Windows newlines                      read as newlines
     byte order marks and zero-width       removed where a line begins with them
@@ -25,9 +28,11 @@ Every defect that models show has one defined result:
     question without an answer            that turn is left out, noted
     answer without a question             the turns before it are kept, noted
     cut by the token limit                the unfinished last turn is left out, noted ``truncated``
-    a turn that gives the annotations
+    a template that is echoed ("...")     no turn, noted
+    a turn that gives the annotations     the turns before it are kept, noted
     away, repeats a question or a long
-    answer, or copies a few-shot example  the turns before it are kept, noted
+    answer, gives a short one a fourth
+    time, or copies a few-shot example
     nothing left                          rejected with the reason, never dropped silently
 
 Turns after a bad one are left out as well, since they may refer to it.
@@ -45,7 +50,7 @@ from mminstruct.schema import Completion, Turn
 _QUESTION, _ANSWER = "question", "answer"
 _LABEL = re.compile(
     r"""^(?:[\s>#-]|[*+\u2022]\s)*(?P<open>[*_]{0,3})
-        (?:(?:\d+[.)]|(?:turn|round|exchange)\s*\#?\d+\s*[:.)\u2013\u2014-]?)
+        (?:(?:\d+[.)]|(?:turn|round|exchange)\s*\#?\d+(?:\s*[:.)\u2013\u2014-])?)
            [*_]{0,3}\s*(?P<inner>[*_]{0,3}))?
         (?:(?P<question>question(?:\s*\#?\d+)?\s*\([^()]{1,40}\)|question|user|human
              |(?<![-+*\u2022>]\s)q)
@@ -57,8 +62,7 @@ _LABEL = re.compile(
 # "### Question 1", with the question on the lines below.
 _HEADED_LABEL = re.compile(
     r"""^\s*(?:\#{1,6}\s*[*_]{0,3}|\*\*|__)(?:\d+[.)]\s*)?
-        (?:(?P<question>question|user|human)|(?P<answer>answer|(?:ai\s+)?assistant))
-        (?:\s*\#?\d+)?[*_]{0,3}\s*$""",
+        (?:(?P<question>question)|(?P<answer>answer))(?:\s*\#?\d+)?[*_]{0,3}\s*$""",
     re.IGNORECASE | re.VERBOSE,
 )
 # An answer may have a list with "Person: a man" or "A. left" in it.
@@ -70,7 +74,7 @@ _DOUBTFUL_LABEL = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _INLINE_LABEL = re.compile(
-    r"""[.?!\u2026\u3002\uff1f\uff01]['")\]\u2019\u201d]{0,2}[*_]{0,3}
+    r"""(?:(?P<asks>[?\uff1f])|[.!\u2026\u3002\uff01])['")\]\u2019\u201d]{0,2}[*_]{0,3}
         (?P<gap>[ \t]+)(?P<open>[*_]{0,3})
         (?:(?P<question>Question|User|Human|Person|Q)|(?P<answer>Answer|Assistant|AI|A))
         (?:[ ]?\#?\d+)?(?P<close>[*_]{0,3}:[*_]{0,3})""",
@@ -79,8 +83,8 @@ _INLINE_LABEL = re.compile(
 _NUMBERS = "one|two|three|four|five|six|seven|eight|nine|ten"
 _ORDINALS = "first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|next|last|final"
 _TURN = rf"""(?:(?:turn|round|exchange|pair|conversation|dialogue)\s*(?:\#?\d+|{_NUMBERS})
-        |(?:{_ORDINALS}|\d+(?:st|nd|rd|th))\s+(?:turn|round|exchange|conversation|dialogue))\b
-        [*_]{{0,3}}\s*(?:\W*|[:(\u2013\u2014-].{{0,80}}(?<![.!]))$"""
+        |(?:{_ORDINALS}|\d+(?:st|nd|rd|th))\s+(?:turn|exchange|conversation|dialogue))\b
+        [*_]{{0,3}}(?:\W*|\s*[:(\u2013\u2014-](?!\W*\d).{{0,80}}(?<![.!]))$"""
 _SEPARATOR = re.compile(
     rf"""^\s*(?:={{3,}}|-{{3,}}|\*{{3,}}|_{{3,}})\s*$
     |^\W*(?:turn|round|exchange|pair|conversation|dialogue)\s*\#?\d+\W*$
@@ -91,28 +95,37 @@ _HEADING = re.compile(r"^\#{1,6}\s+\S")
 _TURN_HEADING = re.compile(rf"^\W*{_TURN}", re.IGNORECASE | re.VERBOSE)
 _BOLD_HEADING = re.compile(r"^(?:\d+[.)]\s*)?(\*{2,3}|__)[^*_]{1,80}(?<![.!])\1:?$")
 _REMARK = re.compile(
-    r"""^[\s*_(\[>\#-]*(?:
+    r"""^(?P<lead>[\s*_(\[>\#-]*)(?:
         (?:please\ )?(?:let\ me\ know|feel\ free\ to\ (?:ask|let|adjust|modify|edit|change|reach))\b
-        |(?:I\ )?hope\ (?:this|that|these|it)\b
+        |(?:I\ )?hope\ (?:this|that|these|it)\b(?:\ [\w'\u2019]{1,20}){0,3}?
+          \ (?:meets?\b|what\ you\b
+            |(?:help(?:s|ful)?|works?|useful)\b(?=\W*$|[!.,]|\ (?:you|for|with|in)\b))
         |(?:would\ you\ like|do\ you\ want)\ me\ to\b
         |is\ there\ anything\ else\ (?:you|I)\b
-        |if\ you\b.{0,120}\b(?:let\ me\ know|feel\ free|just\ ask
-          |I(?:['\u2019]d|\ would)\ be\ happy)\b
-        |note[*_]*:.{0,200}?\b(?:I|my|given|provided|based|details|(?:description|conversation|question
-          |answer|response|turn|caption|annotation|instruction)s?)\b
+        |if\ you(?:['\u2019]d\ like|\ (?:need|want|would\ like|have))\b.{0,120}\b(?:let\ me\ know
+          |feel\ free\ to\ (?:ask|let|reach)|just\ ask|I(?:['\u2019]d|\ would)\ be\ happy)\b
+        |note[*_]*:.{0,200}?\b(?:I|provided|based\ on|(?:the|this)\ (?:description|conversation))\b
+        |(?P<bracketed>note[*_]*:.{0,200}?\b(?:my|given|details|(?:description|conversation|question
+          |answer|response|turn|caption|annotation|instruction)s?)\b)
         |word\ count\b[*_:\s]*[~\d]
         |(?:the\ )?end\ of\ (?:the\ )?(?:conversation|dialogue|description|turns?)\W*$)""",
     re.IGNORECASE | re.VERBOSE,
 )
-_FENCE = re.compile(r"^\s*(?:```|~~~)\s*[\w-]*\s*$")
+_RULE = re.compile(r"(?:[-\u2013\u2014\u2e3b*_=~\#>\u2022.\s]|&nbsp;)*$")
+_SENTENCE_ENDS = ".!?\u2026\u3002\uff01\uff1f\u0964)]\"'\u201d\u2019\u00bb\u300d\u300f"
+_FENCE = re.compile(r"^\s*(?:```|~~~)\s*(?:[\w-]+\s*)?$")
 _EMPHASISED = re.compile(r"(\*{1,3})(?=\S)([^*]+)(?<=\S)\1")
 _THINK = re.compile(
-    r"<(?P<end>/?)(?:(?:seed:)?think(?:ing)?|thoughts?|reasoning|reflection|analysis|scratchpad)>"
-    r"|(?-i:\[/?THINK\])|<\|channel>thought\b|<channel\|>",  # the last two are Gemma 4's
+    r"<(?P<end>/?)(?:(?:seed:)?think(?:ing)?"
+    r"|(?P<name>thoughts?|reasoning|reflection|analysis|scratchpad))>"
+    r"|(?-i:\[/?THINK\])|<\|channel>thought\b|<channel\|>"  # the last two are Gemma 4's
+    r"|<\|(?:START_THINKING|(?P<ends>END_THINKING))\|>"  # Command A's
+    r"|<\|(?:begin|(?P<over>end))_of_thought\|>"
+    r"|\u25c1(?P<finished>/?)think\u25b7",  # Kimi's
     re.IGNORECASE,
 )
 _WRAPPER = re.compile(
-    r"<(?P<end>/?)(?:(?:final_)?answer|final|response|output|result|conversation|dialogue"
+    r"<(?P<end>/?)(?P<name>(?:final_)?answer|final|response|output|result|conversation|dialogue"
     r"|description|turns?)>",
     re.IGNORECASE,
 )
@@ -131,18 +144,35 @@ _ROLE = re.compile(
     r"(?:<\|(?:im_start|start_header_id|start)\|>|<start_of_turn>|<\|turn>)(?:assistant|model)\b",
     re.IGNORECASE,
 )
+_YES = r"(?:sure|certainly|of\ course|okay|ok|absolutely)"
 _PREAMBLE = re.compile(
-    r"""(?:(?:(?:sure|certainly|of\ course|okay|ok|absolutely)\b[!,.]?\s*)?
+    rf"""(?:(?:{_YES}\b[!,.]?\s*)?
           (?:here(?:['\u2019]s|\ is)|(?:below|this|the\ following)\ is)\b
-          [^\n:.!?]{0,60}\bdescription\b[^\n:.!?]{0,60}:[*_]*\s*
-        |I(?:['\u2019]d|\ would)\ be\ (?:happy|glad|pleased|delighted)\ to\b
-          [^\n.!:]{0,120}(?:[.!:]\s*|\n+)
-        |\#{1,6}[ \t][^\n]{1,120}\n\s*
-        |(\*\*|__)[^*_\n]{1,80}(?<![.!])\1:?[ \t]*\n\s*\n\s*
-        |(?:(?:sure|certainly|of\ course|okay|ok|absolutely)\b[^\n]{0,120}
-          |here(?:['\u2019]s|\ is|\ are)\b[^\n]{0,120}:
+          (?:\ (?!(?:with|without|and|of|in|on|by|for)\b)[\w-]+,?){{0,5}}?\ description
+          (?:\ of\ (?:the|this|your)\ (?:image|picture|photo(?:graph)?|scene))?:[*_]*\s*
+        |I(?:['\u2019]d|\ would)\ be\ (?:happy|glad|pleased|delighted)\ to
+          \ (?:help|assist|do|describe|give|provide|write)\b
+          [^\n.!:]{{0,120}}(?:[.!:](?:\s+|$)(?!(?-i:[a-z]))|\n+)
+        |{_YES}(?:\ thing)?[!,.]*[ \t]*(?:\n\s*|$)
+        |{_YES}(?:[!,.]|\ [\u2013\u2014-]|(?=\ (?:here|below|this\ is|I)\b))
+          [^\n]{{0,120}}:[*_]*[ \t]*(?:\n\s*|$)
+        |{_YES}[!,.]?\ (?:[\u2013\u2014-]\ )?
+          (?:I(?:['\u2019]\w+|\ (?:can|will|would|have|am))\b|let\ me\b
+          |(?:here(?:['\u2019]s|\ (?:is|are|you|it))|below\ is|the\ following\ is)\b[^\n]{{0,80}}?
+            \b(?:descri\w+|image|picture|photo|you\ asked|go|it\ is)\b)[^\n]{{0,120}}\n\s*
+        |{_YES}[!,.]\ +(?=[*_"\u201c]{{0,3}}(?-i:[^\W\d_a-z]))
+        |(\*\*|__)(?:title:[^*_\n]{{1,80}}|response:?
+          |(?:detailed\ )?(?:image\ )?description(?:\ of\ the\ (?:image|scene))?:?)\1:?[ \t]*\n\s*
+        |(?:here(?:['\u2019]s|\ is|\ are)\b[^\n]{{0,120}}:
           |(?:detailed\ )?(?:description|answer)\s*[:\uff1a])\s*(?:\n+|$))""",
     re.IGNORECASE | re.VERBOSE,
+)
+_TITLE = re.compile(
+    r"\#{1,6}[ \t]+(?P<title>[^\n]{1,120})\n\s*(?=[*_\"'(\u201c\u2018]{0,3}(?P<next>\w))"
+)
+_SECTION = re.compile(
+    r"^(?:\#{1,6}[ \t]+\S|(\*\*|__)[^*_\n]{1,80}\1:?[ \t]*$|(\*\*|__)[^*_\n]{1,80}:\2)",
+    re.MULTILINE,
 )
 _TEXT_LABEL = re.compile(
     r"^[#*\s]*(?:detailed )?(?:image )?(?:description|answer|assistant)\**"
@@ -151,6 +181,7 @@ _TEXT_LABEL = re.compile(
 )
 _BLANK = re.compile(r"\s+")
 _INVISIBLE = re.compile(r"^[ \t\ufeff\u200b]*[\ufeff\u200b]", re.MULTILINE)
+_NEAR = 80  # characters
 # In words. "It is on the left." may well be said twice.
 _SHORT_ANSWER = 5
 _SHORT_SENTENCE = 15
@@ -197,7 +228,7 @@ def parse(
     if "\ufeff" in text or "\u200b" in text:
         text = _INVISIBLE.sub("", text)
     notes: list[str] = []
-    spoken = _without_reasoning(text) if "<" in text or "[" in text else text
+    spoken = _without_reasoning(text) if any(map(text.__contains__, "<[\u25c1")) else text
     if spoken is None:
         return Rejected("unfinished_reasoning", "the reasoning block is not closed")
     if "<" in spoken or "[" in spoken:
@@ -227,7 +258,7 @@ def _parse_text(
     if truncated:
         return Rejected("truncated", "the token limit cut the text")
     start = 0
-    while preamble := _PREAMBLE.match(text, start):
+    while preamble := _PREAMBLE.match(text, start) or _title(text, start):
         start = preamble.end()
     if start:
         notes.append("preamble")
@@ -240,12 +271,30 @@ def _parse_text(
     body = "\n".join(_without_tail(body.split("\n"), notes)).strip()
     if not body:
         return Rejected("empty", "nothing but a preamble")
-    if any(role == _QUESTION for role, _ in _segments(body)[0]):
+    if _has_turns(body):
         return Rejected("wrong_form", "questions and answers where a text was asked for")
     flaw = _leak(config, body) or _flaw(body, kind)
     if flaw:
         return flaw
     return Parsed((Turn(question, body),), tuple(dict.fromkeys(notes)))
+
+
+def _title(text: str, start: int) -> re.Match[str] | None:
+    """The heading that a text begins with, unless it is a sentence or the first of several."""
+    title = _TITLE.match(text, start)
+    if title is None or not title["next"].isalpha() or title["next"].islower():
+        return None
+    if title["title"].rstrip(" *_#").endswith((".", "!", "?")):
+        return None
+    return None if _SECTION.search(text, title.end()) else title
+
+
+def _has_turns(text: str) -> bool:
+    """Whether a question is labelled by words that are no part of a text."""
+    lines = text.split("\n")
+    if any((label := _sure_label(line)) and label["question"] for line in lines):
+        return True
+    return bool(_DOUBTFUL_LABEL.match(lines[0])) and 0 in _certain(lines)
 
 
 def _parse_turns(
@@ -261,21 +310,22 @@ def _parse_turns(
     leaky = find_leak(config, text) is not None
     kept: list[Turn] = []
     seen: set[str] = set()
-    answers: set[str] = set()
+    answers: Counter[str] = Counter()
     for turn in turns:
         problem = _leak(config, f"{turn.question}\n{turn.answer}") if leaky else None
         problem = problem or _flaw(turn.answer, kind, question=turn.question)
         normal = " ".join(turn.question.lower().split())
         if problem is None and normal in seen:
             problem = Rejected("repetition", f"question asked twice: {turn.question!r}")
-        if problem is None and turn.answer in answers and _is_long(turn.answer):
-            problem = Rejected("repetition", f"answer given twice: {turn.answer!r}")
+        again = answers[turn.answer]
+        if problem is None and again >= (1 if _is_long(turn.answer) else _REPEATS - 1):
+            problem = Rejected("repetition", f"answer given again: {turn.answer!r}")
         if problem is not None:
             notes.append(problem.reason)
             flaw = problem  # comes before what ended the pairing
             break
         seen.add(normal)
-        answers.add(turn.answer)
+        answers[turn.answer] += 1
         kept.append(turn)
     if not kept:
         return flaw or Rejected("no_complete_turn", "no question has an answer")
@@ -329,6 +379,8 @@ def _segments(text: str) -> tuple[list[tuple[str, str]], list[str]]:
                 notes.append("stray_text" if segments else stray)
             # "Question:" and its text may stand on both sides of a separator line.
             listening = listening and not "".join(segments[-1].lines).strip()
+            if listening:
+                segments[-1].lines[:] = [""]  # not more and more empty lines to join
             stray = "stray_text"
         elif match := _DOUBTFUL_LABEL.match(line):
             certain = _certain(lines) if certain is None else certain
@@ -389,18 +441,30 @@ def _certain(lines: list[str]) -> frozenset[int]:
     certain: set[int] = set()
     asking = last = ""
     ends = [*labels[1:], (len(lines), "", "")]
+    # A last question that nobody answers says nothing about how the others are labelled.
+    sure = {
+        role
+        for (_, role, word), (_, after, _) in zip(labels, ends, strict=True)
+        if not word and (role == _ANSWER or after)
+    }
     for (number, role, word), (end, following, next_word) in zip(labels, ends, strict=True):
-        if word and role == _QUESTION:
-            asks = "".join(lines[number:end]).rstrip(" *_").endswith("?")
+        surely_next = following == _ANSWER and not next_word
+        asks = "".join(lines[number:end]).rstrip(" *_").endswith("?")
+        if word and last == _ANSWER and _above(lines, number).endswith(":"):
+            continue
+        if word and role in sure:
+            # Content, unless an answer would have no question, or as a last question.
+            ending = not following and asks and number and not lines[number - 1].strip()
+            if role == _ANSWER or last == _QUESTION or not (surely_next or ending):
+                continue
+        elif word and role == _QUESTION:
             # A list of what there is may have "Person: one" above "Model: a Ford".
             answered = following == _ANSWER and next_word != "model"
             if last == _QUESTION or not (asks or answered or word == asking):
                 continue
             asking = word
-        elif word:
-            surely_next = following == _ANSWER and not next_word
-            if last != _QUESTION or surely_next or (word == "." and asking != "."):
-                continue
+        elif word and (last != _QUESTION or surely_next or (word == "." and asking != ".")):
+            continue
         if word:
             certain.add(number)
         last = role
@@ -416,8 +480,11 @@ def _pieces(segment: _Segment, following: str | None) -> list[tuple[str, str]]:
     text = "\n".join(segment.lines).strip()
     role = segment.role
     labels: list[re.Match[str]] = []
+    within = role == _ANSWER
     for label in _INLINE_LABEL.finditer(text) if ":" in text else ():
         question = label.group("question")
+        if within and not question and not label.group("asks"):
+            continue
         if (len(question or label.group("answer")) == 1) == segment.short and bool(question) == (
             role == _ANSWER
         ):
@@ -447,31 +514,67 @@ def _without_tail(lines: list[str], notes: list[str], *, between: bool = False) 
         between: a question follows, so that a bold line or "Turn 2: Place" is its heading, unless
             it belongs to a list.
     """
+    first = lines[0].strip()
+    asides: list[int] = []
     kept = len(lines)
     for number in range(len(lines) - 1, 0, -1):
-        if lines[number].strip():
-            if not _is_aside(lines, number, between=between):
+        line = lines[number].strip()
+        if line and not _RULE.match(line):
+            if not _is_aside(lines, number, first, between=between):
                 break
+            asides.append(number)
+        elif not asides:
             kept = number
-    if kept == len(lines):
-        return lines
-    notes.append("stray_text")
+    opened = _open_quotes(lines) if asides else []
+    for number in reversed(asides):
+        # What follows an unfinished sentence belongs to it.
+        above = _above(lines, number).rstrip("*_ ")
+        if not opened[number] and (not above or above[-1] in _SENTENCE_ENDS):
+            notes.append("stray_text")
+            kept = number
+            break
+    while kept > 1 and _RULE.match(lines[kept - 1]):
+        kept -= 1
     return lines[:kept]
 
 
-def _is_aside(lines: list[str], number: int, *, between: bool) -> bool:
+def _above(lines: list[str], number: int) -> str:
+    """The nearest line above that isn't empty, or nothing."""
+    return next((text for n in range(number - 1, -1, -1) if (text := lines[n].strip())), "")
+
+
+def _open_quotes(lines: list[str]) -> list[bool]:
+    """Whether a quotation is open where each line begins."""
+    opened: list[bool] = []
+    straight = curly = 0
+    for line in lines:
+        opened.append(bool(straight % 2) or curly > 0)
+        straight += line.count('"')
+        curly += sum(map(line.count, "\u201c\u00ab")) - sum(map(line.count, "\u201d\u00bb"))
+    return opened
+
+
+def _is_remark(line: str) -> bool:
+    remark = _REMARK.match(line)
+    if remark is None:
+        return False
+    return not remark["bracketed"] or "(" in remark["lead"] or "[" in remark["lead"]
+
+
+def _is_aside(lines: list[str], number: int, first: str, *, between: bool) -> bool:
     """Whether that line is a heading or a remark to the reader rather than a part of a list."""
     line = lines[number].strip()
-    above = next((text for n in range(number - 1, -1, -1) if (text := lines[n].strip())), "")
-    if above.endswith(":"):
-        return False
-    if _HEADING.match(line) or _REMARK.match(line):
+    above = _above(lines, number)
+    if _HEADING.match(line):
+        level = "#" * (len(line) - len(line.lstrip("#"))) + " "
+        return _TURN_HEADING.match(line) is not None or not above.startswith(level)
+    if _is_remark(line):
         return True
     bold = above and not lines[number - 1].strip() and _BOLD_HEADING.match(line)
     pattern = _BOLD_HEADING if bold else _TURN_HEADING
     if not (between and pattern.match(line)):
         return False
-    return above == lines[0].strip() or not pattern.match(above)
+    return above == first or not pattern.match(above)
 
 
 def _without_emphasis(opened: str, text: str) -> str:
@@ -481,7 +584,7 @@ def _without_emphasis(opened: str, text: str) -> str:
         text = text.replace(opened, "", 1).strip()
     if text.startswith("*") and (whole := _EMPHASISED.fullmatch(text)):
         text = whole.group(2)
-    return text if text.strip("*_ \n\ufeff\u200b") else ""
+    return text if any(map(str.isalnum, text)) else ""  # "..." is a template's
 
 
 def _paired(
@@ -498,6 +601,9 @@ def _paired(
             continue
         if truncated and number == last:
             return turns, Rejected("truncated", "the token limit cut the first answer")
+        if question is None and not text and number and segments[number - 1] == (_QUESTION, ""):
+            notes.append("stray_text")  # a template that was echoed
+            continue
         if question is None:
             notes.append("answer_without_question")
             return turns, Rejected("answer_without_question", f"an answer comes first: {text!r}")
@@ -557,8 +663,9 @@ def _without_reasoning(text: str) -> str | None:
     spoken: list[str] = []
     thinking = False
     position = 0
-    for tag in _THINK.finditer(text):
-        if tag.group("end") or tag.group() in ("[/THINK]", "<channel|>"):
+    for tag in _standing(_THINK, text):
+        closing = any(tag.group("end", "ends", "over", "finished"))
+        if closing or tag.group() in ("[/THINK]", "<channel|>"):
             if not thinking:
                 spoken.clear()  # the start was part of the prompt
             thinking = False
@@ -567,6 +674,48 @@ def _without_reasoning(text: str) -> str | None:
             spoken.append(text[position : tag.start()])
             thinking = True
     return None if thinking else "".join([*spoken, text[position:]])
+
+
+def _standing(pattern: re.Pattern[str], text: str) -> list[re.Match[str]]:
+    """The tags that are about the text, as their places show, rather than words of it.
+
+    A tag with a ``name`` opens at the start of the text or of a line, or after a label or another
+    tag. One that opened ends anywhere, another at the end of a line or of the text.
+    """
+    found = list(pattern.finditer(text))
+    ends = {tag["name"].lower(): tag.start() for tag in found if tag["name"] and tag["end"]}
+    standing: list[re.Match[str]] = []
+    opened: set[str] = set()
+    mentioned: set[str] = set()
+    for tag in found:
+        name = (tag["name"] or "").lower()
+        edge = standing[-1].end() if standing else -_NEAR
+        before = text[max(0, tag.start() - _NEAR) : tag.start()]
+        after = text[tag.end() : tag.end() + _NEAR].lstrip(" \t")
+        line = before[before.rfind("\n") + 1 :]
+        begins = line.strip() == "" and (line != before or tag.start() <= _NEAR)
+        stops = not after or after.startswith("\n") or bool(pattern.match(after))
+        if not name:
+            standing.append(tag)
+        elif tag["end"]:
+            alone = begins or not after or after.startswith("\n\n")
+            if name in opened or (stops and alone and name not in mentioned):
+                standing.append(tag)
+            opened.discard(name)
+            mentioned.discard(name)
+        else:
+            closed = ends.get(name, 0) > tag.start()
+            labelled = (label := _sure_label(line)) is not None and label.end() == len(line)
+            near = tag.start() - edge < _NEAR and not text[edge : tag.start()].strip()
+            first = begins and not before.strip() and tag.start() <= _NEAR
+            behind_token = line.rstrip().endswith(("|>", "\uff5c>", "<s>"))
+            about = (closed and (begins or labelled)) or (begins and stops)
+            if first or about or near or behind_token:
+                standing.append(tag)
+                opened.add(name)
+            else:
+                mentioned.add(name)
+    return standing
 
 
 def _without_special_tokens(text: str, notes: list[str]) -> str:
@@ -591,31 +740,38 @@ def _unwrapped(text: str, notes: list[str]) -> str:
 
     Where the labels, or most of a text without any, are outside, the tags alone are removed.
     """
+    tags = _standing(_WRAPPER, text)
+    if not tags:
+        return text
     inside: list[str] = []
     outside: list[str] = []
     around: list[str] = []
+    parts: list[str] = []
     position = 0
     opened = False
-    for tag in _WRAPPER.finditer(text):
-        part = text[position : tag.start()].strip()
+    for tag in tags:
+        part = text[position : tag.start()]
         # The start may have been part of the prompt.
-        within = opened or (bool(tag.group("end")) and not position)
-        (inside if within else outside).append(part)
-        if part and not within:
+        within = opened or (bool(tag["end"]) and not position)
+        (inside if within else outside).append(part.strip())
+        parts.append(part)
+        if part.strip() and not within:
             around.append("stray_text" if inside else "preamble")
-        opened = not tag.group("end")
+        opened = not tag["end"]
         position = tag.end()
-    if not position:
-        return text
-    rest = text[position:].strip()
-    (inside if opened else outside).append(rest)
-    if rest and not opened:
+    rest = text[position:]
+    parts.append(rest)
+    (inside if opened else outside).append(rest.strip())
+    if rest.strip() and not opened:
         around.append("stray_text")
     inner, outer = "\n".join(inside).strip(), "\n".join(outside).strip()
-    if inner and _rank(inner) >= _rank(outer):
+    labelled, labelled_outside = _rank(inner)[0], _rank(outer)[0]
+    if labelled and labelled_outside:
+        return "\n===\n".join(parts)  # turns on both sides
+    if inner and not labelled_outside and _rank(inner) >= _rank(outer):
         notes += around
         return inner
-    return _WRAPPER.sub("", text)
+    return "".join(parts)
 
 
 def _rank(text: str) -> tuple[bool, int]:

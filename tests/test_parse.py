@@ -217,6 +217,20 @@ def test_what_stands_in_an_answer_is_left_as_it_is(form: str, answer: str) -> No
 
 
 LISTS = [
+    "The score is shown.\nRound 2: 4-1",
+    "There is a sign that says\nTurn 2: left",
+    "It is called\n\n**The Last Turn**",
+    "The signs read\n\n## Exit",
+    "The days are there.\n# Monday\n# Tuesday",
+    "It is the last lap.\nFinal round",
+    "On the plate it says this.\nModel: T\nPerson: Henry Ford",
+    "They could say:\nPerson: Can I help you?\nBot: Yes, please.",
+    "The sheet has this.\nQ. When do you open?\nA. At nine.",
+    "There are two. User: the person who types. Assistant: the robot.",
+    "Is it safe? Question: who built it. Answer: a known firm.",
+    "It says <answer>42</answer> on the screen.",
+    "The word is <final>.",
+    "It shows <analysis>x</analysis>.",
     "Two things are there:\n\n**A dog**",
     "Two things are there.\n\n**A dog**\n\n**A cat**",
     "The board shows this:\nRound 2: 4-1",
@@ -325,7 +339,12 @@ def test_a_preamble_before_the_first_label_is_ignored_and_noted(form: str, pream
         "Sure! Here is the description: ",
         "Here\u2019s a detailed description of the image: ",
         "# A Bus at Rest\n\n",
-        "**A Bus at Rest**\n\n",
+        "Sure, ",
+        "Certainly! ",
+        "Sure thing!\n\n",
+        "**Detailed Description of the Image:**\n\n",
+        "**Title: A Bus at Rest**\n\n",
+        "Sure \u2014 here it is:\n\n",
         "Sure!\n\n## A Bus at Rest\n",
     ],
 )
@@ -360,8 +379,34 @@ def test_a_label_before_a_text_is_removed(label: str) -> None:
         "The answer to the question on the poster is hidden.",
         "**Red** dominates the scene.",
         "**A red bus stands there.**\n\nNobody is near it.",
+        "**STOP**\n\nThis word is on a red sign.",
+        "# 7 is printed on the back of the jersey.\n\nHe is running.",
+        "# 12\n\nis what the door says.",
+        "# Left\n\nA sofa stands there.\n\n# Right\n\nA table stands there.",
+        "Sure-footed goats climb a hillside.\n\nBelow them lies a lake.",
+        "OK is written in white letters.\n\nTwo children hold a balloon.",
+        "Certainly the largest thing is a bus.\n\nPeople stand beside it.",
+        "Of course, the dog wants the ball: it jumps up.\n\nA man laughs.",
+        "I would be happy to live in the house shown here.",
+        "The screen shows the tag <answer> in red letters.",
+        "The screen shows <output>42</output> between two lines.",
+        "The T-shirt reads </thought> in white letters.",
+        "The slide shows <reasoning>because</reasoning> in the middle.",
+        "A form lies on the desk.\n\nModel: T\nYear: 1908",
+        'A poster has a riddle: "Q: Is it red? A: A bus." Nobody reads it.',
+        "The quiz sheet shows this.\nQ. What is it?\nA. A bus",
+        "A. Lincoln stands in the middle.\nA. Smith is next to him.",
+        "The board reads as follows.\n\n# Monday\n# Tuesday\n# Wednesday",
+        "A card on the table reads\nPlease feel free to ask our staff!",
+        'A card reads "Welcome!\nPlease let me know if the heating fails."',
+        "A kitchen.\n\nNote: the clock shows 10:30, given the hands' position.",
+        "A woman holds a sign.\n\nHope it rains.",
+        "A street.\n\nIf you look closely, the clock reads ten; I would be happy there.",
         "This is a street with a sign: it bears the description of a bus.",
         "Below is a street. Its description: none.",
+        "This is a hotel listing with a photo, a price and a description, and below them: a map.",
+        "This is an indoor scene whose description starts with the sofa: it is red.",
+        "Below is a plaque with a description: it names the year 1901.",
         "Let me see. A bus stands there.",
         "A quiet street.\n\nQuestion marks are painted on a wall.",
     ],
@@ -384,11 +429,13 @@ REMARKS = [
     "If you'd like more turns, just ask.",
     "Note: I based this on the details given.",
     "*(Note: The description is based on the captions.)*",
-    "**Note:** these details were given.",
+    "(**Note:** these details were given.)",
+    "Hope that helps!",
+    "I hope this description meets your expectations!",
     "(Word count: 120)",
     "**Word count:** 120",
     "[End of conversation]",
-    "Note: my answers are short.\n\nI hope this helps!",
+    "Note: I kept it short.\n\nI hope this helps!",
 ]
 
 
@@ -649,6 +696,10 @@ def test_special_tokens_alone_are_an_empty_answer(form: str, token: str) -> None
         "<THINK></THINK>",
         "The opening tag was part of the prompt.\n</think>\n",
         "<think>one</think><think>two</think>\n",
+        "<|START_THINKING|>Two turns.<|END_THINKING|><|START_RESPONSE|>",
+        "<|begin_of_thought|>Two.<|end_of_thought|>\n\n<|begin_of_solution|>\n",
+        "\u25c1think\u25b7Two turns.\u25c1/think\u25b7",
+        "The opening tag was part of the prompt.\n</thought>\n",
         "<thought>Question: One?\nAnswer: No.</thought>",
         "<reasoning>Question: One?\nAnswer: No.</reasoning>\n",
         "<seed:think>Question: One?\nAnswer: No.</seed:think>",
@@ -680,6 +731,9 @@ def test_unfinished_reasoning_is_rejected(form: str, finish_reason: FinishReason
         "<thought>",
         "<reasoning>",
         "<seed:think>",
+        "<|START_THINKING|>",
+        "<|begin_of_thought|>",
+        "\u25c1think\u25b7",
         "<|channel>thought\n",
         "<|channel|>analysis<|message|>",
         "<|channel|>fin",
@@ -1012,3 +1066,95 @@ def test_an_answer_that_goes_round_in_circles_is_rejected() -> None:
     loop = "the direction of the light is the direction of the light coming from the side, and " * 6
     assert reason_of(read(f"Question: Where from?\nAnswer: It is {loop}")) == "repetition"
     assert reason_of(read(f"It is {loop}", "text")) == "repetition"
+
+
+# What took minutes at this length while a pattern or a loop was quadratic.
+LONG = 100_000
+BLANKS = " " * LONG
+
+
+@pytest.mark.parametrize(
+    ("answer", "kept"),
+    [
+        (f"Red.\nTurn 1{BLANKS}x", None),
+        (f"Red.\n# Turn 1{BLANKS}x", "Red."),
+        (f"Red.\nTurn one{BLANKS}x", None),
+        (f"Red.\n```{BLANKS}!", None),
+        (f"Red.\n{'<' * LONG}x", None),
+        (f"Red.\n1.{BLANKS}x", None),
+        (f"Red.\nQuestion 1{BLANKS}x", None),
+        (f"Red.\n(Note: {BLANKS}x", None),
+        ("Red.\n\n" + "".join(f"**{n}**\n\n" for n in range(LONG // 10)) + "x", None),
+        ("Red." + "".join(f" {n}? A" for n in range(LONG // 10)), None),
+        ("Red." + "</answer>" * (LONG // 9) + " x", None),
+        ("Red. The tag " + "<answer>" * (LONG // 8) + " x", None),
+        ("Red." + "\n>" * LONG, "Red."),
+    ],
+)
+def test_long_repetitions_within_an_answer_stay_there(answer: str, kept: str | None) -> None:
+    text = f"Question: {BUS[0]}\nAnswer: {answer}"
+    assert turns_of(read(text)) == [(BUS[0], kept or answer)]
+
+
+@pytest.mark.parametrize("repeated", ["---\n\n", "\n", " \n", "===\n", "Question:\n"])
+def test_a_question_is_found_below_any_number_of_separators(repeated: str) -> None:
+    text = f"Question:\n{repeated * (LONG // len(repeated))}{BUS[0]}\nAnswer: {BUS[1]}"
+    assert turns_of(read(text)) == [BUS]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Turn 1{BLANKS}x",
+        f"```{BLANKS}!",
+        f"Sure{BLANKS}x",
+        "A bus.\n" + "Let me know\n" * (LONG // 12) + "x",
+        "A bus.\n" + "# a\n" * (LONG // 4) + "x",
+        "Here is" + " a" * (LONG // 2),
+    ],
+)
+def test_long_repetitions_are_no_obstacle_to_reading_a_text(text: str) -> None:
+    assert isinstance(read(text, "text"), Parsed | Rejected)
+
+
+@pytest.mark.parametrize("heading", ["## Human", "**User**", "**Human**", "# Assistant"])
+def test_a_heading_with_the_name_of_a_role_is_content(heading: str) -> None:
+    text = f"A park with two women on a bench.\n\n{heading}\nTwo of them sit there."
+    assert read(text, "text") == Parsed((Turn(ASKED, text),))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ["--", "\u2013\u2013\u2013", "\u2e3b", "* * *", "- - -", "###", ">", "&nbsp;", "~~", "."],
+)
+def test_rules_at_the_end_of_an_answer_are_cut(rule: str) -> None:
+    turns = [format_turns([Turn(*turn)]) for turn in BOTH]
+    assert read(f"\n\n{rule}\n\n".join([*turns, ""])) == Parsed((Turn(*BUS), Turn(*STREET)))
+    assert turns_of(read(f"{TEXT}\n\n{rule}", "text")) == [(ASKED, TEXT)]
+
+
+@pytest.mark.parametrize("template", ["Question: ...\nAnswer: ...", "Question: **\nAnswer: \u2026"])
+def test_a_template_that_was_echoed_is_no_turn(template: str) -> None:
+    expected = Parsed((Turn(*BUS), Turn(*STREET)), ("stray_text",))
+    assert read(f"{template}\n\n{PLAIN}") == expected
+    assert read(f"{PLAIN}\n\n{template}") == expected
+
+
+def test_a_short_answer_that_comes_a_fourth_time_ends_the_conversation() -> None:
+    turns = [Turn(f"Is number {n} red?", "Yes.") for n in range(60)]
+    assert read(format_turns(turns)) == Parsed(tuple(turns[:3]), ("repetition",))
+
+
+@pytest.mark.parametrize("tag", ["answer", "output"])
+def test_turns_before_a_tag_are_kept(tag: str) -> None:
+    turns = [format_turns([Turn(*turn)]) for turn in BOTH]
+    expected = (Turn(*BUS), Turn(*STREET))
+    assert read(f"{turns[0]}\n\n<{tag}>\n{turns[1]}\n</{tag}>") == Parsed(expected)
+    parsed = read(f"<{tag}>\n{turns[0]}\n</{tag}>\nAnother one:\n{turns[1]}")
+    assert parsed == Parsed(expected, ("stray_text",))
+
+
+def test_doubtful_labels_stand_beside_sure_ones_where_an_answer_needs_a_question() -> None:
+    text = f"Person: {BUS[0]}\nAI: {BUS[1]}\n\nPerson: {STREET[0]}\nAI: {STREET[1]}"
+    parsed = read(f"{text}\n\nQuestion: And now?")
+    assert parsed == Parsed((Turn(*BUS), Turn(*STREET)), ("unanswered_question",))

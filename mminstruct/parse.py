@@ -539,8 +539,9 @@ def _without_tail(lines: list[str], notes: list[str], *, between: bool = False) 
 
 
 def _above(lines: list[str], number: int) -> str:
-    """The nearest line above that isn't empty, or nothing."""
-    return next((text for n in range(number - 1, -1, -1) if (text := lines[n].strip())), "")
+    """The nearest line above that isn't empty or a rule, or nothing."""
+    above = (lines[n].strip() for n in range(number - 1, -1, -1))
+    return next((line for line in above if not _RULE.match(line)), "")
 
 
 def _open_quotes(lines: list[str]) -> list[bool]:

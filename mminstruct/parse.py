@@ -7,8 +7,8 @@ Every defect that models show has one defined result:
     text
     separators (===, ---, * * *)          ignored; unlabelled text after one is ignored, noted; of
     and headings such as "Turn 2:"        a text that they divide, the longest part is kept
-    headings of the next turn and         left out, noted
-    remarks ("Let me know if ...") at     where the line above ends a sentence
+    headings of the next turn and         left out, noted, unless the line above ends no sentence
+    remarks ("Let me know if ...") at
     the end of an answer or text
     turns that go on within a line        divided where both sides' labels are
     labels that are words, too (Person:,  labels where a question and an answer take turns, and no

@@ -259,7 +259,8 @@ def test_a_second_push_with_more_rows_is_a_new_revision_without_leftovers(
 ) -> None:
     folder = tmp_path / "out"
     few = made([row(1), row(2), row(1, "detail")])
-    report = Report(details=[{"id": "1", "type": "detail", "reason": "leak", "detail": ""}])
+    left_out = {"id": "1", "type": "detail", "outcome": "rejected", "reason": "leak", "detail": ""}
+    report = Report(details=[left_out])
     assert shell.push(written(folder, few, report), "user/name", "--revision", "v1.0").code == 0
     repo = server.repos["user/name"]
     assert "rejected.jsonl" in repo.head.files

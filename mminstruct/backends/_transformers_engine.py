@@ -267,6 +267,7 @@ class SharedOpeningBatch:
         self._model = model
         self._closing = closing
         self._prefill_tokens = _prefill_tokens(model)
+        self._cache_name = _cache_name(model)
         self._arguments = {"mminstruct_batch": self, **_last_logits(model)}
         self._cache = self._empty()
         self._openings: OrderedDict[tuple[int, ...], _Opening] = OrderedDict()
@@ -422,8 +423,8 @@ class SharedOpeningBatch:
         output = self._model(
             input_ids=torch.tensor(tokens, device=device),
             position_ids=positions.to(device),
-            past_key_values=cache,
             use_cache=True,
+            **{self._cache_name: cache},
             **self._arguments,
         )
         logits: Tensor = output.logits[:, -1]
@@ -450,6 +451,7 @@ class PaddedBatch:
         self._model = model
         self._closing = closing
         self._prefill_tokens = prefill_tokens
+        self._cache_name = _cache_name(model)
         self._arguments = _last_logits(model)
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._cache: Any = None
@@ -507,8 +509,8 @@ class PaddedBatch:
         output = self._model(
             input_ids=torch.tensor(tokens, device=self._model.device),
             attention_mask=mask,
-            past_key_values=self._cache,
             use_cache=True,
+            **{self._cache_name: self._cache},
             **arguments,
         )
         logits: Tensor = output.logits[:, -1]
@@ -517,6 +519,15 @@ class PaddedBatch:
 
 def _prefill_tokens(model: Any) -> int:
     return _PREFILL_TOKENS.get(model.device.type, 512)
+
+
+def _cache_name(model: Any) -> str:
+    """What a model calls its cache, as an argument and in its output.
+
+    The library renamed it in 5.24; models that bring code of their own may use either name.
+    """
+    known = inspect.signature(model.forward).parameters
+    return "cache" if "cache" in known and "past_key_values" not in known else "past_key_values"
 
 
 def _last_logits(model: Any) -> dict[str, Any]:
@@ -540,7 +551,7 @@ def batch_for(
     vocabulary = model.get_input_embeddings().weight.shape[0]
     tokens = torch.randint(vocabulary, (1, 12), generator=torch.Generator().manual_seed(1))
     output = model(input_ids=tokens.to(model.device), use_cache=True)
-    bytes_per_token = _bytes(output) // tokens.numel()
+    bytes_per_token = _bytes(output.get(_cache_name(model))) // tokens.numel()
     probe, plain = tokens[0].tolist(), output.logits[0].float()
     usual = model.config._attn_implementation
     reason = _tried(lambda: _other_layers(model, window)) or _tried(
@@ -571,8 +582,8 @@ def _tried(check: Callable[[], str | None]) -> str | None:
         return _first_line(error)
 
 
-def _bytes(output: Any) -> int:
-    layers = getattr(output.get("past_key_values"), "layers", [])
+def _bytes(cache: Cache | None) -> int:
+    layers = getattr(cache, "layers", [])
     kept = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
     return sum(tensor.nbytes for tensor in kept if tensor is not None)
 

@@ -42,7 +42,7 @@ from transformers.utils import chat_template_utils
 from mminstruct import backends
 from mminstruct.backends import Backend, BackendOptions, llama_cpp
 from mminstruct.backends import transformers as backend_module
-from mminstruct.backends._transformers_engine import Engine, Row, draw
+from mminstruct.backends._transformers_engine import Engine, Row, batch_for, draw
 from mminstruct.errors import (
     BackendError,
     BackendUnusable,
@@ -261,6 +261,15 @@ def test_a_model_with_windows_shorter_than_the_context_shares_no_opening() -> No
 def test_a_model_that_gives_other_logits_in_a_batch_is_refused(make: Callable[[], Any]) -> None:
     with pytest.raises(BackendUnusable, match=r"ForCausalLM isn't supported.* off by .*llama_cpp"):
         Engine(make(), ends=set(), window=512, slots=3)
+
+
+@pytest.mark.parametrize("make", [llama, windowed])
+def test_it_is_known_what_a_token_takes_in_the_cache(make: Callable[[], Any]) -> None:
+    _, bytes_per_token, _ = batch_for(make(), threading.Event(), 512)
+
+    key_value_heads = SIZES["num_key_value_heads"]
+    head_size = SIZES["hidden_size"] // SIZES["num_attention_heads"]
+    assert bytes_per_token == 2 * SIZES["num_hidden_layers"] * key_value_heads * head_size * 4
 
 
 @pytest.mark.parametrize("make", [llama, windowed])

@@ -1,10 +1,11 @@
-"""Requests/min of three ways to run one GGUF file, on the same prompts and with the same sampling.
+"""Requests/min of four ways to run one GGUF file, on the same prompts and with the same sampling.
 
 1. llama-cpp-python's ``create_chat_completion``, one call after another in the order image x type,
    with that library's own threads and batches.
 2. llama.cpp's own server (package ``xllamacpp``) over loopback, in the order type x image, with as
    many slots as ours; each slot's cache has room for the longest request.
 3. Our backend with that number of slots, in the same order.
+4. Our backend of transformers on the same file, with its own slots and dtype, likewise.
 
 Each is a process of its own that has loaded the model before the clock starts. They take turns,
 round by round, so that other load on the machine hits all alike. CPU time is printed too; with
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import subprocess
 import sys
@@ -24,6 +26,7 @@ import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -38,6 +41,7 @@ ENGINES = {
     "serial": "llama-cpp-python, one after another, image x type",
     "server": "llama.cpp's server",
     "ours": "mminstruct, llama_cpp",
+    "transformers": "mminstruct, transformers",
 }
 # Cells of a slot of the server: the longest prompt of COCO and its answer.
 SERVER_CELLS_PER_SLOT = 4096
@@ -92,9 +96,11 @@ def main() -> None:
             f"{name:<52}{r.requests:>9}{60 * r.requests / r.wall_s:>8.1f}"
             f"{r.answer_tokens / r.wall_s:>17.1f}{r.cpu_s / r.requests:>15.1f}"
         )
-    for other, aim in (("serial", "at least 6"), ("server", "above 1")):
-        ratio = _rate(results["ours"]) / _rate(results[other])
-        print(f"ours : {ENGINES[other]:<52}{ratio:>6.1f}  (aim: {aim})")
+    aims = {("ours", "serial"): "at least 6", ("ours", "server"): "above 1"}
+    for (one, other), aim in (aims | {("transformers", "serial"): "none"}).items():
+        ratio = _rate(results[one]) / _rate(results[other])
+        pair = f"{ENGINES[one]} : {ENGINES[other]}"
+        print(f"{pair:<80}{ratio:>6.1f}  (aim: {aim})")
 
 
 def _rate(answers: Answers) -> float:
@@ -151,7 +157,17 @@ Ask = Callable[[list[Request]], list[tuple[int, int]]]
 
 def _serve_rounds(args: argparse.Namespace) -> None:
     rounds = _requests(args)
-    ask = {"serial": _serial, "server": _server, "ours": _ours}[args.engine](args)
+    with contextlib.ExitStack() as opened:
+        ways = {
+            "serial": _serial,
+            "server": _server,
+            "ours": partial(_ours, opened),
+            "transformers": partial(_transformers, opened),
+        }
+        _answer_rounds(rounds, ways[args.engine](args), args)
+
+
+def _answer_rounds(rounds: list[list[list[Request]]], ask: Ask, args: argparse.Namespace) -> None:
     print("{}", flush=True)
     for line in sys.stdin:
         images = rounds[int(line)]
@@ -251,12 +267,24 @@ def _usage(answer: Any) -> tuple[int, int]:
     return answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]
 
 
-def _ours(args: argparse.Namespace) -> Ask:
+def _ours(opened: contextlib.ExitStack, args: argparse.Namespace) -> Ask:
     engine = {"parallel": args.parallel, "n_threads": args.threads}
-    options = BackendOptions(model=str(args.model), engine=engine)
-    backend = backends.create("llama_cpp", options)
+    return _asking(opened, "llama_cpp", BackendOptions(model=str(args.model), engine=engine))
+
+
+def _transformers(opened: contextlib.ExitStack, args: argparse.Namespace) -> Ask:
+    import torch
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return _asking(opened, "transformers", BackendOptions(model=str(args.model)))
+
+
+def _asking(opened: contextlib.ExitStack, name: str, options: BackendOptions) -> Ask:
+    backend = backends.create(name, options)
     loop = asyncio.new_event_loop()
     loop.run_until_complete(backend.__aenter__())
+    opened.callback(lambda: loop.run_until_complete(backend.__aexit__(None, None, None)))
 
     async def all_of(requests: list[Request]) -> list[tuple[int, int]]:
         slots = asyncio.Semaphore(backend.parallel)

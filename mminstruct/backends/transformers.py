@@ -16,8 +16,10 @@ and ``longrope``) also depend on their neighbours once one of them exceeds the o
 A template that writes the date is told a fixed day, and where it has no place for a system prompt
 the user says it (`_templates`).
 
-By default the dtype is the checkpoint's own on a GPU and float32 on a CPU. It is part of the
-identity, so answers of one aren't taken for the other's; the device itself is not.
+By default the dtype is the checkpoint's own on a GPU, and bfloat16 where that is the checkpoint's
+own on a CPU that computes it itself; other CPUs get float32. A GGUF file counts as bfloat16. The
+dtype is part of the identity, so answers of one aren't taken for the other's; the device itself is
+not.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import os.path
 import random
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,7 +67,7 @@ OPTIONS = {
     ),
     "dtype": Option(
         str,
-        "of weights and activations (default: the checkpoint's on a GPU, float32 on a CPU)",
+        "of weights and activations (default: the checkpoint's, but for CPUs that lack it)",
         ("bfloat16", "float16", "float32"),
     ),
     "chat_template": Option(str, "Jinja file, instead of the model's own template"),
@@ -496,14 +498,15 @@ class TransformersBackend:
         chosen: str | None = self._options.engine.get("dtype")
         if chosen is not None:
             return chosen
-        if (self._device() or _best_device()).startswith("cpu"):
-            return "float32"
-        if self._checkpoint.gguf_file is not None:
-            return "bfloat16"
-        config = _config(self._checkpoint)
-        # Its name before transformers 5.
-        own = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None)
-        return str(own or "float32").removeprefix("torch.")
+        own = "bfloat16"
+        if self._checkpoint.gguf_file is None:
+            config = _config(self._checkpoint)
+            # Its name before transformers 5.
+            named = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None)
+            own = str(named or "float32").removeprefix("torch.")
+        if not (self._device() or _best_device()).startswith("cpu"):
+            return own
+        return own if own == "bfloat16" and _cpu_computes_bfloat16() else "float32"
 
     def _load(self) -> Engine:
         import torch
@@ -578,6 +581,15 @@ def _best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _cpu_computes_bfloat16() -> bool:
+    """Whether this CPU multiplies matrices in bfloat16 faster than in float32."""
+    import torch
+
+    # From torch 2.11 on; what isn't known counts as no.
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def _fits(checkpoint: _Checkpoint, dtype: Any, device: str) -> bool:

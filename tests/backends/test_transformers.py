@@ -40,7 +40,7 @@ from transformers import (
 from transformers.utils import chat_template_utils
 
 from mminstruct import backends
-from mminstruct.backends import Backend, BackendOptions, llama_cpp
+from mminstruct.backends import Backend, BackendOptions, _transformers_engine, llama_cpp
 from mminstruct.backends import transformers as backend_module
 from mminstruct.backends._transformers_engine import Engine, Row, batch_for, draw
 from mminstruct.errors import (
@@ -221,6 +221,23 @@ def test_batched_answers_are_those_of_one_generate_call_each(
     asked = several(Asked())
     model = make()
     assert answers(model, asked, slots=slots) == [plainly(model, row) for row in asked.rows]
+
+
+@torch.inference_mode()
+def test_prompts_in_bfloat16_give_the_same_logits_in_whatever_pieces_they_are_attended_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, exact = llama().to(torch.bfloat16), llama()
+    batch, _, no_opening = batch_for(model, threading.Event(), 512)
+    assert no_opening is None
+    for scores in (1 << 21, 7 * 4 * 40):
+        monkeypatch.setattr(_transformers_engine, "_PIECE_OF_SCORES", scores)
+        batch.add(several(Asked()).rows)
+        logits = batch.step()
+        for row, found in zip(batch.rows, logits, strict=True):
+            plain = exact(input_ids=torch.tensor([row.prompt])).logits[0, -1]
+            assert (found - plain).abs().max() < 0.05 * (plain.max() - plain.min())
+        batch.clear(openings=True)
 
 
 def test_openings_of_several_kinds_are_kept_apart() -> None:
@@ -648,7 +665,7 @@ def test_dtype_and_chat_template_are_identity_and_the_device_is_not(
     template = tmp_path / "t.jinja"
     template.write_text(TEMPLATE + " ")
     usual = create(folder).identity()
-    assert usual["dtype"] == "float32"
+    assert usual["dtype"] == "float32"  # the checkpoint's own
     assert create(folder, device="cpu", parallel=3).identity() == usual
     assert create(folder, dtype="bfloat16").identity() != usual
     named = create(folder, chat_template=str(template)).identity()
@@ -656,6 +673,25 @@ def test_dtype_and_chat_template_are_identity_and_the_device_is_not(
     template.write_text(TEMPLATE + "  ")
     assert create(folder, chat_template=str(template)).identity() != named
     assert str(tmp_path) not in str(named)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "dtype"),
+    [({"avx512_bf16": True}, "bfloat16"), ({"avx512_bf16": False, "avx2": True}, "float32")],
+)
+def test_a_cpu_computes_in_bfloat16_what_is_stored_so_where_that_is_faster(
+    capabilities: dict[str, bool], dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    stored = {name: tmp_path / name for name in ("bfloat16", "float16", "float32")}
+    for name, place in stored.items():
+        save(place, model=llama().to(getattr(torch, name)))
+    found = {
+        name: create(place, device="cpu").identity()["dtype"] for name, place in stored.items()
+    }
+    assert found == {"bfloat16": dtype, "float16": "float32", "float32": "float32"}
+    gguf = create(llama_cpp.bundled_model(), device="cpu")
+    assert gguf.identity()["dtype"] == dtype
 
 
 def test_a_dtype_is_what_the_model_is_computed_in(folder: Path) -> None:
@@ -1010,5 +1046,6 @@ def test_the_real_model_is_loaded_from_gguf_and_shares_its_opening(
     assert [answer.prompt_tokens for answer in found] == [
         backend.count_tokens(request.messages) for request in asked
     ]
-    assert f"{model.name} runs on cpu in float32" in caplog.text
+    dtype = backend.identity()["dtype"]
+    assert f"{model.name} runs on cpu in {dtype}" in caplog.text
     assert "no shared opening" not in caplog.text

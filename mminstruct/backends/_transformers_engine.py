@@ -135,7 +135,7 @@ class _Pass:
     mask: Tensor | None = None
 
     def hidden(self, width: int) -> Tensor:
-        """The mask for one token of each row, with as many columns as the cache has."""
+        """The mask for one token of each row, with as many columns as are attended to."""
         assert self.columns is not None
         if self.mask is None or self.mask.shape[-1] != width:
             later = torch.arange(width, device=self.columns.device) > self.columns[:, None]
@@ -170,8 +170,10 @@ class _RowLayer(DynamicLayer):
             else:
                 rows = torch.arange(stop, device=new.device)
                 kept[rows, :, now.columns.to(new.device)] = new[:, :, 0]
-        # All columns where one token of each row is computed: products of a part take longer.
-        width = now.width if now.columns is None else self.keys.shape[2]
+        width, columns = now.width, self.keys.shape[2]
+        # A CPU copies a part of the columns to compute with it, which takes longer than some more.
+        if now.columns is not None and self.device.type == "cpu" and columns <= 2 * width:
+            width = columns
         seen = (slice(now.first, stop), slice(None), slice(0, width))
         return self.keys[seen], self.values[seen]
 

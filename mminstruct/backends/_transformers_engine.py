@@ -313,9 +313,7 @@ class SharedOpeningBatch:
         self._closing = closing
         self._prefill_tokens = _prefill_tokens(model)
         self._cache_name = _cache_name(model)
-        # None of a prompt's logits are needed, as its last token is computed with the answers.
-        kept = torch.empty(0, dtype=torch.long)
-        self._no_logits = {name: kept for name in _last_logits(model)}
+        self._no_logits = _no_logits(model)
         self._cache = self._empty()
         self._openings: OrderedDict[tuple[int, ...], _Opening] = OrderedDict()
 
@@ -500,7 +498,7 @@ class PaddedBatch:
         self._closing = closing
         self._prefill_tokens = prefill_tokens
         self._cache_name = _cache_name(model)
-        self._arguments = _last_logits(model)
+        self._no_logits = _no_logits(model)
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._cache: Any = None
         self._mask = torch.zeros(0, 0, dtype=torch.long)
@@ -524,12 +522,15 @@ class PaddedBatch:
             if self._closing.is_set():
                 raise _Closed
             stop = min(longest, start + at_once)
-            self._run([text[start:stop] for text in padded], self._mask[:, :stop])
+            tokens = [text[start:stop] for text in padded]
+            self._run(tokens, self._mask[:, :stop], **self._no_logits)
 
     def step(self) -> Tensor:
         """The logits after each row's last token, (rows, vocabulary)."""
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(self.rows), 1)], 1)
-        return self._run([[row.tokens[-1]] for row in self.rows], self._mask)
+        output = self._run([[row.tokens[-1]] for row in self.rows], self._mask)
+        logits: Tensor = output.logits[:, -1]
+        return logits
 
     def keep(self, indices: Sequence[int]) -> None:
         """Let the other rows go."""
@@ -548,21 +549,18 @@ class PaddedBatch:
         """Forget all rows."""
         self.rows, self._cache = [], None
 
-    def _run(self, tokens: Sequence[Sequence[int]], mask: Tensor) -> Tensor:
-        arguments = dict(self._arguments)
+    def _run(self, tokens: Sequence[Sequence[int]], mask: Tensor, **arguments: Any) -> Any:
         count = len(tokens[0])
         if self._takes_positions:
             positions = (mask.cumsum(-1) - 1).clamp(min=0)
             arguments["position_ids"] = positions[:, -count:]
-        output = self._model(
+        return self._model(
             input_ids=torch.tensor(tokens, device=self._model.device),
             attention_mask=mask,
             use_cache=True,
             **{self._cache_name: self._cache},
             **arguments,
         )
-        logits: Tensor = output.logits[:, -1]
-        return logits
 
 
 def _prefill_tokens(model: Any) -> int:
@@ -578,10 +576,14 @@ def _cache_name(model: Any) -> str:
     return "cache" if "cache" in known and "past_key_values" not in known else "past_key_values"
 
 
-def _last_logits(model: Any) -> dict[str, Any]:
-    """The argument that spares the logits of all but the last token, if the model has it."""
+def _no_logits(model: Any) -> dict[str, Any]:
+    """The argument that spares a prompt's logits, if the model has it.
+
+    None are needed, as a prompt's last token is computed with the answers. For the last one alone a
+    CPU would copy all weights of the vocabulary, once for each row.
+    """
     known = "logits_to_keep" in inspect.signature(model.forward).parameters
-    return {"logits_to_keep": 1} if known else {}
+    return {"logits_to_keep": torch.empty(0, dtype=torch.long)} if known else {}
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]

@@ -223,6 +223,21 @@ def test_batched_answers_are_those_of_one_generate_call_each(
     assert answers(model, asked, slots=slots) == [plainly(model, row) for row in asked.rows]
 
 
+@pytest.mark.parametrize("make", [llama, windowed])
+@torch.inference_mode()
+def test_no_logits_of_prompts_are_computed_and_one_of_each_row_then(
+    make: Callable[[], Any],
+) -> None:
+    model, computed = make(), []
+    batch, _, _ = batch_for(model, threading.Event(), 512)
+    model.lm_head.register_forward_hook(lambda _, args, out: computed.append(out.shape[:2]))
+    batch.add(several(Asked()).rows)
+    assert computed and all(tokens == 0 for _, tokens in computed)
+    computed.clear()
+    batch.step()
+    assert computed == [(7, 1)]
+
+
 @torch.inference_mode()
 def test_prompts_in_bfloat16_give_the_same_logits_in_whatever_pieces_they_are_attended_to(
     monkeypatch: pytest.MonkeyPatch,

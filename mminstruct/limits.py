@@ -83,7 +83,7 @@ _LEFT = 4
 _TRIAL_ENDS = 10
 _TRIAL_SENT = 1000
 # Refusals without a trial: one that has failed doubles them.
-_UNTRIED = 14
+_UNTRIED = 20
 # Refusals after which it is looked at again whether they have no reason, how much more of all may
 # be refused than before, and at all, and how many in a row without a pause.
 _SPELL = 20

@@ -199,6 +199,26 @@ def test_a_hidden_capacity_is_reached_within_a_minute_and_found_again_when_it_ch
     assert steady < 0.02 * 5 * 90 + 1
 
 
+def test_a_capacity_that_falls_to_a_quarter_costs_few_refusals_whatever_the_latencies() -> None:
+    shares = []
+    for seed in range(20):
+        server = Server(5.0, 10.0, 40, latency_s=3.0, rng=random.Random(seed))
+
+        def becomes(per_s: float, at_once: int, server: Server = server) -> Callable[[], None]:
+            def change() -> None:
+                server.per_s, server.at_once = per_s, at_once
+
+            return change
+
+        changes = ((150.0, becomes(10.0, 80)), (300.0, becomes(2.5, 20)))
+        course = simulate(Limiter(256), server, until_s=450.0, changes=changes)
+        for since_s, until_s, per_s in ((60, 150, 5.0), (210, 300, 10.0), (360, 450, 2.5)):
+            assert course.per_s(since_s, until_s) >= 0.9 * per_s
+        shares.append(course.refused_share)
+    assert max(shares) < 0.025
+    assert sum(shares) / len(shares) < 0.017
+
+
 def test_a_bound_on_what_is_in_flight_is_told_from_a_rate() -> None:
     # 40 at once of 10 s each: 4/s, of which no pace below, and no window above, is any use.
     course = simulate(Limiter(256), Server(None, at_once=40, latency_s=10.0), until_s=240.0)

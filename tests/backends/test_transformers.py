@@ -796,7 +796,7 @@ def test_a_configuration_of_the_wrong_types_is_an_error_in_words(
     shutil.copytree(folder, damaged)
     config = json.loads((damaged / "config.json").read_text())
     (damaged / "config.json").write_text(json.dumps({**config, "num_attention_heads": "x"}))
-    with pytest.raises(BackendUnusable, match="'damaged': transformers can't load its .*'x'"):
+    with pytest.raises(BackendUnusable, match=r"'damaged': transformers can't load its \w+ \(.+\)"):
         complete(create(damaged), Request(chat(), Sampling(max_tokens=2)))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 
 from mminstruct.schema import Message
@@ -27,3 +29,24 @@ def without_system(messages: Sequence[Message]) -> tuple[Message, ...]:
         return tuple(messages)
     user, *others = rest
     return (Message("user", f"{first.content}\n\n{user.content}"), *others)
+
+
+def spelling(tokens: Iterable[str]) -> re.Pattern[str] | None:
+    """What finds the texts of special tokens, but for those as short as an ordinary word's part."""
+    texts = sorted({text for text in tokens if len(text) > 2}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, texts))) if texts else None
+
+
+def unspelt(messages: Sequence[Message], special: re.Pattern[str] | None) -> tuple[Message, ...]:
+    """The messages with a space in each text that a tokenizer would take for a special token.
+
+    A caption that happens to say ``</s>`` would else end its turn, and could go on with another.
+    """
+    if special is None:
+        return tuple(messages)
+    return tuple(
+        replace(m, content=special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", m.content))
+        if special.search(m.content)
+        else m
+        for m in messages
+    )

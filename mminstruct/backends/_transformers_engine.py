@@ -12,6 +12,7 @@ their states elsewhere (Mamba, RWKV), is refused.
 
 from __future__ import annotations
 
+import gc
 import inspect
 import logging
 import math
@@ -23,13 +24,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
+from mminstruct.backends import _machine
 from mminstruct.errors import BackendError, BackendUnusable, RequestRefused
 from mminstruct.schema import FinishReason, Sampling
 
@@ -45,6 +46,8 @@ _SHARE_OF_MEMORY = {"cpu": 0.4, "mps": 0.6, "cuda": 0.7}
 _OPENINGS_KEPT = 4
 _COLUMNS = 64
 _PIECE_OF_SCORES = 1 << 21
+# Tokens for which reading all keys is worth it.
+_LEAST_PIECE = 8
 _STEPS_BEFORE_GROWTH = 512
 _PROBE_ERROR = 0.05
 # Of padded batches in float32, where even pads that aren't quite hidden tell.
@@ -53,7 +56,13 @@ _PADDED_ERROR = 0.02
 # right are rounded by up to 0.11 there, and a wrong cache is off by 0.4 and more.
 _WHOLE_ERROR_ROUNDED = 0.25
 _CLOSED = "the backend was closed before the answer was finished"
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "alloc_failed",  # of cuBLAS and cuDNN
+    "bad_alloc",
+)
 # What models raise that don't know a cache, an argument or a shape.
 _MISFITS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
@@ -71,6 +80,7 @@ class Row:
         rng: draws for this row alone, so that its neighbours don't matter.
         finish: called once, in the engine's thread.
         answer: tokens so far.
+        drawn: the random number for the next one, once it is drawn.
         cancelled: nobody waits any more; set from any thread.
     """
 
@@ -81,7 +91,19 @@ class Row:
     rng: random.Random
     finish: Callable[[FinishReason | BackendError], None]
     answer: list[int] = field(default_factory=list)
+    drawn: float | None = None
     cancelled: bool = False
+
+    def random(self) -> float:
+        """The random number for the next token: the same one until that is appended."""
+        if self.drawn is None:
+            self.drawn = self.rng.random()
+        return self.drawn
+
+    def append(self, token: int) -> None:
+        """Go on behind this token."""
+        self.answer.append(token)
+        self.drawn = None
 
     @property
     def tokens(self) -> list[int]:
@@ -273,7 +295,7 @@ def _attend_in_pieces(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     key, value = key.flatten(0, 1), value.flatten(0, 1)
     later = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
     out = query.new_empty(*query.shape[:3], value.shape[-1])
-    at_once = max(1, _PIECE_OF_SCORES // (rows * heads * columns))
+    at_once = max(_LEAST_PIECE, _PIECE_OF_SCORES // (rows * heads * columns))
     for start in range(0, tokens, at_once):
         piece = query[:, :, start : start + at_once]
         scores = piece.flatten(1, 2) @ key.transpose(1, 2)
@@ -320,6 +342,7 @@ class SharedOpeningBatch:
     def add(self, new: Sequence[Row]) -> None:
         """Compute the prompts, but for each one's last token."""
         first = len(self.rows)
+        self._trim(new)
         # By opening and length. Those that were let in are known, whatever happens next.
         self.rows.extend(sorted(new, key=lambda row: (row.opening, row.computed)))
         while first < len(self.rows):
@@ -328,6 +351,23 @@ class SharedOpeningBatch:
             texts = [row.tokens[len(opening) : -1] for row in self.rows[first : first + count]]
             self._prefill(self._cache, texts, self._computed_opening(opening), len(opening), first)
             first += count
+
+    def _trim(self, new: Sequence[Row]) -> None:
+        """Give up rows and columns of the cache, if with these newcomers most would lie idle.
+
+        What memory there is for is reckoned by the rows there are: many that were short and a few
+        that are long may not leave a cache that is as tall as the ones and as wide as the others.
+        """
+        own = [row.computed - len(row.opening) for row in self.rows]
+        rows = len(own) + len(new)
+        columns = max(row.longest - len(row.opening) for row in (*self.rows, *new)) + _COLUMNS
+        for layer in self._cache.layers:
+            if not layer.is_initialized:
+                continue
+            size = max(rows, layer.keys.shape[0]) * max(columns, layer.keys.shape[2])
+            if 2 * size > 3 * rows * columns:
+                kept = slice(len(own)), slice(None), slice(max(own, default=0))
+                layer.keys, layer.values = layer.keys[kept].clone(), layer.values[kept].clone()
 
     def step(self) -> Tensor:
         """The logits after each row's last token, (rows, vocabulary)."""
@@ -701,7 +741,7 @@ def draw(logits: Tensor, rows: Sequence[Row]) -> list[int]:
 
     Args:
         logits: (rows, vocabulary).
-        rows: whose random generators advance.
+        rows: whose random numbers are drawn; `Row.append` lets them go on.
     """
     groups: dict[Callable[[Tensor, Sequence[Row]], list[int]], list[int]] = {}
     for index, row in enumerate(rows):
@@ -745,7 +785,7 @@ def _drawn(logits: Tensor, rows: Sequence[Row], *, nucleus: bool = False) -> lis
         top_p = of_rows([row.sampling.top_p for row in rows])
         last = (cumulated < top_p[:, None]).sum(-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
         mass = cumulated.gather(-1, last)
-    at = of_rows([row.rng.random() for row in rows])[:, None] * mass
+    at = of_rows([row.random() for row in rows])[:, None] * mass
     picked = torch.searchsorted(cumulated, at, right=True)
     # The product may round up to the mass itself.
     picked = torch.minimum(picked, torch.searchsorted(cumulated, mass))
@@ -780,6 +820,7 @@ class Engine:
         self._steps = 0
         self._refused = 0
         self._any_finite = False
+        self._alone: Row | None = None
         share = _SHARE_OF_MEMORY.get(device.type, 0.4)
         self._room = int(share * _free_bytes(device)) // max(1, self._bytes_per_token)
 
@@ -830,6 +871,13 @@ class Engine:
             self._batch.clear(openings=True)
             for row in left:
                 row.finish(BackendUnusable(reason))
+
+    def release(self) -> None:
+        """Give the model's memory back, once `serve` has returned; the engine is of no use then."""
+        device = self._model.device
+        del self._model, self._batch
+        gc.collect()  # a batch and its cache know each other
+        _release(device)
 
     def _has_work(self) -> bool:
         with self._changed:
@@ -906,7 +954,7 @@ class Engine:
             row = rows[index]
             end: FinishReason | None = "stop" if token in self._ends else None
             if end is None:
-                row.answer.append(token)
+                row.append(token)
                 end = "length" if len(row.answer) >= row.limit else None
             if row.cancelled:
                 continue
@@ -947,15 +995,19 @@ class Engine:
         self._batch.clear(openings=len(rows) < 2)
         _release(self._model.device)
         self._steps = 0
-        if len(rows) < 2:
+        if len(rows) < 2 and (not rows or rows[0] is self._alone):
             for row in rows:
                 needed = f"prompt of {len(row.prompt)} tokens and an answer of up to {row.limit}"
                 row.finish(RequestRefused(f"{needed} don't fit the device's memory ({why})"))
             return
-        self._slots = max(1, len(rows) // 2)
-        _log.info(
-            "out of memory with %d requests at once; going on with %d", len(rows), self._slots
-        )
+        if len(rows) < 2:
+            # Openings that nobody needed may have been in its way, or another process.
+            self._alone = rows[0]
+        else:
+            self._slots = len(rows) // 2
+            _log.info(
+                "out of memory with %d requests at once; going on with %d", len(rows), self._slots
+            )
         with self._changed:
             self._waiting.extendleft(reversed(rows))
 
@@ -965,7 +1017,7 @@ def _free_bytes(device: Any) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
-    return int(psutil.virtual_memory().available)
+    return _machine.free_bytes()
 
 
 def _release(device: Any) -> None:

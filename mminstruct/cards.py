@@ -235,6 +235,16 @@ def general_page(source: SourceInfo, config: PromptConfig) -> Page:
     )
 
 
+def _types_held(origin: Origin, types: Sequence[str]) -> str:
+    """Which types there are rows of, unless there are of all that the prompt configs have."""
+    every = dict.fromkeys(kind for config in origin.configs for kind in config.types)
+    if set(every) <= set(types):
+        return ""
+    return (
+        f" This release has rows of the type {' and '.join(f'`{kind}`' for kind in types)} alone."
+    )
+
+
 def card(
     template: str,
     pages: Sequence[Page],
@@ -263,7 +273,8 @@ def card(
         template,
         {
             "title": _markdown(origin.title),
-            "summary": " ".join(dict.fromkeys(_markdown(c.description) for c in origin.configs)),
+            "summary": " ".join(dict.fromkeys(_markdown(c.description) for c in origin.configs))
+            + _types_held(origin, types),
             "model": _markdown(origin.model),
             "about": _prose(origin, [page.about for page in pages]),
             "uses": _prose(origin, [page.uses for page in pages]),

@@ -496,6 +496,8 @@ def _generate(args: argparse.Namespace) -> int:
             if _print(_sample(row)) != DONE:
                 break
     _say(f"{summary(report, export.summary(outcome))}; written to {path}")
+    if args.dry_run:
+        _say("a dry run: the text is a stand-in's, to look at the form and not to train on")
     code = _left_out(outcome)
     if report.failures:
         first = next(entry for entry in report.details if entry["outcome"] == "failed")
@@ -777,6 +779,7 @@ def _quiet() -> None:
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity_error()
     logging.getLogger("httpx2").setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     for name in ("backends", "batch", "builder", "hub", "release"):
         notes = logging.getLogger(f"mminstruct.{name}")
         notes.handlers, notes.propagate = [_Notes(logging.INFO)], False
@@ -887,7 +890,6 @@ _PUSH_FLAGS: dict[str, dict[str, Any]] = {
 
 def _push(args: argparse.Namespace) -> int:
     _quiet()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     if not sys.stderr.isatty():
         disable_progress_bars()
     pushed = hub.push(

@@ -24,13 +24,16 @@ files, and so that callers need no loop. What it promises:
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
 import contextlib
 import logging
 import math
+import os
 import random
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -70,6 +73,9 @@ LONGEST_WAIT_S = 3600.0
 _BUDGET_POLL_S = 0.05
 # A server may have written, and charge for, an answer that didn't arrive.
 MAYBE_PAID = ("timeout", "dropped", "bad_body", "unfinished")
+# So may one behind a gateway that waited for it in vain; one that says so at once has no server.
+_GATEWAY_TIMEOUTS = ("http_408", "http_504", "http_524")
+_GATEWAY_WAITS_S = 10.0
 # Not this request's fault, most likely.
 _SERVER_GONE = ("unreachable", "dropped", "timeout", "unknown_here")
 
@@ -259,6 +265,7 @@ class Client:
             self.store.__exit__(None, None, None)
             self._stop_loop()
             raise
+        _clients.add(self)
         return self
 
     async def _open(self) -> None:
@@ -287,6 +294,16 @@ class Client:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self not in _clients:  # closed at the interpreter's exit
+            return
+        _clients.discard(self)
+        if threading.current_thread() is self._thread:
+            # The garbage collector found a stream there, and this thread can't wait for itself.
+            threading.Thread(target=self._finish, args=(kind, error)).start()
+            return
+        self._finish(kind, error)
+
+    def _finish(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
         drain_s = self._policy.drain_s
         if isinstance(self._stopped, StoreError):
             drain_s = 0.0  # answers that can't be stored aren't worth waiting for
@@ -301,7 +318,7 @@ class Client:
             raise
         finally:
             try:
-                self.store.__exit__(kind, error, trace)
+                self.store.__exit__(kind, error, None)
             finally:
                 self._stop_loop()
 
@@ -483,6 +500,11 @@ class Client:
                 f"; the model used up max_tokens ({request.sampling.max_tokens:,}) before it wrote "
                 "any text, as models do that think first: raise --max_tokens"
             )
+        else:
+            words += (
+                "; has the server the chat template of its model? What it answered is stored: once "
+                "it is repaired, give a fresh --response_store to ask again"
+            )
         self._stop(NoRows(f"{words} (finish reason {completion.finish_reason!r})"))
 
     async def _ask(self, request: Request, scope: Scope | None) -> Completion:
@@ -547,20 +569,27 @@ class Client:
 
     def _wait_s(self, error: TransientError, attempts: _Tries) -> float:
         """Seconds before the next attempt; raises what a request that is given up ends with."""
-        if error.cause in _SERVER_GONE and self._gate.others(attempts.gone):
+        if error.cause == "timeout" or attempts.in_vain:
+            attempts.timeouts += 1
+        if (
+            error.cause in _SERVER_GONE
+            and attempts.timeouts < _TIMEOUTS
+            and self._gate.others(attempts.gone)
+        ):
             return 0.0  # another server has not been asked yet
-        if (error.retry_after_s or 0.0) > LONGEST_WAIT_S:
+        elsewhere = attempts.refused_by is not None and self._gate.others({attempts.refused_by})
+        retry_after_s = None if elsewhere else error.retry_after_s  # that server is paused anyway
+        if (retry_after_s or 0.0) > LONGEST_WAIT_S:
             raise self._stop(too_long_a_pause(error)) from error
         at_start = not self._started and error.cause == "unreachable"
         limit = _CONNECTION_TRIES_AT_START - 1 if at_start else self._policy.max_retries
-        attempts.timeouts += error.cause == "timeout"
         is_last = attempts.retries >= min(limit, self._policy.max_retries)
         if is_last or attempts.timeouts >= _TIMEOUTS:
             self._count_failure(error, attempts.answers_before)
             raise error
         attempts.gone.clear()
         attempts.retries += 1
-        return self._policy.wait_s(attempts.retries - 1, error.retry_after_s, self._rng)
+        return self._policy.wait_s(attempts.retries - 1, retry_after_s, self._rng)
 
     async def _once(self, request: Request, attempts: _Tries) -> Completion:
         most_usd = await self._reserve(request)
@@ -575,7 +604,7 @@ class Client:
                 completion = await self._send(request, sent, attempts)
                 paid_usd = price_usd(self._budget, completion, most_usd)
             except TransientError as error:
-                if error.cause in MAYBE_PAID:
+                if error.cause in MAYBE_PAID or attempts.in_vain:
                     paid_usd = most_usd
                 raise
             except asyncio.CancelledError:
@@ -606,13 +635,18 @@ class Client:
                 await self._saved.wait()
                 if self._stopped is not None:
                     raise RunStopped(str(self._stopped)) from self._stopped
+            begun_s = time.monotonic()
             completion = await server.complete(request)
         except TransientError as error:
             cause = error.cause
+            attempts.refused_by = None
+            waited_s = time.monotonic() - begun_s
+            attempts.in_vain = cause in _GATEWAY_TIMEOUTS and waited_s >= _GATEWAY_WAITS_S
             if cause in _SERVER_GONE:
                 attempts.gone.add(sent.server)
             if cause == "http_429" or error.retry_after_s is not None:
                 cause = ""
+                attempts.refused_by = sent.server
                 told = self._told(sent.server)
                 news = None if told is before else told
                 if news is not None and error.retry_after_s is None:
@@ -683,7 +717,8 @@ class Client:
 
     def _failed(self, cause: str, error: BackendError) -> Failed:
         self.stats.failed[cause] += 1
-        return Failed(cause, str(error))
+        # Half a character, as in words that were cut off, is none that Arrow takes.
+        return Failed(cause, str(error).encode("utf-8", "replace").decode())
 
     def _count_failure(self, error: BackendError, answers_before: int) -> None:
         """Stop the run if nothing but failures has come back for long.
@@ -742,6 +777,21 @@ class Client:
         self._loop.close()
 
 
+_clients: weakref.WeakSet[Client] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    """End what a stream that was left open has in flight, while threads still run."""
+    for client in list(_clients):
+        client.__exit__(GeneratorExit, None, None)
+
+
+# Before pools of threads are closed, where this Python can: engines in process use one in closing.
+getattr(threading, "_register_atexit", atexit.register)(_close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_clients.clear)  # they are the parent's
+
+
 @dataclass(slots=True)
 class _Tries:
     """The attempts at a request.
@@ -752,6 +802,8 @@ class _Tries:
         retries: attempts after a failure that may be the request's own.
         timeouts: of all of them.
         gone: servers that didn't answer it, since the last of those.
+        refused_by: the server that refused the last one for now, if that is how it ended.
+        in_vain: whether a gateway waited for the last one's answer in vain, which may be paid for.
     """
 
     answers_before: int
@@ -759,6 +811,8 @@ class _Tries:
     retries: int = 0
     timeouts: int = 0
     gone: set[int] = field(default_factory=set)
+    refused_by: int | None = None
+    in_vain: bool = False
 
 
 def _used_up_s(told: Quotas) -> float | None:

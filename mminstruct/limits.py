@@ -192,10 +192,10 @@ def _seconds(text: str | None, now_s: float) -> float | None:
     if parts and "".join(value + unit for value, unit in parts) == text:
         return sum(float(value) * _UNITS_S[unit] for value, unit in parts)
     try:
-        when = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    except ValueError:
+        when_s = datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+    except (ValueError, OverflowError, OSError):
         return None
-    return max(0.0, when.timestamp() - now_s)
+    return max(0.0, when_s - now_s)
 
 
 class _Bucket:
@@ -851,7 +851,7 @@ class Gate:
             self._waiting.appendleft(waiter)
         else:
             self._waiting.append(waiter)
-        if self._waiting[0] is waiter:
+        if self._waiting[0] is waiter or self._waiting[0].avoid:
             self._let_out()
         try:
             return await waiter.let_out
@@ -895,6 +895,8 @@ class Gate:
 
     def _let_out(self) -> None:
         now = self._clock()
+        # Whoever avoids servers and waits for others holds up nobody who doesn't.
+        passed: list[_Waiter] = []
         while self._waiting:
             waiter = self._waiting[0]
             if waiter.let_out.done():  # cancelled
@@ -903,12 +905,16 @@ class Gate:
             server, wait_s = self._choose(now, waiter)
             if wait_s > 0:
                 self._wake_in(wait_s)
-                return
+                if not waiter.avoid or len(self._limiters) == 1:
+                    break
+                passed.append(self._waiting.popleft())
+                continue
             self._waiting.popleft()
             for bucket, amount in ((self._requests, 1.0), (self._tokens, waiter.tokens)):
                 if bucket is not None:
                     bucket.take(amount)
             waiter.let_out.set_result(self._limiters[server].sent(now, waiter.tokens, server))
+        self._waiting.extendleft(reversed(passed))
 
     def _choose(self, now: float, waiter: _Waiter) -> tuple[int, float]:
         """The server to send a request to, and seconds until then."""

@@ -21,7 +21,7 @@ import datasets.load
 
 from mminstruct import generate, resources
 from mminstruct.builder import InstructBuilder
-from mminstruct.errors import UsageError
+from mminstruct.errors import UsageError, did_you_mean
 
 _PACKAGE = "mminstruct_builders"
 
@@ -89,6 +89,12 @@ def _wrap(original: Callable[..., Any]) -> Callable[..., Any]:
     def dataset_module_factory(path: str, *args: Any, **kwargs: Any) -> Any:
         script = script_of(str(path))
         if script is None:
+            folder = Path(path)
+            if folder.parent == Path("builders") and not folder.exists():
+                raise UsageError(
+                    f"there is no builder {folder.name!r}{did_you_mean(folder.name, names())}; "
+                    "`mminstruct list` shows all"
+                )
             return original(path, *args, **kwargs)
         # `load_dataset` keeps these two to itself, and means the data where we mean the model.
         if kwargs.get("trust_remote_code"):

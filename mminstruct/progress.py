@@ -15,6 +15,8 @@ from mminstruct.client import Stats
 _REFRESH_S = 0.2
 _LOG_EVERY_S = 30.0
 _RATE_OVER_S = 30.0
+# Fewer answers say little of how long the rest will take.
+_TELLING = 3
 
 
 def describe(stats: Stats, *, rate: float | None, width: int = 200) -> str:
@@ -136,6 +138,8 @@ class ProgressLine:
         self._seen.append((now, answered))
         while len(self._seen) > 2 and now - self._seen[0][0] > _RATE_OVER_S:
             self._seen.popleft()
+        if answered < _TELLING:
+            return None
         then, before = self._seen[0]
         if answered > before and now > then:
             return (answered - before) / (now - then)

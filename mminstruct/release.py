@@ -18,8 +18,10 @@ import datetime
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
+import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,10 +33,11 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock
 
 from mminstruct import cards, loading, prompts, resources
 from mminstruct.cards import Contents, DataFile, Origin, Page
-from mminstruct.errors import UsageError
+from mminstruct.errors import RunStopped, UsageError
 from mminstruct.generate import Report
 from mminstruct.licenses import Registry
 from mminstruct.prompts import PromptConfig
@@ -106,12 +109,43 @@ def write(
         origin: how the rows came about.
         report: what became of the requests; None if that wasn't recorded.
 
+    Another run that writes the same folder is waited for.
+
     Raises:
         UsageError: the rows lack a column, hold images, or are there twice.
+        RunStopped: the folder can't be written.
     """
     partial = path / _PARTIAL
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with FileLock(_lock(path)):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            try:
+                _write(splits, path, partial, origin, report)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise RunStopped(
+            f"output path {path} can't be written: {error.strerror or error}; is there room, and "
+            "is it yours?"
+        ) from error
+
+
+def _lock(path: Path) -> Path:
+    """What two runs on one machine that write the same folder wait for."""
+    user = os.getuid() if hasattr(os, "getuid") else ""  # nobody else can write its file
+    name = hashlib.sha256(f"{user}:{path.resolve()}".encode()).hexdigest()[:24]
+    return Path(tempfile.gettempdir()) / f"mminstruct-{name}.lock"
+
+
+def _write(
+    splits: Mapping[str, datasets.Dataset],
+    path: Path,
+    partial: Path,
+    origin: Origin,
+    report: Report | None,
+) -> None:
     files = _write_parquet(splits, partial, origin.types)
     contents = _contents(splits, files, partial, origin.registry)
     older = _noted(path)
@@ -145,7 +179,6 @@ def write(
         target = path / part.relative_to(partial)
         target.parent.mkdir(parents=True, exist_ok=True)
         part.replace(target)
-    shutil.rmtree(partial)
 
 
 def _remove_rows(path: Path, older: Mapping[str, Any]) -> None:

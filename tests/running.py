@@ -64,7 +64,6 @@ class Place:
             *("--openai_base_url", url, "--dataset_storage_path", str(self.data)),
             *("--output_path", str(self.output), *more),
         ]
-        base = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "OPENAI_"))}
 
         def limit() -> None:
             if file_size_limit is not None:
@@ -75,15 +74,19 @@ class Place:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={
-                **base,
-                "HF_HOME": str(self.folder / "hf"),
-                "HF_HUB_OFFLINE": "1",
-                "SOURCE_DATE_EPOCH": "1767225600",  # or a test that runs at midnight fails
-                **(env or {}),
-            },
+            env={**self.environment(), **(env or {})},
             preexec_fn=limit,
         )
+
+    def environment(self) -> dict[str, str]:
+        """Environment variables of a run, with the caches here."""
+        base = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "OPENAI_"))}
+        return {
+            **base,
+            "HF_HOME": str(self.folder / "hf"),
+            "HF_HUB_OFFLINE": "1",
+            "SOURCE_DATE_EPOCH": "1767225600",  # or a test that runs at midnight fails
+        }
 
     def run(
         self,

@@ -689,6 +689,31 @@ def test_an_output_file_that_never_appears_is_not_deleted(
     assert "batch_1_output.jsonl" in server.left
 
 
+def test_a_batch_that_the_server_does_not_know_keeps_no_other_from_being_fetched(
+    server: BatchServer, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def submitted_only(run: batch._Run, scratch: Any) -> None:
+        async with run._locked():
+            await run._look(scratch)
+            await run._submit(scratch)
+        raise RunStopped("interrupted")
+
+    server.polls = 10**9
+    with monkeypatch.context() as patch, pytest.raises(RunStopped, match="interrupted"):
+        patch.setattr(batch._Run, "_rounds", submitted_only)
+        prepared(builder(server, tmp_path, data))
+    del server.batches["batch_1"]
+    for made in server.batches.values():
+        server._finish(made, "completed")
+    with pytest.raises(RunStopped, match="no such batch"):
+        prepared(builder(server, tmp_path, data))
+    store = sqlite3.connect(tmp_path / "responses.sqlite")
+    (stored,) = store.execute("SELECT count(*) FROM completions").fetchone()
+    store.close()
+    assert stored == REQUESTS - len(server.submitted[0])
+    assert len(submissions(server)) == REQUESTS
+
+
 def test_a_list_that_is_none_does_not_make_a_batch_unknown(
     there: BatchServer, undisturbed: tuple[int, dict[str, str]], place: Place
 ) -> None:

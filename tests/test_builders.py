@@ -78,6 +78,26 @@ def test_a_builder_says_what_it_is(name: str, data_dir: str) -> None:
     assert builder.info.license == "unknown"  # the stand-in has no terms
 
 
+def test_a_misspelt_builder_is_answered_with_the_nearest_one() -> None:
+    with pytest.raises(UsageError, match="no builder 'coco2017_lava'.*'coco2017_llava'"):
+        datasets.load_dataset("builders/coco2017_lava", "conversation")
+
+
+def test_a_fresh_store_is_asked_for_with_everything_and_a_number_is_one_in_both_spellings(
+    data_dir: str, tmp_path: Path, server: LoopbackServer
+) -> None:
+    settings = {"backend": "openai", "model": "m", "base_url": server.url, "data_dir": data_dir}
+    settings |= {"split": "train", "cache": tmp_path}
+    load(COCO, temperature=0.0, top_p=1.0, **settings)
+    asked = len(server.bodies)
+    load(COCO, temperature=0, top_p=1, **settings)
+    assert len(server.bodies) == asked > 0
+    server.answer = lambda server, body: chat_completion(f"{turns_for(body)} Anew.")
+    fresh = load(COCO, temperature=0, response_store=str(tmp_path / "fresh.sqlite"), **settings)
+    assert len(server.bodies) == 2 * asked
+    assert all(row["messages"][-1]["content"].endswith("Anew.") for row in fresh)
+
+
 def test_a_builder_offers_a_config_for_all_types_and_one_for_each() -> None:
     assert datasets.get_dataset_config_names(COCO) == ["default", *TYPES]
 

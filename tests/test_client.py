@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from mminstruct import client as client_module
 from mminstruct.backends import BackendOptions
 from mminstruct.backends.fake import FakeBackend
 from mminstruct.client import Answered, Client, Failed, Job, Outcome, RetryPolicy
@@ -374,6 +375,33 @@ def test_a_wrong_key_stops_the_run_at_once(store_path: Path) -> None:
         ask(client, [job(f"scene {n}") for n in range(100)])
     assert len(script.texts) == 1
     assert isinstance(caught.value.__cause__, BackendUnusable)
+
+
+def test_a_client_that_is_closed_in_its_own_thread_does_not_wait_for_itself(
+    store_path: Path,
+) -> None:
+    # The garbage collector may find a stream that was left in any thread.
+    script = Asked()
+    client = Client(Backend(script, latency_s=0.2), ResponseStore(store_path)).__enter__()
+    future = client.submit([job(f"scene {n}") for n in range(8)])
+    wait_until(lambda: len(script.texts) > 0)
+    client._loop.call_soon_threadsafe(client.__exit__, GeneratorExit, None, None)
+    client._thread.join(PATIENCE_S)
+    assert not client._thread.is_alive()
+    assert future.done()
+    wait_until(lambda: threading.active_count() == 1)
+    assert stored(store_path) == len(script.texts) > 0
+
+
+def test_half_a_character_in_a_servers_words_costs_its_row_alone(store_path: Path) -> None:
+    def answer(text: str, before: int) -> str:
+        if text == "scene 1":
+            raise RequestRefused("Input rejected: \ud83d")
+        return text
+
+    with Client(Backend(Asked(answer)), ResponseStore(store_path)) as client:
+        outcomes = ask(client, [job(f"scene {n}") for n in range(3)])
+    assert outcomes[1] == Failed("refused", "Input rejected: ?")
 
 
 def test_a_key_withdrawn_on_the_way_stops_the_run_and_keeps_the_answers(store_path: Path) -> None:
@@ -746,12 +774,33 @@ def test_a_budget_of_requests_counts_answers_and_not_failed_attempts(store_path:
     assert stored(store_path) == 10
 
 
-def test_an_attempt_that_may_have_been_paid_for_counts_with_its_worst_case(
-    store_path: Path,
+@pytest.mark.parametrize(("waits_s", "tries"), [(0.0, 3), (60.0, 5)])
+def test_a_gateway_that_waits_in_vain_is_asked_no_more_often_than_one_that_times_out(
+    store_path: Path, waits_s: float, tries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def answer(text: str, before: int) -> str:
+        if text == "slow":
+            raise TransientError("Gateway Timeout", cause="http_504")
+        return text
+
+    monkeypatch.setattr(client_module, "_GATEWAY_WAITS_S", waits_s)
+    script, budget = Asked(answer), Budget(max_requests=20)
+    with Client(Backend(script), ResponseStore(store_path), policy=QUICK, budget=budget) as client:
+        outcomes = ask(client, [job("a scene"), job("slow")])
+    assert isinstance(outcomes[1], Failed)
+    assert script.texts.count("slow") == tries
+    assert budget.spent.requests == 1 + (tries if waits_s == 0 else 0)
+
+
+@pytest.mark.parametrize("cause", ["timeout", "dropped", "http_504", "http_524", "http_408"])
+def test_an_attempt_that_may_have_been_paid_for_counts_with_its_worst_case(
+    store_path: Path, cause: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "_GATEWAY_WAITS_S", 0.0)
+
+    def answer(text: str, before: int) -> str:
         if before == 0:
-            raise TransientError("no answer in time", cause="timeout")
+            raise TransientError("no answer in time", cause=cause)
         return text
 
     budget = priced(max_cost_usd=100.0)

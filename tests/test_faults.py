@@ -376,6 +376,9 @@ def test_a_server_that_goes_away_and_comes_back_costs_nothing(store_path: Path) 
         ({"content": None, "refusal": "I can't."}, "stop", ("", "content_filter")),
         ({"content": "half a"}, "model_length", ("half a", "length")),
         ({"content": "half a"}, "MAX_TOKENS", ("half a", "length")),
+        ({"content": "half a"}, "model_context_window_exceeded", ("half a", "length")),
+        ({"content": ""}, "sensitive", ("", "content_filter")),
+        (None, "content_filter", ("", "content_filter")),
         ({"content": "x"}, "eos_token", ("x", "other")),
         ({"content": "x"}, None, ("x", "stop")),
         (
@@ -396,7 +399,7 @@ def test_a_server_that_goes_away_and_comes_back_costs_nothing(store_path: Path) 
 def test_whatever_ends_an_answer_it_is_an_answer_and_is_paid_for_once(
     server: LoopbackServer,
     store_path: Path,
-    message: dict[str, Any],
+    message: dict[str, Any] | None,
     finish: str | None,
     expected: tuple[str, str],
 ) -> None:
@@ -410,7 +413,9 @@ def test_whatever_ends_an_answer_it_is_an_answer_and_is_paid_for_once(
     assert len(server.bodies) == 1
 
 
-@pytest.mark.parametrize("finish", ["error", "abort", "insufficient_system_resource"])
+@pytest.mark.parametrize(
+    "finish", ["error", "abort", "insufficient_system_resource", "network_error"]
+)
 def test_an_answer_that_the_server_gave_up_on_is_asked_for_again(
     server: LoopbackServer, store_path: Path, finish: str
 ) -> None:
@@ -502,6 +507,24 @@ def test_an_error_within_a_200_is_tried_again_and_costs_nothing(
     assert len(server.bodies) == 4
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"choices": [{"message": {"content": "half"}, "error": {"code": 502, "message": "gone"}}]},
+        {"choices": [{"message": {"content": ""}, "finish_reason": "stop"}], "error": "busy"},
+        {"choices": [{"message": {"content": "half a"}}], "error": {"message": "gone"}},
+    ],
+    ids=str,
+)
+def test_an_error_beside_an_answer_that_is_none_is_tried_again(
+    server: LoopbackServer, store_path: Path, body: dict[str, Any]
+) -> None:
+    server.answer = well_but(body)
+    assert Run([job("first")], server.url, store_path).texts == ["re first"]
+    assert Run([job("first")], server.url, store_path).texts == ["re first"]
+    assert len(server.bodies) == 2
+
+
 def test_an_answer_beside_an_empty_or_odd_error_is_an_answer(
     server: LoopbackServer, store_path: Path
 ) -> None:
@@ -589,6 +612,7 @@ def test_an_exhausted_quota_stops_the_run_though_it_is_a_429(
         error_body("Input is long.", code="context_length_exceeded"),
         {"error": {"message": "the request exceeds the available context size, try increasing it"}},
         {"object": "error", "message": "prompt is too long for max_model_len 4096"},
+        error_body("Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096."),
     ],
     ids=str,
 )
@@ -1023,3 +1047,38 @@ def test_an_allowance_in_the_headers_is_kept_to(server: LoopbackServer, store_pa
     run = Run(scenes(60), server.url, store_path)
     assert len(run.texts) == 60
     assert run.stats.retries <= 2
+
+
+def test_a_request_that_takes_too_long_is_asked_as_often_of_several_servers_as_of_one(
+    store_path: Path,
+) -> None:
+    async def slow(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        if asked(body) == "slow":
+            await asyncio.sleep(PATIENCE_S)
+        return well(body)
+
+    with LoopbackServer(slow) as one, LoopbackServer(slow) as other:
+        backend = replicas(one.url, other.url, timeout_s=0.3)
+        with Client(backend, ResponseStore(store_path), policy=QUICK) as client:
+            (answer,) = client.submit([job("first")]).result(PATIENCE_S)
+            (failure,) = client.submit([job("slow")]).result(PATIENCE_S)
+        times = (one.asked + other.asked).count("slow")
+    assert isinstance(answer, Answered)
+    assert isinstance(failure, Failed) and failure.cause == "timeout"
+    assert times == 3
+
+
+@pytest.mark.parametrize("pause_s", [30, 4000])
+def test_a_pause_that_one_of_several_servers_asks_for_binds_no_other(
+    server: LoopbackServer, store_path: Path, pause_s: int
+) -> None:
+    server.answer = lambda server, body: well(body)
+    refusal = (429, {"Retry-After": str(pause_s)}, error_body("slow down"))
+    with LoopbackServer(lambda server, body: refusal) as other:
+        backend = replicas(other.url, server.url)
+        started = time.monotonic()
+        with Client(backend, ResponseStore(store_path), policy=QUICK) as client:
+            outcomes = client.submit(scenes(40)).result(PATIENCE_S)
+        assert time.monotonic() - started < 30  # a pause, not how fast it is
+    assert all(isinstance(outcome, Answered) for outcome in outcomes)
+    assert len(server.bodies) == 40

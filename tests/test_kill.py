@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import signal
 import subprocess
@@ -317,3 +318,66 @@ def test_an_output_that_cannot_be_written_is_not_left_in_half(
     assert small.run(server.url, *FLAGS).code == 0
     assert server.bodies == []
     assert small.output_digest() == expected
+
+
+def script(
+    server: LoopbackServer, place: Place, body: str, **settings: Any
+) -> subprocess.Popen[str]:
+    """A program of a user's that loads a builder, in a process group of its own."""
+    arguments = {
+        "model": "m",
+        "backend": "openai",
+        "base_url": server.url,
+        "data_dir": str(place.data),
+        "cache_dir": str(place.folder / "cache"),
+        "response_store": str(place.store),
+        "max_concurrency": IN_FLIGHT,
+        **settings,
+    }
+    load = f"datasets.load_dataset('builders/coco2017_llava', **{arguments!r})"
+    place.store.parent.mkdir(parents=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", f"import datasets, mminstruct\ndata = {load}\n{body}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=place.environment(),
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize("left", ["", "\nraise ValueError('ours')"], ids=["open", "by an error"])
+def test_a_program_that_leaves_a_stream_ends_and_what_was_asked_is_stored(
+    few: Path, tmp_path: Path, left: str
+) -> None:
+    async def slowly(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        await asyncio.sleep(0.2)
+        return chat_completion(turns_for(body))
+
+    place = Place(tmp_path, few)
+    with LoopbackServer(slowly) as server:
+        body = f"it = iter(data)\nnext(it){left}"
+        ended = finish(script(server, place, body, streaming=True, split="train"))
+        assert ended.code == ("ValueError" in left), ended.err
+        assert ("ours" in ended.err) == ("ValueError" in left)
+        assert place.stored() == len(server.bodies) > 0
+
+
+def test_ctrl_c_with_several_processes_stores_the_answers_in_flight(
+    few: Path, tmp_path: Path
+) -> None:
+    async def slowly(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        await asyncio.sleep(0 if len(server.bodies) < 3 else 1)
+        return chat_completion(turns_for(body))
+
+    place = Place(tmp_path, few)
+    with LoopbackServer(slowly) as server:
+        process = script(server, place, "", num_proc=2)
+        deadline = time.monotonic() + 60
+        while server.in_flight < 30 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert server.in_flight >= 30
+        os.killpg(process.pid, signal.SIGINT)
+        ended = finish(process)
+        assert ended.code != 0
+        assert place.stored() == len(server.bodies) < 300

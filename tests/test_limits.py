@@ -433,6 +433,14 @@ def test_timeouts_shrink_what_is_in_flight() -> None:
             None,
         ),
         ({"x-ratelimit-limit-requests": "60", "x-ratelimit-remaining-requests": "nan"}, None),
+        (
+            {
+                "x-ratelimit-limit-requests": "60",
+                "x-ratelimit-remaining-requests": "59",
+                "x-ratelimit-reset-requests": "0001-01-01T00:00:00",
+            },
+            None,
+        ),
     ],
 )
 def test_allowances_are_read_in_every_known_spelling(
@@ -531,6 +539,21 @@ def test_requests_go_to_the_server_with_most_room_and_never_beyond_the_sum() -> 
     servers = asyncio.run(run())
     assert servers.count(1) == 2
     assert servers[:4] == [0] * 4
+
+
+def test_whoever_waits_for_one_server_holds_up_nobody_who_can_go_to_another() -> None:
+    async def run() -> None:
+        gate = Gate([Limiter(8, adaptive=False), Limiter(1, adaptive=False)], 9)
+        full = await gate.enter(avoid={0})
+        waiting = asyncio.ensure_future(gate.enter(avoid={0}, first=True))
+        await asyncio.sleep(0)
+        others = [await asyncio.wait_for(gate.enter(), 10) for _ in range(7)]
+        assert {sent.server for sent in others} == {0}
+        assert not waiting.done()
+        gate.answered(full, used=None)
+        assert (await asyncio.wait_for(waiting, 10)).server == 1
+
+    asyncio.run(run())
 
 
 def test_a_dead_server_is_left_out_and_probed_until_it_answers() -> None:

@@ -110,6 +110,14 @@ def test_a_slow_rate_is_one_per_minute() -> None:
     assert describe(Stats(answered=4), rate=1.0) == "4/?  1.0/s"
 
 
+def test_how_long_it_takes_is_not_guessed_from_an_answer_or_two() -> None:
+    stats = Stats(total=12, answered=2, started_s=time.monotonic() - 60)
+    line = ProgressLine(stats, Terminal())
+    assert line._rate() is None
+    stats.answered = 3
+    assert line._rate() is not None
+
+
 def test_nothing_is_left_at_the_end() -> None:
     assert "left" not in describe(Stats(total=4, answered=4), rate=3.0)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import hashlib
 import json
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +21,7 @@ from instruct_rows import TYPES, dataset, row, rows_of
 from origins import COCO, DAY, origin
 
 from mminstruct import cards, licenses, prompts, release
-from mminstruct.errors import UsageError
+from mminstruct.errors import RunStopped, UsageError
 from mminstruct.generate import FEATURES, Report
 from mminstruct.licenses import Part
 from mminstruct.release import Origin
@@ -406,6 +408,53 @@ def test_an_interrupted_write_of_a_repository_leaves_the_old_one(tmp_path: Path)
     write(path, {"train": dataset([row(2)])})
     assert not (path / ".partial").exists()
     assert list(datasets.load_dataset(str(path), split="train")) == [row(2)]
+
+
+def test_a_card_says_which_types_there_are_rows_of_unless_it_is_all(tmp_path: Path) -> None:
+    every = tuple(prompts.load("llava").types)
+    for kinds in (every[:1], every[:2], every):
+        path = tmp_path / str(len(kinds))
+        write(path, {"train": dataset([row(n, kind) for n, kind in enumerate(kinds)])})
+        shown = " and ".join(f"`{kind}`" for kind in kinds)
+        said = (
+            f"This release has rows of the type {shown} alone." in (path / "README.md").read_text()
+        )
+        assert said == (kinds != every)
+
+
+def test_runs_that_write_one_folder_at_once_leave_a_whole_release_of_one_of_them(
+    tmp_path: Path,
+) -> None:
+    path, failures = tmp_path / "out", []
+    many = [{"train": dataset([row(n) for n in range(size)])} for size in (3, 30, 300, 9)]
+
+    def write_it(splits: dict[str, datasets.Dataset]) -> None:
+        try:
+            write(path, splits)
+        except BaseException as error:  # noqa: BLE001 (shown below)
+            failures.append(error)
+
+    threads = [threading.Thread(target=write_it, args=(splits,)) for splits in many]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    held = json.loads((path / "provenance.json").read_text())["files"]
+    assert sorted(held) == [f for f in files_below(path) if f.startswith("data/")]
+    assert len(datasets.load_dataset(str(path), split="train")) in (3, 9, 30, 300)
+
+
+def test_a_folder_that_cannot_be_written_is_named_and_holds_nothing_in_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(release, "_contents", fail)
+    with pytest.raises(RunStopped, match=r"output path .*out can't be written: No space left"):
+        write(tmp_path / "out", {"train": dataset([row(1)])})
+    assert files_below(tmp_path / "out") == []
 
 
 def test_what_gave_no_row_is_listed_in_the_repository(tmp_path: Path) -> None:

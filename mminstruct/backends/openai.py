@@ -53,7 +53,8 @@ _CONNECT_TIMEOUT_S = 30.0
 _SHORTEST_SECRET = 6
 _TOO_LONG = re.compile(
     r"context_length_exceeded|maximum context length|context (?:length|window|size)"
-    r"|prompt is too long|too many (?:input )?tokens|max_model_len",
+    r"|prompt is too long|too many (?:input )?tokens|max_model_len"
+    r"|`inputs` tokens \+ `max_new_tokens` must be <=",
     re.IGNORECASE,
 )
 # Where a refusal says how long the window and the prompt are. "At least 3073 input tokens" is what
@@ -73,9 +74,18 @@ _FINISH: dict[str, FinishReason] = {
     "model_length": "length",
     "content_filter": "content_filter",
     "safety": "content_filter",
+    "sensitive": "content_filter",
+    "model_context_window_exceeded": "length",
 }
 # The server gave up half-way: what there is of the answer isn't one.
-_UNFINISHED = ("error", "abort", "aborted", "cancelled", "insufficient_system_resource")
+_UNFINISHED = (
+    "error",
+    "abort",
+    "aborted",
+    "cancelled",
+    "insufficient_system_resource",
+    "network_error",
+)
 
 
 class _Part(msgspec.Struct):
@@ -97,8 +107,11 @@ class _Message(msgspec.Struct):
 
 
 class _Choice(msgspec.Struct):
-    message: _Message
+    # Some services leave it out where a filter has taken the answer.
+    message: _Message | None = None
     finish_reason: str | None = None
+    # Of a gateway that lost its upstream half-way, after it had sent the 200.
+    error: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class _Usage(msgspec.Struct):
@@ -264,13 +277,24 @@ def read_body(body: bytes, *, redacted: Callable[[str], str] = str) -> Completio
             f"the server's answer has no choices: {_excerpt(body, redacted)!r}", cause="bad_body"
         )
     choice = answer.choices[0]
+    message = choice.message
+    failed = _error_within(choice.error, redacted)
+    if failed is None and not (message and message.text and choice.finish_reason):
+        failed = _error_within(answer.error, redacted)
+    if failed is not None:
+        raise failed
     ended = (choice.finish_reason or "stop").lower()
+    if message is None and _FINISH.get(ended) != "content_filter":
+        raise TransientError(
+            f"the server's answer has no message: {_excerpt(body, redacted)!r}", cause="bad_body"
+        )
+    message = message or _Message()
     if ended in _UNFINISHED:
         raise TransientError(f"the server ended its answer with {ended!r}", cause="unfinished")
     prompt_tokens, completion_tokens = _usage(answer.usage)
     finish = _FINISH.get(ended, "other")
-    text = choice.message.text
-    if choice.message.refusal and not text:
+    text = message.text
+    if message.refusal and not text:
         finish = "content_filter"
     return Completion(
         text=text,

@@ -55,7 +55,7 @@ def explanation(verdict: Verdict, others: list[str]) -> str:
     """The verdict, its reasons, what it obliges to, and alternatives, a line each."""
     sections = {
         "reasons": list(verdict.reasons),
-        "obligations": [str(duty) for duty in verdict.obligations] or ["none"],
+        "obligations": [str(duty) for duty in verdict.obligations] or ["none that are known"],
         "near alternatives that would be free": others,
     }
     lines = [f"{verdict}; training on outputs: {verdict.output_training}"]

@@ -636,8 +636,10 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             members = sources.members(source, split)
             for part, own in members:
                 if part.locate(places, own) is None:
-                    for place in filter(Path.exists, self.config.places()):
+                    for place in self.config.places():
                         where = "directly in" if place.is_dir() else "in the file"
+                        if not place.exists():
+                            where = "in the folder, which isn't there,"
                         _log.info(
                             f"{part.info.name}: no annotation files of split {own!r} {where} "
                             f"{shown(place)}; taking downloaded ones"

@@ -361,15 +361,21 @@ def test_a_split_without_a_row_costs_no_other_split(
         assert {split: len(rows) for split, rows in made.items()} == {"train": 6}
 
 
+@pytest.mark.parametrize("is_there", [True, False])
 def test_a_file_that_cannot_be_fetched_is_no_wrong_argument(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    is_there: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    (folder / "empty").mkdir()
+    if is_there:
+        (folder / "empty").mkdir()
+    where = "directly in" if is_there else "in the folder, which isn't there,"
     arguments = ["--model_source", "fake", "--dataset_storage_path", "empty"]
     assert cli.run(["generate", "COCO2014", *arguments]) == 3
     said = capsys.readouterr().err
-    assert "COCO2014: no annotation files of split 'train' directly in " in said
+    assert f"COCO2014: no annotation files of split 'train' {where} " in said
     assert "not fetched, because HF_HUB_OFFLINE" in said
 
 

@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -154,7 +155,7 @@ class InstructConfig(datasets.BuilderConfig):
         return f"{self.name}-{digest(rows)[:16]}"
 
     def own_store(self) -> list[str]:
-        """The store if one was given: whoever gives a fresh one wants to ask again."""
+        """The store's path if one was given: whoever gives a new one wants to ask again."""
         if self.response_store is None:
             return []
         return [str(Path(self.response_store).expanduser().resolve())]
@@ -499,8 +500,8 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
                 raise RunStopped(words)
             raise NoRows(
                 f"{words}. The same run gives the same again: take another model, context window, "
-                "prompt config or sampling; or, if the server was at fault and is repaired, give a "
-                "fresh --response_store"
+                "prompt config or sampling; or, if the server was at fault and is repaired, give "
+                "another, new --response_store"
             )
         for split, words in empty.items():
             _log.warning(f"{words}; the split is left out")
@@ -782,25 +783,31 @@ def make(source: str, prompt_config: str, name: str) -> type[InstructBuilder]:
     return cls
 
 
+# A terminal and whoever started the run may both pass a Ctrl-C on.
+_SAME_SIGNAL_S = 0.5
+
+
 @contextlib.contextmanager
 def _ending_in_order() -> Iterator[None]:
     """In a process of a pool: to be terminated waits for the answers in flight, as Ctrl-C does.
 
     A pool whose parent is interrupted terminates its processes at once, which then wait as long as
-    a run in one process does, and are terminated.
+    a run in one process does, and are terminated. A second Ctrl-C ends the wait.
     """
     if multiprocess.parent_process() is None or (
         threading.current_thread() is not threading.main_thread()
     ):
         yield
         return
-    ending = terminated = False
+    heard_s, terminated = -math.inf, False
 
     def end(number: int, frame: Any) -> None:
-        nonlocal ending, terminated
+        nonlocal heard_s, terminated
         terminated |= number == signal.SIGTERM
-        if not ending:
-            ending = True
+        now = time.monotonic()
+        is_first, is_new = heard_s == -math.inf, now - heard_s > _SAME_SIGNAL_S
+        if is_first or (number == signal.SIGINT and is_new):
+            heard_s = now
             raise KeyboardInterrupt
 
     before = [(n, signal.signal(n, end)) for n in (signal.SIGTERM, signal.SIGINT)]

@@ -6,7 +6,8 @@ files, and so that callers need no loop. What it promises:
 - a completion is in the store before anyone hears of it; what is in the store is never asked for;
 - at most ``backend.parallel`` requests are in flight, to servers no more and no faster than they
   are found to take (`mminstruct.limits`), and a request that waits for its retry holds up nobody;
-  when a server says Retry-After, everybody waits, or the run ends if it is over an hour;
+  when a server says Retry-After, nobody asks it before, and the run ends if that is over an hour
+  for all servers;
 - of several servers each gets what it has room for, and what one that dies was asked goes to the
   others at once; it is left out until it answers again;
 - no attempt is sent that could exceed the budget, whatever the answers in flight turn out to cost,
@@ -33,7 +34,6 @@ import os
 import random
 import threading
 import time
-import weakref
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -257,6 +257,7 @@ class Client:
         self._asking: dict[bytes, asyncio.Future[Completion]] = {}
 
     def __enter__(self) -> Client:
+        self._opened_by = threading.current_thread()
         self._thread.start()
         try:
             self.store.__enter__()
@@ -294,11 +295,11 @@ class Client:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self not in _clients:  # closed at the interpreter's exit
+        if self not in _clients:  # closed at the interpreter's exit, or a parent process's
             return
         _clients.discard(self)
-        if threading.current_thread() is self._thread:
-            # The garbage collector found a stream there, and this thread can't wait for itself.
+        if threading.current_thread() is not self._opened_by:
+            # The garbage collector found a stream, maybe in a thread that has to be waited for.
             threading.Thread(target=self._finish, args=(kind, error)).start()
             return
         self._finish(kind, error)
@@ -503,7 +504,7 @@ class Client:
         else:
             words += (
                 "; has the server the chat template of its model? What it answered is stored: once "
-                "it is repaired, give a fresh --response_store to ask again"
+                "it is repaired, give another, new --response_store to ask again"
             )
         self._stop(NoRows(f"{words} (finish reason {completion.finish_reason!r})"))
 
@@ -577,8 +578,12 @@ class Client:
             and self._gate.others(attempts.gone)
         ):
             return 0.0  # another server has not been asked yet
-        elsewhere = attempts.refused_by is not None and self._gate.others({attempts.refused_by})
-        retry_after_s = None if elsewhere else error.retry_after_s  # that server is paused anyway
+        retry_after_s = error.retry_after_s
+        if (
+            attempts.refused_by is not None
+            and self._gate.resumes_s({attempts.refused_by}) <= LONGEST_WAIT_S
+        ):
+            retry_after_s = None  # that server is paused anyway, and another one will take it
         if (retry_after_s or 0.0) > LONGEST_WAIT_S:
             raise self._stop(too_long_a_pause(error)) from error
         at_start = not self._started and error.cause == "unreachable"
@@ -635,11 +640,10 @@ class Client:
                 await self._saved.wait()
                 if self._stopped is not None:
                     raise RunStopped(str(self._stopped)) from self._stopped
-            begun_s = time.monotonic()
+            begun_s, attempts.refused_by, attempts.in_vain = time.monotonic(), None, False
             completion = await server.complete(request)
         except TransientError as error:
             cause = error.cause
-            attempts.refused_by = None
             waited_s = time.monotonic() - begun_s
             attempts.in_vain = cause in _GATEWAY_TIMEOUTS and waited_s >= _GATEWAY_WAITS_S
             if cause in _SERVER_GONE:
@@ -777,17 +781,26 @@ class Client:
         self._loop.close()
 
 
-_clients: weakref.WeakSet[Client] = weakref.WeakSet()
+# The open ones. They know nothing of who uses them, so a stream is garbage all the same.
+_clients: set[Client] = set()
 
 
-def _close_all() -> None:
-    """End what a stream that was left open has in flight, while threads still run."""
+def _close_left() -> None:
+    """End what a stream that was left open has in flight, while threads still run.
+
+    Threads that Python waits for go on with theirs.
+    """
     for client in list(_clients):
-        client.__exit__(GeneratorExit, None, None)
+        thread = client._opened_by
+        if thread is threading.main_thread() or thread.daemon or not thread.is_alive():
+            _clients.discard(client)
+            client._finish(GeneratorExit, None)
 
 
 # Before pools of threads are closed, where this Python can: engines in process use one in closing.
-getattr(threading, "_register_atexit", atexit.register)(_close_all)
+# Then once more, for what the threads have left that Python waited for.
+getattr(threading, "_register_atexit", atexit.register)(_close_left)
+atexit.register(_close_left)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_clients.clear)  # they are the parent's
 

@@ -421,6 +421,10 @@ class Limiter:
         """Whether the server told an allowance of tokens."""
         return self._tokens is not None
 
+    def paused_s(self, now: float) -> float:
+        """Seconds that are left of a pause that the server asked for."""
+        return max(0.0, self._resume_s - now)
+
     def words(self, now: float) -> str | None:
         """What holds requests back, for the progress line."""
         if self._resume_s - now > 1.0:
@@ -831,6 +835,12 @@ class Gate:
         """Whether there are servers besides these that are not left out."""
         return any(not x.dead for n, x in enumerate(self._limiters) if n not in avoid)
 
+    def resumes_s(self, avoid: Collection[int]) -> float:
+        """Seconds for which all servers but these have to be left alone; infinite without any."""
+        now = self._clock()
+        others = (x for n, x in enumerate(self._limiters) if n not in avoid and not x.dead)
+        return min((x.paused_s(now) for x in others), default=math.inf)
+
     async def enter(
         self, *, tokens: float = 0.0, avoid: Collection[int] = (), first: bool = False
     ) -> Sent:
@@ -903,9 +913,11 @@ class Gate:
                 self._waiting.popleft()
                 continue
             server, wait_s = self._choose(now, waiter)
-            if wait_s > 0:
-                self._wake_in(wait_s)
-                if not waiter.avoid or len(self._limiters) == 1:
+            shared_s = self._shared_s(now, waiter)
+            if max(wait_s, shared_s) > 0:
+                self._wake_in(max(wait_s, shared_s))
+                # What all share would never suffice for one that is passed over.
+                if not waiter.avoid or shared_s > 0 or len(self._limiters) == 1:
                     break
                 passed.append(self._waiting.popleft())
                 continue
@@ -917,7 +929,7 @@ class Gate:
         self._waiting.extendleft(reversed(passed))
 
     def _choose(self, now: float, waiter: _Waiter) -> tuple[int, float]:
-        """The server to send a request to, and seconds until then."""
+        """The server to send a request to, and seconds until that takes it."""
         if len(self._limiters) == 1:
             server, wait_s = 0, self._limiters[0].wait_s(now, waiter.tokens)
         else:
@@ -926,12 +938,15 @@ class Gate:
             waits = {n: self._limiters[n].wait_s(now, waiter.tokens) for n in servers}
             server = min(servers, key=lambda n: (waits[n], -self._limiters[n].room))
             wait_s = waits[server]
-            if self.in_flight >= self._most:
-                wait_s = math.inf
+        return server, wait_s
+
+    def _shared_s(self, now: float, waiter: _Waiter) -> float:
+        """Seconds until what all servers share lets a request out."""
+        wait_s = math.inf if len(self._limiters) > 1 and self.in_flight >= self._most else 0.0
         for bucket, amount in ((self._requests, 1.0), (self._tokens, waiter.tokens)):
             if bucket is not None:
                 wait_s = max(wait_s, bucket.wait_s(now, amount))
-        return server, wait_s
+        return wait_s
 
     def _wake_in(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import hashlib
 import json
 import logging
@@ -66,6 +67,7 @@ _GENERATION = (
     *("backend", "model", "endpoint", "prompt_config", "prompt_version", "prompt_hash"),
     *("temperature", "top_p", "max_tokens"),
 )
+_NOT_WRITABLE = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EROFS)
 _CREDIT_SCHEMA = pa.schema([(name, pa.string()) for name in cards.CREDIT_COLUMNS])
 
 
@@ -109,7 +111,8 @@ def write(
         origin: how the rows came about.
         report: what became of the requests; None if that wasn't recorded.
 
-    Another run that writes the same folder is waited for.
+    Another run of the same user that writes the same folder is waited for, if both have the same
+    folder for temporary files.
 
     Raises:
         UsageError: the rows lack a column, hold images, or are there twice.
@@ -126,6 +129,8 @@ def write(
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
+        if error.errno not in _NOT_WRITABLE:
+            raise
         raise RunStopped(
             f"output path {path} can't be written: {error.strerror or error}; is there room, and "
             "is it yours?"

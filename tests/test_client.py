@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
@@ -390,6 +391,46 @@ def test_a_client_that_is_closed_in_its_own_thread_does_not_wait_for_itself(
     assert not client._thread.is_alive()
     assert future.done()
     assert stored(store_path) == len(script.texts) > 0
+
+
+def test_a_stream_in_a_cycle_is_closed_when_the_garbage_collector_finds_it(
+    store_path: Path,
+) -> None:
+    clients = []
+
+    def stream() -> Iterator[str]:
+        with Client(Backend(Asked()), ResponseStore(store_path)) as client:
+            clients.append(client._thread)
+            yield answer_text(ask(client, [job("a scene")])[0])
+
+    def leave() -> None:
+        left: list[Any] = [stream()]
+        left.append(left)
+        assert next(left[0]) == "re a scene"
+
+    leave()
+    gc.collect()
+    clients[0].join(PATIENCE_S)
+    assert not clients[0].is_alive()
+    assert stored(store_path) == 1
+
+
+def test_a_run_in_a_thread_goes_on_after_the_main_one_has_ended(store_path: Path) -> None:
+    program = f"""
+import threading, time
+from pathlib import Path
+from test_client import Asked, Backend, Client, ResponseStore, ask, job
+def work():
+    store = ResponseStore(Path({str(store_path)!r}))
+    with Client(Backend(Asked(), latency_s=0.1), store) as client:
+        for n in range(10):
+            ask(client, [job(f"scene {{n}}")])
+threading.Thread(target=work).start()
+"""
+    subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parent, check=True, timeout=PATIENCE_S
+    )
+    assert stored(store_path) == 10
 
 
 def test_half_a_character_in_a_servers_words_costs_its_row_alone(store_path: Path) -> None:

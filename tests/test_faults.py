@@ -1082,3 +1082,15 @@ def test_a_pause_that_one_of_several_servers_asks_for_binds_no_other(
         assert time.monotonic() - started < 30  # a pause, not how fast it is
     assert all(isinstance(outcome, Answered) for outcome in outcomes)
     assert len(server.bodies) == 40
+
+
+def test_servers_that_all_ask_for_a_pause_of_hours_end_the_run(store_path: Path) -> None:
+    refusal = (429, {"Retry-After": "4000"}, error_body("slow down"))
+    with (
+        LoopbackServer(lambda server, body: refusal) as one,
+        LoopbackServer(lambda server, body: refusal) as other,
+        pytest.raises(RunStopped, match="pause of 1.1 hours"),
+        Client(replicas(one.url, other.url), ResponseStore(store_path), policy=QUICK) as client,
+    ):
+        client.submit(scenes(4)).result(PATIENCE_S)
+    assert len(one.bodies) == len(other.bodies) == 1

@@ -556,6 +556,21 @@ def test_whoever_waits_for_one_server_holds_up_nobody_who_can_go_to_another() ->
     asyncio.run(run())
 
 
+def test_what_all_servers_share_is_not_used_up_before_a_retry_that_waits_for_it() -> None:
+    async def run() -> None:
+        limiters = [Limiter(50, adaptive=False), Limiter(50, adaptive=False)]
+        gate = Gate(limiters, 100, Rates(tokens_per_minute=60_000))
+        await gate.enter(tokens=1000)
+        retry = asyncio.ensure_future(gate.enter(tokens=300, avoid={0}, first=True))
+        small = [asyncio.ensure_future(gate.enter(tokens=50)) for _ in range(20)]
+        await asyncio.wait_for(retry, 10)
+        assert not any(one.done() for one in small)
+        for one in small:
+            one.cancel()
+
+    asyncio.run(run())
+
+
 def test_a_dead_server_is_left_out_and_probed_until_it_answers() -> None:
     clock = [0.0]
 

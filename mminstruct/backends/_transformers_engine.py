@@ -342,9 +342,9 @@ class SharedOpeningBatch:
     def add(self, new: Sequence[Row]) -> None:
         """Compute the prompts, but for each one's last token."""
         first = len(self.rows)
-        self._trim(new)
         # By opening and length. Those that were let in are known, whatever happens next.
         self.rows.extend(sorted(new, key=lambda row: (row.opening, row.computed)))
+        self._trim(first)
         while first < len(self.rows):
             opening = self.rows[first].opening
             count = self._group(first)
@@ -352,15 +352,15 @@ class SharedOpeningBatch:
             self._prefill(self._cache, texts, self._computed_opening(opening), len(opening), first)
             first += count
 
-    def _trim(self, new: Sequence[Row]) -> None:
+    def _trim(self, first: int) -> None:
         """Give up rows and columns of the cache, if with these newcomers most would lie idle.
 
         What memory there is for is reckoned by the rows there are: many that were short and a few
         that are long may not leave a cache that is as tall as the ones and as wide as the others.
         """
-        own = [row.computed - len(row.opening) for row in self.rows]
-        rows = len(own) + len(new)
-        columns = max(row.longest - len(row.opening) for row in (*self.rows, *new)) + _COLUMNS
+        own = [row.computed - len(row.opening) for row in self.rows[:first]]
+        rows = len(self.rows)
+        columns = max(row.longest - len(row.opening) for row in self.rows) + _COLUMNS
         for layer in self._cache.layers:
             if not layer.is_initialized:
                 continue

@@ -88,7 +88,7 @@ _SAMPLED_BLOCKS = 64
 _BLOCK_BYTES = 1 << 20
 # The metadata of a GGUF file with the largest vocabularies there are.
 _METADATA_BYTES = 64 << 20
-_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+_PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 
 _DEFAULT_WINDOW = 8192
 _SLOTS_CPU = 8
@@ -178,9 +178,15 @@ def fingerprint(path: Path) -> str:
     Its size, the metadata if it is a GGUF file (template, tokenizer, tokens that end an answer),
     and blocks spread evenly over it; of a GGUF file in parts, all of them.
     """
-    whole, parts = _PART.sub("", path.name), [path]
-    if whole != path.name:
-        parts = sorted(p for p in path.parent.iterdir() if _PART.sub("", p.name) == whole)
+    named, parts = _PART.fullmatch(path.name), [path]
+    if named is not None:
+        parts = sorted(
+            part
+            for part in path.parent.iterdir()
+            if (other := _PART.fullmatch(part.name)) is not None
+            and other.groups() == named.groups()
+            and part.is_file()
+        )
     return "-".join(_fingerprint(part, *_state(part)) for part in parts)
 
 

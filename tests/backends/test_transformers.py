@@ -495,6 +495,24 @@ def test_a_cache_is_never_as_tall_as_short_rows_and_as_wide_as_a_long_one() -> N
     assert 4000 < max(sizes) < 1.5 * 2 * (2005 + 64)
 
 
+def test_out_of_memory_while_a_cache_is_trimmed_loses_no_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trim, calls = _transformers_engine.SharedOpeningBatch._trim, []
+
+    def full(batch: Any, first: int) -> None:
+        calls.append(first)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        trim(batch, first)
+
+    model, asked = llama(), several(Asked())
+    expected = [plainly(model, row) for row in asked.rows]
+    monkeypatch.setattr(_transformers_engine.SharedOpeningBatch, "_trim", full)
+    assert answers(model, asked, slots=3) == expected
+    assert len(calls) > 2
+
+
 def test_a_request_that_exceeds_the_memory_alone_fails_alone() -> None:
     def full(rows: int, tokens: int) -> None:
         if tokens > 50:

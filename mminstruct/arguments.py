@@ -12,7 +12,7 @@ import difflib
 import re
 import shlex
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,11 +26,6 @@ _Given = list[tuple[argparse.Action, list[str]]]
 class Parser(argparse.ArgumentParser):
     """Of the whole command line, or of one command."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
-        self.register("type", int, _integer)
-        self.register("type", float, _number)
-
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """The values of a command and its flags.
 
@@ -38,7 +33,7 @@ class Parser(argparse.ArgumentParser):
             UsageError: a file of words or flags can't be read, or has something unknown.
         """
         words = deque(args)
-        while words and words[0].startswith("@"):
+        if words and words[0].startswith("@"):
             words.extendleft(reversed(_words_in(words.popleft())))
         commands = self.commands()
         if words and words[0] in commands:
@@ -109,7 +104,10 @@ class Parser(argparse.ArgumentParser):
             else:
                 values: list[str] = []
                 most = 0 if action.nargs == 0 else len(words) if action.nargs == "+" else 1
+                ends = "@" if most > 1 else ()  # a model's name may begin with @
                 while len(values) < most and words and not _is_flag(words[0]):
+                    if words[0].startswith(ends):
+                        break
                     values.append(words.popleft())
                 given.append((action, values))
         self._deal(given, others)
@@ -187,7 +185,9 @@ def _known(flag: str, given: _Given) -> Collection[str]:
     if flag == "splits":
         return {split for name in sources.names() for split in sources.get(name).info.splits}
     if flag == "types":
-        own = [name for action, values in given if action.dest == "prompt_config" for name in values]
+        own = [
+            name for action, values in given if action.dest == "prompt_config" for name in values
+        ]
         return {kind for name in own or prompts.names() for kind in prompts.load(name).types}
     return {"any", "commercial", *licenses.load().by_name}
 
@@ -200,17 +200,3 @@ def _words_in(word: str) -> list[str]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"{word}: expected a file of words for the line, got: {reason}") from error
-
-
-def _integer(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"expected an integer, got {text!r}") from error
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}") from error

@@ -73,6 +73,7 @@ from mminstruct.errors import (
     StoreError,
     StoreUnusable,
     UsageError,
+    lacking,
 )
 from mminstruct.generate import Report
 from mminstruct.pricing import price_of
@@ -210,9 +211,11 @@ def _print(text: str) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog="mminstruct",
-        description="Multimodal instruction data from annotations, with any LLM.",
+        description="Multimodal instruction data from annotations, with any LLM. @FILE among words "
+        "stands for the words in the file.",
         epilog="exit codes:" + (__doc__ or "").partition("Exit codes:")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"mminstruct {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -222,53 +225,46 @@ def _parser() -> Parser:
     _add_license(commands)
     _add_export(commands)
     _add_push(commands)
-    _add_command(commands, _list, "list", "builders, sources, prompt configs and backends")
+    listing = commands.add_parser("list", help="builders, sources, prompt configs and backends")
+    listing.set_defaults(command=_list)
     _add_completion(commands)
     return parser
 
 
-def _add_command(
-    commands: Any, run: Callable[..., int], name: str, help: str, description: str | None = None
-) -> Parser:
-    """The parser of one more command."""
-    parser: Parser = commands.add_parser(
-        name,
-        help=help,
-        description=description,
-        epilog="@FILE in place of words stands for those in the file.",
-    )
-    parser.set_defaults(command=run)
-    return parser
-
-
 def _add_generate(commands: Any) -> None:
-    text = "Generate instruction data for one or more annotation sources."
-    _add_run_arguments(_add_command(commands, _generate, "generate", "generate a dataset", text))
+    parser: Parser = commands.add_parser(
+        "generate",
+        help="generate a dataset",
+        description="Generate instruction data for one or more annotation sources.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=_generate)
+    _add_run_arguments(parser)
 
 
 def _add_estimate(commands: Any) -> None:
-    parser = _add_command(
-        commands,
-        _estimate,
+    parser: Parser = commands.add_parser(
         "estimate",
-        "what a run would ask for, take and cost",
-        "Takes the arguments of generate and sends nothing to any model: how many "
+        help="what a run would ask for, take and cost",
+        description="Takes the arguments of generate and sends nothing to any model: how many "
         "requests, how many answers are in the store already, tokens, cost and time. Figures are "
         "for the whole run; cost and time are for what is not in the store.",
+        allow_abbrev=False,
     )
+    parser.set_defaults(command=_estimate)
     _add_run_arguments(parser)
     _flags(parser.add_argument_group("estimate"), _ESTIMATE_FLAGS)
 
 
 def _add_show(commands: Any) -> None:
-    parser = _add_command(
-        commands,
-        _show,
+    parser: Parser = commands.add_parser(
         "show",
-        "one context, and its messages as a model gets them",
-        "Prints one image, motion ... with its annotations as a model gets them, "
+        help="one context, and its messages as a model gets them",
+        description="Prints one image, motion ... with its annotations as a model gets them, "
         "for each instruction type.",
+        allow_abbrev=False,
     )
+    parser.set_defaults(command=_show)
     parser.add_argument("sources", nargs=1, metavar="SOURCE", help="such as COCO2017")
     parser.add_argument("id", metavar="ID", nargs="?", help="of the image (default: the first)")
     names = ("prompt_config", "types", "splits", "dataset_storage_path")
@@ -293,6 +289,7 @@ def _add_run_arguments(parser: Parser) -> None:
     _flags(parser.add_argument_group("budget (run again to go on after it)"), _BUDGET_FLAGS)
 
 
+_SEVERAL = {"nargs": "+", "action": "extend"}
 _CONFIG_FLAG: dict[str, dict[str, Any]] = {
     "config": {"metavar": "FILE", "help": "YAML with flags, which those of the line go before"},
 }
@@ -354,8 +351,8 @@ _CONTENT_FLAGS: dict[str, dict[str, Any]] = {
         "metavar": "NAME",
         "help": "name or YAML file (default: the source's own; llava for COCO)",
     },
-    "types": {"nargs": "+", "action": "extend", "metavar": "TYPE", "help": "instruction types (default: all)"},
-    "splits": {"nargs": "+", "action": "extend", "metavar": "SPLIT", "help": "splits (default: train alone)"},
+    "types": {**_SEVERAL, "metavar": "TYPE", "help": "instruction types (default: all)"},
+    "splits": {**_SEVERAL, "metavar": "SPLIT", "help": "splits (default: train alone)"},
     "limit": {"type": int, "metavar": "N", "help": "first N images of each split"},
     "commercial": {
         "action": "store_const",
@@ -441,7 +438,9 @@ def _flags(group: Any, flags: Mapping[str, dict[str, Any]]) -> None:
     for name, settings in flags.items():
         kwargs = dict(settings)
         names = [n for n in (name, ALIASES.get(name, name)) if n == name or n not in flags]
-        spellings = dict.fromkeys(f"--{n}" for name in names for n in (name, name.replace("_", "-")))
+        spellings = dict.fromkeys(
+            f"--{n}" for name in names for n in (name, name.replace("_", "-"))
+        )
         group.add_argument(*spellings, dest=kwargs.pop("dest", name), **kwargs)
 
 
@@ -801,18 +800,17 @@ class _Notes(logging.Handler):
 
 
 def _add_license(commands: Any) -> None:
-    parser = _add_command(
-        commands,
-        _license,
+    parser: Parser = commands.add_parser(
         "license",
-        "what rows may be used for, and why, before any money is spent",
-        "What the rows of sources and a model may be used for, and why. Nothing is "
+        help="what rows may be used for, and why, before any money is spent",
+        description="What the rows of sources and a model may be used for, and why. Nothing is "
         "asked of any model. Without --model_source, the model is one of your own: a GGUF file, a "
         "folder, or what the exact id on the Hub stands for.",
+        allow_abbrev=False,
     )
+    parser.set_defaults(command=_license)
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help=", ".join(sources.names()))
-    names = ("model_source", "model", "base_url", "openai_base_url", "tgi_url")
-    names += ("model_id", "licenses")
+    names = ("model_source", "model", *_SERVER_FLAGS, "model_id", "licenses")
     flags = {**_CONFIG_FLAG, **{name: dict(_MODEL_FLAGS[name]) for name in names}}
     flags["model_source"]["default"] = None
     flags["prompt_config"] = _CONTENT_FLAGS["prompt_config"]
@@ -867,8 +865,8 @@ def _model_hint(registry: licenses.Registry, model: str) -> str | None:
         return f"no entry has the exact id {model}; did you mean {' or '.join(near[:3])}?"
     for name, url in backends.SERVERS.items():
         if price_of(model, [url]) is not None:
-            where = "" if name == "openai" else f" --openai_base_url {url}"
-            return f"{model} is a model of a service; for its terms, add --model_source openai{where}"
+            more = "" if name == "openai" else f" --openai_base_url {url}"
+            return f"{model} is at a service; for its terms, add --model_source openai{more}"
     return None
 
 
@@ -877,38 +875,37 @@ def _check_model_file(model: str) -> None:
     is_path = model.endswith(".gguf") or model.startswith(("./", "../", "/", "~"))
     if is_path and not Path(model).expanduser().exists():
         raise UsageError(
-            f"model {model}: there is no such file; give another path, or the model's exact id on "
-            "the Hub"
+            f"model {model}: there is no such file{lacking(Path(model))}; give another path, or "
+            "the model's exact id on the Hub"
         )
 
 
 def _add_push(commands: Any) -> None:
-    parser = _add_command(
-        commands,
-        _push,
+    parser: Parser = commands.add_parser(
         "push",
-        "a dataset repository to the Hub, in one commit",
-        "Puts a folder that generate wrote on the Hub: rows, card, licence and all, in "
+        help="a dataset repository to the Hub, in one commit",
+        description="Puts a folder that generate wrote on the Hub: rows, card, licence and all, in "
         "one commit, which also takes away what was there of an older release. What was sent is "
         "not sent again: after a stop, run the same command. The token comes from HF_TOKEN or from "
         "'hf auth login', another Hub than Hugging Face's from HF_ENDPOINT.",
+        allow_abbrev=False,
     )
-    parser.set_defaults(kept="What was sent stays at the Hub")
+    parser.set_defaults(command=_push, kept="What was sent stays at the Hub")
     parser.add_argument("folder", metavar="OUT", help="the --output_path of generate")
     parser.add_argument("repo_id", metavar="USER/NAME", help="made if it isn't there")
     _flags(parser, _PUSH_FLAGS)
 
 
 def _add_completion(commands: Any) -> None:
-    parser = _add_command(
-        commands,
-        _completion,
+    parser = commands.add_parser(
         "completion",
-        "a script by which your shell completes commands and flags",
-        'Prints a script for your shell: eval "$(mminstruct completion bash)" in ~/.bashrc, '
-        "mminstruct completion zsh > a file _mminstruct in a folder of $fpath, or mminstruct "
-        "completion fish > ~/.config/fish/completions/mminstruct.fish.",
+        help="a script by which your shell completes commands and flags",
+        description="Prints a script for your shell, such as for "
+        'eval "$(mminstruct completion bash)" in ~/.bashrc. That of zsh goes into a file '
+        "_mminstruct in a folder of $fpath, that of fish into "
+        "~/.config/fish/completions/mminstruct.fish.",
     )
+    parser.set_defaults(command=_completion)
     parser.add_argument("shell", choices=("bash", "zsh", "fish"))
 
 
@@ -959,8 +956,8 @@ _EXPORT_FLAGS: dict[str, dict[str, Any]] = {
         "help": "; ".join(f"{name}: for {form.reader}" for name, form in export.FORMATS.items()),
     },
     "output_path": {"metavar": "PATH", "help": "file, or folder of shards (default: by format)"},
-    "types": {"nargs": "+", "action": "extend", "metavar": "TYPE", "help": "instruction types (default: all)"},
-    "splits": {"nargs": "+", "action": "extend", "metavar": "SPLIT", "help": "splits (default: all)"},
+    "types": {**_SEVERAL, "metavar": "TYPE", "help": "instruction types (default: all)"},
+    "splits": {**_SEVERAL, "metavar": "SPLIT", "help": "splits (default: all)"},
 }
 _IMAGE_FLAGS: dict[str, dict[str, Any]] = {
     "images": {
@@ -974,8 +971,7 @@ _IMAGE_FLAGS: dict[str, dict[str, Any]] = {
         "help": "where images are, or are fetched to (default then: images, beside the output)",
     },
     "image_licenses": {
-        "nargs": "+",
-        "action": "extend",
+        **_SEVERAL,
         "metavar": "ID",
         "help": "only rows whose image is under one of these; commercial: one that allows "
         "commercial use (default with embed); any (default else)",
@@ -992,15 +988,14 @@ _IMAGE_FLAGS: dict[str, dict[str, Any]] = {
 
 
 def _add_export(commands: Any) -> None:
-    parser = _add_command(
-        commands,
-        _export,
+    parser: Parser = commands.add_parser(
         "export",
-        "a release in the form that a trainer reads, with or without images",
-        "Writes a dataset repository for a trainer. Rows that the trainer could not "
+        help="a release in the form that a trainer reads, with or without images",
+        description="Writes a dataset repository for a trainer. Rows that the trainer could not "
         "use are left out, counted, and named in PATH.missing.jsonl; the exit code is 1 then.",
+        allow_abbrev=False,
     )
-    parser.set_defaults(kept="every image that was fetched is kept")
+    parser.set_defaults(command=_export, kept="every image that was fetched is kept")
     parser.add_argument(
         "dataset", metavar="OUT", help="folder that generate wrote, or id on the Hub"
     )

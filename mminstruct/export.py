@@ -50,7 +50,7 @@ from huggingface_hub.errors import (
 from tqdm.auto import tqdm
 
 from mminstruct import cards, licenses, resources
-from mminstruct.errors import HubError, UsageError, did_you_mean
+from mminstruct.errors import HubError, UsageError, did_you_mean, lacking
 from mminstruct.generate import Report
 
 if TYPE_CHECKING:
@@ -407,7 +407,9 @@ def export(
     if image_folder is not None:
         pictures.folder = Path(image_folder)
     if images == "path" and not pictures.folder.is_dir():
-        raise UsageError(f"image_folder {pictures.folder}: no such folder")
+        raise UsageError(
+            f"image_folder {pictures.folder}: no such folder{lacking(pictures.folder)}"
+        )
     streams = _streams(str(dataset), types, splits)
     license_text = _license_text(str(dataset))
     if images != "embed":
@@ -497,6 +499,7 @@ def _streams(
         raise UsageError(
             f"{dataset}: expected a dataset repository, as `mminstruct generate` writes it, or "
             f"the id of one on the Hub, got: {error}"
+            f"{lacking(Path(dataset)) if dataset.count('/') > 1 else ''}"  # else it may be an id
         ) from error
     names = list(dict.fromkeys(split for parts in found for split in parts))
     for split in splits or ():

@@ -22,7 +22,6 @@ from mminstruct.errors import UsageError, did_you_mean
 from mminstruct.limits import Quotas
 from mminstruct.schema import Completion, Message, Option, Request
 
-
 __all__ = ["SERVERS", "Backend", "BackendOptions", "Remote"]
 
 

@@ -11,21 +11,15 @@ SERVERS = {
     "deepseek": "https://api.deepseek.com/v1",
     "xai": "https://api.x.ai/v1",
     "groq": "https://api.groq.com/openai/v1",
-    "cerebras": "https://api.cerebras.ai/v1",
     "together": "https://api.together.xyz/v1",
     "fireworks": "https://api.fireworks.ai/inference/v1",
-    "deepinfra": "https://api.deepinfra.com/v1/openai",
-    "nvidia": "https://integrate.api.nvidia.com/v1",
     "openrouter": "https://openrouter.ai/api/v1",
     "azure": "https://RESOURCE.openai.azure.com/openai/v1",
     "vllm": "http://localhost:8000/v1",
     "sglang": "http://localhost:30000/v1",
     "ollama": "http://localhost:11434/v1",
     "lmstudio": "http://localhost:1234/v1",
-    "lmdeploy": "http://localhost:23333/v1",
-    "litellm": "http://localhost:4000/v1",
     "llamaserver": "http://localhost:8080/v1",
-    "koboldcpp": "http://localhost:5001/v1",
 }
 """Name, as it would be typed for a model source, without signs -> base URL."""
 

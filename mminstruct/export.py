@@ -242,7 +242,7 @@ FORMATS: dict[str, Format] = {
         "webdataset", "webdataset", row_records, "tar", "images", images=("path", "embed")
     ),
     "parquet": Format(
-        "load_dataset, which opens the images",
+        "load_dataset",
         "instruct_images",
         row_records,
         "parquet",

@@ -43,7 +43,7 @@ from mminstruct.errors import HubError, RunStopped, UsageError
 from mminstruct.generate import Report
 from mminstruct.images import Fetching
 
-TRAINERS = sorted(export.FORMATS.keys() - {"jsonl", "webdataset"})
+TRAINERS = sorted(export.FORMATS.keys() - {"jsonl", "webdataset", "parquet"})
 AT_ONCE = Fetching(retry=RetryPolicy(max_retries=2, base_s=0.0))
 
 
@@ -1492,8 +1492,12 @@ def test_a_command_of_the_page_works(command: str, instruct: Path) -> None:
     assert cli.run(arguments) == cli.DONE
     output = Path(export.FORMATS[arguments[3]].output)
     assert Path(f"{output}.LICENSE").read_text() == Path("instruct/LICENSE").read_text()
-    if output.is_dir():
+    if arguments[3] == "webdataset":
         assert len(samples(output)) == 6
+    elif arguments[3] == "parquet":
+        rows = datasets.load_dataset(str(output), cache_dir="hf")
+        assert [len(part) for part in rows.values()] == [6]
+        assert all(row["image"].size for part in rows.values() for row in part)
     elif arguments[3] in READERS:
         folder = (
             Path(arguments[arguments.index("--image_folder") + 1]) if "path" in command else None

@@ -92,10 +92,6 @@ _ENDED_BY = {"SIGTERM": TERMINATED, "SIGHUP": HUNG_UP}
 _ONE_SIGNAL_S = 1.0
 
 _FORMAT_OF_SUFFIX = {".jsonl": "jsonl", ".json": "llava-instruct"}
-_OTHER_SUFFIXES = (
-    *(".arrow", ".csv", ".feather", ".gz", ".h5", ".ndjson", ".npz", ".parquet", ".pickle"),
-    *(".pkl", ".sqlite", ".tar", ".tsv", ".txt", ".xlsx", ".xml", ".yaml", ".zip", ".zst"),
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -522,19 +518,10 @@ def _check_dry_run(path: Path, output_format: str, builder: InstructBuilder) -> 
 
 
 def _output(args: argparse.Namespace) -> tuple[str, Path]:
-    """Form and path of what generate writes.
-
-    Raises:
-        UsageError: a folder would have the name of a file.
-    """
-    suffix = Path(args.output_path or "").suffix.lower()
+    suffix = Path(args.output_path or "").suffix
     chosen = args.output_format or _FORMAT_OF_SUFFIX.get(suffix, "dataset")
-    if chosen == "dataset" and suffix in (*_FORMAT_OF_SUFFIX, *_OTHER_SUFFIXES):
-        raise UsageError(
-            f"output path {args.output_path}: dataset is a folder, got the name of a {suffix} "
-            "file; give a folder, a path that ends in .jsonl (jsonl) or .json (llava-instruct), or "
-            f"--output_format with one of {', '.join(export.FILE_FORMATS)}"
-        )
+    if chosen == "dataset":
+        export.check_folder_name(Path(args.output_path or ""), chosen)
     default = "instruct" if chosen == "dataset" else export.FORMATS[chosen].output
     return chosen, Path(args.output_path or default)
 
@@ -873,10 +860,11 @@ def _model_hint(registry: licenses.Registry, model: str) -> str | None:
 def _check_model_file(model: str) -> None:
     """Raise UsageError for a model that is written as a path, and isn't there."""
     is_path = model.endswith(".gguf") or model.startswith(("./", "../", "/", "~"))
-    if is_path and not Path(model).expanduser().exists():
+    path = Path(model).expanduser()
+    if is_path and not path.exists():
         raise UsageError(
-            f"model {model}: there is no such file{lacking(Path(model))}; give another path, or "
-            "the model's exact id on the Hub"
+            f"model {model}: there is no such file{lacking(path)}; give another path, or the "
+            "model's exact id on the Hub"
         )
 
 

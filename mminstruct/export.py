@@ -256,6 +256,22 @@ FILE_FORMATS = tuple(name for name, form in FORMATS.items() if "none" in form.im
 """Those that need no images."""
 
 
+_FILE_SUFFIXES = (
+    *(".arrow", ".csv", ".feather", ".gz", ".h5", ".json", ".jsonl", ".ndjson", ".npz", ".parquet"),
+    *(".pickle", ".pkl", ".sqlite", ".tar", ".tsv", ".txt", ".xlsx", ".xml", ".yaml", ".zip"),
+)
+
+
+def check_folder_name(path: Path, output_format: str) -> None:
+    """Raise UsageError if a folder would have the name of a file of data."""
+    if path.suffix.lower() in _FILE_SUFFIXES:
+        raise UsageError(
+            f"output path {path}: the format {output_format} is a folder, got the name of a "
+            f"{path.suffix} file; give a folder, or a file with the format "
+            f"{', '.join(FILE_FORMATS[:-1])} or {FILE_FORMATS[-1]}"
+        )
+
+
 def check_output(path: Path, output_format: str) -> None:
     """Raise UsageError if the output can't be written; to be asked before money is spent.
 
@@ -263,6 +279,7 @@ def check_output(path: Path, output_format: str) -> None:
     """
     form = FORMATS[output_format]
     if form.is_folder:
+        check_folder_name(path, output_format)
         if path.exists() and not path.is_dir():
             raise UsageError(f"output path {path}: expected a folder, got {_kind(path)}")
         found = {child.name for child in path.iterdir()} if path.is_dir() else set()

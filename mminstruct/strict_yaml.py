@@ -55,9 +55,9 @@ def read(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: there is no such file{lacking(path)}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: not readable as YAML: {error}") from error
+        raise ConfigError(f"{path.name}: not readable as YAML: {error}") from error
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected a mapping at the top, got {type(data).__name__}")
+        raise ConfigError(f"{path.name}: expected a mapping at the top, got {type(data).__name__}")
     return data
 
 

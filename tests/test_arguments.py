@@ -15,7 +15,7 @@ import datasets
 import pytest
 
 import mminstruct_command
-from mminstruct import backends, cli
+from mminstruct import backends, cli, export
 from mminstruct.builder import InstructBuilder, make
 from mminstruct.errors import UsageError
 
@@ -161,7 +161,7 @@ def test_a_file_of_flags_is_held_to_what_there_is(
     file = tmp_path / "run.yaml"
     file.write_text(text)
     assert cli.run(["generate", "SAMPLE", "--config", str(file)]) == cli.USAGE
-    assert f"error: {file}: {said}" in capsys.readouterr().err
+    assert f"run.yaml: {said}" in capsys.readouterr().err
 
 
 def test_words_come_from_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,12 +187,14 @@ def test_a_folder_never_has_the_name_of_a_file(
         code = cli.run(["generate", "SAMPLE", "--dry_run", "--output_path", path, *more])
         said = capsys.readouterr().err
         assert (code, list(tmp_path.iterdir())) == (cli.USAGE, [])
-        assert f"output path {path}: dataset is a folder, got the name of a " in said
-        assert ".jsonl (jsonl) or .json (llava-instruct)" in said
+        assert f"output path {path}: the format dataset is a folder, got the name of a " in said
+        assert "a file with the format jsonl, llava-instruct, sharegpt, messages, axolotl" in said
     for folder in ("llava-v1.5", "run.2026-01-31"):
         assert cli._output(parsed(f"generate SAMPLE --output_path {folder}"))[0] == "dataset"
     wanted = parsed("generate SAMPLE --output_path x.txt --output_format jsonl")
     assert cli._output(wanted) == ("jsonl", Path("x.txt"))
+    with pytest.raises(UsageError, match="the format parquet is a folder, got the name of a"):
+        export.check_output(Path(path), "parquet")
 
 
 @pytest.mark.parametrize(

@@ -1528,9 +1528,9 @@ def test_the_page_shows_what_a_row_becomes(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_python_of_the_page_works(instruct: Path) -> None:
-    for output_format in ("messages", "webdataset"):
+    for output_format in ("messages", "webdataset", "parquet"):
         export.export("instruct", output_format, images="path", image_folder="coco/train2017")
-    trl, shards, python = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    trl, shards, parquet, python = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     names: dict[str, Any] = {}
     exec(compile(trl, "exports.md", "exec"), names)  # noqa: S102
     assert [image.size for image in names["rows"][0]["images"]] == [(64, 48)]
@@ -1541,6 +1541,8 @@ def test_the_python_of_the_page_works(instruct: Path) -> None:
         gc.collect()
     assert names["image"].size == (64, 48)
     assert names["messages"][0]["role"] == "user"
+    exec(compile(parquet, "exports.md", "exec"), names)  # noqa: S102
+    assert (names["image"].size, len(names["rows"])) == ((64, 48), 6)
     exec(compile(python, "exports.md", "exec"), names)  # noqa: S102
     assert names["outcome"].rows == 6
 

@@ -52,6 +52,16 @@ _log = logging.getLogger(__name__)
 _REPORTS = "report-*.json"
 
 
+ALIASES = {
+    "model_source": "backend",
+    "openai_base_url": "base_url",
+    "tgi_url": "base_url",
+    "dataset_storage_path": "data_dir",
+    "timeout": "timeout_s",
+}
+"""Names that a flag and an argument of `load_dataset` have -> the argument's own."""
+
+
 class IncompleteWarning(UserWarning):
     """Some requests got no answer; loading again asks for those, and for no other."""
 
@@ -357,6 +367,11 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             own = {name: kwargs.pop(name) for name in list(kwargs) if name in options()}
             if own:
                 kwargs[field] = {**kwargs.get(field, {}), **own}
+        for name, ours in ALIASES.items():
+            if kwargs.get(name) is not None and kwargs.get(ours) is not None:
+                raise UsageError(f"{name}: another name of {ours}; give one of them")
+            if (value := kwargs.pop(name, None)) is not None:
+                kwargs[ours] = value
         unknown = sorted(
             set(kwargs)
             - {field.name for field in dataclasses.fields(InstructConfig)}
@@ -364,7 +379,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         )
         if unknown:
             known = [field.name for field in dataclasses.fields(InstructConfig)]
-            known += [name for options in _OWN_OPTIONS.values() for name in options()]
+            known += [*ALIASES, *(name for options in _OWN_OPTIONS.values() for name in options())]
             raise UsageError(f"unknown argument {unknown[0]!r}{did_you_mean(unknown[0], known)}")
         if config_name not in (None, self.DEFAULT_CONFIG_NAME):
             asked = kwargs.pop("types", None) or config_name

@@ -14,6 +14,7 @@ import datetime
 import hashlib
 import json
 import re
+import shlex
 import textwrap
 import unicodedata
 from collections import Counter
@@ -81,6 +82,11 @@ _SIZES = tuple(
     )
 )
 _YES_NO = {True: "yes", False: "no", None: "not known"}
+_DRY_RUN = (
+    "**This is a dry run**: the text is a scripted stand-in's, to look at the form and not to "
+    "train on.\n\n"
+)
+_COMMAND_WIDTH = 88
 _EXAMPLES = 3
 _EXAMPLE_CHARACTERS = 1200
 _EXAMPLE_WIDTH = 90
@@ -125,7 +131,13 @@ class Origin:
     def title(self) -> str:
         """The release in a line."""
         titles = dict.fromkeys(source.title for source in self.sources)
-        return f"{' + '.join(titles)} instructions by {_line(self.model)}"
+        start = "Dry run: " if self.is_dry_run else ""
+        return f"{start}{' + '.join(titles)} instructions by {_line(self.model)}"
+
+    @property
+    def is_dry_run(self) -> bool:
+        """Whether a scripted stand-in wrote the text, and no model."""
+        return self.backend == "fake"
 
     @property
     def media(self) -> str:
@@ -273,7 +285,8 @@ def card(
         template,
         {
             "title": _markdown(origin.title),
-            "summary": " ".join(dict.fromkeys(_markdown(c.description) for c in origin.configs))
+            "summary": (_DRY_RUN if origin.is_dry_run else "")
+            + " ".join(dict.fromkeys(_markdown(c.description) for c in origin.configs))
             + _types_held(origin, types),
             "model": _markdown(origin.model),
             "about": _prose(origin, [page.about for page in pages]),
@@ -444,6 +457,7 @@ def provenance(origin: Origin, contents: Contents, report: Report | None = None)
         "sources": [source.name for source in origin.sources],
         "backend": origin.backend,
         "model": origin.model,
+        "dry_run": origin.is_dry_run,
         "licensing": verdict.as_json(),
         "licenses_checked": {
             part.what: part.by.checked_on.isoformat() if part.by else None for part in verdict.parts
@@ -794,7 +808,22 @@ def _rebuild(origin: Origin) -> str:
         return "The command that made it was not recorded."
     left_out = [f"`{word}`" for word in ("URL", "DIR") if word in origin.command.split()]
     own = f", with your own in the place of {' and '.join(left_out)}" if left_out else ""
-    return f"This makes the rows again{own}:\n\n{_fenced(origin.command, 'bash')}"
+    return f"This makes the rows again{own}:\n\n{_fenced(_broken(origin.command), 'bash')}"
+
+
+def _broken(command: str) -> str:
+    """A command in lines that a shell takes for one; they end before flags."""
+    words = [shlex.quote(word) for word in shlex.split(command)]
+    lines = [words[0]]
+    flags = [number for number, word in enumerate(words) if word.startswith("--")]
+    edges = [1, *flags, len(words)]
+    for start, end in zip(edges, edges[1:], strict=False):
+        part = " ".join(words[start:end])
+        if len(f"{lines[-1]} {part} \\") <= _COMMAND_WIDTH or len(lines) == start == 1:
+            lines[-1] += f" {part}"
+        else:
+            lines.append(f"    {part}")
+    return " \\\n".join(lines)
 
 
 def _example(row: Mapping[str, Any]) -> str:

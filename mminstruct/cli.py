@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
-import difflib
 import json
 import logging
 import math
@@ -55,7 +54,9 @@ from mminstruct import (
     resources,
     sources,
 )
+from mminstruct.arguments import USAGE, Parser
 from mminstruct.builder import (
+    ALIASES,
     IncompleteWarning,
     InstructBuilder,
     InstructConfig,
@@ -72,8 +73,10 @@ from mminstruct.errors import (
     StoreError,
     StoreUnusable,
     UsageError,
+    lacking,
 )
 from mminstruct.generate import Report
+from mminstruct.pricing import price_of
 from mminstruct.progress import ProgressLine
 from mminstruct.release import Origin
 from mminstruct.sources import SourceInfo
@@ -81,7 +84,7 @@ from mminstruct.sources import SourceInfo
 if TYPE_CHECKING:
     from mminstruct.images import Fetching
 
-DONE, INCOMPLETE, USAGE, STOPPED, INTERRUPTED, TERMINATED, HUNG_UP = 0, 1, 2, 3, 130, 143, 129
+DONE, INCOMPLETE, STOPPED, INTERRUPTED, TERMINATED, HUNG_UP = 0, 1, 3, 130, 143, 129
 # As a shell has it for what a broken pipe ends.
 UNREAD = 141
 _ENDED_BY = {"SIGTERM": TERMINATED, "SIGHUP": HUNG_UP}
@@ -103,11 +106,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line; the exit code."""
-    args = _parser().parse_args(arguments)
+    args = argparse.Namespace()
     # Who calls this from Python has it back afterwards: processes forked later would inherit it.
     ended = _once_in_a_while()
     before = {number: signal.signal(number, ended) for number in _heard()}
     try:
+        args = _parser().parse_args(arguments)
         code: int = args.command(args)
         return code
     except KeyboardInterrupt as interrupt:
@@ -200,52 +204,17 @@ def _print(text: str) -> int:
     return DONE
 
 
-class _Parser(argparse.ArgumentParser):
-    """Answers a flag that its command doesn't have with the nearest one, or with whose it is."""
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As in argparse; a wrong flag is that of a command."""
-        found, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            parser = self.commands()[found.command_name]
-            wrong = f"unrecognized arguments: {' '.join(unknown)}{self._hint(parser, unknown)}"
-            self.exit(USAGE, f"{parser.prog}: error: {wrong}; see {parser.prog} --help\n")
-        return found
-
-    def commands(self) -> dict[str, _Parser]:
-        """The parsers of its commands."""
-        groups = (a for a in self._actions if isinstance(a, argparse._SubParsersAction))
-        return {name: parser for group in groups for name, parser in group.choices.items()}
-
-    def flags(self) -> list[str]:
-        """All long flags."""
-        options = (option for action in self._actions for option in action.option_strings)
-        return [option for option in options if option.startswith("--")]
-
-    def _hint(self, parser: _Parser, unknown: Sequence[str]) -> str:
-        """What to do about the first wrong flag, in brackets."""
-        flag = next((u.partition("=")[0] for u in unknown if u.startswith("--")), None)
-        if flag is None:
-            return ""
-        if flag in parser.flags():
-            return f" ({flag} has its place after the command)"
-        owners = [name for name, other in self.commands().items() if flag in other.flags()]
-        if owners:
-            return f" ({flag} is a flag of {', '.join(owners)})"
-        near = difflib.get_close_matches(flag, parser.flags(), n=1)
-        return f" (did you mean {near[0]!r}?)" if near else ""
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="mminstruct",
-        description="Multimodal instruction data from annotations, with any LLM.",
+        description="Multimodal instruction data from annotations, with any LLM. @FILE among words "
+        "stands for the words in the file.",
         epilog="exit codes:" + (__doc__ or "").partition("Exit codes:")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"mminstruct {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command_name")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_generate(commands)
     _add_estimate(commands)
     _add_show(commands)
@@ -254,11 +223,12 @@ def _parser() -> _Parser:
     _add_push(commands)
     listing = commands.add_parser("list", help="builders, sources, prompt configs and backends")
     listing.set_defaults(command=_list)
+    _add_completion(commands)
     return parser
 
 
 def _add_generate(commands: Any) -> None:
-    parser: _Parser = commands.add_parser(
+    parser: Parser = commands.add_parser(
         "generate",
         help="generate a dataset",
         description="Generate instruction data for one or more annotation sources.",
@@ -269,7 +239,7 @@ def _add_generate(commands: Any) -> None:
 
 
 def _add_estimate(commands: Any) -> None:
-    parser: _Parser = commands.add_parser(
+    parser: Parser = commands.add_parser(
         "estimate",
         help="what a run would ask for, take and cost",
         description="Takes the arguments of generate and sends nothing to any model: how many "
@@ -283,7 +253,7 @@ def _add_estimate(commands: Any) -> None:
 
 
 def _add_show(commands: Any) -> None:
-    parser: _Parser = commands.add_parser(
+    parser: Parser = commands.add_parser(
         "show",
         help="one context, and its messages as a model gets them",
         description="Prints one image, motion ... with its annotations as a model gets them, "
@@ -292,18 +262,19 @@ def _add_show(commands: Any) -> None:
     )
     parser.set_defaults(command=_show)
     parser.add_argument("sources", nargs=1, metavar="SOURCE", help="such as COCO2017")
-    parser.add_argument("id", nargs="?", help="of the image (default: the first)")
+    parser.add_argument("id", metavar="ID", nargs="?", help="of the image (default: the first)")
     names = ("prompt_config", "types", "splits", "dataset_storage_path")
-    _flags(parser, {name: _CONTENT_FLAGS[name] for name in names})
+    _flags(parser, {**_CONFIG_FLAG, **{name: _CONTENT_FLAGS[name] for name in names}})
     _flags(parser.add_argument_group("source"), _own_flags(sources.options()))
     _flags(parser, {"json": {"action": "store_true", "help": "for machines: context, messages"}})
 
 
-def _add_run_arguments(parser: _Parser) -> None:
+def _add_run_arguments(parser: Parser) -> None:
     """What generate and estimate are told alike."""
     parser.add_argument(
         "sources", nargs="+", metavar="SOURCE", help=f"one or more of {', '.join(sources.names())}"
     )
+    _flags(parser, _CONFIG_FLAG)
     _flags(parser.add_argument_group("model"), _MODEL_FLAGS)
     _flags(parser.add_argument_group("engine"), _own_flags(backends.engine_options()))
     _flags(parser.add_argument_group("source"), _own_flags(sources.options()))
@@ -314,6 +285,10 @@ def _add_run_arguments(parser: _Parser) -> None:
     _flags(parser.add_argument_group("budget (run again to go on after it)"), _BUDGET_FLAGS)
 
 
+_SEVERAL = {"nargs": "+", "action": "extend"}
+_CONFIG_FLAG: dict[str, dict[str, Any]] = {
+    "config": {"metavar": "FILE", "help": "YAML with flags, which those of the line go before"},
+}
 _MODEL_FLAGS: dict[str, dict[str, Any]] = {
     "model_source": {
         "default": "llama.cpp",
@@ -324,6 +299,11 @@ _MODEL_FLAGS: dict[str, dict[str, Any]] = {
     "model": {
         "help": "model name, GGUF file, Hugging Face repository or folder, or TGI server; "
         "llama.cpp without one runs SmolLM2-135M"
+    },
+    "base_url": {
+        "metavar": "URL",
+        "action": "append",
+        "help": "server of the model source, as --openai_base_url or --tgi_url have it",
     },
     "openai_base_url": {
         "metavar": "URL",
@@ -356,13 +336,19 @@ _MODEL_FLAGS: dict[str, dict[str, Any]] = {
         "help": "a scripted stand-in answers: no model, no cost, rows of no use",
     },
 }
+# And the model sources that have a server.
+_SERVER_FLAGS = {
+    "base_url": ("openai", "tgi"),
+    "openai_base_url": ("openai",),
+    "tgi_url": ("tgi",),
+}
 _CONTENT_FLAGS: dict[str, dict[str, Any]] = {
     "prompt_config": {
         "metavar": "NAME",
         "help": "name or YAML file (default: the source's own; llava for COCO)",
     },
-    "types": {"nargs": "+", "metavar": "TYPE", "help": "instruction types (default: all)"},
-    "splits": {"nargs": "+", "metavar": "SPLIT", "help": "splits (default: train alone)"},
+    "types": {**_SEVERAL, "metavar": "TYPE", "help": "instruction types (default: all)"},
+    "splits": {**_SEVERAL, "metavar": "SPLIT", "help": "splits (default: train alone)"},
     "limit": {"type": int, "metavar": "N", "help": "first N images of each split"},
     "commercial": {
         "action": "store_const",
@@ -444,10 +430,13 @@ def _own_flags(options: Mapping[str, tuple[Any, tuple[str, ...]]]) -> dict[str, 
 
 
 def _flags(group: Any, flags: Mapping[str, dict[str, Any]]) -> None:
-    """Add flags, each in the underscored and in the dashed spelling."""
+    """Add flags by all names that they have in Python too, with underscores and with dashes."""
     for name, settings in flags.items():
         kwargs = dict(settings)
-        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        names = [n for n in (name, ALIASES.get(name, name)) if n == name or n not in flags]
+        spellings = dict.fromkeys(
+            f"--{n}" for name in names for n in (name, name.replace("_", "-"))
+        )
         group.add_argument(*spellings, dest=kwargs.pop("dest", name), **kwargs)
 
 
@@ -531,6 +520,8 @@ def _check_dry_run(path: Path, output_format: str, builder: InstructBuilder) -> 
 def _output(args: argparse.Namespace) -> tuple[str, Path]:
     suffix = Path(args.output_path or "").suffix
     chosen = args.output_format or _FORMAT_OF_SUFFIX.get(suffix, "dataset")
+    if chosen == "dataset":
+        export.check_folder_name(Path(args.output_path or ""), chosen)
     default = "instruct" if chosen == "dataset" else export.FORMATS[chosen].output
     return chosen, Path(args.output_path or default)
 
@@ -616,14 +607,13 @@ def _base_urls(args: argparse.Namespace) -> list[str] | None:
     Raises:
         UsageError: a flag for the servers of another one was given.
     """
-    for owner, urls in (("openai", args.openai_base_url), ("tgi", args.tgi_url)):
-        if urls and args.model_source.lower() != owner:
-            flag = "--openai_base_url" if owner == "openai" else "--tgi_url"
+    for flag, owners in _SERVER_FLAGS.items():
+        if getattr(args, flag) and args.model_source.lower() not in owners:
             raise UsageError(
-                f"{flag} is for --model_source {owner}, got --model_source {args.model_source}; "
-                f"change the one or leave out the other"
+                f"--{flag} is for --model_source {' or '.join(owners)}, got --model_source "
+                f"{args.model_source}; change the one or leave out the other"
             )
-    return args.openai_base_url or args.tgi_url  # type: ignore[no-any-return]
+    return [url for flag in _SERVER_FLAGS for url in getattr(args, flag) or ()] or None
 
 
 def _prepare(builder: InstructBuilder) -> None:
@@ -727,12 +717,12 @@ def _command_again(
         if value == getattr(defaults, name):
             continue
         words.append(f"--{name}")
-        if name in ("openai_base_url", "tgi_url"):
+        if name in _SERVER_FLAGS:
             value = value[0]  # the others are replicas
         if value is not True:
             values = value if isinstance(value, list) else [value]
             words += [_public(name, str(one), registry) for one in values]
-    from_environment = os.environ.get("OPENAI_BASE_URL") and not args.openai_base_url
+    from_environment = os.environ.get("OPENAI_BASE_URL") and not _base_urls(args)
     if endpoint is not None and args.model_source.lower() == "openai" and from_environment:
         words += ["--openai_base_url", endpoint if "://" in endpoint else "URL"]
     return shlex.join(words)
@@ -797,7 +787,7 @@ class _Notes(logging.Handler):
 
 
 def _add_license(commands: Any) -> None:
-    parser: _Parser = commands.add_parser(
+    parser: Parser = commands.add_parser(
         "license",
         help="what rows may be used for, and why, before any money is spent",
         description="What the rows of sources and a model may be used for, and why. Nothing is "
@@ -807,8 +797,8 @@ def _add_license(commands: Any) -> None:
     )
     parser.set_defaults(command=_license)
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help=", ".join(sources.names()))
-    names = ("model_source", "model", "openai_base_url", "tgi_url", "model_id", "licenses")
-    flags = {name: dict(_MODEL_FLAGS[name]) for name in names}
+    names = ("model_source", "model", *_SERVER_FLAGS, "model_id", "licenses")
+    flags = {**_CONFIG_FLAG, **{name: dict(_MODEL_FLAGS[name]) for name in names}}
     flags["model_source"]["default"] = None
     flags["prompt_config"] = _CONTENT_FLAGS["prompt_config"]
     flags["json"] = {"action": "store_true", "help": "the same for machines"}
@@ -825,7 +815,7 @@ def _license(args: argparse.Namespace) -> int:
         _check_model_file(args.model)
     if args.model_source is not None:
         given.update(backend=args.model_source, model=args.model, base_url=_base_urls(args))
-    elif args.openai_base_url or args.tgi_url:
+    elif any(getattr(args, flag) for flag in _SERVER_FLAGS):
         raise UsageError("a server's URL says nothing without --model_source; give both")
     configs = [
         InstructConfig(
@@ -848,21 +838,38 @@ def _license(args: argparse.Namespace) -> int:
         text = json.dumps({**verdict.as_json(), "alternatives": others}, indent=2) + "\n"
     else:
         text = licenses.explanation(verdict, others)
-    return _print(text)
+    code = _print(text)
+    if by_name and args.model_id is None and (hint := _model_hint(registry, args.model)):
+        _say(hint)
+    return code
+
+
+def _model_hint(registry: licenses.Registry, model: str) -> str | None:
+    """What may be meant by a model that is neither a registered id nor on this machine."""
+    if model in registry.models or Path(model).expanduser().exists():
+        return None
+    if near := registry.near(model):
+        return f"no entry has the exact id {model}; did you mean {' or '.join(near[:3])}?"
+    for name, url in backends.SERVERS.items():
+        if price_of(model, [url]) is not None:
+            more = "" if name == "openai" else f" --openai_base_url {url}"
+            return f"{model} is at a service; for its terms, add --model_source openai{more}"
+    return None
 
 
 def _check_model_file(model: str) -> None:
     """Raise UsageError for a model that is written as a path, and isn't there."""
     is_path = model.endswith(".gguf") or model.startswith(("./", "../", "/", "~"))
-    if is_path and not Path(model).expanduser().exists():
+    path = Path(model).expanduser()
+    if is_path and not path.exists():
         raise UsageError(
-            f"model {model}: there is no such file; give another path, or the model's exact id on "
-            "the Hub"
+            f"model {model}: there is no such file{lacking(path)}; give another path, or the "
+            "model's exact id on the Hub"
         )
 
 
 def _add_push(commands: Any) -> None:
-    parser: _Parser = commands.add_parser(
+    parser: Parser = commands.add_parser(
         "push",
         help="a dataset repository to the Hub, in one commit",
         description="Puts a folder that generate wrote on the Hub: rows, card, licence and all, in "
@@ -875,6 +882,31 @@ def _add_push(commands: Any) -> None:
     parser.add_argument("folder", metavar="OUT", help="the --output_path of generate")
     parser.add_argument("repo_id", metavar="USER/NAME", help="made if it isn't there")
     _flags(parser, _PUSH_FLAGS)
+
+
+def _add_completion(commands: Any) -> None:
+    parser = commands.add_parser(
+        "completion",
+        help="a script by which your shell completes commands and flags",
+        description="Prints a script for your shell, such as for "
+        'eval "$(mminstruct completion bash)" in ~/.bashrc. That of zsh goes into a file '
+        "_mminstruct in a folder of $fpath, that of fish into "
+        "~/.config/fish/completions/mminstruct.fish.",
+    )
+    parser.set_defaults(command=_completion)
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"))
+
+
+def _completion(args: argparse.Namespace) -> int:
+    import shtab
+
+    parser = _parser()
+    for action in (action for command in parser.commands().values() for action in command._actions):
+        if action.dest == "sources":
+            action.choices = list(sources.names())
+        elif action.dest == "model" or action.metavar in ("FILE", "PATH", "DIR", "OUT"):
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+    return _print(shtab.complete(parser, args.shell))
 
 
 _PUSH_FLAGS: dict[str, dict[str, Any]] = {
@@ -912,8 +944,8 @@ _EXPORT_FLAGS: dict[str, dict[str, Any]] = {
         "help": "; ".join(f"{name}: for {form.reader}" for name, form in export.FORMATS.items()),
     },
     "output_path": {"metavar": "PATH", "help": "file, or folder of shards (default: by format)"},
-    "types": {"nargs": "+", "metavar": "TYPE", "help": "instruction types (default: all)"},
-    "splits": {"nargs": "+", "metavar": "SPLIT", "help": "splits (default: all)"},
+    "types": {**_SEVERAL, "metavar": "TYPE", "help": "instruction types (default: all)"},
+    "splits": {**_SEVERAL, "metavar": "SPLIT", "help": "splits (default: all)"},
 }
 _IMAGE_FLAGS: dict[str, dict[str, Any]] = {
     "images": {
@@ -927,7 +959,7 @@ _IMAGE_FLAGS: dict[str, dict[str, Any]] = {
         "help": "where images are, or are fetched to (default then: images, beside the output)",
     },
     "image_licenses": {
-        "nargs": "+",
+        **_SEVERAL,
         "metavar": "ID",
         "help": "only rows whose image is under one of these; commercial: one that allows "
         "commercial use (default with embed); any (default else)",
@@ -944,7 +976,7 @@ _IMAGE_FLAGS: dict[str, dict[str, Any]] = {
 
 
 def _add_export(commands: Any) -> None:
-    parser: _Parser = commands.add_parser(
+    parser: Parser = commands.add_parser(
         "export",
         help="a release in the form that a trainer reads, with or without images",
         description="Writes a dataset repository for a trainer. Rows that the trainer could not "
@@ -955,7 +987,7 @@ def _add_export(commands: Any) -> None:
     parser.add_argument(
         "dataset", metavar="OUT", help="folder that generate wrote, or id on the Hub"
     )
-    _flags(parser, _EXPORT_FLAGS)
+    _flags(parser, {**_CONFIG_FLAG, **_EXPORT_FLAGS})
     _flags(parser.add_argument_group("images"), _IMAGE_FLAGS)
 
 

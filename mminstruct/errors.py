@@ -20,7 +20,9 @@ MMInstructError            anything this package raises on purpose
 from __future__ import annotations
 
 import difflib
+import os.path
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class MMInstructError(Exception):
@@ -113,6 +115,16 @@ class RunStopped(MMInstructError):
 
 class NoRows(RunStopped):
     """No answer gave a row, and the same again gives the same."""
+
+
+def lacking(path: Path) -> str:
+    """The folder at which a path leaves what is there, in brackets; nothing if only its end does.
+
+    >>> lacking(Path("/no/such/file.txt"))
+    ' (there is no folder /no)'
+    """
+    missing = [folder for folder in path.parents if not os.path.exists(folder)]  # noqa: PTH110
+    return f" (there is no folder {missing[-1]})" if missing else ""
 
 
 def did_you_mean(got: str, choices: Iterable[str]) -> str:

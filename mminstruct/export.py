@@ -21,6 +21,7 @@ WebDataset, a sample's files are ``<key>.<extension>``, with no dot in the key.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -40,6 +41,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, get_args
 
 import datasets
 import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets.exceptions import DatasetsError
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
@@ -49,9 +51,9 @@ from huggingface_hub.errors import (
 )
 from tqdm.auto import tqdm
 
-from mminstruct import cards, licenses, resources
-from mminstruct.errors import HubError, UsageError, did_you_mean
-from mminstruct.generate import Report
+from mminstruct import cards, licenses, resources, sources
+from mminstruct.errors import HubError, UsageError, did_you_mean, lacking
+from mminstruct.generate import FEATURES, Report
 
 if TYPE_CHECKING:
     from mminstruct.images import Fetching, Wanted  # with an HTTP client, for fetching alone
@@ -66,7 +68,8 @@ _NEEDED = ("id", "type", "modality", "image", "image_url", "image_license", "mes
 _ROWS_PER_BATCH = 1000
 _SHARD_ROWS = 10_000
 _SHARD_BYTES = 2**30
-_SHARD = re.compile(r".+-\d{6}\.tar")
+_ROWS_PER_GROUP = 100
+_SHARD = re.compile(r".+-\d{6}(\.tar|-[0-9a-f]{16}\.parquet)")
 _PARTIAL = ".partial"
 _TAGS = re.compile("<(?:image|video|audio)>")
 _SIGNATURES = (
@@ -94,7 +97,7 @@ class Format:
         output: where it goes unless told.
         records: what a row becomes, given its image as the reader finds it, or None.
         layout: one JSON document a line, one array of them, or an array under the key ``all``;
-            or tar files with images.
+            or files of several rows with images, which are tar or Parquet.
         root: what image paths are relative to: ``images`` the image folder, which the reader is
             told; ``output`` the folder of the output; ``here`` the working directory.
         prefix: what the reader puts before an image's name, so that files have it.
@@ -106,12 +109,17 @@ class Format:
     reader: str
     output: str
     records: Callable[[Row, str | None], list[dict[str, Any]]]
-    layout: Literal["lines", "array", "all", "shards"]
+    layout: Literal["lines", "array", "all", "tar", "parquet"]
     root: Literal["images", "output", "here"] = "here"
     prefix: str = ""
     images: tuple[Images, ...] = IMAGES
     any_modality: bool = False
     entry: Mapping[str, Any] | None = None
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder of shards, with the images in them."""
+        return self.layout in ("tar", "parquet")
 
     def name(self, image: str) -> str:
         """The image as records name it."""
@@ -231,7 +239,15 @@ FORMATS: dict[str, Format] = {
         images=_FILES,
     ),
     "webdataset": Format(
-        "webdataset", "webdataset", row_records, "shards", "images", images=("path", "embed")
+        "webdataset", "webdataset", row_records, "tar", "images", images=("path", "embed")
+    ),
+    "parquet": Format(
+        "load_dataset",
+        "instruct_images",
+        row_records,
+        "parquet",
+        "images",
+        images=("path", "embed"),
     ),
 }
 """The forms by name; one more is one more entry."""
@@ -240,13 +256,30 @@ FILE_FORMATS = tuple(name for name, form in FORMATS.items() if "none" in form.im
 """Those that need no images."""
 
 
+_FILE_SUFFIXES = (
+    *(".arrow", ".csv", ".feather", ".gz", ".h5", ".json", ".jsonl", ".ndjson", ".npz", ".parquet"),
+    *(".pickle", ".pkl", ".sqlite", ".tar", ".tsv", ".txt", ".xlsx", ".xml", ".yaml", ".zip"),
+)
+
+
+def check_folder_name(path: Path, output_format: str) -> None:
+    """Raise UsageError if a folder would have the name of a file of data."""
+    if path.suffix.lower() in _FILE_SUFFIXES:
+        raise UsageError(
+            f"output path {path}: the format {output_format} is a folder, got the name of a "
+            f"{path.suffix} file; give a folder, or a file with the format "
+            f"{', '.join(FILE_FORMATS[:-1])} or {FILE_FORMATS[-1]}"
+        )
+
+
 def check_output(path: Path, output_format: str) -> None:
     """Raise UsageError if the output can't be written; to be asked before money is spent.
 
     What is there is only replaced if an export wrote it, which the licence beside it tells.
     """
     form = FORMATS[output_format]
-    if form.layout == "shards":
+    if form.is_folder:
+        check_folder_name(path, output_format)
         if path.exists() and not path.is_dir():
             raise UsageError(f"output path {path}: expected a folder, got {_kind(path)}")
         found = {child.name for child in path.iterdir()} if path.is_dir() else set()
@@ -407,8 +440,11 @@ def export(
     if image_folder is not None:
         pictures.folder = Path(image_folder)
     if images == "path" and not pictures.folder.is_dir():
-        raise UsageError(f"image_folder {pictures.folder}: no such folder")
+        raise UsageError(
+            f"image_folder {pictures.folder}: no such folder{lacking(pictures.folder)}"
+        )
     streams = _streams(str(dataset), types, splits)
+    pictures.features = streams[0][1].features or FEATURES
     license_text = _license_text(str(dataset))
     if images != "embed":
         return _write(_rows(streams), path, form, pictures, license_text)
@@ -497,6 +533,7 @@ def _streams(
         raise UsageError(
             f"{dataset}: expected a dataset repository, as `mminstruct generate` writes it, or "
             f"the id of one on the Hub, got: {error}"
+            f"{lacking(Path(dataset)) if dataset.count('/') > 1 else ''}"  # else it may be an id
         ) from error
     names = list(dict.fromkeys(split for parts in found for split in parts))
     for split in splits or ():
@@ -597,6 +634,7 @@ class _Pictures:
         folder: where they are, or are fetched to.
         wanted: those that were to be fetched.
         flaws: what is wrong with each file that was looked at, by a digest of its name.
+        features: of the rows.
     """
 
     images: Images = "none"
@@ -604,6 +642,7 @@ class _Pictures:
     folder: Path = Path()
     wanted: _Wanted | None = None
     flaws: dict[bytes, str | None] = field(default_factory=dict)
+    features: datasets.Features = field(default_factory=lambda: FEATURES)
 
     def check(self, row: Row, form: Format) -> None:
         """Raise UsageError for a row that the format can't hold, _LeftOut if it isn't asked for."""
@@ -617,7 +656,7 @@ class _Pictures:
             raise _Excluded(row["image_license"] or "an unknown licence")
 
     def _is_text(self, row: Row, form: Format) -> bool:
-        return row["modality"] == "text" and form.layout != "shards"
+        return row["modality"] == "text" and form.layout != "tar"
 
     def file(self, row: Row, form: Format) -> str | None:
         """The file of a row's image in the folder, or None for a motion, text ..."""
@@ -625,7 +664,8 @@ class _Pictures:
             return None
         if not _is_inside(row["image"] or ""):
             raise _LeftOut("its image has no file name, or one that leads out of a folder")
-        if self.images in ("url", "embed") and not row["image_url"]:
+        is_shipped = self.images == "embed" and _shipped(row) is not None
+        if self.images in ("url", "embed") and not (row["image_url"] or is_shipped):
             raise _LeftOut("no address for its image")
         if _turn(row) % 90:
             raise _LeftOut(f"its image would have to be turned by {_turn(row)} degrees")
@@ -700,6 +740,8 @@ def _fetch(
             continue  # said when rows are written
         if file is not None:
             wanted.add(file, row)
+            if (shipped := _shipped(row)) is not None:
+                images.place(shipped, pictures.folder / file, fetching.max_size)
     with tqdm(desc="images", total=len(wanted), unit="", disable=None if progress else True) as bar:
 
         def done(file: str, reason: str | None) -> None:
@@ -708,6 +750,11 @@ def _fetch(
             bar.update()
 
         images.fetch(wanted, pictures.folder, fetching, done)
+
+
+def _shipped(row: Row) -> Path | None:
+    """The row's image if it comes with the package, as the bundled sample's do."""
+    return None if row["image_url"] else sources.shipped_image(row.get("source", ""), row["image"])
 
 
 def _license_text(dataset: str) -> str:
@@ -779,11 +826,11 @@ def _write(
     """
     outcome = Outcome(path)
     missing = path.with_name(f"{path.name}.missing.jsonl")
-    to = _shards if form.layout == "shards" else _file
+    to = _shards if form.is_folder else _file
     with (
         _made(_target(path).parent),
         _replaced(missing) as reasons,
-        to(path, form, pictures.folder) as add,
+        to(path, form, pictures) as add,
     ):
         for split, row in rows:
             try:
@@ -834,7 +881,7 @@ _Add = Callable[[str, Row, list[dict[str, Any]]], None]
 
 
 @contextmanager
-def _file(path: Path, form: Format, folder: Path) -> Iterator[_Add]:
+def _file(path: Path, form: Format, pictures: _Pictures) -> Iterator[_Add]:
     """Takes the records of each row into one file."""
     opening, closing_ = _BRACKETS[form.layout]
     with _replaced(path) as file:
@@ -854,61 +901,105 @@ def _file(path: Path, form: Format, folder: Path) -> Iterator[_Add]:
 
 
 @contextmanager
-def _shards(path: Path, form: Format, folder: Path) -> Iterator[_Add]:
-    """Takes each row, and the bytes of its image, into tar files of bounded size."""
+def _shards(path: Path, form: Format, pictures: _Pictures) -> Iterator[_Add]:
+    """Takes each row, and the bytes of its image, into files of bounded size."""
     partial = path / _PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
-    shard = _Shard(partial)
+    to_parquet = functools.partial(_Parquet, features=pictures.features)
+    shards = _Shards(partial, _Tar if form.layout == "tar" else to_parquet)
 
     def add(split: str, row: Row, records: list[dict[str, Any]]) -> None:
-        image = (folder / form.file_name(row["image"])).read_bytes()
+        (record,) = records
+        if row["modality"] == "text":
+            shards.add(split, record, b"", "")
+            return
+        image = (pictures.folder / form.file_name(row["image"])).read_bytes()
         endings = (ending for signature, ending in _SIGNATURES if signature.match(image))
         ending = next(endings, None)
         if ending is None:
             raise _LeftOut("not an image (JPEG, PNG, WEBP)")
-        (record,) = records
-        shard.add(split, _key(row["id"]), {ending: image, "json": _line(record).encode()})
+        shards.add(split, record, image, ending)
 
     with _made(path):
         partial.mkdir()
         try:
-            with closing(shard):
+            with closing(shards):
                 yield add
             written = {new.name: new.replace(path / new.name) for new in sorted(partial.iterdir())}
-            for old in path.glob("*.tar"):
-                if old.name not in written:
+            for old in path.iterdir():
+                if _SHARD.fullmatch(old.name) and old.name not in written:
                     old.unlink()
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-class _Shard:
-    """The tar file that samples go into; the next one when it is full or another split begins."""
+class _Shards:
+    """The file that rows go into; the next one when it is full or another split begins."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._tar: tarfile.TarFile | None = None
+    def __init__(self, folder: Path, opened: Callable[[Path], _Tar | _Parquet]) -> None:
+        self._folder, self._opened = folder, opened
+        self._file: _Tar | _Parquet | None = None
         self._split = ""
         self._number = self._rows = self._bytes = 0
 
-    def add(self, split: str, key: str, files: Mapping[str, bytes]) -> None:
-        """One sample: its files by their endings."""
+    def add(self, split: str, record: Row, image: bytes, ending: str) -> None:
+        """One row; its image is of no bytes if it has none."""
         full = self._rows == _SHARD_ROWS or self._bytes >= _SHARD_BYTES
-        if self._tar is None or full or split != self._split:
+        if self._file is None or full or split != self._split:
             self.close()
-            self._number = self._number + 1 if split == self._split and self._tar else 0
+            self._number = self._number + 1 if split == self._split and self._file else 0
             self._split, self._rows, self._bytes = split, 0, 0
-            self._tar = tarfile.open(self._folder / f"{split}-{self._number:06d}.tar", "w")  # noqa: SIM115
-        for ending, content in files.items():
-            info = tarfile.TarInfo(f"{key}.{ending}")
-            info.size = len(content)
-            self._tar.addfile(info, io.BytesIO(content))
-            self._bytes += len(content)
+            self._file = self._opened(self._folder / f"{split}-{self._number:06d}")
+        line = _line(record).encode()
+        self._file.add(record, line, image, ending)
+        self._bytes += len(line) + len(image)
         self._rows += 1
 
     def close(self) -> None:
-        if self._tar is not None:
-            self._tar.close()
+        if self._file is not None:
+            self._file.close()
+
+
+class _Tar:
+    """A shard for webdataset: an image and its row have names of one stem."""
+
+    def __init__(self, stem: Path) -> None:
+        self._tar = tarfile.open(f"{stem}.tar", "w")  # noqa: SIM115
+
+    def add(self, record: Row, line: bytes, image: bytes, ending: str) -> None:
+        for name, content in ((ending, image), ("json", line)):
+            info = tarfile.TarInfo(f"{_key(record['id'])}.{name}")
+            info.size = len(content)
+            self._tar.addfile(info, io.BytesIO(content))
+
+    def close(self) -> None:
+        self._tar.close()
+
+
+class _Parquet:
+    """A shard for `load_dataset`, which takes files of one name for the same: a digest is in it."""
+
+    def __init__(self, stem: Path, features: datasets.Features) -> None:
+        self._stem, self._digest = stem, hashlib.sha256()
+        self._schema = datasets.Features({**features, "image": datasets.Image()}).arrow_schema
+        self._writer = pq.ParquetWriter(stem, self._schema)
+        self._group: list[Row] = []
+
+    def add(self, record: Row, line: bytes, image: bytes, ending: str) -> None:
+        self._digest.update(line + image)
+        shown = {"bytes": image, "path": record["image"]} if image else None
+        self._group.append({**record, "image": shown})
+        if len(self._group) == _ROWS_PER_GROUP:
+            self._write()
+
+    def _write(self) -> None:
+        self._writer.write_table(pa.Table.from_pylist(self._group, self._schema))
+        self._group = []
+
+    def close(self) -> None:
+        self._write()
+        self._writer.close()
+        self._stem.rename(f"{self._stem}-{self._digest.hexdigest()[:16]}.parquet")
 
 
 def _key(id: str) -> str:

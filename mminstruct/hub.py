@@ -41,7 +41,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 )
 
 from mminstruct import cards, provenance, release
-from mminstruct.errors import HubError, MMInstructError, UsageError
+from mminstruct.errors import HubError, MMInstructError, UsageError, lacking
 from mminstruct.version import __version__
 
 _log = logging.getLogger(__name__)
@@ -158,7 +158,9 @@ def _open_release(folder: Path, repo_id: str) -> _Release:
     """
     marker = folder / _MARKER
     if not marker.is_file():
-        what = "a folder without provenance.json" if folder.is_dir() else "no folder"
+        what = (
+            "a folder without provenance.json" if folder.is_dir() else f"no folder{lacking(folder)}"
+        )
         raise UsageError(
             f"{folder}: expected a dataset repository that mminstruct generate wrote, got {what}; "
             "give the folder that was its --output_path"

@@ -146,6 +146,12 @@ def fetch(
             raise
 
 
+def place(image: Path, target: Path, max_size: int | None) -> None:
+    """Put an image of this machine where a fetched one would be, unless one is there."""
+    if flaw(target) is not None:
+        _keep(target, checked(image.read_bytes(), max_size))
+
+
 def checked(body: bytes, max_size: int | None, rotation_deg: int = 0) -> bytes:
     """The bytes of a whole image, turned, and made smaller if larger than ``max_size`` pixels.
 

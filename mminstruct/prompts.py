@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from mminstruct import annotations as kinds
 from mminstruct import resources, strict_yaml
-from mminstruct.errors import ConfigError, UsageError, did_you_mean
+from mminstruct.errors import ConfigError, UsageError, did_you_mean, lacking
 from mminstruct.schema import Box, Context, Media, Message, Turn, digest
 from mminstruct.strict_yaml import Strict
 
@@ -234,7 +234,8 @@ def find(name: str) -> Path:
     stem = path.name.removesuffix(".yaml").removesuffix(".yml").removeprefix("prompt_config_")
     if stem in names() and path.parent == Path():
         return resources.folder("prompt_configs") / f"{stem}.yaml"
-    raise UsageError(f"no prompt config {name!r}{did_you_mean(stem, names())}, or give a file")
+    hint = did_you_mean(stem, names())
+    raise UsageError(f"no prompt config {name!r}{lacking(path)}{hint}, or give a file")
 
 
 def load(name: str) -> PromptConfig:

@@ -32,7 +32,8 @@ def check_writable(folder: Path, output: Path) -> None:
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        raise UsageError(f"output path {output}: {error.strerror}") from error
+        where = "" if there == output else f" in {there}"
+        raise UsageError(f"output path {output}: {error.strerror}{where}") from error
 
 
 def shown(path: Path) -> str:

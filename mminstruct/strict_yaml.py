@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mminstruct.errors import ConfigError, did_you_mean
+from mminstruct.errors import ConfigError, did_you_mean, lacking
 
 
 class Strict(BaseModel):
@@ -53,7 +53,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506
     except FileNotFoundError as error:
-        raise ConfigError(f"{path.name}: there is no such file") from error
+        raise ConfigError(f"{path}: there is no such file{lacking(path)}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path.name}: not readable as YAML: {error}") from error
     if not isinstance(data, dict):

@@ -220,13 +220,13 @@ def test_a_wrong_command_line_exits_2_and_says_what_is_right(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("generate SAMPLE --exact", "generate: %s--exact (--exact is a flag of estimate)"),
-        ("list --splits=a", "list: %s--splits=a (--splits is a flag of generate, estimate, show,"),
-        ("generate SAMPLE --frob 3", "generate: %s--frob 3; see mminstruct generate --help"),
-        ("push out me/it --privat", "push: %s--privat (did you mean '--private'?); see"),
-        ("push out me/it --timeuot", "push: %s--timeuot; see mminstruct push --help"),
-        ("show SAMPLE 1 2", "show: %s2; see mminstruct show --help"),
-        ("--dry-run generate SAMPLE", "generate: %s--dry-run (--dry-run has its place after"),
+        ("generate SAMPLE --exact", " generate: %s--exact (--exact is a flag of estimate)"),
+        ("list --splits=a", " list: %s--splits=a (--splits is a flag of generate, estimate, show,"),
+        ("generate SAMPLE --frob 3", " generate: %s--frob; see mminstruct generate --help"),
+        ("push out me/it --privat", " push: %s--privat (did you mean '--private'?); see"),
+        ("push out me/it --timeuot", " push: %s--timeuot; see mminstruct push --help"),
+        ("show SAMPLE 1 2", " show: %s2; see mminstruct show --help"),
+        ("--dry-run generate SAMPLE", ": %s--dry-run (--dry-run has its place after"),
     ],
 )
 def test_a_wrong_flag_is_answered_from_its_commands_own_in_a_line(
@@ -236,7 +236,7 @@ def test_a_wrong_flag_is_answered_from_its_commands_own_in_a_line(
         cli.run(arguments.split())
     assert exit_.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"mminstruct {said % 'error: unrecognized arguments: '}")
+    assert line.startswith(f"mminstruct{said % 'error: unrecognized arguments: '}")
     assert len(line) < 200
 
 

@@ -43,7 +43,7 @@ from mminstruct.errors import HubError, RunStopped, UsageError
 from mminstruct.generate import Report
 from mminstruct.images import Fetching
 
-TRAINERS = sorted(export.FORMATS.keys() - {"jsonl", "webdataset"})
+TRAINERS = sorted(export.FORMATS.keys() - {"jsonl", "webdataset", "parquet"})
 AT_ONCE = Fetching(retry=RetryPolicy(max_retries=2, base_s=0.0))
 
 
@@ -1492,8 +1492,12 @@ def test_a_command_of_the_page_works(command: str, instruct: Path) -> None:
     assert cli.run(arguments) == cli.DONE
     output = Path(export.FORMATS[arguments[3]].output)
     assert Path(f"{output}.LICENSE").read_text() == Path("instruct/LICENSE").read_text()
-    if output.is_dir():
+    if arguments[3] == "webdataset":
         assert len(samples(output)) == 6
+    elif arguments[3] == "parquet":
+        rows = datasets.load_dataset(str(output), cache_dir="hf")
+        assert [len(part) for part in rows.values()] == [6]
+        assert all(row["image"].size for part in rows.values() for row in part)
     elif arguments[3] in READERS:
         folder = (
             Path(arguments[arguments.index("--image_folder") + 1]) if "path" in command else None
@@ -1524,9 +1528,9 @@ def test_the_page_shows_what_a_row_becomes(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_python_of_the_page_works(instruct: Path) -> None:
-    for output_format in ("messages", "webdataset"):
+    for output_format in ("messages", "webdataset", "parquet"):
         export.export("instruct", output_format, images="path", image_folder="coco/train2017")
-    trl, shards, python = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    trl, shards, parquet, python = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     names: dict[str, Any] = {}
     exec(compile(trl, "exports.md", "exec"), names)  # noqa: S102
     assert [image.size for image in names["rows"][0]["images"]] == [(64, 48)]
@@ -1537,6 +1541,8 @@ def test_the_python_of_the_page_works(instruct: Path) -> None:
         gc.collect()
     assert names["image"].size == (64, 48)
     assert names["messages"][0]["role"] == "user"
+    exec(compile(parquet, "exports.md", "exec"), names)  # noqa: S102
+    assert (names["image"].size, len(names["rows"])) == ((64, 48), 6)
     exec(compile(python, "exports.md", "exec"), names)  # noqa: S102
     assert names["outcome"].rows == 6
 

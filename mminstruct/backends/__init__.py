@@ -17,9 +17,12 @@ from types import ModuleType, TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 from mminstruct.backends import _tokens
+from mminstruct.backends._servers import SERVERS, usual_flags
 from mminstruct.errors import UsageError, did_you_mean
 from mminstruct.limits import Quotas
 from mminstruct.schema import Completion, Message, Option, Request
+
+__all__ = ["SERVERS", "Backend", "BackendOptions", "Remote"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +207,8 @@ def _find(name: str) -> str:
     for known in names():
         if wanted in getattr(_module(known), "ALIASES", ()):
             return known
+    if (flags := usual_flags(wanted)) is not None:
+        raise UsageError(f"model source {name!r}: it speaks OpenAI's API; give {flags}")
     raise UsageError(f"unknown model source {name!r}{did_you_mean(wanted, names())}")
 
 

@@ -67,6 +67,7 @@ from mminstruct.errors import (
     RequestRefused,
     TransientError,
     UsageError,
+    lacking,
 )
 from mminstruct.schema import Completion, FinishReason, Message, Option, Request, Sampling, digest
 
@@ -164,7 +165,9 @@ def check_gguf(path: Path) -> None:
         with path.open("rb") as file:
             start = file.read(len(_MAGIC))
     except OSError as error:
-        raise UsageError(f"model {path.name!r}: {error.strerror}; expected a GGUF file") from error
+        raise UsageError(
+            f"model {str(path)!r}: {error.strerror}{lacking(path)}; expected a GGUF file"
+        ) from error
     if start != _MAGIC:
         raise UsageError(
             f"model {path.name!r}: not a GGUF file (it starts with {start!r}, expected "

@@ -50,6 +50,7 @@ from mminstruct.errors import (
     ContextTooLong,
     MMInstructError,
     UsageError,
+    lacking,
 )
 from mminstruct.schema import Completion, FinishReason, Message, Option, Request, Role, digest
 
@@ -184,8 +185,8 @@ def _checkpoint(options: BackendOptions) -> _Checkpoint:
         return _Checkpoint(path.name, folder, fingerprint(path), gguf_file=path.resolve().name)
     if not (path / "config.json").is_file():
         raise UsageError(
-            f"model {path.name!r}: expected a folder with config.json, weights and tokenizer, a "
-            "GGUF file, or a Hugging Face repository such as org/name"
+            f"model {name!r}{lacking(path)}: expected a folder with config.json, weights and "
+            "tokenizer, a GGUF file, or a Hugging Face repository such as org/name"
         )
     version = _folder_fingerprint(path.resolve())
     return _Checkpoint(path.resolve().name, str(path.resolve()), version, trusted=trusted)
@@ -589,7 +590,9 @@ def _template(file: str | None) -> str | None:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise UsageError(f"chat_template {path.name!r}: {reason}; expected a Jinja file") from error
+        raise UsageError(
+            f"chat_template {file!r}: {reason}{lacking(path)}; expected a Jinja file"
+        ) from error
 
 
 @lru_cache(maxsize=1)

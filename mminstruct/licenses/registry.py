@@ -8,6 +8,7 @@ is looked up by its exact repository id, and what isn't there is unknown.
 from __future__ import annotations
 
 import datetime
+import difflib
 import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -251,6 +252,16 @@ class Registry:
     def license(self, name: str | None) -> License | None:
         """The licence of that id or SPDX id, or None."""
         return self.by_name.get((name or "").lower())
+
+    def near(self, model: str) -> list[str]:
+        """Ids of models that may be meant by one that isn't here, the likeliest first."""
+        asked = model.casefold()
+        names = {id: id.casefold() for id in self.models}
+        last = {id: name.rpartition("/")[2] for id, name in names.items()}
+        return (
+            [id for id in names if asked in (names[id], last[id])]
+            + [id for id in names if last[id].startswith(f"{asked}-")]
+        ) or difflib.get_close_matches(model, names, n=1, cutoff=0.9)
 
     def terms_named(self, name: str) -> Terms | None:
         """The terms of that id or SPDX id, as a model card or GGUF file names them, or None."""

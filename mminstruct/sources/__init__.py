@@ -175,6 +175,13 @@ def members(source: Source, split: str) -> tuple[tuple[Source, str], ...]:
     return source.members(split) if isinstance(source, JoinedSource) else ((source, split),)
 
 
+def shipped_image(source: str, file: str) -> Path | None:
+    """An image of a source, as rows name both, if its module has it in its folder ``IMAGES``."""
+    module = names().get(source)
+    folder = module and getattr(importlib.import_module(f"{__name__}.{module}"), "IMAGES", None)
+    return folder / file if folder and (folder / file).is_file() else None
+
+
 def chosen_options(source: Source) -> list[tuple[str, dict[str, Any]]]:
     """What a source, or each part of a joined one, was asked for: all its own options by name."""
     from mminstruct.sources._joined import JoinedSource

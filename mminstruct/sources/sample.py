@@ -16,6 +16,8 @@ from mminstruct.schema import Context
 from mminstruct.sources import Download, Files, ReadReport, SourceInfo
 from mminstruct.sources._coco import fingerprint, read_contexts
 
+IMAGES = Path(__file__).parents[1] / "sample" / "images"
+
 _LICENSE = "CC0-1.0"
 _LICENSE_URL = "https://creativecommons.org/publicdomain/zero/1.0/"
 

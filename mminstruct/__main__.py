@@ -1,0 +1,5 @@
+"""``python -m mminstruct``."""
+
+from mminstruct.cli import main
+
+main()

@@ -262,6 +262,10 @@ class Registry:
         named = (work for work in self.annotations.values() if source.upper() in work.sources)
         return max(named, key=lambda work: ("annotations", work.id) in self.entered, default=None)
 
+    def image_works(self, source: str) -> list[Work]:
+        """The kinds of images that a source has, by licence; none where that isn't known."""
+        return [work for work in self.images.values() if source.upper() in work.sources]
+
     def endpoint(self, url: str) -> Endpoint | None:
         """The registered service behind an API's URL, or None."""
         host = _host(url)
@@ -313,7 +317,11 @@ def usable(license: License | None) -> bool | None:
     """
     if license is None:
         return None
-    answers = (license.commercial, license.derivatives)
+    return together(license.commercial, license.derivatives)
+
+
+def together(*answers: bool | None) -> bool | None:
+    """Whether all of them are yes; one no bars the whole, and else what isn't known makes it so."""
     return False if False in answers else None if None in answers else True
 
 

@@ -290,7 +290,9 @@ class InstructConfig(datasets.BuilderConfig):
             UsageError: there is none.
         """
         registry = self.registry()
-        kept, left_out = generate.usable_contexts(contexts, registry.image_use())
+        found = list(generate.media_licenses(contexts))
+        kept = contexts.select([n for n, name in enumerate(found) if registry.allows(name)])
+        left_out = Counter(name for name in found if not registry.allows(name))
         kind, said = source.info.modality, []
         for name, count in left_out.most_common():
             why = f"under {name or 'an unknown licence'} ({licenses.why_not(registry, name)})"
@@ -311,7 +313,7 @@ class InstructConfig(datasets.BuilderConfig):
         """Count rows that are to come about images under these licences, with such a text."""
         types = prompts.type_names(self.open_prompts(), self.type_names())
         tally.kinds.add(self.open_source().info.modality)
-        tally.expect(media_licenses, len(types), text, self.registry())
+        tally.expect(media_licenses, len(types), text, self.registry().allows)
 
     def registry(self) -> Registry:
         """The facts about licences, with the user's own, read again each time."""
@@ -602,7 +604,8 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             )
         if not self.is_announced:
             self.expect(tally := Tally(), [g.gen_kwargs["requests"] for g in generators])
-            _log.info(str(tally.use(self.config.verdict().commercial, self.config.registry())))
+            allows = self.config.registry().allows
+            _log.info(str(tally.use(self.config.verdict().commercial, allows)))
         if self.stats.total is None:
             self.stats.total = sum(len(g.gen_kwargs["requests"]) for g in generators)
         self._batch_failures = None

@@ -487,7 +487,12 @@ def provenance(origin: Origin, contents: Contents, report: Report | None = None)
         "failed": None if report is None else report.failed,
         "skipped": dict(origin.skipped),
         "media_licenses": [
-            {"license": name, "media": count, "rows": rows, "commercial": _usable(origin, name)}
+            {
+                "license": name,
+                "media": count,
+                "rows": rows,
+                "commercial": origin.registry.allows(name),
+            }
             for name, (count, rows) in contents.media.items()
         ],
         "files": {f.path: {"rows": f.rows, "sha256": f.sha256} for f in contents.files},
@@ -768,17 +773,13 @@ def _license_table(verdict: Verdict) -> str:
     return "\n".join(map(line, verdict.parts))
 
 
-def _usable(origin: Origin, name: str | None) -> bool | None:
-    return licenses.usable(origin.registry.license(name))
-
-
 def _media_table(origin: Origin, contents: Contents) -> str:
     lines = []
     by_count = sorted(contents.media.items(), key=lambda item: (-item[1][0], item[0] or ""))
     for name, (count, rows) in by_count:
         entry = origin.registry.license(name)
         shown = _link(entry.title, entry.url) if entry else _markdown(name or "not known")
-        use = _YES_NO[_usable(origin, name)]
+        use = _YES_NO[origin.registry.allows(name)]
         if entry is not None and use == "no":
             against = {"non-commercial": entry.commercial, "no derivatives": entry.derivatives}
             use += f" ({', '.join(why for why, allowed in against.items() if allowed is False)})"

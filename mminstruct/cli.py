@@ -493,7 +493,7 @@ def _generate(args: argparse.Namespace) -> int:
             release.write(splits, path, origin, report)
         else:
             terms = export.Terms(
-                partial(cards.license_text, origin), verdict.commercial, origin.registry
+                partial(cards.license_text, origin), verdict.commercial, origin.registry.allows
             )
             outcome = export.write(splits, path, output_format, report, terms)
         for row in _first_rows(splits, args.show):
@@ -520,7 +520,7 @@ def _say_use(builders: Sequence[InstructBuilder], verdict: licenses.Verdict) -> 
     for builder in builders:
         builder.expect(tally, builder.requests().values())
         builder.is_announced = True
-    _say(str(tally.use(verdict.commercial, builders[0].config.registry())))
+    _say(str(tally.use(verdict.commercial, builders[0].config.registry().allows)))
     _say(f"model {builders[0].plan().model}; licence of the text: {verdict.name}")
 
 
@@ -867,7 +867,7 @@ def _license(args: argparse.Namespace) -> int:
         config.expect(tally, counts, text.commercial)
         images.append(said)
         are_counted &= is_counted
-    use = tally.use(verdict.commercial, registry, is_counted=are_counted)
+    use = tally.use(verdict.commercial, registry.allows, is_counted=are_counted)
     if args.json:
         facts = {"said": str(use), "images": images, "alternatives": others}
         counted = {"use": use.as_json() if are_counted else None}

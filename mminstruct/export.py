@@ -153,12 +153,12 @@ class Terms:
     Attributes:
         license_text: of the file LICENSE, of rows that may be used so.
         text: whether their text may be used commercially; None is not known.
-        registry: the known licences.
+        allows: whether an image under a licence may be used commercially; None is not known.
     """
 
     license_text: Callable[[Use], str]
     text: bool | None = None
-    registry: licenses.Registry = field(default_factory=licenses.load)
+    allows: Callable[[str | None], bool | None] = lambda license: None
 
 
 def row_records(row: Row, image: str | None) -> list[dict[str, Any]]:
@@ -518,7 +518,7 @@ def _license_filter(
 
     def is_allowed(name: str | None) -> bool:
         entry = registry.license(name)
-        commercial = "commercial" in allowed and licenses.usable(entry) is True
+        commercial = "commercial" in allowed and registry.allows(name) is True
         return "any" in allowed or commercial or (entry is not None and entry in entries)
 
     return is_allowed
@@ -774,7 +774,7 @@ def _terms(dataset: str, registry: licenses.Registry) -> Terms:
     text, noted = _text(dataset, "LICENSE"), _noted(dataset)
     if noted is None:
         own = text or f"{dataset} has no LICENSE: what its rows may be used for isn't known here.\n"
-        return Terms(lambda use: own, registry=registry)
+        return Terms(lambda use: own, allows=registry.allows)
     if text is None:
         raise UsageError(
             f"{dataset}: LICENSE is missing; put it back or run mminstruct generate again"
@@ -785,10 +785,12 @@ def _terms(dataset: str, registry: licenses.Registry) -> Terms:
             "put it back or run mminstruct generate again"
         )
     whole, old = text, cards.noted_use(noted)
+    # As its rows were made: they may rest on entries of its maker's own.
+    uses = {image["license"]: image["commercial"] for image in noted["media_licenses"]}
     return Terms(
         lambda use: whole.replace(old, cards.use_line(use), 1),
         noted["licensing"]["commercial"],
-        registry,
+        uses.get,
     )
 
 
@@ -800,6 +802,7 @@ def _noted(dataset: str) -> Mapping[str, Any] | None:
         if found.get("tool") != "mminstruct":
             return None
         cards.unsaid("", found)
+        [(image["license"], image["commercial"]) for image in found["media_licenses"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             f"{dataset}: provenance.json: expected what mminstruct generate notes there, got "
@@ -859,7 +862,7 @@ def _write(
         if not outcome.rows and (outcome.missing or outcome.excluded):
             raise UsageError(f"{path}: not written, as no row would be left; {summary(outcome)}")
         # Before the rows: these are never without it, which is how they are known to be ours.
-        outcome.use = tally.use(terms.text, terms.registry)
+        outcome.use = tally.use(terms.text, terms.allows)
         with _replaced(_license_beside(path)) as file:
             file.write(terms.license_text(outcome.use))
     if not outcome.missing:

@@ -357,25 +357,6 @@ def media_licenses(contexts: datasets.Dataset) -> Iterator[str | None]:
         yield from (decode(text).media.license for text in part["context"].to_pylist())
 
 
-def usable_contexts(
-    contexts: datasets.Dataset, image_use: Mapping[str, bool | None]
-) -> tuple[datasets.Dataset, Counter[str | None]]:
-    """The contexts whose images may be used commercially, and the licences of the others, counted.
-
-    Args:
-        contexts: as `contexts_dataset` gives them.
-        image_use: as in `Plan`.
-    """
-    kept: list[int] = []
-    left_out: Counter[str | None] = Counter()
-    for index, license in enumerate(media_licenses(contexts)):
-        if image_use.get((license or "").lower()):
-            kept.append(index)
-        else:
-            left_out[license] += 1
-    return contexts.select(kept), left_out
-
-
 def requests_dataset(
     contexts: datasets.Dataset, types: tuple[str, ...], key: str
 ) -> datasets.Dataset:

@@ -305,7 +305,7 @@ def _contents(
         features=next(iter(splits.values())).features,
         files=files,
         media={name: (count, rows) for name, (count, rows) in tally.media.items()},
-        use=tally.use(origin.verdict.commercial, origin.registry),
+        use=tally.use(origin.verdict.commercial, origin.registry.allows),
         truncated=truncated,
         generation={name: tuple(values) for name, values in generation.items() if values},
         examples=examples,

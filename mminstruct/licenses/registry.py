@@ -287,6 +287,10 @@ class Registry:
         """`` (entered in FILE)`` if the entry is the user's, else nothing."""
         return f" (entered in {self.user_file})" if (section, id) in self.entered else ""
 
+    def allows(self, name: str | None) -> bool | None:
+        """Whether an image under that licence may be used commercially; None is unknown."""
+        return usable(self.license(name))
+
     def image_use(self) -> dict[str, bool | None]:
         """Image licence in lower case -> whether the image may be used commercially."""
         return {name: usable(entry) for name, entry in sorted(self.by_name.items())}

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mminstruct.licenses.registry import Registry, together, usable
+from mminstruct.licenses.registry import together
+
+Allows = Callable[[str | None], bool | None]
+"""Whether an image under a licence may be used commercially, as `Registry.allows` says."""
 
 _YES_NO = {True: "yes", False: "no", None: "not known"}
 _SHARES = {True: "free", False: "barred", None: "unknown"}
@@ -95,12 +98,11 @@ class Tally:
         return is_first
 
     def expect(
-        self, licenses: Mapping[str | None, int], types: int, text: bool | None, registry: Registry
+        self, licenses: Mapping[str | None, int], types: int, text: bool | None, allows: Allows
     ) -> None:
         """Count rows that are to come: of each type one about every image, by its licence."""
         for license, count in licenses.items():
-            use = together(text, usable(registry.license(license)))
-            self._count(license, count, count * types, use)
+            self._count(license, count, count * types, together(text, allows(license)))
 
     def _count(self, license: str | None, images: int, rows: int, use: bool | None) -> None:
         counts = self.media.setdefault(license, [0, 0])
@@ -108,11 +110,11 @@ class Tally:
         counts[1] += rows
         self.rows[use] += rows
 
-    def use(self, text: bool | None, registry: Registry, *, is_counted: bool = True) -> Use:
+    def use(self, text: bool | None, allows: Allows, *, is_counted: bool = True) -> Use:
         """What the rows may be used for, with what is known of all their text."""
         media: Counter[str] = Counter()
         for license, (count, _) in self.media.items():
-            media[_SHARES[usable(registry.license(license))]] += count
+            media[_SHARES[allows(license)]] += count
         rows = {_SHARES[use]: count for use, count in self.rows.items()}
         kind = f"{next(iter(self.kinds))}s" if len(self.kinds) == 1 else "media"
         return Use(text, media, rows, kind, is_counted)

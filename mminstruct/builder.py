@@ -20,8 +20,10 @@ import threading
 import time
 import types
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args, get_type_hints
 
@@ -34,7 +36,7 @@ from mminstruct.client import Client, Failed, RetryPolicy, Stats
 from mminstruct.download import fetch
 from mminstruct.errors import NoRows, RunStopped, SourceError, UsageError, did_you_mean
 from mminstruct.generate import Plan, Report
-from mminstruct.licenses import Part, Registry, Verdict
+from mminstruct.licenses import Part, Registry, Tally, Verdict
 from mminstruct.limits import Budget, Rates
 from mminstruct.pricing import Price, price_of
 from mminstruct.prompts import PromptConfig
@@ -272,6 +274,57 @@ class InstructConfig(datasets.BuilderConfig):
         """Where annotation files are looked for before they are downloaded."""
         return [Path(self.data_dir).expanduser()] if self.data_dir else []
 
+    def contexts(
+        self, source: Source, files: Files, split: str, cache_dir: Path
+    ) -> tuple[datasets.Dataset, ReadReport]:
+        """The split's contexts that rows are asked for, and what reading left out.
+
+        Raises:
+            UsageError: there is none.
+        """
+        contexts, report = generate.contexts_dataset(source, files, split, cache_dir)
+        if not len(contexts):
+            raise UsageError(f"{source.info.name}, split {split!r}: no image has a caption")
+        if self.commercial:
+            contexts = self._commercial(source, split, contexts, report)
+        if self.limit is not None:
+            contexts = contexts.select(range(min(self.limit, len(contexts))))
+        return contexts, report
+
+    def _commercial(
+        self, source: Source, split: str, contexts: datasets.Dataset, report: ReadReport
+    ) -> datasets.Dataset:
+        """The contexts whose images (motions ...) may be used commercially; others are reported.
+
+        Raises:
+            UsageError: there is none.
+        """
+        registry = self.registry()
+        found = list(generate.media_licenses(contexts))
+        kept = contexts.select([n for n, name in enumerate(found) if registry.allows(name)])
+        left_out = Counter(name for name in found if not registry.allows(name))
+        kind, said = source.info.modality, []
+        for name, count in left_out.most_common():
+            why = f"under {name or 'an unknown licence'} ({licenses.why_not(registry, name)})"
+            report.skip(f"{kind} {why}", count)
+            said.append(f"{count} {why}")
+        outcome = (
+            f"{source.info.name}, split {split!r}: {len(kept)} of {len(contexts)} {kind}s may be "
+            f"used commercially; left out: {', '.join(said) or 'none'}"
+        )
+        if not len(kept):
+            raise UsageError(outcome)
+        _log.info(outcome)
+        return kept
+
+    def expect(
+        self, tally: Tally, media_licenses: Mapping[str | None, int], text: bool | None
+    ) -> None:
+        """Count rows that are to come about images under these licences, with such a text."""
+        types = prompts.type_names(self.open_prompts(), self.type_names())
+        tally.kinds.add(self.open_source().info.modality)
+        tally.expect(media_licenses, len(types), text, self.registry().allows)
+
     def registry(self) -> Registry:
         """The facts about licences, with the user's own, read again each time."""
         return licenses.load(self.licenses)
@@ -330,6 +383,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         stats: counters of a run in this process, for a progress display.
         policy: retries of a run in this process; None takes ``max_retries`` of the config.
         batch_limits: what a batch may hold, and how often to look at it; None is as OpenAI has it.
+        is_announced: somebody says what the rows may be used for; else it is logged.
         report: what became of the requests, once prepared.
         read_report: what reading the annotations left out, by split, once prepared.
     """
@@ -360,6 +414,8 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         self.policy: RetryPolicy | None = None
         self._budget: Budget | None = None
         self._requests: list[datasets.Dataset] = []
+        self._ready: dict[str, tuple[datasets.Dataset, str, ReadReport]] = {}
+        self.is_announced = False
         self._batch_failures: dict[bytes, Failed] | None = None
         self.report = Report()
         self.read_report: dict[str, ReadReport] = {}
@@ -542,7 +598,8 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         )
         generators = []
         for split in self.config.split_names(self.config.open_source()):
-            requests, key, read_report = self._read(split, downloads)
+            ready = self._ready.pop(split, None) or self._read(split, downloads)
+            requests, key, read_report = ready
             if not dl_manager.is_streaming:
                 read_report.write(Path(self._output_dir) / f"read-{split}.json")
             shards: Any = _ranges(len(requests), _SHARDS)
@@ -560,6 +617,10 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
                     },
                 )
             )
+        if not self.is_announced:
+            self.expect(tally := Tally(), [g.gen_kwargs["requests"] for g in generators])
+            allows = self.config.registry().allows
+            _log.info(str(tally.use(self.config.verdict().commercial, allows)))
         if self.stats.total is None:
             self.stats.total = sum(len(g.gen_kwargs["requests"]) for g in generators)
         self._batch_failures = None
@@ -591,52 +652,29 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
     def requests(self) -> dict[str, datasets.Dataset]:
         """The requests of each split, in their order; fetches annotation files that are missing."""
         downloads = Path(datasets.config.DOWNLOADED_DATASETS_PATH)
-        splits = self.config.split_names(self.config.open_source())
-        return {split: self._read(split, downloads)[0] for split in splits}
+        for split in self.config.split_names(self.config.open_source()):
+            if split not in self._ready:
+                self._ready[split] = self._read(split, downloads)
+        return {split: requests for split, (requests, _, _) in self._ready.items()}
+
+    def expect(self, tally: Tally, requests: Iterable[datasets.Dataset]) -> None:
+        """Count the rows that the requests may give, by what they may be used for."""
+        types = prompts.type_names(self.config.open_prompts(), self.config.type_names())
+        # Each type asks about all images; the first is enough to count these.
+        first = (part.select(range(len(part) // len(types))) for part in requests)
+        counts = Counter(chain.from_iterable(map(generate.media_licenses, first)))
+        self.config.expect(tally, counts, self.config.verdict().commercial)
 
     def _read(self, split: str, downloads: Path) -> tuple[datasets.Dataset, str, ReadReport]:
         """A split's requests, a digest of what they depend on, and what reading left out."""
         source, config = self.config.open_source(), self.config.open_prompts()
         types = prompts.type_names(config, self.config.type_names())
         files = self._files(source, split, downloads)
-        contexts, report = generate.contexts_dataset(
-            source, files, split, Path(self._cache_dir_root)
-        )
-        if not len(contexts):
-            raise UsageError(f"{source.info.name}, split {split!r}: no image has a caption")
-        kept: Any = None
-        if self.config.commercial:
-            kept = self.config.registry().image_use()
-            contexts = self._commercial(source, split, contexts, report)
-        if self.config.limit is not None:
-            contexts = contexts.select(range(min(self.config.limit, len(contexts))))
+        contexts, report = self.config.contexts(source, files, split, Path(self._cache_dir_root))
+        kept = self.config.registry().image_use() if self.config.commercial else None
         read = generate.contexts_key(source, files)
         key = digest([read, len(contexts), types, kept])[:16]
         return generate.requests_dataset(contexts, types, key), key, report
-
-    def _commercial(
-        self, source: Source, split: str, contexts: datasets.Dataset, report: ReadReport
-    ) -> datasets.Dataset:
-        """The contexts whose images (motions ...) may be used commercially; others are reported.
-
-        Raises:
-            UsageError: there is none.
-        """
-        registry = self.config.registry()
-        kept, left_out = generate.usable_contexts(contexts, registry.image_use())
-        kind, said = source.info.modality, []
-        for name, count in left_out.most_common():
-            why = f"under {name or 'an unknown licence'} ({licenses.why_not(registry, name)})"
-            report.skip(f"{kind} {why}", count)
-            said.append(f"{count} {why}")
-        outcome = (
-            f"{source.info.name}, split {split!r}: {len(kept)} of {len(contexts)} {kind}s may be "
-            f"used commercially; left out: {', '.join(said) or 'none'}"
-        )
-        if not len(kept):
-            raise UsageError(outcome)
-        _log.info(outcome)
-        return kept
 
     def _files(self, source: Source, split: str, downloads: Path) -> Files:
         files: Files | None = self.config.locate(source, split)

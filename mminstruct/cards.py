@@ -32,7 +32,7 @@ from huggingface_hub import DatasetCardData
 from mminstruct import licenses
 from mminstruct.errors import ConfigError, did_you_mean
 from mminstruct.generate import Report
-from mminstruct.licenses import License, Part, Registry, Verdict
+from mminstruct.licenses import License, Part, Registry, Use, Verdict
 from mminstruct.prompts import PromptConfig
 from mminstruct.sources import SourceInfo
 
@@ -177,6 +177,7 @@ class Contents:
         features: of its rows.
         files: its rows, by type and then by split.
         media: licence of images (motions ...) -> how many of them, and how many rows about them.
+        use: what text, images and rows may be used for.
         truncated: rows whose last turn was cut off and left out, by type.
         generation: what rows say of how they were made -> the values that occur.
         examples: type -> a row of it.
@@ -188,6 +189,7 @@ class Contents:
     features: Features
     files: tuple[DataFile, ...]
     media: Mapping[str | None, tuple[int, int]] = field(default_factory=dict)
+    use: Use = field(default_factory=lambda: Use(None))
     truncated: Mapping[str, int] = field(default_factory=dict)
     generation: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -310,7 +312,7 @@ def card(
             ),
             "license_table": _license_table(origin.verdict),
             "license": _markdown(_license_name(origin.verdict)),
-            "commercial": _YES_NO[origin.verdict.commercial],
+            "use": _markdown(str(contents.use)),
             "reasons": _items(map(_linked, origin.verdict.reasons)),
             "obligations": _items(map(_linked, map(str, origin.verdict.obligations)))
             or "None that are known.",
@@ -386,13 +388,13 @@ def metadata(origin: Origin, contents: Contents) -> DatasetCardData:
     return data
 
 
-def license_text(origin: Origin) -> str:
-    """The file LICENSE."""
+def license_text(origin: Origin, use: Use) -> str:
+    """The file LICENSE, of rows that may be used as ``use`` says."""
     verdict = origin.verdict
     lists = {"Why": verdict.reasons, "Obligations": map(str, verdict.obligations)}
     parts = [
+        use_line(use),
         f"The text of this dataset: {_license_name(verdict)}",
-        f"Commercial use: {_YES_NO[verdict.commercial]}.",
         *(
             f"{title}:\n\n" + "\n".join(f"- {_line(entry)}" for entry in entries)
             for title, entries in ((title, list(entries)) for title, entries in lists.items())
@@ -418,13 +420,35 @@ def _licenses_to_keep(verdict: Verdict) -> Iterator[str]:
             yield f"The text of {license.title}:\n\n{text.strip()}"
 
 
-def unsaid(license_text: str, licensing: Mapping[str, Any]) -> str | None:
-    """What a file LICENSE doesn't say, though the verdict in provenance.json does, or None."""
-    expected = (
-        f"The text of this dataset: {licensing['license_name'] or licensing['license']}\n",
-        f"Commercial use: {_YES_NO[licensing['commercial']]}.\n",
-    )
-    return next((line.strip() for line in expected if line not in license_text), None)
+def use_line(use: Use) -> str:
+    """What is said first in a file LICENSE."""
+    return f"Commercial use: {use}."
+
+
+def noted_use(noted: Mapping[str, Any]) -> str:
+    """The line of a release's LICENSE about commercial use, by what its provenance.json notes.
+
+    Older releases note no counts, and their line is about the text alone.
+
+    Raises:
+        KeyError, TypeError, AttributeError: it is no provenance.json of ours.
+    """
+    commercial = noted["licensing"]["commercial"]
+    if "use" not in noted:
+        return f"Commercial use: {_YES_NO[commercial]}."
+    return use_line(Use(commercial, **noted["use"]))
+
+
+def unsaid(license_text: str, noted: Mapping[str, Any]) -> str | None:
+    """What a file LICENSE doesn't say, though provenance.json does, or None.
+
+    Raises:
+        KeyError, TypeError, AttributeError: as in `noted_use`.
+    """
+    licensing = noted["licensing"]
+    text = f"The text of this dataset: {licensing['license_name'] or licensing['license']}"
+    lines = license_text.splitlines()
+    return next((line for line in (text, noted_use(noted)) if line not in lines), None)
 
 
 def attribution(origin: Origin, contents: Contents) -> str:
@@ -459,6 +483,7 @@ def provenance(origin: Origin, contents: Contents, report: Report | None = None)
         "model": origin.model,
         "dry_run": origin.is_dry_run,
         "licensing": verdict.as_json(),
+        "use": contents.use.as_json(),
         "licenses_checked": {
             part.what: part.by.checked_on.isoformat() if part.by else None for part in verdict.parts
         },
@@ -476,7 +501,12 @@ def provenance(origin: Origin, contents: Contents, report: Report | None = None)
         "failed": None if report is None else report.failed,
         "skipped": dict(origin.skipped),
         "media_licenses": [
-            {"license": name, "media": count, "rows": rows, "commercial": _usable(origin, name)}
+            {
+                "license": name,
+                "media": count,
+                "rows": rows,
+                "commercial": origin.registry.allows(name),
+            }
             for name, (count, rows) in contents.media.items()
         ],
         "files": {f.path: {"rows": f.rows, "sha256": f.sha256} for f in contents.files},
@@ -529,6 +559,7 @@ def croissant(pages: Sequence[Page], name: str, origin: Origin, contents: Conten
         "rai:dataLimitations": [
             *(_line(page.limits) for page in pages),
             "Machine-written, and by a writer that saw no pixels: expect mistakes.",
+            use_line(contents.use),
         ],
         "rai:dataBiases": [
             f"Those of the annotations of {' and '.join(s.title for s in _all(origin))}, and "
@@ -756,17 +787,13 @@ def _license_table(verdict: Verdict) -> str:
     return "\n".join(map(line, verdict.parts))
 
 
-def _usable(origin: Origin, name: str | None) -> bool | None:
-    return licenses.usable(origin.registry.license(name))
-
-
 def _media_table(origin: Origin, contents: Contents) -> str:
     lines = []
     by_count = sorted(contents.media.items(), key=lambda item: (-item[1][0], item[0] or ""))
     for name, (count, rows) in by_count:
         entry = origin.registry.license(name)
         shown = _link(entry.title, entry.url) if entry else _markdown(name or "not known")
-        use = _YES_NO[_usable(origin, name)]
+        use = _YES_NO[origin.registry.allows(name)]
         if entry is not None and use == "no":
             against = {"non-commercial": entry.commercial, "no derivatives": entry.derivatives}
             use += f" ({', '.join(why for why, allowed in against.items() if allowed is False)})"

@@ -31,6 +31,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -75,7 +76,7 @@ from mminstruct.errors import (
     UsageError,
     lacking,
 )
-from mminstruct.generate import Report
+from mminstruct.generate import Report, media_licenses
 from mminstruct.pricing import price_of
 from mminstruct.progress import ProgressLine
 from mminstruct.release import Origin
@@ -460,12 +461,12 @@ def _generate(args: argparse.Namespace) -> int:
         verdict = _verdict([builder.config for builder in builders])
         if args.dry_run:
             _check_dry_run(path, output_format, builders[0])
-        _say(f"model {builders[0].plan().model}; licence of the text: {verdict}")
+        # Before anything is fetched: what is missing may be all in the user's hands.
+        backends.check(builders[0].config.backend, builders[0].config.backend_options())
+        _say_use(builders, verdict)
         budget = builders[0].budget
         budget.ledger = Path(scratch) / "spent.json"
         report, parts = Report(), []
-        for builder in builders if len(builders) > 1 else ():
-            builder.requests()  # what can't be read or fetched is told before anything is paid for
         for builder in builders:
             builder.budget = budget
             _prepare(builder)
@@ -480,7 +481,10 @@ def _generate(args: argparse.Namespace) -> int:
         if output_format == "dataset":
             release.write(splits, path, origin, report)
         else:
-            outcome = export.write(splits, path, output_format, report, cards.license_text(origin))
+            terms = export.Terms(
+                partial(cards.license_text, origin), verdict.commercial, origin.registry.allows
+            )
+            outcome = export.write(splits, path, output_format, report, terms)
         for row in _first_rows(splits, args.show):
             if _print(_sample(row)) != DONE:
                 break
@@ -497,6 +501,16 @@ def _generate(args: argparse.Namespace) -> int:
         )
         return INCOMPLETE
     return code
+
+
+def _say_use(builders: Sequence[InstructBuilder], verdict: licenses.Verdict) -> None:
+    """Say what the rows may be used for; what can't be read or fetched is told by that, too."""
+    tally = licenses.Tally()
+    for builder in builders:
+        builder.expect(tally, builder.requests().values())
+        builder.is_announced = True
+    _say(str(tally.use(verdict.commercial, builders[0].config.registry().allows)))
+    _say(f"model {builders[0].plan().model}; licence of the text: {verdict.name}")
 
 
 def _left_out(outcome: export.Outcome) -> int:
@@ -791,7 +805,8 @@ def _add_license(commands: Any) -> None:
         "license",
         help="what rows may be used for, and why, before any money is spent",
         description="What the rows of sources and a model may be used for, and why. Nothing is "
-        "asked of any model. Without --model_source, the model is one of your own: a GGUF file, a "
+        "asked of any model, and nothing is downloaded: images are counted where annotation files "
+        "are at hand. Without --model_source, the model is one of your own: a GGUF file, a "
         "folder, or what the exact id on the Hub stands for.",
         allow_abbrev=False,
     )
@@ -799,8 +814,8 @@ def _add_license(commands: Any) -> None:
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help=", ".join(sources.names()))
     names = ("model_source", "model", *_SERVER_FLAGS, "model_id", "licenses")
     flags = {**_CONFIG_FLAG, **{name: dict(_MODEL_FLAGS[name]) for name in names}}
+    flags |= _CONTENT_FLAGS
     flags["model_source"]["default"] = None
-    flags["prompt_config"] = _CONTENT_FLAGS["prompt_config"]
     flags["json"] = {"action": "store_true", "help": "the same for machines"}
     _flags(parser, flags)
     _flags(parser.add_argument_group("source"), _own_flags(sources.options()))
@@ -822,22 +837,34 @@ def _license(args: argparse.Namespace) -> int:
             source=info.name,
             source_options=_source_options(args, info.name),
             prompt_config=args.prompt_config or info.prompt_config,
+            data_dir=args.dataset_storage_path,
+            **{name: getattr(args, name) for name in ("types", "splits", "limit")},
+            commercial=bool(args.commercial),
             **given,
         )
         for info in wanted
     ]
     registry = configs[0].registry()
     if by_name:
-        parts = [part for config in configs for part in config.text_parts(registry)]
-        parts += licenses.named_model(registry, args.model, args.model_id)
-        verdict = licenses.compose(registry, parts)
+        model = licenses.named_model(registry, args.model, args.model_id)
+        own = [licenses.compose(registry, [*c.text_parts(registry), *model]) for c in configs]
     else:
-        verdict = _verdict(configs)
+        own = [config.verdict() for config in configs]
+    verdict = licenses.compose(registry, [part for each in own for part in each.parts])
     others = licenses.alternatives(registry, verdict)
+    tally, images, are_counted = licenses.Tally(), [], True
+    for config, terms in zip(configs, own, strict=True):
+        counts, said, is_counted = _images(config, registry)
+        config.expect(tally, counts, terms.commercial)
+        images.append(said)
+        are_counted &= is_counted
+    use = tally.use(verdict.commercial, registry.allows, is_counted=are_counted)
     if args.json:
-        text = json.dumps({**verdict.as_json(), "alternatives": others}, indent=2) + "\n"
+        facts = {"said": str(use), "images": images, "alternatives": others}
+        counted = {"use": use.as_json() if are_counted else None}
+        text = json.dumps({**verdict.as_json(), **counted, **facts}, indent=2) + "\n"
     else:
-        text = licenses.explanation(verdict, others)
+        text = licenses.explanation(verdict, use, images, others)
     code = _print(text)
     if by_name and args.model_id is None and (hint := _model_hint(registry, args.model)):
         _say(hint)
@@ -855,6 +882,38 @@ def _model_hint(registry: licenses.Registry, model: str) -> str | None:
             more = "" if name == "openai" else f" --openai_base_url {url}"
             return f"{model} is at a service; for its terms, add --model_source openai{more}"
     return None
+
+
+def _images(
+    config: InstructConfig, registry: licenses.Registry
+) -> tuple[Mapping[str | None, int], str, bool]:
+    """Licence -> images of a source, in words too, and whether they were counted.
+
+    They are where its annotation files are at hand; else these are the licences that its publisher
+    names, each once, or None for nobody knows.
+    """
+    config.check()
+    source = config.open_source()
+    splits = config.split_names(source)
+    where = f"{source.info.name}, {' and '.join(splits)}"
+    files = {split: config.locate(source, split) for split in splits}
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    found = [config.contexts(source, f, s, cache)[0] for s, f in files.items() if f is not None]
+    if len(found) == len(splits):
+        counts = Counter(chain.from_iterable(map(media_licenses, found)))
+        shares = ", ".join(f"{name or 'not known'} {n:,}" for name, n in counts.most_common())
+        return counts, f"{where}: {shares}, counted in the annotation files", True
+    first = (source.info.parts or (source.info,))[0]
+    works = registry.image_works(first.name)
+    names = [work.license for work in works] or [None]
+    said = " or ".join(name or "a licence that is not known here" for name in names)
+    notes = dict.fromkeys(f"; {work.note}" for work in works if work.note)
+    return (
+        dict.fromkeys(names, 1),
+        f"{where}: {said}, as published{''.join(notes)}; not counted, as the annotation files are "
+        f"not in {resources.shown(config.places()[0])} (--dataset_storage_path)",
+        False,
+    )
 
 
 def _check_model_file(model: str) -> None:
@@ -946,6 +1005,10 @@ _EXPORT_FLAGS: dict[str, dict[str, Any]] = {
     "output_path": {"metavar": "PATH", "help": "file, or folder of shards (default: by format)"},
     "types": {**_SEVERAL, "metavar": "TYPE", "help": "instruction types (default: all)"},
     "splits": {**_SEVERAL, "metavar": "SPLIT", "help": "splits (default: all)"},
+    "commercial": {
+        "action": "store_true",
+        "help": "only rows that may be used commercially, text and image together",
+    },
 }
 _IMAGE_FLAGS: dict[str, dict[str, Any]] = {
     "images": {
@@ -1002,11 +1065,13 @@ def _export(args: argparse.Namespace) -> int:
         images=args.images,
         image_folder=args.image_folder,
         image_licenses=args.image_licenses,
+        commercial=args.commercial,
         licenses_file=args.licenses,
         fetching=_fetching(args),
         progress=True,
     )
     _say(f"{export.summary(outcome)}; written to {outcome.path}")
+    _say(str(outcome.use))
     return _left_out(outcome)
 
 
@@ -1028,7 +1093,7 @@ def _estimate(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         builders = _builders(args, scratch)
         verdict = _verdict([builder.config for builder in builders])
-        _say(f"model {builders[0].plan().model}; licence of the text: {verdict}")
+        _say_use(builders, verdict)
         found = estimate.estimate(
             builders, exact=args.exact, requests_per_second=args.requests_per_second
         )

@@ -3,8 +3,8 @@
 Rows are read as a stream and written as they come, so memory doesn't grow with their number.
 Everything is written beside its destination first and then moved: an interrupted run leaves what
 was there. A row that a trainer could not use, because its image is missing or a turn is empty, is
-left out, counted, and named with the reason in ``<output>.missing.jsonl``. What the text may be
-used for stands in ``<output>.LICENSE``, as most forms have no place for it.
+left out, counted, and named with the reason in ``<output>.missing.jsonl``. What the exported rows
+may be used for stands in ``<output>.LICENSE``, and of each row in its record.
 
 Trainers count ``<image>``, and some ``<video>`` and ``<audio>``, in all text. A model that wrote
 one itself would ask for an image that isn't there, so these three are taken out of turns.
@@ -17,6 +17,10 @@ Axolotl, docs/multimodal.qmd;
 ms-swift, docs/source_en/Customization/Custom-dataset.md;
 LaVIN, util/datasets.py and tools/data_processing.py;
 WebDataset, a sample's files are ``<key>.<extension>``, with no dot in the key.
+Keys that they don't know: LLaVA, LaVIN (``self.data[idx]["image"]`` ...), LLaMA-Factory
+(``columns`` of the entry), TRL (the trainer's signature columns) and ms-swift
+(``StdTemplateInputs.from_dict``) read theirs by name; Axolotl, ``ProcessingStrategy.__call__`` in
+src/axolotl/processing_strategies.py, opens whatever has "image" in its key as an image.
 """
 
 from __future__ import annotations
@@ -54,6 +58,7 @@ from tqdm.auto import tqdm
 from mminstruct import cards, licenses, resources, sources
 from mminstruct.errors import HubError, UsageError, did_you_mean, lacking
 from mminstruct.generate import FEATURES, Report
+from mminstruct.licenses import Tally, Use
 
 if TYPE_CHECKING:
     from mminstruct.images import Fetching, Wanted  # with an HTTP client, for fetching alone
@@ -85,7 +90,7 @@ class _LeftOut(Exception):
 
 
 class _Excluded(_LeftOut):
-    """A row whose image's licence was not asked for; its text is the licence."""
+    """A row whose image's licence, or use, was not asked for; its text is the licence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +144,29 @@ class Outcome:
         rows: how many of them were.
         missing: those left out, by reason; also, each by its id, in ``<path>.missing.jsonl``.
         excluded: those left out as their image's licence was not asked for, by licence.
+        use: what those written may be used for; None where that is said elsewhere.
     """
 
     path: Path
     rows: int = 0
     missing: Counter[str] = field(default_factory=Counter)
     excluded: Counter[str] = field(default_factory=Counter)
+    use: Use | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What is known of a release that rows are from.
+
+    Attributes:
+        license_text: of the file LICENSE, of rows that may be used so.
+        text: whether their text may be used commercially; None is not known.
+        allows: whether an image under a licence may be used commercially; None is not known.
+    """
+
+    license_text: Callable[[Use], str]
+    text: bool | None = None
+    allows: Callable[[str | None], bool | None] = lambda license: None
 
 
 def row_records(row: Row, image: str | None) -> list[dict[str, Any]]:
@@ -156,31 +178,39 @@ def llava_records(row: Row, image: str | None) -> list[dict[str, Any]]:
     """The row for LLaVA: the image before the first question, on a line of its own."""
     shown = {} if image is None else {"image": image}
     mark = "" if image is None else "<image>\n"
-    return [{"id": row["id"], **shown, "conversations": _turns(row, mark, _FROM_VALUE)}]
+    turns = _turns(row, mark, _FROM_VALUE)
+    return [{"id": row["id"], **shown, "conversations": turns, **_uses(row)}]
 
 
 def sharegpt_records(row: Row, image: str | None) -> list[dict[str, Any]]:
     """The row for LLaMA-Factory: as many images as there are ``<image>``."""
     mark = "" if image is None else "<image>"
-    return [{"conversations": _turns(row, mark, _FROM_VALUE), "images": _listed(image)}]
+    turns = _turns(row, mark, _FROM_VALUE)
+    return [{"conversations": turns, "images": _listed(image), **_uses(row)}]
 
 
 def swift_records(row: Row, image: str | None) -> list[dict[str, Any]]:
     """The row for ms-swift: messages of text, in which ``<image>`` stands for the image."""
     mark = "" if image is None else "<image>"
-    return [{"messages": _turns(row, mark, _ROLE_CONTENT), "images": _listed(image)}]
+    turns = _turns(row, mark, _ROLE_CONTENT)
+    return [{"messages": turns, "images": _listed(image), **_uses(row)}]
 
 
 def messages_records(row: Row, image: str | None) -> list[dict[str, Any]]:
     """The row for TRL: messages in parts, one of which is an empty place for the image."""
     places: list[dict[str, str]] = [{"type": "image"}] * len(_listed(image))
-    return [{"messages": _parts(row, places), "images": _listed(image)}]
+    return [{"messages": _parts(row, places), "images": _listed(image), **_uses(row)}]
 
 
 def axolotl_records(row: Row, image: str | None) -> list[dict[str, Any]]:
-    """The row for Axolotl: messages in parts, one of which says where the image is."""
+    """The row for Axolotl: messages in parts, one of which says where the image is.
+
+    Without ``image_license``, which it would open as an image.
+    """
     key = "url" if image and image.startswith(("http://", "https://")) else "path"
-    return [{"messages": _parts(row, [{"type": "image", key: found} for found in _listed(image)])}]
+    messages = _parts(row, [{"type": "image", key: found} for found in _listed(image)])
+    uses = {name: value for name, value in _uses(row).items() if "image" not in name}
+    return [{"messages": messages, **uses}]
 
 
 def lavin_records(row: Row, image: str | None) -> list[dict[str, Any]]:
@@ -194,9 +224,19 @@ def lavin_records(row: Row, image: str | None) -> list[dict[str, Any]]:
             "options": None,
             "image": image,
             "image_source": None if image is None else "mscoco",
+            **_uses(row),
         }
         for number, (question, answer) in enumerate(zip(texts[::2], texts[1::2], strict=True))
     ]
+
+
+def _uses(row: Row) -> dict[str, Any]:
+    """The row's licences and use, never null: readers tell a column's type from its first values.
+
+    What isn't known to be free isn't free.
+    """
+    known = {name: row.get(name) or "unknown" for name in ("license", "image_license")}
+    return {**known, "commercial_use": row.get("commercial_use") is True}
 
 
 _FROM_VALUE = ("from", "value", {"user": "human", "assistant": "gpt"})
@@ -374,11 +414,11 @@ def write(
     path: Path,
     output_format: str,
     report: Report,
-    license_text: str,
+    terms: Terms,
 ) -> Outcome:
     """Write the rows of all splits without images; beside them what gave none, and the licence."""
     form = FORMATS[output_format]
-    outcome = _write(_rows(splits.items()), path, form, _Pictures(), license_text)
+    outcome = _write(_rows(splits.items()), path, form, _Pictures(), terms)
     rejected = path.with_name(f"{path.name}.rejected.jsonl")
     rejected.unlink(missing_ok=True)
     if report.details:
@@ -397,6 +437,7 @@ def export(
     images: Images = "none",
     image_folder: str | Path | None = None,
     image_licenses: Sequence[str] | None = None,
+    commercial: bool = False,
     licenses_file: str | Path | None = None,
     fetching: Fetching | None = None,
     progress: bool = False,
@@ -414,13 +455,16 @@ def export(
             Where they are made smaller, to 512 pixels say, ``-512px`` is added to its name.
         image_licenses: ``commercial``, of images that may be used so; ``any``; or ids of licences.
             By default ``commercial`` where images are fetched, else ``any``.
+        commercial: rows that may be used commercially alone, text and image together, as their
+            ``commercial_use`` says; of these, those with the images asked for.
         licenses_file: a user's own entries over the known licences.
         fetching: how images are fetched.
         progress: show a bar on stderr while they are.
 
     Raises:
         UsageError: there is no such release, type, split, format or licence; an argument doesn't
-            go with the others; the format can't hold such rows; or no row would be left.
+            go with the others; the format can't hold such rows; commercial rows are asked for of
+            a release whose text isn't free; or no row would be left.
         RunStopped: images can't be reached. Those that were fetched are kept.
     """
     form = FORMATS.get(output_format)
@@ -436,7 +480,8 @@ def export(
             "licenses: of no use where images under any licence are asked for; leave it out, or "
             "name some with image_licenses"
         )
-    pictures = _Pictures(images, _license_filter(licenses.load(licenses_file), allowed))
+    registry = licenses.load(licenses_file)
+    pictures = _Pictures(images, _license_filter(registry, allowed), commercial)
     if image_folder is not None:
         pictures.folder = Path(image_folder)
     if images == "path" and not pictures.folder.is_dir():
@@ -445,9 +490,16 @@ def export(
         )
     streams = _streams(str(dataset), types, splits)
     pictures.features = streams[0][1].features or FEATURES
-    license_text = _license_text(str(dataset))
+    terms = _terms(str(dataset), registry)
+    if commercial and not terms.text:
+        why = "may not be used commercially" if terms.text is False else "is not known to be free"
+        raise UsageError(
+            f"commercial: the text of {dataset} {why}, whatever its images, as its LICENSE says; "
+            "leave commercial out, or generate with a model whose terms leave the text free "
+            "(mminstruct license names some)"
+        )
     if images != "embed":
-        return _write(_rows(streams), path, form, pictures, license_text)
+        return _write(_rows(streams), path, form, pictures, terms)
     from mminstruct.images import Fetching
 
     fetching = fetching or Fetching()
@@ -461,7 +513,7 @@ def export(
     ):
         pictures.wanted = wanted
         _fetch(_rows(streams), form, pictures, fetching, progress)
-        return _write(_rows(streams), path, form, pictures, license_text)
+        return _write(_rows(streams), path, form, pictures, terms)
 
 
 def _check_images(
@@ -502,7 +554,7 @@ def _license_filter(
 
     def is_allowed(name: str | None) -> bool:
         entry = registry.license(name)
-        commercial = "commercial" in allowed and licenses.usable(entry) is True
+        commercial = "commercial" in allowed and registry.allows(name) is True
         return "any" in allowed or commercial or (entry is not None and entry in entries)
 
     return is_allowed
@@ -631,6 +683,7 @@ class _Pictures:
     Attributes:
         images: how they get into the output.
         allows: whether an image under that licence is asked for.
+        commercial: rows that may be used commercially alone are asked for.
         folder: where they are, or are fetched to.
         wanted: those that were to be fetched.
         flaws: what is wrong with each file that was looked at, by a digest of its name.
@@ -639,6 +692,7 @@ class _Pictures:
 
     images: Images = "none"
     allows: Callable[[str | None], bool] = lambda license: True
+    commercial: bool = False
     folder: Path = Path()
     wanted: _Wanted | None = None
     flaws: dict[bytes, str | None] = field(default_factory=dict)
@@ -652,7 +706,8 @@ class _Pictures:
                 f"{form.reader} reads images, and row {row['id']} is about {modality}; use the "
                 "format jsonl"
             )
-        if modality != "text" and not self.allows(row["image_license"]):
+        is_allowed = modality == "text" or self.allows(row["image_license"])
+        if not is_allowed or (self.commercial and row.get("commercial_use") is not True):
             raise _Excluded(row["image_license"] or "an unknown licence")
 
     def _is_text(self, row: Row, form: Format) -> bool:
@@ -757,44 +812,50 @@ def _shipped(row: Row) -> Path | None:
     return None if row["image_url"] else sources.shipped_image(row.get("source", ""), row["image"])
 
 
-def _license_text(dataset: str) -> str:
-    """The file LICENSE of a release; one that mminstruct didn't write may lack it.
+def _terms(dataset: str, registry: licenses.Registry) -> Terms:
+    """What is known of a release; one that mminstruct didn't write may have no LICENSE.
 
     Raises:
         UsageError: it is missing, or isn't what mminstruct wrote.
     """
-    text, licensing = _text(dataset, "LICENSE"), _licensing(dataset)
-    if licensing is None:
-        return (
-            text or f"{dataset} has no LICENSE: what its rows may be used for isn't known here.\n"
-        )
+    text, noted = _text(dataset, "LICENSE"), _noted(dataset)
+    if noted is None:
+        own = text or f"{dataset} has no LICENSE: what its rows may be used for isn't known here.\n"
+        return Terms(lambda use: own, allows=registry.allows)
     if text is None:
         raise UsageError(
             f"{dataset}: LICENSE is missing; put it back or run mminstruct generate again"
         )
-    if unsaid := cards.unsaid(text, licensing):
+    if unsaid := cards.unsaid(text, noted):
         raise UsageError(
             f"{dataset}: LICENSE doesn't say {unsaid!r}, which is the verdict in provenance.json; "
             "put it back or run mminstruct generate again"
         )
-    return text
+    whole, old = text, cards.noted_use(noted)
+    # As its rows were made: they may rest on entries of its maker's own.
+    uses = {image["license"]: image["commercial"] for image in noted["media_licenses"]}
+    return Terms(
+        lambda use: whole.replace(old, cards.use_line(use), 1),
+        noted["licensing"]["commercial"],
+        uses.get,
+    )
 
 
-def _licensing(dataset: str) -> Mapping[str, Any] | None:
-    """The verdict that was noted when the release was written, or None if mminstruct didn't."""
+def _noted(dataset: str) -> Mapping[str, Any] | None:
+    """What was noted when the release was written, or None if mminstruct didn't."""
     noted = _text(dataset, "provenance.json")
     try:
         found = json.loads(noted or "{}")
         if found.get("tool") != "mminstruct":
             return None
-        licensing = found["licensing"]
-        cards.unsaid("", licensing)
+        cards.unsaid("", found)
+        [(image["license"], image["commercial"]) for image in found["media_licenses"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             f"{dataset}: provenance.json: expected what mminstruct generate notes there, got "
             "something else; put it back or run mminstruct generate again"
         ) from error
-    return licensing  # type: ignore[no-any-return]
+    return found  # type: ignore[no-any-return]
 
 
 def _text(dataset: str, name: str) -> str | None:
@@ -817,14 +878,14 @@ def _write(
     path: Path,
     form: Format,
     pictures: _Pictures,
-    license_text: str,
+    terms: Terms,
 ) -> Outcome:
     """Write rows, and name those left out.
 
     Raises:
         UsageError: all of them would be. What was there before is left as it was.
     """
-    outcome = Outcome(path)
+    outcome, tally = Outcome(path), Tally()
     missing = path.with_name(f"{path.name}.missing.jsonl")
     to = _shards if form.is_folder else _file
     with (
@@ -838,6 +899,7 @@ def _write(
                 image = pictures.path(row, form, path)
                 add(split, row, form.records(pictures.as_shown(row), image))
                 outcome.rows += 1
+                tally.add(row)
             except _Excluded as excluded:
                 outcome.excluded[str(excluded)] += 1
             except _LeftOut as left_out:
@@ -847,8 +909,9 @@ def _write(
         if not outcome.rows and (outcome.missing or outcome.excluded):
             raise UsageError(f"{path}: not written, as no row would be left; {summary(outcome)}")
         # Before the rows: these are never without it, which is how they are known to be ours.
+        outcome.use = tally.use(terms.text, terms.allows)
         with _replaced(_license_beside(path)) as file:
-            file.write(license_text)
+            file.write(terms.license_text(outcome.use))
     if not outcome.missing:
         missing.unlink()
     credits = path.with_name(f"{path.name}.credits.jsonl")

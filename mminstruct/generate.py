@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 from datasets import Features, Value
 from filelock import FileLock
 
-from mminstruct import prompts, sources
+from mminstruct import licenses, prompts, sources
 from mminstruct.client import Answered, Client, Job, Outcome
 from mminstruct.parse import Parsed, Rejected, parse
 from mminstruct.prompts import PromptConfig
@@ -350,26 +350,11 @@ class _Licensed(msgspec.Struct):
     media: _MediaLicense
 
 
-def usable_contexts(
-    contexts: datasets.Dataset, image_use: Mapping[str, bool | None]
-) -> tuple[datasets.Dataset, Counter[str | None]]:
-    """The contexts whose images may be used commercially, and the licences of the others, counted.
-
-    Args:
-        contexts: as `contexts_dataset` gives them.
-        image_use: as in `Plan`.
-    """
+def media_licenses(contexts: datasets.Dataset) -> Iterator[str | None]:
+    """The licence of each context's image (motion ...), as `contexts_dataset` gives them."""
     decode = msgspec.json.Decoder(_Licensed).decode
-    kept: list[int] = []
-    left_out: Counter[str | None] = Counter()
-    texts = contexts.with_format("arrow").iter(_CONTEXTS_PER_BATCH)
-    for index, text in enumerate(text for part in texts for text in part["context"].to_pylist()):
-        license = decode(text).media.license
-        if image_use.get((license or "").lower()):
-            kept.append(index)
-        else:
-            left_out[license] += 1
-    return contexts.select(kept), left_out
+    for part in contexts.select_columns("context").with_format("arrow").iter(_CONTEXTS_PER_BATCH):
+        yield from (decode(text).media.license for text in part["context"].to_pylist())
 
 
 def requests_dataset(
@@ -632,7 +617,10 @@ def _results(asked: _Asked, outcomes: list[Outcome], plan: Plan, client: Client)
             read.append((outcome, parsed))
             reasons.append((None, None, None))
     media = [context.media for context in asked.contexts]
-    commercial = {name: _commercial_use(plan, name) for name in {m.license for m in media}}
+    commercial = {
+        name: licenses.together(plan.commercial, plan.image_use.get((name or "").lower()))
+        for name in {m.license for m in media}
+    }
     reason, detail, rejected = zip(*reasons, strict=True)
     columns: dict[str, Any] = {
         "id": asked.ids,
@@ -660,11 +648,6 @@ def _results(asked: _Asked, outcomes: list[Outcome], plan: Plan, client: Client)
         "truncated": [entry is not None and "truncated" in entry[1].notes for entry in read],
     }
     return pa.table(columns, schema=_RESULT_SCHEMA)
-
-
-def _commercial_use(plan: Plan, image_license: str | None) -> bool | None:
-    answers = (plan.commercial, plan.image_use.get((image_license or "").lower()))
-    return False if False in answers else None if None in answers else True
 
 
 def _parsed(plan: Plan, sample: str, name: str, outcome: Answered) -> Parsed | Rejected:

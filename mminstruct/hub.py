@@ -91,11 +91,17 @@ class _Release:
 
     Attributes:
         files: path in the repository -> file here, or what it holds.
-        licensing: the verdict as `release.write` noted it.
+        noted: what `release.write` noted of it.
     """
 
     files: Mapping[str, Content]
-    licensing: Mapping[str, Any]
+    noted: Mapping[str, Any]
+
+    @property
+    def licensing(self) -> Mapping[str, Any]:
+        """The verdict."""
+        verdict: Mapping[str, Any] = self.noted["licensing"]
+        return verdict
 
     @property
     def license_id(self) -> str:
@@ -185,9 +191,9 @@ def _open_release(folder: Path, repo_id: str) -> _Release:
                 f"{folder}: {name} is not the file that was written there; run mminstruct generate "
                 "again, or write changed rows anew with mminstruct.push_to_hub"
             )
-    held = _Release(files, noted["licensing"])
+    held = _Release(files, noted)
     _check_said_alike(folder, held)
-    return _Release({**files, **_addressed(folder, repo_id)}, held.licensing)
+    return _Release({**files, **_addressed(folder, repo_id)}, noted)
 
 
 def _noted(marker: Path) -> dict[str, Any]:
@@ -195,6 +201,7 @@ def _noted(marker: Path) -> dict[str, Any]:
     try:
         noted: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8"))
         needed = {*_LICENSE_FIELDS, "commercial", "output_training", "redistribution"}
+        cards.noted_use(noted)
         is_whole = all("sha256" in facts for facts in noted["files"].values())
         if is_whole and noted["licensing"].keys() >= needed:
             return noted
@@ -241,7 +248,7 @@ def _front_matter(card: Path) -> dict[str, Any]:
 
 
 def _check_said_alike(folder: Path, held: _Release) -> None:
-    """Raise UsageError if card, LICENSE and verdict name different licences.
+    """Raise UsageError if card, LICENSE and verdict name different licences or uses.
 
     All three are made from one verdict, so one that differs was edited.
     """
@@ -255,9 +262,17 @@ def _check_said_alike(folder: Path, held: _Release) -> None:
             "generate again"
         )
     text = (folder / "LICENSE").read_text(encoding="utf-8", errors="replace")
-    if unsaid := cards.unsaid(text, held.licensing):
+    if unsaid := cards.unsaid(text, held.noted):
         raise UsageError(
             f"{folder}: LICENSE doesn't say {unsaid!r}, which is the verdict in {_MARKER}; run "
+            "mminstruct generate again"
+        )
+    use = cards.noted_use(held.noted)
+    card_text = (folder / "README.md").read_text(encoding="utf-8")
+    # Older releases, which note no counts, say it on their cards in other words.
+    if "use" in held.noted and use not in re.sub(r"[*\\]", "", card_text):
+        raise UsageError(
+            f"{folder}: README.md doesn't say {use!r}, which is the verdict in {_MARKER}; run "
             "mminstruct generate again"
         )
     is_free = held.licensing["output_training"] in ("allowed", "conditional")

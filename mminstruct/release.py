@@ -40,7 +40,7 @@ from mminstruct import cards, loading, prompts, resources
 from mminstruct.cards import Contents, DataFile, Origin, Page
 from mminstruct.errors import RunStopped, UsageError
 from mminstruct.generate import Report
-from mminstruct.licenses import Registry
+from mminstruct.licenses import Registry, Tally
 from mminstruct.prompts import PromptConfig
 from mminstruct.sources import SourceInfo
 
@@ -60,8 +60,8 @@ _ROWS_PER_FILE = 100_000
 _NOT_TOLD = "as the server said, whose words stay out of a release"
 # Columns that a card tells of; whatever else rows have is passed on.
 _TOLD = (
-    *("id", "source", "image_id", "media", "image_url", "image_license", "image_credit"),
-    *("type", "messages", "provenance"),
+    *("id", "source", "image_id", "modality", "media", "image_url", "image_license"),
+    *("image_credit", "type", "messages", "commercial_use", "provenance"),
 )
 _GENERATION = (
     *("backend", "model", "endpoint", "prompt_config", "prompt_version", "prompt_hash"),
@@ -152,7 +152,7 @@ def _write(
     report: Report | None,
 ) -> None:
     files = _write_parquet(splits, partial, origin.types)
-    contents = _contents(splits, files, partial, origin.registry)
+    contents = _contents(splits, files, partial, origin)
     older = _noted(path)
     origin = replace(origin, written_on=_first_written(older, files) or origin.written_on)
     pages = [_page(*pair) for pair in zip(origin.sources, origin.configs, strict=True)]
@@ -160,7 +160,7 @@ def _write(
     name = path.resolve().name
     for file, text in {
         "README.md": cards.card(template, pages, name, origin, contents, report),
-        "LICENSE": cards.license_text(origin),
+        "LICENSE": cards.license_text(origin, contents.use),
         "ATTRIBUTION.md": cards.attribution(origin, contents),
         "croissant.json": cards.croissant(pages, name, origin, contents),
         _MARKER: cards.provenance(origin, contents, report),
@@ -274,7 +274,7 @@ def _contents(
     splits: Mapping[str, datasets.Dataset],
     files: tuple[DataFile, ...],
     folder: Path,
-    registry: Registry,
+    origin: Origin,
 ) -> Contents:
     """What the rows are, in one pass over them; credits beyond a list's length go to a file.
 
@@ -284,35 +284,28 @@ def _contents(
         UsageError: a split has a row twice.
     """
     hashes = array("Q")
-    seen: set[bytes] = set()
-    media: dict[str | None, list[int]] = {}
+    tally = Tally()
     truncated: Counter[str] = Counter()
     generation: dict[str, dict[str, None]] = {name: {} for name in _GENERATION}
     examples: dict[str, dict[str, Any]] = {}
     credits = _Credits(folder / CREDITS)
     for split, row in _told(splits):
         hashes.append(_hash(split, row))
-        kind, made, license = row["type"], row["provenance"], row["image_license"]
-        counts = media.setdefault(license, [0, 0])
-        counts[1] += 1
+        kind, made = row["type"], row["provenance"]
         truncated[kind] += "truncated" in made["notes"]
         for name, values in generation.items():
             if made[name] is not None:
                 values[str(made[name])] = None
         examples.setdefault(kind, row)
-        image = hashlib.blake2b(f"{row['source']}\0{row['image_id']}".encode(), digest_size=16)
-        if image.digest() in seen:
-            continue
-        seen.add(image.digest())
-        counts[0] += 1
-        if _asks_for_credit(registry, license):
+        if tally.add(row) and _asks_for_credit(origin.registry, row["image_license"]):
             credits.add(row)
     credits.close()
     _check_once(splits, hashes)
     return Contents(
         features=next(iter(splits.values())).features,
         files=files,
-        media={name: (count, rows) for name, (count, rows) in media.items()},
+        media={name: (count, rows) for name, (count, rows) in tally.media.items()},
+        use=tally.use(origin.verdict.commercial, origin.registry.allows),
         truncated=truncated,
         generation={name: tuple(values) for name, values in generation.items() if values},
         examples=examples,

@@ -31,7 +31,7 @@ from mminstruct import cards, cli, licenses, loading, prompts, release, resource
 from mminstruct.cards import Contents, DataFile, Origin
 from mminstruct.errors import ConfigError
 from mminstruct.generate import FEATURES, Report
-from mminstruct.licenses import Part
+from mminstruct.licenses import Part, Use
 
 TEMPLATE = (resources.folder("cards") / "template.md").read_text(encoding="utf-8")
 PAGE = cards.Page(about="Invented.", uses="Nothing.", limits="All.")
@@ -55,6 +55,7 @@ def contents_of(rows: int = 5, **changes: Any) -> Contents:
         "features": FEATURES,
         "files": files,
         "media": {"CC-BY-2.0": (3, 9), None: (1, 2)},
+        "use": Use(True, {"free": 3, "unknown": 1}, {"free": 9, "unknown": 2}),
         "generation": {"temperature": ("0.7",)},
         "examples": {"conversation": row(1)},
     }
@@ -746,7 +747,7 @@ def documents(words: list[str]) -> dict[str, str]:
     return {
         "README.md": cards.card(TEMPLATE, [PAGE], "out", by, contents, report),
         "ATTRIBUTION.md": cards.attribution(by, contents),
-        "LICENSE": cards.license_text(by),
+        "LICENSE": cards.license_text(by, contents.use),
         "provenance.json": cards.provenance(by, contents, report),
         "croissant.json": cards.croissant([PAGE], "out", by, contents),
     }

@@ -37,13 +37,15 @@ from instruct_rows import ANSWER, QUESTION, dataset, row, rows_of
 from PIL import Image
 from running import COMMAND, PATIENCE_S, finish
 
-from mminstruct import cli, export
+from mminstruct import cli, export, licenses
 from mminstruct.client import RetryPolicy
 from mminstruct.errors import HubError, RunStopped, UsageError
 from mminstruct.generate import Report
 from mminstruct.images import Fetching
 
 TRAINERS = sorted(export.FORMATS.keys() - {"jsonl", "webdataset", "parquet"})
+USES = ("license", "image_license", "commercial_use")
+TERMS = export.Terms(lambda use: "CC0\n")
 AT_ONCE = Fetching(retry=RetryPolicy(max_retries=2, base_s=0.0))
 
 
@@ -51,7 +53,7 @@ def write(
     path: Path, splits: dict[str, datasets.Dataset], output_format: str, **report: Any
 ) -> Path:
     export.check_output(path, output_format)
-    export.write(splits, path, output_format, Report(**report), "CC0\n")
+    export.write(splits, path, output_format, Report(**report), TERMS)
     return path
 
 
@@ -129,6 +131,9 @@ def test_the_file_for_llava_is_one_array_of_alternating_turns(tmp_path: Path) ->
                 {"from": "human", "value": f"{QUESTION} 2"},
                 {"from": "gpt", "value": f"{ANSWER} 2"},
             ],
+            "license": "cc-by-4.0",
+            "image_license": "CC-BY-2.0",
+            "commercial_use": True,
         }
         for image in (33471, 42)
     ]
@@ -189,7 +194,7 @@ def test_an_interrupted_write_of_a_file_leaves_the_old_one(
     path = write(tmp_path / "out.x", {"train": dataset([row(1)])}, output_format)
     before = path.read_bytes()
     with pytest.raises(KeyboardInterrupt):
-        export.write(Interrupted(), path, output_format, Report(), "CC0\n")
+        export.write(Interrupted(), path, output_format, Report(), TERMS)
     assert path.read_bytes() == before
     assert files_below(tmp_path) == ["out.x", "out.x.LICENSE"]
     write(path, {"train": dataset([row(2)])}, output_format)
@@ -311,7 +316,7 @@ def as_llava_reads(path: Path, folder: Path | None) -> Read:
         speakers = [turn["from"] for turn in sample["conversations"]]
         assert speakers == ["human", "gpt"] * (len(turns) // 2)
         assert speakers
-        assert sample.keys() - {"image"} == {"id", "conversations"}
+        assert sample.keys() - {"image"} == {"id", "conversations", *USES}
         assert "".join(turns).count("<image>") == ("image" in sample)
         if "image" in sample:
             assert turns[0].startswith("<image>\n")
@@ -382,6 +387,7 @@ def as_axolotl_reads(path: Path, folder: Path | None) -> Read:
         places, texts = parts_of(sample["messages"])
         images = [place.get("path") or place["url"] for place in places]
         assert all(place.keys() - {"type"} in ({"path"}, {"url"}) for place in places)
+        assert not [key for key in sample if "image" in key]  # it would be opened as one
         if folder is not None:
             assert all(Path(image).is_file() for image in images)
         read.append((pairs(texts), first(images)))
@@ -661,7 +667,7 @@ def test_a_row_that_is_no_conversation_is_left_out_and_named(
     for output_format in TRAINERS:
         path = tmp_path / f"{output_format}.json"
         splits = {"train": dataset([damaged, row(2)])}
-        outcome = export.write(splits, path, output_format, Report(), "CC0\n")
+        outcome = export.write(splits, path, output_format, Report(), TERMS)
         assert (outcome.rows, outcome.missing) == (1, {reason: 1})
         assert json_lines(tmp_path / f"{output_format}.json.missing.jsonl") == [
             {**{name: damaged[name] for name in ("id", "image", "image_url")}, "reason": reason}
@@ -1245,7 +1251,7 @@ def test_a_release_whose_licence_is_not_what_was_written_is_refused(
     elif edit == "garbled":
         (folder / "out" / "provenance.json").write_text('{"tool": "mminstruct", "licensing": 1}')
     else:
-        old = "dataset: unknown" if edit == "licence" else "use: not known."
+        old = "dataset: unknown" if edit == "licence" else "text: not known"
         assert old in text
         file.write_text(
             text.replace(old, old.replace("unknown", "MIT").replace("not known", "yes"))
@@ -1255,7 +1261,8 @@ def test_a_release_whose_licence_is_not_what_was_written_is_refused(
     said = {
         "missing": "out: LICENSE is missing; put it back or run mminstruct generate again",
         "licence": "out: LICENSE doesn't say 'The text of this dataset: unknown', which is the",
-        "use": "out: LICENSE doesn't say 'Commercial use: not known.', which is the verdict in",
+        "use": "out: LICENSE doesn't say 'Commercial use: text: not known; images: all 2 may be "
+        "used commercially, so none of 6 rows is known to be free.', which is the verdict in",
         "garbled": "out: provenance.json: expected what mminstruct generate notes there",
     }
     assert said[edit] in error
@@ -1491,7 +1498,10 @@ def test_a_command_of_the_page_works(command: str, instruct: Path) -> None:
     arguments = shlex.split(command)[1:]
     assert cli.run(arguments) == cli.DONE
     output = Path(export.FORMATS[arguments[3]].output)
-    assert Path(f"{output}.LICENSE").read_text() == Path("instruct/LICENSE").read_text()
+    beside, whole = Path(f"{output}.LICENSE").read_text(), Path("instruct/LICENSE").read_text()
+    if "--types" in command:
+        beside = beside.replace("of 2 rows", "of 6 rows")
+    assert beside == whole
     if arguments[3] == "webdataset":
         assert len(samples(output)) == 6
     elif arguments[3] == "parquet":
@@ -1555,4 +1565,4 @@ def test_a_hub_that_cannot_be_reached_is_no_release_without_a_licence(
 
     monkeypatch.setattr(export, "hf_hub_download", unreachable)
     with pytest.raises(HubError, match="user/name: LICENSE can't be fetched"):
-        export._license_text("user/name")
+        export._terms("user/name", licenses.load())

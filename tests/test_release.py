@@ -501,7 +501,7 @@ OPENAI = licenses.load().terms["openai-terms"]
 @pytest.mark.parametrize(
     ("by", "reason"),
     [
-        (origin(), "so the rows may train any model commercially, obligations aside"),
+        (origin(), "so the text may train any model commercially, obligations aside"),
         (origin("someone/finetune"), "the terms are not known here; no entry has this exact id"),
         (
             origin("gpt", terms=[Part("service", "the OpenAI API", OPENAI)]),

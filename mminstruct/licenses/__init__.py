@@ -3,6 +3,7 @@
     registry     entries by id, strictly read; a user's own over ours
     lineage      a model's terms, its bases' and its service's, from an exact id or its own files
     composition  annotations x prompts x model (x images) -> `Verdict`
+    use          text, images and both together, in the sentence that is said everywhere
     advice       the verdict in words, and free alternatives
 
 It fails closed: what isn't known is never "commercial".
@@ -19,8 +20,10 @@ from mminstruct.licenses.registry import (
     Registry,
     load,
     text_of,
+    together,
     usable,
 )
+from mminstruct.licenses.use import Tally, Use
 
 __all__ = [
     "ENDPOINTS_JOINT",
@@ -29,6 +32,8 @@ __all__ = [
     "License",
     "Part",
     "Registry",
+    "Tally",
+    "Use",
     "Verdict",
     "alternatives",
     "annotation_parts",
@@ -42,6 +47,7 @@ __all__ = [
     "named_model",
     "prompt_part",
     "text_of",
+    "together",
     "usable",
     "why_not",
 ]

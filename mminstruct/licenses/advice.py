@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from mminstruct.errors import UsageError
 from mminstruct.licenses.composition import Verdict, compose
 from mminstruct.licenses.registry import Model, Registry
+from mminstruct.licenses.use import Use
 
 _NEAREST = 3
 # Billions of parameters to suggest around where the model's own size isn't known.
@@ -51,14 +53,18 @@ def _distance(model: Model, size_b: float) -> float:
     return abs(math.log((model.size_b or math.inf) / size_b))
 
 
-def explanation(verdict: Verdict, others: list[str]) -> str:
-    """The verdict, its reasons, what it obliges to, and alternatives, a line each."""
-    sections = {
+def explanation(verdict: Verdict, use: Use, images: Sequence[str], others: Sequence[str]) -> str:
+    """What rows may be used for, why, what that obliges to, and alternatives, a line each."""
+    sections: dict[str, Sequence[str]] = {
+        use.kind: images,
         "reasons": list(verdict.reasons),
         "obligations": [str(duty) for duty in verdict.obligations] or ["none that are known"],
         "near alternatives that would be free": others,
     }
-    lines = [f"{verdict}; training on outputs: {verdict.output_training}"]
+    lines = [
+        str(use),
+        f"licence of the text: {verdict.name}; training on outputs: {verdict.output_training}",
+    ]
     for title, entries in sections.items():
         if entries:
             lines += [f"{title}:", *(f"  - {entry}" for entry in entries)]

@@ -21,6 +21,7 @@ from mminstruct.licenses.registry import (
     OutputTraining,
     Registry,
     Terms,
+    together,
     usable,
 )
 
@@ -136,10 +137,14 @@ class Verdict:
             "reasons": list(self.reasons),
         }
 
+    @property
+    def name(self) -> str:
+        """The Hub id, with what an ``other`` is called."""
+        return f"{self.license} ({self.license_name})" if self.license_name else self.license
+
     def __str__(self) -> str:
-        name = f" ({self.license_name})" if self.license_name else ""
         use = {True: "yes", False: "no", None: "not known"}[self.commercial]
-        return f"{self.license}{name}; commercial use: {use}"
+        return f"{self.name}; commercial use: {use}"
 
 
 def compose(registry: Registry, parts: Iterable[Part]) -> Verdict:
@@ -151,8 +156,7 @@ def compose(registry: Registry, parts: Iterable[Part]) -> Verdict:
     ordered = tuple(sorted(set(parts), key=lambda p: (_ROLES.index(p.role), p.reason)))
     if not any(part.role == "annotations" for part in ordered):
         raise ValueError("rows are made from annotations, and none are among the parts")
-    answers = {part.commercial for part in ordered}
-    commercial = False if False in answers else None if None in answers else True
+    commercial = together(*(part.commercial for part in ordered))
     license, name, link = _hub_license(registry, ordered)
     return Verdict(
         license=license,
@@ -256,8 +260,10 @@ def _license_says(by: License) -> str:
 
 
 def _conclusion(parts: tuple[Part, ...], commercial: bool | None) -> str:
+    what = "text and images" if any(part.role == "images" for part in parts) else "the text"
     if commercial:
-        return "so the rows may train any model commercially, obligations aside"
+        return f"so {what} may train any model commercially, obligations aside"
     at_fault = ", ".join(part.what for part in parts if part.commercial is commercial)
-    verdict = "may not be used commercially" if commercial is False else "are not known to be free"
-    return f"so the rows {verdict}, because of {at_fault}"
+    if commercial is None:
+        return f"so it is not known whether {what} may be used commercially, because of {at_fault}"
+    return f"so {what} may not be used commercially, because of {at_fault}"

@@ -273,6 +273,10 @@ class Registry:
         named = (work for work in self.annotations.values() if source.upper() in work.sources)
         return max(named, key=lambda work: ("annotations", work.id) in self.entered, default=None)
 
+    def image_works(self, source: str) -> list[Work]:
+        """The kinds of images that a source has, by licence; none where that isn't known."""
+        return [work for work in self.images.values() if source.upper() in work.sources]
+
     def endpoint(self, url: str) -> Endpoint | None:
         """The registered service behind an API's URL, or None."""
         host = _host(url)
@@ -293,6 +297,10 @@ class Registry:
     def origin(self, section: str, id: str) -> str:
         """`` (entered in FILE)`` if the entry is the user's, else nothing."""
         return f" (entered in {self.user_file})" if (section, id) in self.entered else ""
+
+    def allows(self, name: str | None) -> bool | None:
+        """Whether an image under that licence may be used commercially; None is unknown."""
+        return usable(self.license(name))
 
     def image_use(self) -> dict[str, bool | None]:
         """Image licence in lower case -> whether the image may be used commercially."""
@@ -324,7 +332,11 @@ def usable(license: License | None) -> bool | None:
     """
     if license is None:
         return None
-    answers = (license.commercial, license.derivatives)
+    return together(license.commercial, license.derivatives)
+
+
+def together(*answers: bool | None) -> bool | None:
+    """Whether all of them are yes; one no bars the whole, and else what isn't known makes it so."""
     return False if False in answers else None if None in answers else True
 
 

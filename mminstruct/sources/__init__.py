@@ -84,7 +84,8 @@ class SourceInfo:
         license: SPDX identifier of the annotations' licence.
         license_url: its text.
         attribution: the sentence that the licence asks for.
-        media_license: what is known of the images' own licences, in one sentence.
+        media_license: whose the images are and how they are licensed, in one sentence; shares of
+            them are counted, as a run may leave some out.
         splits: split names, in order.
         version: version of the reading code; raised when contexts change.
         prompt_config: the prompt config that is used if no other is asked for.

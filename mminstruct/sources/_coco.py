@@ -106,8 +106,8 @@ class CocoSource:
                 "cleaned and boxes were rescaled to fractions of the image."
             ),
             media_license=(
-                "The images are from Flickr under one of eight licences each, many of them "
-                "non-commercial; the COCO Consortium does not own them."
+                "The images are from Flickr, each under a licence of its own; the COCO Consortium "
+                "does not own them."
             ),
             splits=tuple(_FILE_SPLIT),
             version="1.0.0",

@@ -44,7 +44,7 @@ class CocoNarrativesSource:
                 "CC BY 4.0 (https://creativecommons.org/licenses/by/4.0/); white space was cleaned."
             ),
             media_license=(
-                "The images are COCO's, from Flickr under one of eight licences each; the "
+                "The images are COCO's, from Flickr, each under a licence of its own; the "
                 "narratives don't say which."
             ),
             splits=tuple(_FILE_SPLIT),

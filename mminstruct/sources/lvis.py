@@ -125,7 +125,7 @@ class LvisSource:
                 "(https://creativecommons.org/licenses/by/4.0/); boxes were rescaled to fractions "
                 "of the image, and some categories go by COCO's names."
             ),
-            media_license=("The images are COCO's, from Flickr under one of eight licences each."),
+            media_license="The images are COCO's, from Flickr, each under a licence of its own.",
             splits=tuple(_FILE_SPLIT),
             version="1.0.0",
             prompt_config="llava_joined",

@@ -84,8 +84,12 @@ def test_a_row_says_whether_text_and_image_may_be_used_commercially(
         "landing_url": "https://www.flickr.com/photo.gne?id=4",
         "license_url": "http://creativecommons.org/licenses/by/2.0/",
     }
-    said = capsys.readouterr().err.splitlines()[0]
-    assert said.endswith(f"model {FREE}; licence of the text: cc-by-4.0; commercial use: yes")
+    first, second = capsys.readouterr().err.splitlines()[:2]
+    assert first == (
+        "mminstruct: text: yes; images: 4 of 9 may not be used commercially, 1 unknown, "
+        "so 4 of 9 rows may not, 1 unknown; --commercial leaves them out"
+    )
+    assert second == f"mminstruct: model {FREE}; licence of the text: cc-by-4.0"
 
 
 @pytest.mark.parametrize(
@@ -248,7 +252,9 @@ def test_the_command_answers_with_verdict_reasons_obligations_and_alternatives(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     said = asked("COCO2017 --model meta-llama/Llama-2-70b-chat-hf", capsys)
-    assert said.startswith("other (cc-by-4.0-and-llama2); commercial use: no; ")
+    first, second = said.splitlines()[:2]
+    assert first == "text: no; images: known once the annotations are read, so none of the rows may"
+    assert second.startswith("licence of the text: other (cc-by-4.0-and-llama2); training on ")
     for words in (
         *("reasons:", "obligations:", "near alternatives that would be free:", "1.b.v"),
         "- mistralai/Mixtral-8x7B-Instruct-v0.1: Apache-2.0, no duty on outputs",

@@ -343,6 +343,7 @@ _SERVER_FLAGS = {
     "openai_base_url": ("openai",),
     "tgi_url": ("tgi",),
 }
+_DEFAULT_DIR = "./cache"
 _CONTENT_FLAGS: dict[str, dict[str, Any]] = {
     "prompt_config": {
         "metavar": "NAME",
@@ -358,9 +359,10 @@ _CONTENT_FLAGS: dict[str, dict[str, Any]] = {
         "other licences allow the same of the rows",
     },
     "dataset_storage_path": {
-        "default": "./cache",
+        "default": _DEFAULT_DIR,
         "metavar": "DIR",
-        "help": "where annotation files are looked for (default: ./cache) before downloading",
+        "help": "where the annotation files are, one file or a folder; the published ones are "
+        "downloaded only without it, and looked for in ./cache before",
     },
 }
 _SAMPLING_FLAGS: dict[str, dict[str, Any]] = {
@@ -591,10 +593,16 @@ def _builder_class(source: str, prompt_config: str | None) -> Callable[..., Inst
     return make(info.name, asked, f"{info.name}_{prompt_name}".lower().replace("+", "_"))
 
 
+def _place(args: argparse.Namespace) -> dict[str, str]:
+    """Where annotation files are, or where they may be before they are downloaded."""
+    given: str = args.dataset_storage_path
+    return {"default_dir" if given == _DEFAULT_DIR else "data_dir": given}
+
+
 def _config(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
     """The builder's arguments; what was not given is left to its defaults."""
     given = {
-        "data_dir": args.dataset_storage_path,
+        **_place(args),
         "backend": "fake" if args.dry_run else args.model_source,
         "model": None if args.dry_run else args.model,
         "base_url": _base_urls(args),
@@ -1106,7 +1114,7 @@ def _show(args: argparse.Namespace) -> int:
     (name,) = args.sources
     _check_source_options(args, [sources.get(name).info.name])
     given = {
-        "data_dir": args.dataset_storage_path,
+        **_place(args),
         "types": args.types,
         "splits": args.splits,
         **{option: getattr(args, option) for option in sources.options_of(name)},

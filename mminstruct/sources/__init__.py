@@ -203,6 +203,10 @@ class Source(Protocol):
         """
         ...
 
+    def file_names(self, split: str) -> Mapping[str, str]:
+        """The names of the files that hold a split, by their role in `Files`."""
+        ...
+
     def locate(self, places: Sequence[Path], split: str) -> Files | None:
         """The split's files in some folders (extracted, or as published), or None.
 

@@ -29,9 +29,10 @@ from mminstruct.errors import SourceError, UsageError, did_you_mean
 from mminstruct.resources import shown
 from mminstruct.schema import Box, Context, Media, Option
 from mminstruct.sources import Download, Files, ReadReport, SourceInfo, _narratives
-from mminstruct.sources._annotation_file import fingerprint
-from mminstruct.sources._coco import spdx_of
+from mminstruct.sources._annotation_file import find, fingerprint, folders
+from mminstruct.sources._image_licenses import spdx_of
 from mminstruct.sources._tables import Ids, image_id, image_ids, lines_of, names, scan
+from mminstruct.sources._tolerance import check_fractions, repeated
 
 OPTIONS = {
     "machine_labels": Option(
@@ -50,6 +51,8 @@ _FLAGS = ("IsGroupOf", "IsOccluded", "IsTruncated", "IsDepiction", "IsInside")
 # 0, 1 and, from the end, -1: nobody said.
 _TRI_STATE = np.array([False, True, None], dtype=object)
 _ATTRIBUTE = "is"
+# No corner is so far beyond the image; many have 1.000001.
+_FAR = 1.5
 
 _CODES = pa.dictionary(pa.int32(), pa.string())
 
@@ -131,7 +134,8 @@ class OpenImagesSource:
         # The class names are shared by all splits.
         if not found.keys() - _SHARED_ROLES:
             return None
-        if missing := [urls[role] for role in urls if role not in found]:
+        needed = [role for role in urls if role not in _OPTIONAL or found.keys() & _OPTIONAL[role]]
+        if missing := [urls[role] for role in needed if role not in found]:
             raise SourceError(
                 f"{PurePosixPath(missing[0]).name}: missing, got {len(found)} of the {len(urls)} "
                 f"files of OPENIMAGESV7, split {split!r}, in {', '.join(map(shown, places))}. "
@@ -146,23 +150,26 @@ class OpenImagesSource:
             SourceError: a file is damaged.
         """
         paths = files.paths
-        texts = _texts(paths["narratives"], report)
+        texts = _narratives.read(paths["narratives"], "open_images", image_id, report)
         ids = np.array(sorted(texts), dtype=np.uint64)
         classes = _Names(names(paths["classes"]))
         media = _media(paths["images"], ids, report)
         boxes = _boxes(paths["boxes"], ids, classes, media.rotation_deg, report)
-        checked = _labels(paths["labels"], ids, classes, report)
+        checked = _labels(paths["labels"], ids, classes, report) if "labels" in paths else None
         guessed = _guesses(paths["machine"], ids, classes, report) if "machine" in paths else None
-        related = _relations(paths, ids, classes, report)
+        related = _relations(paths, ids, classes, report) if "relations" in paths else None
+        for role in _OPTIONAL.keys() - paths.keys():
+            report.skip(f"file of {role} that isn't there", harmless=True)
         for start in range(0, len(ids), _IMAGES_PER_PIECE):
             stop = min(start + _IMAGES_PER_PIECE, len(ids))
             pieces = zip(
                 ids[start:stop].tolist(),
                 media.piece(start, stop),
                 boxes.piece(start, stop),
-                checked.piece(start, stop),
-                guessed.piece(start, stop) if guessed else repeat([], stop - start),
-                related.piece(start, stop),
+                *(
+                    rows.piece(start, stop) if rows else repeat([], stop - start)
+                    for rows in (checked, guessed, related)
+                ),
                 strict=True,
             )
             for number, medium, own_boxes, own_labels, own_guesses, own_relations in pieces:
@@ -172,7 +179,8 @@ class OpenImagesSource:
                     [*own_labels, *own_guesses], {box.label for box in own_boxes}
                 )
                 if doubtful:
-                    report.skip("label both present and absent", len(doubtful))
+                    reason = "label both present and absent"
+                    report.skip(reason, len(doubtful), example=f"{number:016x}")
                 found = {
                     "narratives": tuple(map(narratives.Item, texts[number])),
                     "labels": agreeing,
@@ -184,6 +192,10 @@ class OpenImagesSource:
                     boxes=tuple(own_boxes),
                     annotations={kind: items for kind, items in found.items() if items},
                 )
+
+    def file_names(self, split: str) -> dict[str, str]:
+        """Role -> name."""
+        return {role: PurePosixPath(url).name for role, url in self._urls(split).items()}
 
     def _urls(self, split: str) -> dict[str, str]:
         """Role -> URL."""
@@ -212,32 +224,21 @@ class OpenImagesSource:
 SOURCE = OpenImagesSource()
 
 _SHARED_ROLES = {"classes", "attributes", "predicates"}
+# Role that rows can do without -> whichever of its kind is there, all have to be.
+_OPTIONAL: dict[str, set[str]] = {
+    "labels": set(),
+    "relations": {"relations"},
+    "attributes": {"relations"},
+    "predicates": {"relations"},
+}
 
 
 def _find(places: Sequence[Path], url: str) -> Path | None:
     """The file of that name in one of the places, or where its publisher has it below them."""
     below = PurePosixPath(url.removeprefix(f"{_URL}/").removeprefix(f"{_narratives.URL}/"))
-    for place in places:
-        for folder in (place, place / "openimagesv7"):
-            for path in (folder / below.name, folder / below):
-                if path.is_file():
-                    return path
-    return None
-
-
-def _texts(path: Path, report: ReadReport) -> dict[int, list[str]]:
-    """Image id -> its narratives, distinct, in the file's order."""
-    texts: dict[int, list[str]] = {}
-    for narrative in _narratives.read(path):
-        if not narrative.caption:
-            report.skip("empty narrative")
-            continue
-        own = texts.setdefault(image_id(narrative.image_id, path.name), [])
-        if narrative.caption in own:
-            report.skip("repeated narrative")
-        else:
-            own.append(narrative.caption)
-    return texts
+    near = (folder for place in places for folder in folders(place, "openimagesv7"))
+    found = (p for folder in near for name in (below.name, str(below)) for p in find(folder, name))
+    return next(found, None)
 
 
 class _Names:
@@ -261,7 +262,7 @@ class _Names:
 
     def codes(self, column: pa.DictionaryArray) -> NDArray[np.int16]:
         """The codes of a column of label ids; -1 for those that have no name."""
-        table = [self.known.get(label_id, -1) for label_id in column.dictionary.to_pylist()]
+        table = [self.known.get(label.strip(), -1) for label in column.dictionary.to_pylist()]
         return _by_index(column, [*table, -1], np.int16)
 
 
@@ -294,17 +295,21 @@ class _Rows:
             yield items[begin - edges[0] : end - edges[0]]
 
 
-def _wanted(
-    batch: pa.RecordBatch, ids: Ids, path: Path
-) -> tuple[NDArray[np.int32], pa.RecordBatch]:
-    """The batch's rows of wanted images, after their owners: numbers in the list of ids."""
-    found = image_ids(batch.column("ImageID"), path)
+def _wanted(batch: pa.RecordBatch, ids: Ids) -> tuple[NDArray[np.int32], pa.RecordBatch, int]:
+    """The batch's rows of wanted images, after their owners: numbers in the list of ids.
+
+    And how many rows have an id that can't be read.
+    """
+    found, readable = image_ids(batch.column("ImageID"))
     if not len(ids):
-        return np.zeros(0, dtype=np.int32), batch.slice(0, 0)
+        return np.zeros(0, dtype=np.int32), batch.slice(0, 0), 0
     owners = np.searchsorted(ids, found).astype(np.int32)
     owners[owners == len(ids)] = 0
     mask = ids[owners] == found
-    return owners[mask], batch.filter(pa.array(mask))
+    unreadable = 0
+    if readable is not None:
+        mask, unreadable = mask & readable, int(np.count_nonzero(~readable))
+    return owners[mask], batch.filter(pa.array(mask)), unreadable
 
 
 # Reason -> which rows are left out for it, and the columns of all.
@@ -312,38 +317,54 @@ _Judged: TypeAlias = tuple[dict[str, NDArray[np.bool_]], tuple[Column, ...]]
 
 
 def _rows(
+    noun: str,
     path: Path,
     columns: Mapping[str, pa.DataType],
     ids: Ids,
     judge: Callable[[NDArray[np.int32], pa.RecordBatch], _Judged],
     as_items: Callable[..., list[Any]],
     report: ReadReport,
+    check: Callable[[], None] = lambda: None,
 ) -> _Rows:
     """A table's rows of wanted images, by image and otherwise in the file's order.
 
     Args:
+        noun: what a row is.
         path: the table.
-        columns: name -> type.
+        columns: name -> type; the flags may be missing.
         ids: of the wanted images.
         judge: says what is kept of some rows; besides them it gets their owners.
         as_items: as in `_Rows`.
         report: counts what is left out.
+        check: called once all rows were judged.
+
+    Raises:
+        SourceError: the table is damaged, or most of its rows can't be used.
     """
 
-    def keep(batch: pa.RecordBatch) -> tuple[dict[str, int], tuple[Column, ...]]:
-        owners, rows = _wanted(batch, ids, path)
+    def keep(batch: pa.RecordBatch) -> tuple[dict[str, tuple[int, str]], tuple[Column, ...]]:
+        owners, rows, unreadable = _wanted(batch, ids)
         left_out, values = judge(owners, rows)
         kept = ~np.logical_or.reduce(tuple(left_out.values()))
-        counts = {reason: int(mask.sum()) for reason, mask in left_out.items()}
+        counts = {
+            reason: (int(mask.sum()), f"{ids[owners[mask.argmax()]]:016x}")
+            for reason, mask in left_out.items()
+            if mask.any()
+        }
+        if unreadable:
+            counts[f"{noun} of an impossible image id"] = unreadable, path.name
         return counts, tuple(column[kept] for column in (owners, *values))
 
-    parts = []
-    for counts, part in scan(path, {"ImageID": pa.string(), **columns}, keep):
+    parts, found = [], ReadReport()
+    for counts, part in scan(path, {"ImageID": pa.string(), **columns}, keep, optional=_FLAGS):
         parts.append(part)
-        for reason, count in counts.items():
-            if count:
-                report.skip(reason, count)
+        for reason, (count, example) in counts.items():
+            found.skip(reason, count, example=example)
     owners, *values = (np.concatenate(column) for column in zip(*parts, strict=True))
+    check()
+    found.kept[noun] = len(owners)
+    found.check(path.name)
+    report.add(found)
     order = np.argsort(owners, kind="stable")
     return _Rows(owners[order], tuple(column[order] for column in values), as_items)
 
@@ -352,6 +373,7 @@ def _boxes(
     path: Path, ids: Ids, classes: _Names, rotation_deg: NDArray[np.int16], report: ReadReport
 ) -> _Rows:
     """Columns: label code, corners of the upright image (N, 4) xyxy 0..1, flags (N, 5)."""
+    seen: list[tuple[int, int, int]] = []
     columns = {
         "LabelName": _CODES,
         **dict.fromkeys(("XMin", "XMax", "YMin", "YMax"), pa.float32()),
@@ -360,37 +382,46 @@ def _boxes(
 
     def judge(owners: NDArray[np.int32], rows: pa.RecordBatch) -> _Judged:
         codes = classes.codes(rows.column("LabelName"))
-        published = [
-            np.clip(rows.column(name).to_numpy(zero_copy_only=False), 0.0, 1.0)
-            for name in ("XMin", "YMin", "XMax", "YMax")
-        ]
-        corners = _upright(np.stack(published, axis=1), rotation_deg[owners])
-        flags = [_flags(path, name, rows.column(name)) for name in _FLAGS]
+        corners = np.stack(
+            [
+                rows.column(name).to_numpy(zero_copy_only=False)
+                for name in ("XMin", "YMin", "XMax", "YMax")
+            ],
+            axis=1,
+        )
+        far = np.count_nonzero((corners > _FAR).any(axis=1))
+        corners = _upright(np.clip(corners, 0.0, 1.0), rotation_deg[owners])
+        flags = np.stack([_flags(rows.column(name)) for name in _FLAGS], axis=1)
+        odd = flags != np.clip(flags, -1, 1)
+        seen.append((len(owners), int(far), int(np.count_nonzero(odd))))
         whole = (corners[:, 0] < corners[:, 2]) & (corners[:, 1] < corners[:, 3])
         left_out = {
             "box outside the image or empty": ~whole,
             "box of a label without a name": whole & (codes < 0),
         }
-        return left_out, (codes, corners, np.stack(flags, axis=1))
+        return left_out, (codes, corners, np.where(odd, -1, flags))
 
-    return _rows(path, columns, ids, judge, partial(_as_boxes, _objects(classes.texts)), report)
+    as_items = partial(_as_boxes, _objects(classes.texts))
+
+    def check() -> None:
+        count, far, odd = (sum(numbers) for numbers in zip(*seen, strict=True))
+        check_fractions(far, count, path.name)
+        if odd:
+            report.skip("flag of a box that is none of 1, 0 and -1", odd, harmless=True)
+
+    found = _rows("box", path, columns, ids, judge, as_items, report, check)
+    again = repeated(found.owners, *found.columns[:2])
+    if count := int(np.count_nonzero(again)):
+        example = f"{ids[found.owners[again.argmax()]]:016x}"
+        report.skip("box that is there twice", count, example=example, harmless=True)
+        kept = tuple(column[~again] for column in found.columns)
+        found = _Rows(found.owners[~again], kept, as_items)
+    return found
 
 
-def _flags(path: Path, name: str, column: pa.Array) -> Column:
-    """1, 0 and -1 for unknown, as an empty field is.
-
-    Raises:
-        SourceError: there is another number.
-    """
+def _flags(column: pa.Array) -> Column:
+    """1, 0 and -1 for unknown, as an empty field is."""
     values: Column = column.fill_null(-1).to_numpy(zero_copy_only=False)
-    strange = (values < -1) | (values > 1)
-    if strange.any():
-        value = values[strange.argmax()]
-        line = next((f", line {n}" for n in lines_of(path, name, str(value))), "")
-        raise SourceError(
-            f"{path.name}{line}: got {value} for {name} against 1, 0 or -1 for unknown expected. "
-            "Fix that row or download the file again."
-        )
     return values
 
 
@@ -445,7 +476,7 @@ def _labels(path: Path, ids: Ids, classes: _Names, report: ReadReport) -> _Rows:
         return items
 
     judge = partial(_judged_labels, classes, _is_checked, "label that people didn't decide about")
-    return _rows(path, _LABEL_COLUMNS, ids, judge, as_items, report)
+    return _rows("label", path, _LABEL_COLUMNS, ids, judge, as_items, report)
 
 
 def _guesses(path: Path, ids: Ids, classes: _Names, report: ReadReport) -> _Rows:
@@ -456,7 +487,7 @@ def _guesses(path: Path, ids: Ids, classes: _Names, report: ReadReport) -> _Rows
         return [labels.Item(classes.texts[code], score=score) for code, score in pairs]
 
     judge = partial(_judged_labels, classes, _is_score, "label with a score beyond 0 and 1")
-    return _rows(path, _LABEL_COLUMNS, ids, judge, as_items, report)
+    return _rows("label", path, _LABEL_COLUMNS, ids, judge, as_items, report)
 
 
 def _is_checked(scores: Column) -> Column:
@@ -510,7 +541,7 @@ def _relations(paths: dict[str, Path], ids: Ids, classes: _Names, report: ReadRe
         columns = (texts[first].tolist(), spoken.tolist(), texts[second].tolist())
         return list(map(relations.Item, *columns))
 
-    return _rows(paths["relations"], columns, ids, judge, as_items, report)
+    return _rows("relation", paths["relations"], columns, ids, judge, as_items, report)
 
 
 def _attribute(text: str) -> str:
@@ -585,12 +616,14 @@ def _media(path: Path, ids: Ids, report: ReadReport) -> _Media:
     columns = {"ImageID": pa.string(), **dict.fromkeys(_TEXTS, pa.string()), "Rotation": _CODES}
 
     def keep(batch: pa.RecordBatch) -> tuple[NDArray[np.int32], NDArray[np.int16], pa.RecordBatch]:
-        owners, rows = _wanted(batch, ids, path)
+        owners, rows, unreadable = _wanted(batch, ids)
+        if unreadable:
+            report.skip("row about an impossible image id", unreadable, example=path.name)
         turns = rows.column("Rotation")
         degrees = [_degrees(text, path) for text in turns.dictionary.to_pylist()]
         return owners, _by_index(turns, [*degrees, 0], np.int16), rows.select(_TEXTS)
 
-    parts = list(scan(path, columns, keep))
+    parts = list(scan(path, columns, keep, optional=(*_TEXTS, "Rotation")))
     owners = np.concatenate([part[0] for part in parts])
     turns = np.concatenate([part[1] for part in parts])
     facts = pa.Table.from_batches([part[2] for part in parts])

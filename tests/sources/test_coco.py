@@ -14,7 +14,8 @@ from mminstruct.errors import SourceError, UsageError
 from mminstruct.schema import Box, Context, Media
 from mminstruct.sources import ReadReport
 from mminstruct.sources._annotation_file import fingerprint
-from mminstruct.sources._coco import IMAGE_LICENSES, CocoSource
+from mminstruct.sources._coco import CocoSource
+from mminstruct.sources._image_licenses import IMAGE_LICENSES
 from mminstruct.sources.coco2014 import SOURCE as COCO2014
 from mminstruct.sources.coco2017 import SOURCE as COCO2017
 

@@ -105,7 +105,7 @@ class InstructConfig(datasets.BuilderConfig):
         source_options: the source's own options (its ``OPTIONS``); each is an argument, too.
         licenses: file with licence entries of one's own, over those of the package.
         model_id: exact Hub id of the model, where it can't be told from its files or name.
-        default_dir: where they are looked for before they are downloaded, if no ``data_dir`` is given.
+        default_dir: where they are looked for before a download, if no ``data_dir`` is given.
         commercial: images that may be used commercially alone, and only if the rows may be too.
     """
 
@@ -280,12 +280,11 @@ class InstructConfig(datasets.BuilderConfig):
         places = self.places()
         files = source.locate(places, split)
         if files is None and self.data_dir:
-            lacking = [
-                m for m in sources.members(source, split) if m[0].locate(places, m[1]) is None
-            ]
-            part, own = (lacking or [(source, split)])[0]
+            parts = sources.members(source, split)
+            part, own = next(m for m in parts if m[0].locate(places, m[1]) is None)
+            others = [s for s in part.info.splits if s != own and part.locate(places, s)]
             name = f"{part.info.name}, split {own!r}"
-            raise not_found(name, places, part.file_names(own).values())
+            raise not_found(name, places, part.file_names(own).values(), others)
         return files
 
     def places(self) -> list[Path]:

@@ -40,7 +40,6 @@ IntColumn: TypeAlias = NDArray[np.int64]
 _Id = Annotated[int, msgspec.Meta(ge=0, lt=10**12)]
 
 _FILE_SPLIT = {"train": "train", "validation": "val"}
-_IDS_OF_12_DIGITS = range(10**12)
 # What a column of sizes holds.
 _MAX_SIDE_PX = 2**31 - 1
 
@@ -203,16 +202,15 @@ def read_contexts(
         reason = "image that the captions file doesn't have"
         report.skip(reason, len(boxes_only), example=str(boxes_only[0]), harmless=True)
     captions.count_strays(listed, report)
-    instances.count_strays(listed | {image.id for image in instances_file.images}, report)
+    instances.count_strays(listed | boxed.keys(), report)
     licenses = Licenses.of(captions_file.licenses)
     del instances_file, captions_file
-    caption_groups = captions.grouped(list(images))
-    box_groups = instances.grouped(
-        boxed | images, list(images), categories, instances_path.name, report
-    )
+    wanted = sorted(images)
+    caption_groups = captions.grouped(wanted)
+    box_groups = instances.grouped(boxed | images, wanted, categories, instances_path.name, report)
     names: set[str] = set()
-    for image, texts, boxes in zip(images.values(), caption_groups, box_groups, strict=True):
-        context_id = f"{image.id:012d}"
+    for image_id, texts, boxes in zip(wanted, caption_groups, box_groups, strict=True):
+        image, context_id = images[image_id], f"{image_id:012d}"
         cleaned = _clean_captions(texts, context_id, report)
         file_name = published_name(image.file_name)
         if file_name != image.file_name:
@@ -410,7 +408,7 @@ _SizedImage = TypeVar("_SizedImage", bound=ImageSize)
 def usable_images(
     images: list[_SizedImage], file_name: str, report: ReadReport
 ) -> dict[int, _SizedImage]:
-    """Image id -> image, in ascending order, of those that have a size; the others are counted.
+    """Image id -> image, of those that have a size; the others are counted.
 
     Raises:
         SourceError: there are different images of one id.
@@ -418,13 +416,15 @@ def usable_images(
     found: dict[int, _SizedImage] = {}
     twice = []
     for image in images:
-        if image.id not in _IDS_OF_12_DIGITS:
+        if not 0 <= image.id < 10**12:
             report.skip("image whose id isn't a number of up to 12 digits", example=str(image.id))
         elif not (0 < image.width <= _MAX_SIDE_PX and 0 < image.height <= _MAX_SIDE_PX):
             report.skip("image without a possible size", example=f"{image.id:012d}")
-        elif (known := found.setdefault(image.id, image)) != image:
+        elif (known := found.setdefault(image.id, image)) is image:
+            continue
+        elif known != image:
             twice.append(str(image.id))
-        elif known is not image:
+        else:
             report.skip("image that is listed twice", example=f"{image.id:012d}", harmless=True)
     if twice:
         raise SourceError(
@@ -432,7 +432,7 @@ def usable_images(
             "that differ from another of their id against one of each id expected. Remove one of "
             "them or download the file again."
         )
-    return dict(sorted(found.items()))
+    return found
 
 
 def categories_of(
@@ -467,12 +467,12 @@ def _check_same_images(
     instances_name: str,
 ) -> None:
     shared = captioned.keys() & boxed.keys()
-    sizes = {i: [(m[i].width, m[i].height) for m in (captioned, boxed)] for i in sorted(shared)}
-    if other := [(i, got, wanted) for i, (got, wanted) in sizes.items() if got != wanted]:
+    pairs = [(captioned[i], boxed[i]) for i in shared]
+    if other := [(a, b) for a, b in pairs if a.width != b.width or a.height != b.height]:
         named = "; ".join(
-            f"image {i} differs from {instances_name}, got {got[0]} x {got[1]} against {wanted[0]} "
-            f"x {wanted[1]} pixels expected"
-            for i, got, wanted in other[:5]
+            f"image {a.id} differs from {instances_name}, got {a.width} x {a.height} against "
+            f"{b.width} x {b.height} pixels expected"
+            for a, b in sorted(other, key=lambda pair: pair[0].id)[:5]
         )
         more = f" ({len(other)} in all)" if len(other) > 5 else ""
         raise SourceError(f"{captions_name}: {named}{more}. Take both files from one release.")

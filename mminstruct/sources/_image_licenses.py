@@ -38,7 +38,7 @@ _FLICKR_FILE = re.compile(r"https?://[\w.-]*flickr\.com/\d+/(\d+)_[0-9a-f]+(?:_\
 
 _CREATIVE_COMMONS = re.compile(
     r"(?:www\.)?creativecommons\.org/(?:licenses/(by(?:-nc)?(?:-nd|-sa)?)|publicdomain/(zero))"
-    r"/(\d\.\d)(?:/(?:deed|legalcode)[\w.-]*)?"
+    r"/(1\.0|2\.0|2\.5|3\.0|4\.0)(?:/(?:deed|legalcode)[\w.-]*)?"
 )
 
 
@@ -67,24 +67,21 @@ class License(msgspec.Struct, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Licenses:
-    """The table of image licences in a file: id -> address."""
+    """The table of image licences in a file: id -> SPDX identifier, if it is known, and address."""
 
-    urls: dict[int, str]
+    table: dict[int | None, tuple[str | None, str]]
 
     @classmethod
-    def of(cls, table: Iterable[License]) -> Licenses:
+    def of(cls, entries: Iterable[License]) -> Licenses:
         """Those of a file with that table; an id with two addresses means nothing."""
-        urls: dict[int, str] = {}
-        for entry in table:
-            if entry.url:
-                known = urls.setdefault(entry.id, entry.url)
-                urls[entry.id] = entry.url if known == entry.url else ""
-        return cls(urls)
+        urls: dict[int, set[str]] = {}
+        for entry in entries:
+            urls.setdefault(entry.id, set()).add(entry.url or "")
+        return cls({n: (spdx_of(url), url) for n, (url, *more) in urls.items() if url and not more})
 
     def media(self, image: Photo, file_name: str, report: ReadReport) -> Media:
         """The image's record, with the page on Flickr that names its author."""
-        license_url = self.urls.get(-1 if image.license is None else image.license) or None
-        license = spdx_of(license_url)
+        license, license_url = self.table.get(image.license, (None, None))
         photo = _FLICKR_FILE.fullmatch(image.flickr_url or "")
         url = published_url(image.coco_url)
         if image.coco_url and url is None:

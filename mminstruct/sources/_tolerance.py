@@ -39,6 +39,8 @@ OWN_DATA = (
 
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 _WHOLE = re.compile(r"\s*([+-]?)0*(\d+)(?:\.0*)?\s*")
+_PLAIN_NAME = re.compile(r"\w[\w.-]*")
+_PLAIN_URL = re.compile(r"https?://[^?#@\s]+")
 _FIELD = re.compile(r"`\$\.(\w+)|field `(\w+)`")
 _SUFFIXES = {".json", ".jsonl", ".csv", ".txt", ".gz", ".zip", ".xml", ".tsv", ".parquet"}
 _NAMED, _LOOKED_AT = 8, 10_000
@@ -181,28 +183,25 @@ def published_name(name: str) -> str:
     Of a path that leads out, of an absolute one, one with a drive and an address, only the file's
     own name is left: folders and signatures are nobody's business.
     """
+    if _PLAIN_NAME.fullmatch(name):
+        return name
     path = name.replace("\\", "/")
     if re.match(r"[A-Za-z][\w+.-]+:", path):  # an address of whatever scheme
         return PurePosixPath(unquote(urlsplit(path).path)).name
     parts: list[str] = []
-    for part in path.split("/"):
-        if part == ".." and parts:
-            parts.pop()
+    leads_out = bool(re.match("[/~]|[A-Za-z]:", path))
+    for part in re.sub("^[A-Za-z]:", "", path).split("/"):
+        if part == "..":
+            leads_out = leads_out or not parts
+            del parts[-1:]
         elif part not in ("", "."):
             parts.append(part)
-    if path.startswith(("/", "~")) or ".." in parts or re.match("[A-Za-z]:", path):
-        return re.sub("^[A-Za-z]:", "", parts[-1]) if parts and parts[-1] != ".." else ""
-    return "/".join(parts)
+    return "/".join(parts[-1:] if leads_out else parts)
 
 
 def published_url(url: str | None) -> str | None:
     """A web address without a password or signature in it, or None."""
-    try:
-        parts = urlsplit(url or "")
-    except ValueError:
-        return None
-    is_public = parts.scheme in ("http", "https") and parts.netloc and "@" not in parts.netloc
-    return url if is_public and not parts.query else None
+    return url if url and _PLAIN_URL.fullmatch(url) else None
 
 
 def repeated(*columns: NDArray[Any]) -> Mask:
@@ -286,19 +285,23 @@ def _doubt(
     )
 
 
-def not_found(name: str, places: Iterable[Path], wanted: Iterable[str]) -> SourceError:
+def not_found(
+    name: str, places: Iterable[Path], wanted: Iterable[str], splits: Iterable[str]
+) -> SourceError:
     """The error about places that were given and don't have the files.
 
     Args:
         name: source and split.
         places: the files or folders that were given.
         wanted: names of files.
+        splits: what is there instead.
     """
+    instead = "".join(f"The split {split!r} is there (--splits {split}). " for split in splits)
     return SourceError(
         f"{name}: {'; '.join(f'{shown(place)} {_content(place)}' for place in places)}, against "
         f"{', '.join(wanted)} expected there or one folder deeper, as they are or as .gz. Where a "
         "place is given (--dataset_storage_path, data_dir), nothing is downloaded: give the one "
-        f"with these files, or none for the published ones. {OWN_DATA}"
+        f"with these files, or none for the published ones. {instead}{OWN_DATA}"
     )
 
 

@@ -157,8 +157,9 @@ class LvisSource:
         licenses = Licenses.of(file.licenses)
         instances.count_strays({image.id for image in file.images}, report)
         images = usable_images(file.images, path.name, report)
-        groups = instances.grouped(images, list(images), categories, path.name, report)
-        for image, boxes in zip(images.values(), groups, strict=True):
+        wanted = sorted(images)
+        groups = instances.grouped(images, wanted, categories, path.name, report)
+        for image, boxes in zip(map(images.__getitem__, wanted), groups, strict=True):
             absent, partly = image.neg_category_ids, image.not_exhaustive_category_ids
             name = f"{image.id:012d}"
             if unknown := {*absent, *partly} - categories.keys():

@@ -254,7 +254,7 @@ def _document(path: Path, content: bytes) -> Any:
     try:
         return loads(content)
     except UnicodeDecodeError as error:
-        raise not_utf8(path.name, error) from error
+        raise _not_utf8(path.name, error) from error
     except (ValueError, RecursionError):
         try:
             msgspec.json.decode(content)
@@ -389,7 +389,40 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
         yield file
 
 
-def not_utf8(name: str, error: UnicodeDecodeError) -> SourceError:
+def text_of(path: Path) -> str:
+    """All of a text file.
+
+    Raises:
+        SourceError: it can't be read, or is in another encoding than UTF-8.
+    """
+    with opened(path) as file:
+        try:
+            return file.read().decode()
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path.name, error) from error
+
+
+def reader(place: Path) -> Callable[[str], bytes | None]:
+    """A file's name -> its bytes, from a folder or a zip of small files; None if it isn't there."""
+    if place.is_dir():
+
+        def from_folder(name: str) -> bytes | None:
+            with _wrapped_errors(place / name):
+                return (place / name).read_bytes() if (place / name).is_file() else None
+
+        return from_folder
+    with _wrapped_errors(place):
+        archive = zipfile.ZipFile(place)
+    members = {member.rpartition("/")[2]: member for member in archive.namelist()}
+
+    def from_zip(name: str) -> bytes | None:
+        with _wrapped_errors(place):
+            return archive.read(members[name]) if name in members else None
+
+    return from_zip
+
+
+def _not_utf8(name: str, error: UnicodeDecodeError) -> SourceError:
     """The error about a text in another encoding."""
     got = error.object[error.start : error.start + 1]
     return SourceError(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import math
@@ -14,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -23,10 +25,12 @@ import pyarrow.csv
 from numpy.typing import NDArray
 
 from mminstruct.errors import SourceError
+from mminstruct.sources import ReadReport
 from mminstruct.sources._annotation_file import opened
 from mminstruct.sources._tolerance import Mask
 
 Ids: TypeAlias = NDArray[np.uint64]
+Column: TypeAlias = NDArray[Any]
 
 _Kept = TypeVar("_Kept")
 
@@ -35,6 +39,7 @@ _BLOCK_BYTES = 64 << 20
 # More of them hardly help, and each has pieces in memory.
 _THREADS = min(8, os.cpu_count() or 1)
 _ID_CHARACTERS = 16
+ID_FORM = f"{_ID_CHARACTERS} hexadecimal digits"
 _CHARACTERS = frozenset("0123456789abcdef")
 _NO_DIGIT = 255
 _DIGITS = np.full(256, _NO_DIGIT, dtype=np.uint8)
@@ -175,13 +180,112 @@ def _quotes(text: bytes) -> int:
     return text.count(b'"') if b'"' in text else 0
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of a table, sorted by image.
+
+    Attributes:
+        owners: number of the image in the list of ids, ascending.
+        columns: of the same length.
+        as_items: makes the items of some rows of the columns.
+    """
+
+    owners: NDArray[np.int32]
+    columns: tuple[Column, ...]
+    as_items: Callable[..., list[Any]]
+
+    def piece(self, start: int, stop: int) -> Iterator[list[Any]]:
+        """The items of each of some images."""
+        edges = np.searchsorted(self.owners, np.arange(start, stop + 1, dtype=np.int32)).tolist()
+        items = self.as_items(*(column[edges[0] : edges[-1]] for column in self.columns))
+        for begin, end in zip(edges, edges[1:], strict=False):
+            yield items[begin - edges[0] : end - edges[0]]
+
+
+def wanted(batch: pa.RecordBatch, ids: Ids) -> tuple[NDArray[np.int32], pa.RecordBatch, int]:
+    """The batch's rows of wanted images, after their owners: numbers in the list of ids.
+
+    And how many rows have an id that can't be read.
+    """
+    found, readable = image_ids(batch.column("ImageID"))
+    if not len(ids):
+        return np.zeros(0, dtype=np.int32), batch.slice(0, 0), 0
+    owners = np.searchsorted(ids, found).astype(np.int32)
+    owners[owners == len(ids)] = 0
+    mask = ids[owners] == found
+    unreadable = 0
+    if readable is not None:
+        mask, unreadable = mask & readable, int(np.count_nonzero(~readable))
+    return owners[mask], batch.filter(pa.array(mask)), unreadable
+
+
+# Reason -> which rows are left out for it, and the columns of all.
+Judged: TypeAlias = tuple[dict[str, NDArray[np.bool_]], tuple[Column, ...]]
+
+
+def rows_of(
+    noun: str,
+    path: Path,
+    columns: Mapping[str, pa.DataType],
+    ids: Ids,
+    judge: Callable[[NDArray[np.int32], pa.RecordBatch], Judged],
+    as_items: Callable[..., list[Any]],
+    report: ReadReport,
+    *,
+    check: Callable[[], None] = lambda: None,
+    optional: Collection[str] = (),
+) -> Rows:
+    """A table's rows of wanted images, by image and otherwise in the file's order.
+
+    Args:
+        noun: what a row is.
+        path: the table.
+        columns: name -> type.
+        ids: of the wanted images.
+        judge: says what is kept of some rows; besides them it gets their owners.
+        as_items: as in `Rows`.
+        report: counts what is left out.
+        check: called once all rows were judged.
+        optional: columns that may be missing.
+
+    Raises:
+        SourceError: the table is damaged, or most of its rows can't be used.
+    """
+
+    def keep(batch: pa.RecordBatch) -> tuple[dict[str, tuple[int, str]], tuple[Column, ...]]:
+        owners, rows, unreadable = wanted(batch, ids)
+        left_out, values = judge(owners, rows)
+        kept = ~np.logical_or.reduce(tuple(left_out.values()))
+        counts = {
+            reason: (int(mask.sum()), f"{ids[owners[mask.argmax()]]:016x}")
+            for reason, mask in left_out.items()
+            if mask.any()
+        }
+        if unreadable:
+            counts[f"{noun} whose image id isn't {ID_FORM}"] = unreadable, path.name
+        return counts, tuple(column[kept] for column in (owners, *values))
+
+    parts, found = [], ReadReport()
+    for counts, part in scan(path, {"ImageID": pa.string(), **columns}, keep, optional=optional):
+        parts.append(part)
+        for reason, (count, example) in counts.items():
+            found.skip(reason, count, example=example)
+    owners, *values = (np.concatenate(column) for column in zip(*parts, strict=True))
+    check()
+    found.kept[noun] = len(owners)
+    found.check(path.name)
+    report.add(found)
+    order = np.argsort(owners, kind="stable")
+    return Rows(owners[order], tuple(column[order] for column in values), as_items)
+
+
 def names(path: Path) -> dict[str, str]:
     """Label id -> its name in words, from a class description file with a header or without.
 
     Names with commas and quotes are quoted in these files, and some aren't ASCII.
     """
     with _explained(path, {}), opened(path) as file:
-        rows = [row for row in csv.reader(io.TextIOWrapper(file, "utf-8", newline="")) if row]
+        rows = [row for row in csv.reader(codecs.iterdecode(file, "utf-8")) if row]
     for number, row in enumerate(rows, 1):
         if len(row) < 2:
             raise SourceError(
@@ -199,7 +303,7 @@ def lines_of(path: Path, column: str, value: str) -> list[int]:
     """
     found = []
     with _explained(path, {}), opened(path) as file:
-        rows = csv.reader(io.TextIOWrapper(file, "utf-8", newline=""))
+        rows = csv.reader(codecs.iterdecode(file, "utf-8"))
         place = next(rows).index(column)
         line = rows.line_num + 1
         for row in rows:

@@ -48,7 +48,8 @@ _MOST = 0.5
 # Of boxes that leave their images: from here on another reading of them is looked for.
 _MANY = 0.25
 # Without one that fits, a few odd boxes say nothing.
-_ENOUGH_BOXES = 10
+_ENOUGH_BOXES = 8
+_NEARLY_ALL = 0.95
 
 
 def loads(data: bytes | bytearray | memoryview) -> Any:
@@ -249,6 +250,9 @@ def check_pixels(xywh: FloatColumns, area: FloatColumns, size: FloatColumns, whe
     corners, *_ = readings
     if (by_area & readings[corners]).mean() > _MOST:
         raise _doubt(where, "the boxes' areas are not width times height", corners)
+    says_nothing = ~np.isclose(area, product, rtol=0.01)
+    if (says_nothing & readings[corners]).mean() > _NEARLY_ALL and len(xywh) >= _ENOUGH_BOXES:
+        raise _doubt(where, "nearly all boxes are wider and higher than they are far in", corners)
     leaving = 1 - fits.mean()
     best = max(readings, key=lambda name: readings[name].mean())
     if leaving >= _MANY and 1 - readings[best].mean() <= leaving / 10:

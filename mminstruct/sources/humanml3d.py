@@ -17,10 +17,9 @@ import io
 import math
 import re
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ from mminstruct.errors import SourceError, UsageError, did_you_mean
 from mminstruct.resources import shown
 from mminstruct.schema import Context, Media, Option
 from mminstruct.sources import Download, Files, ReadReport, SourceInfo
-from mminstruct.sources._annotation_file import folders, not_utf8, opened
+from mminstruct.sources._annotation_file import folders, reader, text_of
 from mminstruct.sources._tolerance import OWN_DATA
 
 OPTIONS = {
@@ -55,8 +54,6 @@ _LEFT_SHOULDER, _RIGHT_SHOULDER = 16, 17
 _FOOT_RESTS_BELOW_M_PER_S = 0.25
 _SHORTEST_REST_FRAMES = 3
 _LONGEST_S = 60.0
-# Of an archive, and of a member that is cut, encrypted (RuntimeError) or packed in a rare way.
-_ZIP_ERRORS = (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
 
 _CITATION = """\
 @InProceedings{Guo_2022_CVPR,
@@ -146,10 +143,7 @@ class HumanML3DSource:
             ids, index = _first(group, name), _first(group, "index.csv")
             if texts is None or ids is None:
                 if texts is not None and index is not None:
-                    raise SourceError(
-                        f"{name}: missing in {shown(texts.parent)}, got texts without the list of "
-                        f"the split {split!r}; {_STEPS}."
-                    )
+                    raise _missing(name, texts.parent, f"texts without the split {split!r}")
                 continue
             paths = {"texts": _nested(texts), "ids": ids}
             if index is not None:
@@ -157,10 +151,7 @@ class HumanML3DSource:
             if self.motion_facts:
                 joints = _first(group, "new_joints")
                 if joints is None or not joints.is_dir():
-                    raise SourceError(
-                        f"new_joints: missing in {shown(ids.parent)}, and motion_facts needs the "
-                        f"joints; {_STEPS}."
-                    )
+                    raise _missing("new_joints", ids.parent, "motion_facts without the joints")
                 paths["joints"] = joints
             return Files(paths, _fingerprint(paths))
         return None
@@ -171,14 +162,15 @@ class HumanML3DSource:
         Raises:
             SourceError: a listed motion has no texts, or its joints aren't joints.
         """
-        listed = [line.removesuffix(".npy") for line in _lines(files.paths["ids"])]
+        lines = text_of(files.paths["ids"]).split("\n")
+        listed = [PurePath(line.strip()).stem for line in lines if line.strip()]
         known = set(listed)
         if len(known) < len(listed):
             reason = "repeated line in the split's list"
             report.skip(reason, len(listed) - len(known), harmless=True)
         _check_names(sorted(known), files.paths["ids"].name)
         lengths_s = _lengths_s(files.paths["index"], report) if "index" in files.paths else {}
-        text_of = _reader(files.paths["texts"])
+        read_text = reader(files.paths["texts"])
         for name in sorted(known):
             original = name.removeprefix("M")
             if name != original and not self.mirrored:
@@ -188,8 +180,7 @@ class HumanML3DSource:
                 reason = "mirrored copy of a motion in another split"
                 report.skip(reason, example=name, harmless=True)
                 continue
-            text = text_of(name)
-            if text is None:
+            if (text := read_text(f"{name}.txt")) is None:
                 report.skip("motion whose text isn't there", example=name)
                 continue
             try:
@@ -258,6 +249,10 @@ def _groups(place: Path) -> Iterator[list[Path]]:
 
 def _first(group: Sequence[Path], *names: str) -> Path | None:
     return next((f / name for f in group for name in names if (f / name).exists()), None)
+
+
+def _missing(name: str, folder: Path, got: str) -> SourceError:
+    return SourceError(f"{name}: missing in {shown(folder)}, got {got}; {_STEPS}.")
 
 
 def _nested(texts: Path) -> Path:
@@ -375,57 +370,10 @@ def _seconds(text: str) -> float:
     return 0.0 if math.isnan(value) else value
 
 
-def _lines(path: Path) -> list[str]:
-    with opened(path) as file:
-        try:
-            lines = file.read().decode().split("\n")
-        except UnicodeDecodeError as error:
-            raise not_utf8(path.name, error) from error
-    return [line.strip() for line in lines if line.strip()]
-
-
-def _reader(texts: Path) -> Callable[[str], bytes | None]:
-    """Motion's name -> its text file, from a folder or a zip; None if it isn't there."""
-    if texts.is_dir():
-
-        def from_folder(name: str) -> bytes | None:
-            path = texts / f"{name}.txt"
-            return path.read_bytes() if path.is_file() else None
-
-        return from_folder
-    try:
-        archive = zipfile.ZipFile(texts)
-    except _ZIP_ERRORS as error:
-        raise _damaged(texts, error) from error
-    members = {Path(member).name: member for member in archive.namelist()}
-
-    def from_zip(name: str) -> bytes | None:
-        if f"{name}.txt" not in members:
-            return None
-        try:
-            return archive.read(members[f"{name}.txt"])
-        except _ZIP_ERRORS as error:
-            raise _damaged(texts, error) from error
-
-    return from_zip
-
-
-def _damaged(texts: Path, error: Exception) -> SourceError:
-    return SourceError(
-        f"{texts.name}: damaged zip, got '{error}' against a readable archive expected. Get it "
-        "again as HumanML3D's README says, or unzip it if another program can."
-    )
-
-
 def _lengths_s(path: Path, report: ReadReport) -> dict[str, float]:
     """Motion's name -> length in seconds, where the index says where it ends."""
     lengths = {}
-    with opened(path) as file:
-        try:
-            text = file.read().decode()
-        except UnicodeDecodeError as error:
-            raise not_utf8(path.name, error) from error
-    rows = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+    rows = csv.DictReader(io.StringIO(text_of(path), newline=""), skipinitialspace=True)
     columns = {name.strip(): name for name in rows.fieldnames or () if name}
     if missing := {"start_frame", "end_frame", "new_name"} - columns.keys():
         raise SourceError(

@@ -74,8 +74,7 @@ class CocoNarrativesSource:
             SourceError: most lines aren't narratives, or are of other images than COCO's.
         """
         path = files.paths["narratives"]
-        split = path.name.split("_")[1]
-        texts = _narratives.read(path, f"mscoco_{split}", _number, report)
+        texts = _narratives.read(path, "mscoco_", _number, "up to twelve digits", report)
         for number in sorted(texts):
             report.contexts += 1
             items = tuple(narratives.Item(text) for text in texts[number])

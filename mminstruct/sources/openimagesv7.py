@@ -13,12 +13,13 @@ Images: listed as CC BY 2.0, each with its author.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +32,19 @@ from mminstruct.schema import Box, Context, Media, Option
 from mminstruct.sources import Download, Files, ReadReport, SourceInfo, _narratives
 from mminstruct.sources._annotation_file import find, fingerprint, folders
 from mminstruct.sources._image_licenses import spdx_of
-from mminstruct.sources._tables import Ids, image_id, image_ids, lines_of, names, scan
+from mminstruct.sources._tables import (
+    ID_FORM,
+    Column,
+    Ids,
+    Judged,
+    Rows,
+    image_id,
+    lines_of,
+    names,
+    rows_of,
+    scan,
+    wanted,
+)
 from mminstruct.sources._tolerance import check_fractions, repeated
 
 OPTIONS = {
@@ -70,8 +83,6 @@ _CITATION = (
 """
     + _narratives.CITATION
 )
-
-Column: TypeAlias = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +161,7 @@ class OpenImagesSource:
             SourceError: a file is damaged.
         """
         paths = files.paths
-        texts = _narratives.read(paths["narratives"], "open_images", image_id, report)
+        texts = _narratives.read(paths["narratives"], "open_images_", image_id, ID_FORM, report)
         ids = np.array(sorted(texts), dtype=np.uint64)
         classes = _Names(names(paths["classes"]))
         media = _media(paths["images"], ids, report)
@@ -158,8 +169,9 @@ class OpenImagesSource:
         checked = _labels(paths["labels"], ids, classes, report) if "labels" in paths else None
         guessed = _guesses(paths["machine"], ids, classes, report) if "machine" in paths else None
         related = _relations(paths, ids, classes, report) if "relations" in paths else None
-        for role in _OPTIONAL.keys() - paths.keys():
-            report.skip(f"file of {role} that isn't there", harmless=True)
+        for role in _OPTIONAL:
+            if role not in paths:
+                report.skip(f"file of {role} that isn't there", harmless=True)
         for start in range(0, len(ids), _IMAGES_PER_PIECE):
             stop = min(start + _IMAGES_PER_PIECE, len(ids))
             pieces = zip(
@@ -273,105 +285,9 @@ def _by_index(column: pa.DictionaryArray, values: list[Any], dtype: Any) -> Colu
     return replaced
 
 
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """Rows of a table, sorted by image.
-
-    Attributes:
-        owners: number of the image in the list of ids, ascending.
-        columns: of the same length.
-        as_items: makes the items of some rows of the columns.
-    """
-
-    owners: NDArray[np.int32]
-    columns: tuple[Column, ...]
-    as_items: Callable[..., list[Any]]
-
-    def piece(self, start: int, stop: int) -> Iterator[list[Any]]:
-        """The items of each of some images."""
-        edges = np.searchsorted(self.owners, np.arange(start, stop + 1, dtype=np.int32)).tolist()
-        items = self.as_items(*(column[edges[0] : edges[-1]] for column in self.columns))
-        for begin, end in zip(edges, edges[1:], strict=False):
-            yield items[begin - edges[0] : end - edges[0]]
-
-
-def _wanted(batch: pa.RecordBatch, ids: Ids) -> tuple[NDArray[np.int32], pa.RecordBatch, int]:
-    """The batch's rows of wanted images, after their owners: numbers in the list of ids.
-
-    And how many rows have an id that can't be read.
-    """
-    found, readable = image_ids(batch.column("ImageID"))
-    if not len(ids):
-        return np.zeros(0, dtype=np.int32), batch.slice(0, 0), 0
-    owners = np.searchsorted(ids, found).astype(np.int32)
-    owners[owners == len(ids)] = 0
-    mask = ids[owners] == found
-    unreadable = 0
-    if readable is not None:
-        mask, unreadable = mask & readable, int(np.count_nonzero(~readable))
-    return owners[mask], batch.filter(pa.array(mask)), unreadable
-
-
-# Reason -> which rows are left out for it, and the columns of all.
-_Judged: TypeAlias = tuple[dict[str, NDArray[np.bool_]], tuple[Column, ...]]
-
-
-def _rows(
-    noun: str,
-    path: Path,
-    columns: Mapping[str, pa.DataType],
-    ids: Ids,
-    judge: Callable[[NDArray[np.int32], pa.RecordBatch], _Judged],
-    as_items: Callable[..., list[Any]],
-    report: ReadReport,
-    check: Callable[[], None] = lambda: None,
-) -> _Rows:
-    """A table's rows of wanted images, by image and otherwise in the file's order.
-
-    Args:
-        noun: what a row is.
-        path: the table.
-        columns: name -> type; the flags may be missing.
-        ids: of the wanted images.
-        judge: says what is kept of some rows; besides them it gets their owners.
-        as_items: as in `_Rows`.
-        report: counts what is left out.
-        check: called once all rows were judged.
-
-    Raises:
-        SourceError: the table is damaged, or most of its rows can't be used.
-    """
-
-    def keep(batch: pa.RecordBatch) -> tuple[dict[str, tuple[int, str]], tuple[Column, ...]]:
-        owners, rows, unreadable = _wanted(batch, ids)
-        left_out, values = judge(owners, rows)
-        kept = ~np.logical_or.reduce(tuple(left_out.values()))
-        counts = {
-            reason: (int(mask.sum()), f"{ids[owners[mask.argmax()]]:016x}")
-            for reason, mask in left_out.items()
-            if mask.any()
-        }
-        if unreadable:
-            counts[f"{noun} of an impossible image id"] = unreadable, path.name
-        return counts, tuple(column[kept] for column in (owners, *values))
-
-    parts, found = [], ReadReport()
-    for counts, part in scan(path, {"ImageID": pa.string(), **columns}, keep, optional=_FLAGS):
-        parts.append(part)
-        for reason, (count, example) in counts.items():
-            found.skip(reason, count, example=example)
-    owners, *values = (np.concatenate(column) for column in zip(*parts, strict=True))
-    check()
-    found.kept[noun] = len(owners)
-    found.check(path.name)
-    report.add(found)
-    order = np.argsort(owners, kind="stable")
-    return _Rows(owners[order], tuple(column[order] for column in values), as_items)
-
-
 def _boxes(
     path: Path, ids: Ids, classes: _Names, rotation_deg: NDArray[np.int16], report: ReadReport
-) -> _Rows:
+) -> Rows:
     """Columns: label code, corners of the upright image (N, 4) xyxy 0..1, flags (N, 5)."""
     seen: list[tuple[int, int, int]] = []
     columns = {
@@ -380,7 +296,7 @@ def _boxes(
         **dict.fromkeys(_FLAGS, pa.int8()),
     }
 
-    def judge(owners: NDArray[np.int32], rows: pa.RecordBatch) -> _Judged:
+    def judge(owners: NDArray[np.int32], rows: pa.RecordBatch) -> Judged:
         codes = classes.codes(rows.column("LabelName"))
         corners = np.stack(
             [
@@ -409,13 +325,15 @@ def _boxes(
         if odd:
             report.skip("flag of a box that is none of 1, 0 and -1", odd, harmless=True)
 
-    found = _rows("box", path, columns, ids, judge, as_items, report, check)
-    again = repeated(found.owners, *found.columns[:2])
+    found = rows_of(
+        "box", path, columns, ids, judge, as_items, report, check=check, optional=_FLAGS
+    )
+    again = repeated(found.owners, *found.columns)
     if count := int(np.count_nonzero(again)):
         example = f"{ids[found.owners[again.argmax()]]:016x}"
         report.skip("box that is there twice", count, example=example, harmless=True)
         kept = tuple(column[~again] for column in found.columns)
-        found = _Rows(found.owners[~again], kept, as_items)
+        found = Rows(found.owners[~again], kept, as_items)
     return found
 
 
@@ -461,7 +379,7 @@ def _as_boxes(texts: Column, codes: Column, corners: Column, flags: Column) -> l
 _LABEL_COLUMNS = {"LabelName": _CODES, "Confidence": pa.float32()}
 
 
-def _labels(path: Path, ids: Ids, classes: _Names, report: ReadReport) -> _Rows:
+def _labels(path: Path, ids: Ids, classes: _Names, report: ReadReport) -> Rows:
     """Columns: label code, confidence: 1 for present and 0 for absent, people say nothing else."""
     # Images share them.
     absent, present = (
@@ -476,10 +394,10 @@ def _labels(path: Path, ids: Ids, classes: _Names, report: ReadReport) -> _Rows:
         return items
 
     judge = partial(_judged_labels, classes, _is_checked, "label that people didn't decide about")
-    return _rows("label", path, _LABEL_COLUMNS, ids, judge, as_items, report)
+    return rows_of("label", path, _LABEL_COLUMNS, ids, judge, as_items, report)
 
 
-def _guesses(path: Path, ids: Ids, classes: _Names, report: ReadReport) -> _Rows:
+def _guesses(path: Path, ids: Ids, classes: _Names, report: ReadReport) -> Rows:
     """What a program found. Columns: label code, score."""
 
     def as_items(codes: Column, scores: Column) -> list[labels.Item]:
@@ -487,7 +405,7 @@ def _guesses(path: Path, ids: Ids, classes: _Names, report: ReadReport) -> _Rows
         return [labels.Item(classes.texts[code], score=score) for code, score in pairs]
 
     judge = partial(_judged_labels, classes, _is_score, "label with a score beyond 0 and 1")
-    return _rows("label", path, _LABEL_COLUMNS, ids, judge, as_items, report)
+    return rows_of("label", path, _LABEL_COLUMNS, ids, judge, as_items, report)
 
 
 def _is_checked(scores: Column) -> Column:
@@ -504,7 +422,7 @@ def _judged_labels(
     reason: str,
     _: NDArray[np.int32],
     rows: pa.RecordBatch,
-) -> _Judged:
+) -> Judged:
     """Labels with a name and a confidence; those that aren't valid are left out for the reason."""
     codes = classes.codes(rows.column("LabelName"))
     scores = rows.column("Confidence").to_numpy(zero_copy_only=False)
@@ -516,7 +434,7 @@ def _judged_labels(
     return left_out, (codes, scores)
 
 
-def _relations(paths: dict[str, Path], ids: Ids, classes: _Names, report: ReadReport) -> _Rows:
+def _relations(paths: dict[str, Path], ids: Ids, classes: _Names, report: ReadReport) -> Rows:
     """Columns: codes of the first and the second label, predicate in words."""
     # Some of them are classes, too: /m/083vt is the class "Wood" and the attribute "Wooden".
     attributes = {id_: _attribute(text) for id_, text in names(paths["attributes"]).items()}
@@ -524,7 +442,7 @@ def _relations(paths: dict[str, Path], ids: Ids, classes: _Names, report: ReadRe
     words = _predicates(paths["predicates"])
     columns = dict.fromkeys(("LabelName1", "LabelName2", "RelationshipLabel"), _CODES)
 
-    def judge(_: NDArray[np.int32], rows: pa.RecordBatch) -> _Judged:
+    def judge(_: NDArray[np.int32], rows: pa.RecordBatch) -> Judged:
         first, second = (classes.codes(rows.column(f"LabelName{n}")) for n in (1, 2))
         predicates = rows.column("RelationshipLabel")
         spelled = predicates.dictionary.to_pylist()
@@ -541,7 +459,7 @@ def _relations(paths: dict[str, Path], ids: Ids, classes: _Names, report: ReadRe
         columns = (texts[first].tolist(), spoken.tolist(), texts[second].tolist())
         return list(map(relations.Item, *columns))
 
-    return _rows("relation", paths["relations"], columns, ids, judge, as_items, report)
+    return rows_of("relation", paths["relations"], columns, ids, judge, as_items, report)
 
 
 def _attribute(text: str) -> str:
@@ -613,17 +531,22 @@ _TEXTS = ("Subset", "OriginalLandingURL", "License", "AuthorProfileURL", "Author
 
 
 def _media(path: Path, ids: Ids, report: ReadReport) -> _Media:
+    seen: list[tuple[int, int]] = []
     columns = {"ImageID": pa.string(), **dict.fromkeys(_TEXTS, pa.string()), "Rotation": _CODES}
 
     def keep(batch: pa.RecordBatch) -> tuple[NDArray[np.int32], NDArray[np.int16], pa.RecordBatch]:
-        owners, rows, unreadable = _wanted(batch, ids)
-        if unreadable:
-            report.skip("row about an impossible image id", unreadable, example=path.name)
-        turns = rows.column("Rotation")
-        degrees = [_degrees(text, path) for text in turns.dictionary.to_pylist()]
-        return owners, _by_index(turns, [*degrees, 0], np.int16), rows.select(_TEXTS)
+        owners, rows, unreadable = wanted(batch, ids)
+        column = rows.column("Rotation")
+        degrees = [_degrees(text) for text in column.dictionary.to_pylist()]
+        turns = _by_index(column, [*degrees, 0], np.int16)
+        seen.append((unreadable, int(np.count_nonzero(turns < 0))))
+        return owners, np.maximum(turns, 0), rows.select(_TEXTS)
 
     parts = list(scan(path, columns, keep, optional=(*_TEXTS, "Rotation")))
+    reasons = ("row about an impossible image id", "rotation that is none, taken as upright")
+    for reason, count in zip(reasons, map(sum, zip(*seen, strict=True)), strict=True):
+        if count:
+            report.skip(reason, count, example=path.name, harmless=True)
     owners = np.concatenate([part[0] for part in parts])
     turns = np.concatenate([part[1] for part in parts])
     facts = pa.Table.from_batches([part[2] for part in parts])
@@ -655,20 +578,15 @@ def _check_repeated(path: Path, ids: Ids, owners: NDArray[np.int32], facts: pa.T
             )
 
 
-def _degrees(text: str, path: Path) -> int:
-    """0, 90, 180 or 270; nobody knows where the field is empty or ``nan``."""
-    if text in ("", "nan"):
-        return 0
+def _degrees(text: str) -> int:
+    """0, 90, 180 or 270, and -1 for what is none; nobody knows where it is empty or ``nan``."""
     try:
         degrees = float(text)
     except ValueError:
-        degrees = -1.0
-    if degrees not in (0.0, 90.0, 180.0, 270.0):
-        raise SourceError(
-            f"{path.name}: got the rotation {text!r} against 0, 90, 180, 270 or nothing expected. "
-            "Fix that row or download the file again."
-        )
-    return int(degrees)
+        return -1 if text else 0
+    if math.isnan(degrees):
+        return 0
+    return int(degrees) if degrees in (0.0, 90.0, 180.0, 270.0) else -1
 
 
 def _clean(text: str | None) -> str | None:

@@ -44,7 +44,7 @@ from mminstruct.resources import shown
 from mminstruct.responses import ResponseStore, default_path
 from mminstruct.schema import Option, Sampling, digest
 from mminstruct.sources import Files, ReadReport, Source
-from mminstruct.sources._tolerance import not_found
+from mminstruct.sources._annotation_file import not_found
 
 if TYPE_CHECKING:
     from mminstruct.backends.openai import OpenAIBackend

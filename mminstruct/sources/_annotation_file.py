@@ -13,8 +13,9 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, Generic, Protocol, TypeAlias, TypedDict, TypeVar, cast
 
@@ -24,7 +25,7 @@ import xxhash
 from mminstruct.errors import SourceError
 from mminstruct.resources import shown
 from mminstruct.sources import ReadReport
-from mminstruct.sources._tolerance import kind_of, kind_of_annotation, loads, tidied
+from mminstruct.sources._tolerance import OWN_DATA, kind_of, kind_of_annotation, loads, tidied
 
 _CHUNK_BYTES = 1 << 20
 _LARGE_BYTES = 1 << 26
@@ -36,6 +37,9 @@ _DAMAGED = (
     *(zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError),
     *(NotImplementedError, RuntimeError, KeyError),
 )
+# What a folder has is shown by these.
+_SUFFIXES = {".json", ".jsonl", ".csv", ".txt", ".gz", ".zip", ".xml", ".tsv", ".parquet"}
+_NAMED, _LOOKED_AT = 8, 10_000
 _UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
 _ANNOTATIONS_START = re.compile(rb'"annotations"\s*:\s*\[')
 _ANNOTATION_BORDER = re.compile(rb"\}\s*,\s*\{")
@@ -112,9 +116,9 @@ class _Tolerant(Generic[_File, _Columns]):
             is_main = key == "annotations"
             noun = layout.noun if is_main else _NOUNS[key]
             other = layout.other if is_main else ""
-            if is_main and document[key] and self.first is None:
-                self.first = next(iter(document[key]))
             found[key] = tidied(document[key] or [], entry_type, noun, self.report, other=other)
+            if is_main and document[key] and self.first is None:
+                self.first = document[key][0]
             self.report.kept[noun] = self.report.kept.get(noun, 0) + len(found[key])
         return found
 
@@ -148,6 +152,38 @@ def find(place: Path, name: str) -> Iterator[Path]:
         members = [m for m in archive.namelist() if m.rpartition("/")[2] in names]
     # The published folder first; "__MACOSX/._name" has another name.
     yield from (place / m for m in sorted(members, key=lambda m: (m != f"annotations/{name}", m)))
+
+
+def not_found(
+    name: str, places: Iterable[Path], wanted: Iterable[str], splits: Iterable[str]
+) -> SourceError:
+    """The error about places that were given and don't have the files.
+
+    Args:
+        name: source and split.
+        places: the files or folders that were given.
+        wanted: names of files.
+        splits: what is there instead.
+    """
+    instead = "".join(f"The split {split!r} is there (--splits {split}). " for split in splits)
+    return SourceError(
+        f"{name}: {'; '.join(f'{shown(place)} {_content(place)}' for place in places)}, against "
+        f"{', '.join(wanted)} expected there or one folder deeper, as they are or as .gz. Where a "
+        "place is given (--dataset_storage_path, data_dir), nothing is downloaded: give the folder "
+        f"that has them, or none for the published ones. {instead}{OWN_DATA}"
+    )
+
+
+def _content(place: Path) -> str:
+    if place.is_file():
+        return "is another file"
+    if not place.is_dir():
+        return "isn't there"
+    # There may be a million of images beside them.
+    near = chain.from_iterable(place.glob(pattern) for pattern in ("*", "*/*", "*/*/*"))
+    found = (p for p in islice(near, _LOOKED_AT) if p.suffix.lower() in _SUFFIXES)
+    names = sorted(path.relative_to(place).as_posix() for path in islice(found, _NAMED))
+    return f"has {', '.join(names)}" if names else "has no annotation files"
 
 
 def fingerprint(paths: dict[str, Path]) -> str:

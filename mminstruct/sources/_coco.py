@@ -29,6 +29,7 @@ from mminstruct.sources._annotation_file import fingerprint as fingerprint
 from mminstruct.sources._coco_own import check_own
 from mminstruct.sources._image_licenses import ImageSize, License, Licenses, Photo
 from mminstruct.sources._tolerance import (
+    OWN_DATA,
     Mask,
     check_pixels,
     published_name,
@@ -135,7 +136,7 @@ class CocoSource:
                 f"{missing[0]}: missing, got only {only} against both "
                 f"{' and '.join(wanted.values())} expected; looked in "
                 f"{', '.join(str(place) for place in places)}. {way_out}, or the whole "
-                f"{self._archive_name}."
+                f"{self._archive_name}. {OWN_DATA}"
             )
         return Files(found, fingerprint(found))
 
@@ -279,7 +280,8 @@ class _Annotations:
     def count_strays(self, images: set[int], report: ReadReport) -> None:
         """Count what is of no image in the file."""
         owners = np.asarray(self.image_ids)
-        strays = owners[~np.isin(owners, np.fromiter(images, np.int64, len(images)))]
+        known = np.array([i for i in images if 0 <= i < 10**12], dtype=np.int64)
+        strays = owners[~np.isin(owners, known)]
         if len(strays):
             reason = f"{self.noun} of an image that isn't in the file"
             report.skip(reason, len(strays), example=str(strays[0]))

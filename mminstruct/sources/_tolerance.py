@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from itertools import chain, islice
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args
 from urllib.parse import unquote, urlsplit
 
@@ -24,7 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mminstruct.errors import SourceError
-from mminstruct.resources import shown
 
 if TYPE_CHECKING:
     from mminstruct.sources import ReadReport
@@ -42,8 +40,6 @@ _WHOLE = re.compile(r"\s*([+-]?)0*(\d+)(?:\.0*)?\s*")
 _PLAIN_NAME = re.compile(r"\w[\w.-]*")
 _PLAIN_URL = re.compile(r"https?://[^?#@\s]+")
 _FIELD = re.compile(r"`\$\.(\w+)|field `(\w+)`")
-_SUFFIXES = {".json", ".jsonl", ".csv", ".txt", ".gz", ".zip", ".xml", ".tsv", ".parquet"}
-_NAMED, _LOOKED_AT = 8, 10_000
 _MOST = 0.5
 # Of boxes that leave their images: from here on another reading of them is looked for.
 _MANY = 0.25
@@ -222,6 +218,7 @@ def repeated(*columns: NDArray[Any]) -> Mask:
     return again
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def check_pixels(xywh: FloatColumns, area: FloatColumns, size: FloatColumns, where: str) -> None:
     """Raise SourceError if most boxes of a file can't be what they should be.
 
@@ -287,35 +284,3 @@ def _doubt(
         f"{where}: {what}, got boxes that can't be right against {expected} expected; {fitting}. "
         "Convert them, or give the right file."
     )
-
-
-def not_found(
-    name: str, places: Iterable[Path], wanted: Iterable[str], splits: Iterable[str]
-) -> SourceError:
-    """The error about places that were given and don't have the files.
-
-    Args:
-        name: source and split.
-        places: the files or folders that were given.
-        wanted: names of files.
-        splits: what is there instead.
-    """
-    instead = "".join(f"The split {split!r} is there (--splits {split}). " for split in splits)
-    return SourceError(
-        f"{name}: {'; '.join(f'{shown(place)} {_content(place)}' for place in places)}, against "
-        f"{', '.join(wanted)} expected there or one folder deeper, as they are or as .gz. Where a "
-        "place is given (--dataset_storage_path, data_dir), nothing is downloaded: give the one "
-        f"with these files, or none for the published ones. {instead}{OWN_DATA}"
-    )
-
-
-def _content(place: Path) -> str:
-    if place.is_file():
-        return "is another file"
-    if not place.is_dir():
-        return "isn't there"
-    # There may be a million of images beside them.
-    near = chain.from_iterable(place.glob(pattern) for pattern in ("*", "*/*", "*/*/*"))
-    found = (p for p in islice(near, _LOOKED_AT) if p.suffix.lower() in _SUFFIXES)
-    names = sorted(path.relative_to(place).as_posix() for path in islice(found, _NAMED))
-    return f"has {', '.join(names)}" if names else "has no annotation files"

@@ -830,7 +830,7 @@ def _add_license(commands: Any) -> None:
 
 
 def _license(args: argparse.Namespace) -> int:
-    given = {"licenses": args.licenses, "model_id": args.model_id}
+    given: dict[str, Any] = {"licenses": args.licenses, "model_id": args.model_id, **_place(args)}
     wanted = _source_infos(args)
     _check_source_options(args, [info.name for info in wanted])
     by_name = args.model is not None and args.model_source is None
@@ -845,7 +845,6 @@ def _license(args: argparse.Namespace) -> int:
             source=info.name,
             source_options=_source_options(args, info.name),
             prompt_config=args.prompt_config or info.prompt_config,
-            data_dir=args.dataset_storage_path,
             **{name: getattr(args, name) for name in ("types", "splits", "limit")},
             commercial=bool(args.commercial),
             **given,

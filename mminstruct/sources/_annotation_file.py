@@ -113,12 +113,21 @@ class _Tolerant(Generic[_File, _Columns]):
                 found[key] = document[key]
                 continue
             (entry_type,) = layout.types[key].__args__
-            is_main = key == "annotations"
+            is_main, entries = key == "annotations", document[key] or []
             noun = layout.noun if is_main else _NOUNS[key]
-            other = layout.other if is_main else ""
-            found[key] = tidied(document[key] or [], entry_type, noun, self.report, other=other)
-            if is_main and document[key] and self.first is None:
-                self.first = document[key][0]
+            if noun == "licence" and not isinstance(entries, list):
+                self.report.skip("licence table that is no list", harmless=True)
+                entries = []
+            found[key] = tidied(
+                entries,
+                entry_type,
+                noun,
+                self.report,
+                other=layout.other if is_main else "",
+                harmless=noun == "licence",
+            )
+            if is_main and entries and self.first is None:
+                self.first = entries[0]
             self.report.kept[noun] = self.report.kept.get(noun, 0) + len(found[key])
         return found
 

@@ -62,7 +62,13 @@ def loads(data: bytes | bytearray | memoryview) -> Any:
 
 
 def tidied(
-    entries: Any, entry_type: type[_Struct], noun: str, report: ReadReport, *, other: str = ""
+    entries: Any,
+    entry_type: type[_Struct],
+    noun: str,
+    report: ReadReport,
+    *,
+    other: str = "",
+    harmless: bool = False,
 ) -> list[_Struct]:
     """The entries of a list that can be read, each as the type says; the others are counted.
 
@@ -72,6 +78,7 @@ def tidied(
         noun: what an entry is, for the reasons.
         report: counts what is left out.
         other: a field that only entries of another kind have, which are no fault.
+        harmless: rows can do without these entries.
 
     Raises:
         ValueError: it is no list.
@@ -87,7 +94,7 @@ def tidied(
             if other and isinstance(entry, dict) and entry.get(other) is not None:
                 report.skip(f"entry with a '{other}' beside each {noun}", harmless=True)
             else:
-                report.skip(f"{noun} {_why(error)}", example=named)
+                report.skip(f"{noun} {_why(error)}", example=named, harmless=harmless)
     return found
 
 
@@ -115,7 +122,8 @@ def converted(
             if found is None or found[1] not in values or fields[found[1]].required:
                 raise
             del values[found[1]]
-            report.skip(f"'{found[1]}' of a {noun}", example=named, harmless=True)
+            article = "an" if noun[0] in "aeiou" else "a"
+            report.skip(f"'{found[1]}' of {article} {noun}", example=named, harmless=True)
 
 
 def _plain(value: Any, is_text: bool) -> Any:

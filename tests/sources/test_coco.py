@@ -647,17 +647,23 @@ def test_numbers_are_read_as_what_they_look_like(tmp_path: Path) -> None:
 
 def test_a_field_that_rows_can_do_without_never_stops_a_run(tmp_path: Path) -> None:
     images = [image(42, license="CC BY", flickr_url=[]), image(7, license=None)]
+    table = [{"id": "by", "url": "http://creativecommons.org/licenses/by/2.0/"}]
     boxes = [instance(1, 42, [100, 50, 200, 100], iscrowd="no", area="large")]
     report = ReadReport()
-    write(tmp_path, captions_document(images=images), instances_document(boxes, images=images))
+    write(
+        tmp_path,
+        captions_document(images=images, licenses=table),
+        instances_document(boxes, images=images),
+    )
     contexts = read(tmp_path, report=report)
     assert contexts[1].boxes == (Box("dog", (0.25, 0.25, 0.75, 0.75)),)
     assert [context.media.license for context in contexts] == [None, None]
     assert report.skipped == {
         "'iscrowd' of a box": 1,
         "'area' of a box": 1,
-        "'license' of a image": 1,
-        "'flickr_url' of a image": 1,
+        "licence whose 'id' can't be read": 1,
+        "'license' of an image": 1,
+        "'flickr_url' of an image": 1,
     }
     assert report.harmless == set(report.skipped)
 

@@ -23,6 +23,8 @@ import time
 from pathlib import Path
 from typing import IO
 
+from mminstruct.sources._coco_own import CATEGORIES
+
 IMAGES, INSTANCES, CAPTIONS = 82_783, 604_907, 414_113
 SKIPPED_CATEGORY_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 CATEGORY_IDS = [n for n in range(1, 91) if n not in SKIPPED_CATEGORY_IDS]
@@ -48,7 +50,8 @@ def generate(folder: Path) -> None:
             file.write("]")
             if name == "instances":
                 file.write(', "categories": ')
-                json.dump([{"id": i, "name": f"thing {i}"} for i in CATEGORY_IDS], file)
+                named = zip(CATEGORY_IDS, sorted(CATEGORIES), strict=True)
+                json.dump([{"id": i, "name": name} for i, name in named], file)
             file.write("}")
         part.replace(target)
 

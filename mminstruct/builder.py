@@ -34,7 +34,7 @@ from mminstruct import backends, generate, licenses, prompts, sources
 from mminstruct.backends import Backend, BackendOptions
 from mminstruct.client import Client, Failed, RetryPolicy, Stats
 from mminstruct.download import fetch
-from mminstruct.errors import NoRows, RunStopped, SourceError, UsageError, did_you_mean
+from mminstruct.errors import NoRows, RunStopped, UsageError, did_you_mean
 from mminstruct.generate import Plan, Report
 from mminstruct.licenses import Part, Registry, Tally, Verdict
 from mminstruct.limits import Budget, Rates
@@ -44,6 +44,7 @@ from mminstruct.resources import shown
 from mminstruct.responses import ResponseStore, default_path
 from mminstruct.schema import Option, Sampling, digest
 from mminstruct.sources import Files, ReadReport, Source
+from mminstruct.sources._annotation_file import not_found
 
 if TYPE_CHECKING:
     from mminstruct.backends.openai import OpenAIBackend
@@ -71,6 +72,8 @@ class IncompleteWarning(UserWarning):
 @dataclass
 class InstructConfig(datasets.BuilderConfig):
     """The arguments of `load_dataset` for an instruction builder.
+
+    Annotation files are taken from ``data_dir`` where it is given, and from nowhere else.
 
     Attributes:
         source: set by the builder.
@@ -102,6 +105,7 @@ class InstructConfig(datasets.BuilderConfig):
         source_options: the source's own options (its ``OPTIONS``); each is an argument, too.
         licenses: file with licence entries of one's own, over those of the package.
         model_id: exact Hub id of the model, where it can't be told from its files or name.
+        default_dir: where they are looked for before a download, if no ``data_dir`` is given.
         commercial: images that may be used commercially alone, and only if the rows may be too.
     """
 
@@ -133,6 +137,7 @@ class InstructConfig(datasets.BuilderConfig):
     source_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     licenses: str | None = None
     model_id: str | None = None
+    default_dir: str | None = None
     commercial: bool = False
 
     def create_config_id(
@@ -267,12 +272,25 @@ class InstructConfig(datasets.BuilderConfig):
         return files.fingerprint if files else digest(source.downloads(split))
 
     def locate(self, source: Source, split: str) -> Files | None:
-        """The split's files under ``data_dir``, or None."""
-        return source.locate(self.places(), split)
+        """The split's files under ``data_dir``; without one None, if they have to be downloaded.
+
+        Raises:
+            SourceError: a ``data_dir`` is given and doesn't have them.
+        """
+        places = self.places()
+        files = source.locate(places, split)
+        if files is None and self.data_dir:
+            parts = sources.members(source, split)
+            part, own = next(m for m in parts if m[0].locate(places, m[1]) is None)
+            others = [s for s in part.info.splits if s != own and part.locate(places, s)]
+            name = f"{part.info.name}, split {own!r}"
+            raise not_found(name, places, part.file_names(own).values(), others)
+        return files
 
     def places(self) -> list[Path]:
-        """Where annotation files are looked for before they are downloaded."""
-        return [Path(self.data_dir).expanduser()] if self.data_dir else []
+        """Where annotation files are looked for."""
+        given = self.data_dir or self.default_dir
+        return [Path(given).expanduser()] if given else []
 
     def contexts(
         self, source: Source, files: Files, split: str, cache_dir: Path
@@ -284,7 +302,11 @@ class InstructConfig(datasets.BuilderConfig):
         """
         contexts, report = generate.contexts_dataset(source, files, split, cache_dir)
         if not len(contexts):
-            raise UsageError(f"{source.info.name}, split {split!r}: no image has a caption")
+            lines = "; ".join(map(report.line, report.skipped)) or "there is none in the files"
+            raise UsageError(
+                f"{source.info.name}, split {split!r}: no {source.info.modality} is left to write "
+                f"about: {lines}"
+            )
         if self.commercial:
             contexts = self._commercial(source, split, contexts, report)
         if self.limit is not None:
@@ -419,6 +441,11 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         self._batch_failures: dict[bytes, Failed] | None = None
         self.report = Report()
         self.read_report: dict[str, ReadReport] = {}
+        if kwargs.get("data_files") is not None:
+            raise UsageError(
+                "data_files: files aren't named one by one here; give the folder that has them, or "
+                "one file that is all of a split, as data_dir"
+            )
         for field, options in _OWN_OPTIONS.items():
             own = {name: kwargs.pop(name) for name in list(kwargs) if name in options()}
             if own:
@@ -680,22 +707,11 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         files: Files | None = self.config.locate(source, split)
         if files is None:
             places = self.config.places()
-            for place in filter(Path.is_file, places):
-                if not _has_annotations(place):
-                    raise UsageError(
-                        f"{shown(place)}: no annotation file that is known here, or not the only "
-                        f"one that {source.info.name} needs; give the folder that has them "
-                        "(--dataset_storage_path, data_dir)"
-                    )
-            members = sources.members(source, split)
-            for part, own in members:
+            for part, own in sources.members(source, split):
                 if part.locate(places, own) is None:
                     for place in self.config.places():
-                        where = "directly in" if place.is_dir() else "in the file"
-                        if not place.exists():
-                            where = "in the folder, which isn't there,"
                         _log.info(
-                            f"{part.info.name}: no annotation files of split {own!r} {where} "
+                            f"{part.info.name}: no annotation files of split {own!r} in "
                             f"{shown(place)}; taking downloaded ones"
                         )
                     fetched = [fetch(download, downloads) for download in part.downloads(own)]
@@ -871,17 +887,6 @@ def _ending_in_order() -> Iterator[None]:
             signal.signal(number, handler or signal.SIG_DFL)
         if terminated:
             os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _has_annotations(place: Path) -> bool:
-    """Whether a file is one of annotations, of whatever source: a run may have several."""
-    for source in map(sources.get, sources.names()):
-        for split in source.info.splits:
-            with contextlib.suppress(SourceError):
-                # The bundled sample is there without any place.
-                if source.locate([], split) is None and source.locate([place], split) is not None:
-                    return True
-    return False
 
 
 def summary(report: Report, rows: str | None = None) -> str:

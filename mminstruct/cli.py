@@ -343,6 +343,7 @@ _SERVER_FLAGS = {
     "openai_base_url": ("openai",),
     "tgi_url": ("tgi",),
 }
+_DEFAULT_DIR = "./cache"
 _CONTENT_FLAGS: dict[str, dict[str, Any]] = {
     "prompt_config": {
         "metavar": "NAME",
@@ -358,9 +359,10 @@ _CONTENT_FLAGS: dict[str, dict[str, Any]] = {
         "other licences allow the same of the rows",
     },
     "dataset_storage_path": {
-        "default": "./cache",
+        "default": _DEFAULT_DIR,
         "metavar": "DIR",
-        "help": "where annotation files are looked for (default: ./cache) before downloading",
+        "help": "where the annotation files are, one file or a folder; the published ones are "
+        "downloaded only without it, and looked for in ./cache before",
     },
 }
 _SAMPLING_FLAGS: dict[str, dict[str, Any]] = {
@@ -591,10 +593,16 @@ def _builder_class(source: str, prompt_config: str | None) -> Callable[..., Inst
     return make(info.name, asked, f"{info.name}_{prompt_name}".lower().replace("+", "_"))
 
 
+def _place(args: argparse.Namespace) -> dict[str, str]:
+    """Where annotation files are, or where they may be before they are downloaded."""
+    given: str = args.dataset_storage_path
+    return {"default_dir" if given == _DEFAULT_DIR else "data_dir": given}
+
+
 def _config(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
     """The builder's arguments; what was not given is left to its defaults."""
     given = {
-        "data_dir": args.dataset_storage_path,
+        **_place(args),
         "backend": "fake" if args.dry_run else args.model_source,
         "model": None if args.dry_run else args.model,
         "base_url": _base_urls(args),
@@ -822,7 +830,7 @@ def _add_license(commands: Any) -> None:
 
 
 def _license(args: argparse.Namespace) -> int:
-    given = {"licenses": args.licenses, "model_id": args.model_id}
+    given: dict[str, Any] = {"licenses": args.licenses, "model_id": args.model_id, **_place(args)}
     wanted = _source_infos(args)
     _check_source_options(args, [info.name for info in wanted])
     by_name = args.model is not None and args.model_source is None
@@ -837,7 +845,6 @@ def _license(args: argparse.Namespace) -> int:
             source=info.name,
             source_options=_source_options(args, info.name),
             prompt_config=args.prompt_config or info.prompt_config,
-            data_dir=args.dataset_storage_path,
             **{name: getattr(args, name) for name in ("types", "splits", "limit")},
             commercial=bool(args.commercial),
             **given,
@@ -1106,7 +1113,7 @@ def _show(args: argparse.Namespace) -> int:
     (name,) = args.sources
     _check_source_options(args, [sources.get(name).info.name])
     given = {
-        "data_dir": args.dataset_storage_path,
+        **_place(args),
         "types": args.types,
         "splits": args.splits,
         **{option: getattr(args, option) for option in sources.options_of(name)},

@@ -40,6 +40,22 @@ def load(path: str, *args: Any, cache: Path, **kwargs: Any) -> Any:
     return datasets.load_dataset(path, *args, cache_dir=str(cache / "cache"), **kwargs)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_where_a_place_is_given_from_python_nothing_else_is_read(
+    streaming: bool, data_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    for place in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(MMInstructError, match="COCO2017, split 'train': .*is downloaded"):
+            load(COCO, split="train", data_dir=str(place), cache=tmp_path, streaming=streaming)
+    with pytest.raises(UsageError, match=r"^data_files: .* as data_dir"):
+        load(COCO, split="train", data_files="x.json", cache=tmp_path, streaming=streaming)
+    file = Path(data_dir) / "class-descriptions.csv"
+    file.write_text("a,b", encoding="utf-8")
+    with pytest.raises(MMInstructError, match=r"class-descriptions.csv is another file, against"):
+        load(COCO, split="train", data_dir=str(file), cache=tmp_path, streaming=streaming)
+
+
 @pytest.mark.parametrize("name", loading.names())
 def test_a_builder_gives_complete_unique_and_stable_rows(
     name: str, data_dir: str, tmp_path: Path

@@ -362,20 +362,46 @@ def test_a_split_without_a_row_costs_no_other_split(
 
 
 @pytest.mark.parametrize("is_there", [True, False])
-def test_a_file_that_cannot_be_fetched_is_no_wrong_argument(
+def test_where_a_place_is_given_nothing_else_is_read(
     folder: Path,
     is_there: bool,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
     if is_there:
-        (folder / "empty").mkdir()
-    where = "directly in" if is_there else "in the folder, which isn't there,"
-    arguments = ["--model_source", "fake", "--dataset_storage_path", "empty"]
-    assert cli.run(["generate", "COCO2014", *arguments]) == 3
+        (folder / "own" / "deep").mkdir(parents=True)
+        (folder / "own" / "deep" / "_annotations.coco.json").write_text("{}")
+        (folder / "own" / "image.jpg").write_bytes(b"")
+    arguments = ["--model_source", "fake", "--dataset_storage_path", "own"]
+    assert cli.run(["generate", "COCO2017", *arguments]) == cli.USAGE
     said = capsys.readouterr().err
-    assert f"COCO2014: no annotation files of split 'train' {where} " in said
+    got = "has deep/_annotations.coco.json" if is_there else "isn't there"
+    assert (
+        f"COCO2017, split 'train': {folder / 'own'} {got}, against captions_train2017.json" in said
+    )
+    assert "nothing is downloaded" in said and "docs/adding_a_source.md" in said
+
+
+def test_another_split_that_is_there_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco_files(folder / "own", 2, split="val")
+    arguments = ["--model_source", "fake", "--dataset_storage_path", "own"]
+    assert cli.run(["generate", "COCO2017", *arguments]) == cli.USAGE
+    said = capsys.readouterr().err
+    assert "The split 'validation' is there (--splits validation)." in said
+    assert cli.run(["generate", "COCO2017+LVIS", *arguments, "--splits", "validation"]) == cli.USAGE
+    assert "LVIS, split 'train': " in capsys.readouterr().err
+
+
+def test_without_a_place_what_is_missing_in_the_default_one_is_downloaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    assert cli.run(["generate", "LN", "--model_source", "fake"]) == cli.STOPPED
+    said = capsys.readouterr().err
+    assert f"LN: no annotation files of split 'train' in {folder / 'cache'}; taking down" in said
     assert "not fetched, because HF_HUB_OFFLINE" in said
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,8 +18,11 @@ from typing import Any, Protocol
 
 import msgspec
 
-from mminstruct.errors import UsageError, did_you_mean
+from mminstruct.errors import SourceError, UsageError, did_you_mean
 from mminstruct.schema import Context, Option
+
+_EXAMPLES = 100  # ids that are kept of what is left out for one reason
+_REASONS = 5  # that an error names
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +56,82 @@ class Files:
 
 @dataclass(slots=True)
 class ReadReport:
-    """What reading left out, counted by reason, so that nothing is dropped silently."""
+    """What reading left out, counted by reason, so that nothing is dropped silently.
+
+    Attributes:
+        contexts: how many were read.
+        kept: what they hold, counted by kind: ``image`` (``motion`` ...), ``caption``, ``box``, and
+            the other annotations, ``label`` for ``labels``.
+        skipped: what was left out, counted by reason.
+        examples: ids of some of it, by reason.
+        harmless: the reasons that are no faults of the files.
+    """
 
     contexts: int = 0
+    kept: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    harmless: set[str] = field(default_factory=set)
 
-    def skip(self, reason: str, count: int = 1) -> None:
-        """Count something that was left out."""
+    def skip(
+        self, reason: str, count: int = 1, *, example: str | None = None, harmless: bool = False
+    ) -> None:
+        """Count something that was left out.
+
+        Args:
+            reason: what it is and why; its kind, as in ``kept``, is the first or second word, as in
+                ``box outside the image`` or ``empty caption``.
+            count: how many.
+            example: the id of one of them.
+            harmless: it is no fault of the file, such as a repetition: it never stops a run.
+        """
         self.skipped[reason] = self.skipped.get(reason, 0) + count
+        if example is not None:
+            known = self.examples.setdefault(reason, [])
+            if len(known) < _EXAMPLES:
+                known.append(example)
+        if harmless:
+            self.harmless.add(reason)
+
+    def add(self, other: ReadReport, owner: str = "") -> None:
+        """Count what another report counts as left out, under the name of its owner if given."""
+        start = f"{owner}: " if owner else ""
+        for reason, count in other.skipped.items():
+            self.skip(start + reason, count, harmless=reason in other.harmless)
+            for example in other.examples.get(reason, ()):
+                self.skip(start + reason, 0, example=example)
+
+    def check(self, where: str) -> None:
+        """Raise SourceError if faults took more than half of the images, boxes or captions ...
+
+        Args:
+            where: source and split, for the error.
+        """
+        lost: Counter[str] = Counter()
+        for reason in self.faults():
+            words = reason.rpartition(": ")[2].split()[:2]
+            lost.update({kind: self.skipped[reason] for kind in words if kind in self.kept})
+        gone = [
+            f"{count} of {count + self.kept[kind]} {_plural(kind)}"
+            for kind, count in lost.items()
+            if count > self.kept[kind]
+        ]
+        if gone:
+            raise SourceError(
+                f"{where}: {', '.join(gone)} can't be used, more than half: "
+                f"{'; '.join(map(self.line, self.faults()[:_REASONS]))}. Nothing was sent. Give "
+                "the right files, or mend these, or take what can't be used out of them"
+            )
+
+    def faults(self) -> list[str]:
+        """The reasons that are faults of the files, the most frequent first."""
+        found = (reason for reason in self.skipped if reason not in self.harmless)
+        return sorted(found, key=lambda reason: -self.skipped[reason])
+
+    def line(self, reason: str) -> str:
+        """What was left out for a reason, in words: how much, why, and one of them."""
+        examples = self.examples.get(reason)
+        return f"{self.skipped[reason]} x {reason}" + (f" ({examples[0]})" if examples else "")
 
     def write(self, path: Path) -> None:
         """As JSON."""
@@ -69,6 +141,10 @@ class ReadReport:
     def read(cls, path: Path) -> ReadReport:
         """What `write` wrote."""
         return msgspec.json.decode(path.read_bytes(), type=cls)
+
+
+def _plural(kind: str) -> str:
+    return f"{kind}es" if kind.endswith("x") else f"{kind}s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +201,10 @@ class Source(Protocol):
         Raises:
             SourceError: they can't be downloaded; the message says how to get them.
         """
+        ...
+
+    def file_names(self, split: str) -> Mapping[str, str]:
+        """The names of the files that hold a split, by their role in `Files`."""
         ...
 
     def locate(self, places: Sequence[Path], split: str) -> Files | None:

@@ -7,26 +7,40 @@ into columns at once: neither the file's bytes nor an object per annotation are 
 
 from __future__ import annotations
 
+import codecs
+import gzip
 import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, Generic, Protocol, TypedDict, TypeVar
+from typing import IO, Any, Generic, Protocol, TypeAlias, TypedDict, TypeVar, cast
 
 import msgspec
 import xxhash
 
 from mminstruct.errors import SourceError
 from mminstruct.resources import shown
+from mminstruct.sources import ReadReport
+from mminstruct.sources._tolerance import OWN_DATA, kind_of, kind_of_annotation, loads, tidied
 
 _CHUNK_BYTES = 1 << 20
 _LARGE_BYTES = 1 << 26
 _CUT_WINDOW_BYTES = 1 << 16
 _LONGEST_BORDER_BYTES = 1 << 10
 _OPENING, _CLOSING = b"[]"
+# Of a zip (RuntimeError: encrypted) and a gzip.
+_DAMAGED = (
+    *(zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError),
+    *(NotImplementedError, RuntimeError, KeyError),
+)
+# What a folder has is shown by these.
+_SUFFIXES = {".json", ".jsonl", ".csv", ".txt", ".gz", ".zip", ".xml", ".tsv", ".parquet"}
+_NAMED, _LOOKED_AT = 8, 10_000
+_UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
 _ANNOTATIONS_START = re.compile(rb'"annotations"\s*:\s*\[')
 _ANNOTATION_BORDER = re.compile(rb"\}\s*,\s*\{")
 
@@ -35,6 +49,7 @@ class AnnotationFile(msgspec.Struct, kw_only=True, gc=False):
     """What is declared of a file; subclasses say what an annotation is and add other keys."""
 
     annotations: list[Any]
+    info: Any = None
 
 
 class Columns(Protocol):
@@ -47,40 +62,137 @@ class Columns(Protocol):
 
 _File = TypeVar("_File", bound=AnnotationFile)
 _Columns = TypeVar("_Columns", bound=Columns)
+_Bytes: TypeAlias = bytes | bytearray | memoryview
 
 
 class Layout(Generic[_File, _Columns]):
-    """How a kind of file is decoded: as a whole, in pieces, and into which columns."""
+    """How a kind of file is decoded: as a whole, in pieces, and into which columns.
 
-    def __init__(self, file_type: type[_File], columns_type: type[_Columns]) -> None:
-        types = {field.name: field.type for field in msgspec.structs.fields(file_type)}
-        some_keys: Any = TypedDict("_SomeKeys", types, total=False)  # type: ignore[misc]
+    Attributes:
+        noun: what an annotation is, in a word.
+        own: a field that each of them has.
+        other: one that annotations of another kind have, which may lie among them.
+    """
+
+    def __init__(
+        self, file_type: type[_File], columns_type: type[_Columns], noun: str, own: str, other: str
+    ) -> None:
+        self.types = {field.name: field.type for field in msgspec.structs.fields(file_type)}
+        some_keys: Any = TypedDict("_SomeKeys", self.types, total=False)  # type: ignore[misc]
         self.file_type = file_type
         self.columns_type = columns_type
+        self.noun, self.own, self.other = noun, own, other
         self.whole: msgspec.json.Decoder[_File] = msgspec.json.Decoder(file_type)
-        self.some_keys: msgspec.json.Decoder[dict[str, Any]] = msgspec.json.Decoder(some_keys)
-        self.annotations: msgspec.json.Decoder[list[Any]] = msgspec.json.Decoder(
-            types["annotations"]
-        )
+        keys: msgspec.json.Decoder[dict[str, Any]] = msgspec.json.Decoder(some_keys)
+        self.keys: Callable[[_Bytes], dict[str, Any]] = keys.decode
+        self.annotations: Callable[[_Bytes], list[Any]] = msgspec.json.Decoder(
+            self.types["annotations"]
+        ).decode
+
+
+class _Tolerant(Generic[_File, _Columns]):
+    """The same, of what is written in another way; what can't be read is left out and counted."""
+
+    def __init__(self, layout: Layout[_File, _Columns]) -> None:
+        self.layout = layout
+        self.report = ReadReport()
+        self.first: Any = None  # annotation
+
+    def keys(self, data: _Bytes) -> dict[str, Any]:
+        return self.tidied(loads(data))
+
+    def annotations(self, data: _Bytes) -> list[Any]:
+        found: list[Any] = self.tidied({"annotations": loads(data)})["annotations"]
+        return found
+
+    def tidied(self, document: Any) -> dict[str, Any]:
+        """The keys that matter, each with its list of entries."""
+        layout, found = self.layout, {}
+        for key in document.keys() & layout.types.keys():
+            if key == "info":
+                found[key] = document[key]
+                continue
+            (entry_type,) = layout.types[key].__args__
+            is_main, entries = key == "annotations", document[key] or []
+            noun = layout.noun if is_main else _NOUNS[key]
+            if noun == "licence" and not isinstance(entries, list):
+                self.report.skip("licence table that is no list", harmless=True)
+                entries = []
+            found[key] = tidied(
+                entries,
+                entry_type,
+                noun,
+                self.report,
+                other=layout.other if is_main else "",
+                harmless=noun == "licence",
+            )
+            if is_main and entries and self.first is None:
+                self.first = entries[0]
+            self.report.kept[noun] = self.report.kept.get(noun, 0) + len(found[key])
+        return found
+
+
+_NOUNS = {"images": "image", "categories": "category", "licenses": "licence"}
+
+
+def folders(place: Path, *known: str) -> list[Path]:
+    """A place and the folders in it, those of known names first; of a file, itself."""
+    if not place.is_dir():
+        return [place]
+    first = [place / name for name in known]
+    return [place, *first, *sorted(p for p in place.iterdir() if p.is_dir() and p not in first)]
 
 
 def find(place: Path, name: str) -> Iterator[Path]:
     """The file of that name in a folder or a zip, if it is there, or the place itself if it is it.
 
-    In a zip it is looked for under ``annotations/`` too, and its path goes through the zip's.
+    Or packed as ``.gz``. In a zip it may lie in any folder, and its path goes through the zip's.
     """
+    names = (name, f"{name}.gz")
     if not place.is_file():
-        if (place / name).is_file():
-            yield place / name
+        yield from (place / name for name in names if (place / name).is_file())
         return
-    if place.name == name:
+    if place.name in names:
         yield place
         return
     if place.suffix.lower() != ".zip" and not zipfile.is_zipfile(place):
         return
     with _wrapped_errors(place), zipfile.ZipFile(place) as archive:
-        members = set(archive.namelist())
-    yield from (place / member for member in (f"annotations/{name}", name) if member in members)
+        members = [m for m in archive.namelist() if m.rpartition("/")[2] in names]
+    # The published folder first; "__MACOSX/._name" has another name.
+    yield from (place / m for m in sorted(members, key=lambda m: (m != f"annotations/{name}", m)))
+
+
+def not_found(
+    name: str, places: Iterable[Path], wanted: Iterable[str], splits: Iterable[str]
+) -> SourceError:
+    """The error about places that were given and don't have the files.
+
+    Args:
+        name: source and split.
+        places: the files or folders that were given.
+        wanted: names of files.
+        splits: what is there instead.
+    """
+    instead = "".join(f"The split {split!r} is there (--splits {split}). " for split in splits)
+    return SourceError(
+        f"{name}: {'; '.join(f'{shown(place)} {_content(place)}' for place in places)}, against "
+        f"{', '.join(wanted)} expected there or one folder deeper, as they are or as .gz. Where a "
+        "place is given (--dataset_storage_path, data_dir), nothing is downloaded: give the folder "
+        f"that has them, or none for the published ones. {instead}{OWN_DATA}"
+    )
+
+
+def _content(place: Path) -> str:
+    if place.is_file():
+        return "is another file"
+    if not place.is_dir():
+        return "isn't there"
+    # There may be a million of images beside them.
+    near = chain.from_iterable(place.glob(pattern) for pattern in ("*", "*/*", "*/*/*"))
+    found = (p for p in islice(near, _LOOKED_AT) if p.suffix.lower() in _SUFFIXES)
+    names = sorted(path.relative_to(place).as_posix() for path in islice(found, _NAMED))
+    return f"has {', '.join(names)}" if names else "has no annotation files"
 
 
 def fingerprint(paths: dict[str, Path]) -> str:
@@ -99,7 +211,7 @@ def _digest(path: Path) -> str:
     if kept is not None and kept.is_file():
         return kept.read_text(encoding="ascii")
     digest = xxhash.xxh3_128()
-    with _opened(path) as file:
+    with _unpacked(path) as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     if kept is not None:
@@ -126,40 +238,96 @@ def _kept_digest(path: Path) -> Path | None:
     return Path(HF_HOME) / "mminstruct" / "fingerprints" / name
 
 
-def decode(path: Path, layout: Layout[_File, _Columns]) -> tuple[_File, _Columns]:
+def decode(
+    path: Path, layout: Layout[_File, _Columns], report: ReadReport
+) -> tuple[_File, _Columns]:
     """A file with an empty list of annotations, and these in columns.
 
+    Args:
+        path: the file, or the zip's with the member's.
+        layout: what is in it.
+        report: counts the entries that can't be read.
+
     Raises:
-        SourceError: it can't be read, is not JSON or has another structure.
+        SourceError: it can't be read, is not JSON, has another structure, or most of its entries
+            can't be read.
     """
-    with _opened(path) as file:
-        decoded = _decode_in_pieces(file, layout)
-    if decoded is not None:
-        return decoded
-    # An unusual order of the keys, or damage: decoded at once, it is read or its place is known.
-    with _opened(path) as file:
+    tolerant = _Tolerant(layout)
+    for way in (layout, tolerant):
+        with opened(path) as file:
+            decoded = _decode_in_pieces(file, way, layout)
+        if decoded is not None:
+            break
+    else:
+        # An unusual order of the keys, or damage: decoded at once, it is read or its place known.
+        tolerant = _Tolerant(layout)
+        decoded = _decode_whole(path, layout, tolerant)
+    file_of, columns = decoded
+    if tolerant.report.skipped:
+        none_left = not tolerant.report.kept[layout.noun]
+        if none_left and isinstance(tolerant.first, dict) and layout.own not in tolerant.first:
+            raise _mistaken(path, kind_of_annotation(tolerant.first), layout)
+        tolerant.report.check(path.name)
+        report.add(tolerant.report)
+    return file_of, columns
+
+
+def _decode_whole(
+    path: Path, layout: Layout[_File, _Columns], tolerant: _Tolerant[_File, _Columns]
+) -> tuple[_File, _Columns]:
+    with opened(path) as file:
         content = file.read()
-    name = path.name
     try:
         whole = layout.whole.decode(content)
-    except msgspec.ValidationError as error:
-        raise SourceError(
-            f"{name}: not the structure of a COCO {name.split('_')[0]} file: {error}. "
-            "Fix that entry or download the file again."
-        ) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SourceError(
-            f"{name}: {_json_damage(error, content)} expected. Download the file again and put it "
-            f"at {shown(_archive_of(path) or path)}."
-        ) from error
+    except _UNREADABLE:
+        document = _document(path, content)
+        if not isinstance(document, dict) or not _required(layout) <= document.keys():
+            raise _mistaken(path, kind_of(document), layout) from None
+        try:
+            whole = layout.file_type(**tolerant.tidied(document))
+        except ValueError as error:
+            raise SourceError(
+                f"{path.name}: {error}. Fix it or download the file again."
+            ) from error
     columns = layout.columns_type()
     columns.add(whole.annotations)
     whole.annotations = []
     return whole, columns
 
 
+def _document(path: Path, content: bytes) -> Any:
+    try:
+        return loads(content)
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path.name, error) from error
+    except (ValueError, RecursionError):
+        try:
+            msgspec.json.decode(content)
+        except _UNREADABLE as error:
+            raise SourceError(
+                f"{path.name}: {_json_damage(error, content)} expected. Download the file again "
+                f"and put it at {shown(_archive_of(path) or path)}."
+            ) from error
+        raise
+
+
+def _required(layout: Layout[Any, Any]) -> set[str]:
+    fields = msgspec.structs.fields(layout.file_type)
+    return {field.name for field in fields if field.required}
+
+
+def _mistaken(path: Path, got: str, layout: Layout[Any, Any]) -> SourceError:
+    return SourceError(
+        f"{path.name}: got {got} against an object with the keys "
+        f"{', '.join(sorted(_required(layout)))} and a {layout.own} in each of the annotations "
+        "expected. Give the file that this name belongs to."
+    )
+
+
 def _decode_in_pieces(
-    file: IO[bytes], layout: Layout[_File, _Columns]
+    file: IO[bytes],
+    way: Layout[_File, _Columns] | _Tolerant[_File, _Columns],
+    layout: Layout[_File, _Columns],
 ) -> tuple[_File, _Columns] | None:
     """The same without ever holding all bytes, or None if the file doesn't come apart.
 
@@ -175,7 +343,7 @@ def _decode_in_pieces(
         # The keys before the annotations, as if there were none of them.
         rest = buffer[bracket:]
         buffer[bracket:] = b"[]}"
-        head = layout.some_keys.decode(buffer)
+        head = way.keys(buffer)
         if head.pop("annotations", None) is None:
             return None
         buffer = rest
@@ -188,8 +356,8 @@ def _decode_in_pieces(
             buffer[end] = _CLOSING
             try:
                 with memoryview(buffer) as view, view[: end + 1] as piece:
-                    annotations = layout.annotations.decode(piece)
-            except msgspec.DecodeError:
+                    annotations = way.annotations(piece)
+            except _UNREADABLE:
                 # Most likely the list ends before the cut, and other keys follow.
                 buffer[end] = between
                 buffer += file.read()
@@ -197,8 +365,8 @@ def _decode_in_pieces(
             columns.add(annotations)
             buffer[start] = _OPENING
             del buffer[:start]
-        tail = layout.some_keys.decode(b'{"annotations":' + buffer)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        tail = way.keys(b'{"annotations":' + buffer)
+    except (*_UNREADABLE, AttributeError):
         return None
     columns.add(tail.pop("annotations"))
     if head.keys() & tail.keys():
@@ -244,30 +412,93 @@ def _json_damage(error: Exception, content: bytes) -> str:
 
 def _archive_of(path: Path) -> Path | None:
     """The zip that a path goes through, or None."""
-    return next((parent for parent in list(path.parents)[:2] if parent.is_file()), None)
+    return next((parent for parent in list(path.parents)[:8] if parent.is_file()), None)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """A file, or the member of a zip if its path goes through one."""
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """A text file, unpacked, behind the mark that some editors put before the text.
+
+    Raises:
+        SourceError: it can't be read, or is in UTF-16 or UTF-32.
+    """
+    with _unpacked(path) as file:
+        head = cast(Any, file).peek(4)[:4]
+        if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in head:
+            raise SourceError(
+                f"{path.name}: got {head!r} at its start, which is UTF-16 or UTF-32, against UTF-8 "
+                "expected. Save it as UTF-8, or convert it: iconv -f UTF-16 -t UTF-8."
+            )
+        if head.startswith(codecs.BOM_UTF8):
+            file.read(len(codecs.BOM_UTF8))
+        yield file
+
+
+def text_of(path: Path) -> str:
+    """All of a text file.
+
+    Raises:
+        SourceError: it can't be read, or is in another encoding than UTF-8.
+    """
+    with opened(path) as file:
+        try:
+            return file.read().decode()
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path.name, error) from error
+
+
+def reader(place: Path) -> Callable[[str], bytes | None]:
+    """A file's name -> its bytes, from a folder or a zip of small files; None if it isn't there."""
+    if place.is_dir():
+
+        def from_folder(name: str) -> bytes | None:
+            with _wrapped_errors(place / name):
+                return (place / name).read_bytes() if (place / name).is_file() else None
+
+        return from_folder
+    with _wrapped_errors(place):
+        archive = zipfile.ZipFile(place)
+    members = {member.rpartition("/")[2]: member for member in archive.namelist()}
+
+    def from_zip(name: str) -> bytes | None:
+        with _wrapped_errors(place):
+            return archive.read(members[name]) if name in members else None
+
+    return from_zip
+
+
+def _not_utf8(name: str, error: UnicodeDecodeError) -> SourceError:
+    """The error about a text in another encoding."""
+    got = error.object[error.start : error.start + 1]
+    return SourceError(
+        f"{name}: got {got!r} at byte {error.start}, which is Latin-1 or Windows-1252 perhaps, "
+        "against UTF-8 expected. Save it as UTF-8, or convert it: iconv -f CP1252 -t UTF-8."
+    )
+
+
+@contextmanager
+def _unpacked(path: Path) -> Iterator[IO[bytes]]:
+    """A file or what a .gz packs, or the member of a zip if its path goes through one."""
     with _wrapped_errors(path):
         archive = _archive_of(path)
-        if archive is None:
-            with path.open("rb") as file:
-                yield file
-        else:
+        is_packed = path.suffix.lower() == ".gz"
+        if archive is not None:
             member = path.relative_to(archive).as_posix()
-            with zipfile.ZipFile(archive) as opened, opened.open(member) as file:
-                yield file
+            with zipfile.ZipFile(archive) as whole, whole.open(member) as file:
+                yield cast("IO[bytes]", gzip.GzipFile(fileobj=file) if is_packed else file)
+            return
+        with gzip.open(path) if is_packed else path.open("rb") as file:
+            yield cast("IO[bytes]", file)
 
 
 @contextmanager
 def _wrapped_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, KeyError) as error:
+    except _DAMAGED as error:
+        kind = "gzip" if path.suffix.lower() == ".gz" else "zip"
         raise SourceError(
-            f"{path.name}: damaged zip, got '{error}' against a readable archive expected. "
+            f"{path.name}: damaged {kind}, got '{error}' against a readable archive expected. "
             f"Download the archive again and put it at {shown(_archive_of(path) or path)}."
         ) from error
     except OSError as error:

@@ -9,11 +9,10 @@ https://cocodataset.org/#termsofuse (annotations: CC BY 4.0; images: each has it
 
 from __future__ import annotations
 
-import re
+import math
 from array import array
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, TypeVar
@@ -23,34 +22,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mminstruct.errors import SourceError, UsageError, did_you_mean
-from mminstruct.schema import Box, Context, Media
+from mminstruct.schema import Box, Context
 from mminstruct.sources import Download, Files, ReadReport, SourceInfo
-from mminstruct.sources._annotation_file import AnnotationFile, Layout, decode, find
+from mminstruct.sources._annotation_file import AnnotationFile, Layout, decode, find, folders
 from mminstruct.sources._annotation_file import fingerprint as fingerprint
+from mminstruct.sources._coco_own import check_own
+from mminstruct.sources._image_licenses import ImageSize, License, Licenses, Photo
+from mminstruct.sources._tolerance import (
+    OWN_DATA,
+    Mask,
+    check_pixels,
+    published_name,
+    repeated,
+)
 
 IntColumn: TypeAlias = NDArray[np.int64]
-FloatColumns: TypeAlias = NDArray[np.float64]
 
 _Id = Annotated[int, msgspec.Meta(ge=0, lt=10**12)]
 
-# Licence id of an image -> (SPDX identifier, URL), as in the ``licenses`` table of every release.
-# https://spdx.org/licenses/ has none for the last two.
-IMAGE_LICENSES = {
-    1: ("CC-BY-NC-SA-2.0", "http://creativecommons.org/licenses/by-nc-sa/2.0/"),
-    2: ("CC-BY-NC-2.0", "http://creativecommons.org/licenses/by-nc/2.0/"),
-    3: ("CC-BY-NC-ND-2.0", "http://creativecommons.org/licenses/by-nc-nd/2.0/"),
-    4: ("CC-BY-2.0", "http://creativecommons.org/licenses/by/2.0/"),
-    5: ("CC-BY-SA-2.0", "http://creativecommons.org/licenses/by-sa/2.0/"),
-    6: ("CC-BY-ND-2.0", "http://creativecommons.org/licenses/by-nd/2.0/"),
-    7: ("LicenseRef-flickr-commons", "http://flickr.com/commons/usage/"),
-    8: ("LicenseRef-US-Government-Work", "http://www.usa.gov/copyright.shtml"),
-}
-
-# http://farm1.staticflickr.com/<server>/<photo id>_<secret>_<size>.jpg
-_FLICKR_FILE = re.compile(r"https?://[\w.-]*flickr\.com/\d+/(\d+)_[0-9a-f]+(?:_\w)?\.jpg")
-
 _FILE_SPLIT = {"train": "train", "validation": "val"}
-_IDS_OF_12_DIGITS = range(10**12)
 # What a column of sizes holds.
 _MAX_SIDE_PX = 2**31 - 1
 
@@ -115,7 +105,7 @@ class CocoSource:
 
     def downloads(self, split: str) -> tuple[Download, ...]:
         """The published zip; it holds both splits."""
-        self._file_names(split)
+        self.file_names(split)
         return (self.archive,)
 
     def locate(self, places: Sequence[Path], split: str) -> Files | None:
@@ -128,7 +118,7 @@ class CocoSource:
         Raises:
             SourceError: one of the files is there and the other is not, or the zip is damaged.
         """
-        wanted = self._file_names(split)
+        wanted = self.file_names(split)
         places = [inside for place in places for inside in self._places(place)]
         found = {
             role: path
@@ -146,7 +136,7 @@ class CocoSource:
                 f"{missing[0]}: missing, got only {only} against both "
                 f"{' and '.join(wanted.values())} expected; looked in "
                 f"{', '.join(str(place) for place in places)}. {way_out}, or the whole "
-                f"{self._archive_name}."
+                f"{self._archive_name}. {OWN_DATA}"
             )
         return Files(found, fingerprint(found))
 
@@ -158,13 +148,14 @@ class CocoSource:
         Raises:
             SourceError: a file is damaged, or it contradicts itself or the other one.
         """
-        return read_contexts(files, report)
+        return read_contexts(files, report, check_own)
 
     @property
     def _archive_name(self) -> str:
         return f"annotations_trainval{self.year}.zip"
 
-    def _file_names(self, split: str) -> dict[str, str]:
+    def file_names(self, split: str) -> dict[str, str]:
+        """Role -> name."""
         if split not in _FILE_SPLIT:
             raise UsageError(
                 f"COCO{self.year}: unknown split {split!r}{did_you_mean(split, _FILE_SPLIT)}"
@@ -176,11 +167,13 @@ class CocoSource:
         """Folders and archives to look into, the preferred one first."""
         if data_dir.is_file():
             return [data_dir]
-        folders = [data_dir / "annotations", data_dir]
-        return folders + [folder / self._archive_name for folder in reversed(folders)]
+        inside = sorted(folders(data_dir, "annotations"), key=lambda p: p.name != "annotations")
+        return inside + [folder / self._archive_name for folder in inside]
 
 
-def read_contexts(files: Files, report: ReadReport) -> Iterator[Context]:
+def read_contexts(
+    files: Files, report: ReadReport, check: Callable[..., None] | None = None
+) -> Iterator[Context]:
     """The images that have a caption, in ascending order of their id.
 
     Both files are decoded and checked against each other before the first context appears.
@@ -188,51 +181,48 @@ def read_contexts(files: Files, report: ReadReport) -> Iterator[Context]:
     Args:
         files: with the roles ``captions`` and ``instances``.
         report: counts what is left out.
+        check: called with names, images, names of categories and infos, to refuse the files.
 
     Raises:
         SourceError: a file is damaged, or it contradicts itself or the other one.
     """
     instances_path, captions_path = files.paths["instances"], files.paths["captions"]
-    instances_file, instances = decode(instances_path, _INSTANCES)
-    captions_file, captions = decode(captions_path, _CAPTIONS)
-    sizes = sizes_of(instances_file.images, instances_path.name)
-    caption_sizes = sizes_of(captions_file.images, captions_path.name)
-    categories = _categories(instances_file.categories, instances_path.name)
-    instances.check(sizes, instances_path.name)
-    instances.check_categories(categories, instances_path.name)
-    captions.check(caption_sizes, captions_path.name)
-    _check_same_images(caption_sizes, sizes, captions_path.name, instances_path.name)
-    if boxes_only := sizes.keys() - caption_sizes.keys():
-        report.skip("image without captions", len(boxes_only))
+    instances_file, instances = decode(instances_path, _INSTANCES, report)
+    captions_file, captions = decode(captions_path, _CAPTIONS, report)
+    categories = categories_of(instances_file.categories, instances_path.name)
+    if check is not None:
+        where = f"{instances_path.name}, {captions_path.name}"
+        infos = (instances_file.info, captions_file.info)
+        check(where, captions_file.images, categories.values(), infos)
+    images = usable_images(captions_file.images, captions_path.name, report)
+    # What is wrong with an image in both files counts once.
+    boxed = usable_images(instances_file.images, instances_path.name, ReadReport())
+    _check_same_images(images, boxed, captions_path.name, instances_path.name)
+    listed = {image.id for image in captions_file.images}
+    if boxes_only := sorted(boxed.keys() - listed):
+        reason = "image that the captions file doesn't have"
+        report.skip(reason, len(boxes_only), example=str(boxes_only[0]), harmless=True)
+    captions.count_strays(listed, report)
+    instances.count_strays(listed | boxed.keys(), report)
     licenses = Licenses.of(captions_file.licenses)
-    images = sorted(captions_file.images, key=lambda image: image.id)
     del instances_file, captions_file
-    caption_groups = captions.grouped([image.id for image in images])
-    box_groups = instances.grouped([image.id for image in images], sizes, categories)
-    for image, texts, boxes in zip(images, caption_groups, box_groups, strict=True):
-        cleaned = _clean_captions(texts, report)
-        if not cleaned:
-            report.skip("image without captions")
+    wanted = sorted(images)
+    caption_groups = captions.grouped(wanted)
+    box_groups = instances.grouped(boxed | images, wanted, categories, instances_path.name, report)
+    names: set[str] = set()
+    for image_id, texts, boxes in zip(wanted, caption_groups, box_groups, strict=True):
+        image, context_id = images[image_id], f"{image_id:012d}"
+        cleaned = _clean_captions(texts, context_id, report)
+        file_name = published_name(image.file_name)
+        if file_name != image.file_name:
+            report.skip("path before a file's name", example=context_id, harmless=True)
+        if not cleaned or not file_name or file_name in names:
+            named = "whose name another image has" if file_name in names else "without a file name"
+            report.skip(f"image {named if cleaned else 'without captions'}", example=context_id)
             continue
+        names.add(file_name)
         report.contexts += 1
-        media = licenses.media(image, image.file_name)
-        yield Context(f"{image.id:012d}", media, cleaned, whole_boxes(boxes, report))
-
-
-class ImageSize(msgspec.Struct, gc=False):
-    """Width and height in pixels."""
-
-    id: int
-    width: int
-    height: int
-
-
-class Photo(ImageSize, gc=False):
-    """Where the image is from, as far as the file says."""
-
-    coco_url: str | None = None
-    flickr_url: str | None = None
-    license: int | None = None
+        yield Context(context_id, licenses.media(image, file_name, report), cleaned, tuple(boxes))
 
 
 class _Image(Photo, kw_only=True, gc=False):
@@ -240,7 +230,6 @@ class _Image(Photo, kw_only=True, gc=False):
 
 
 class _Annotation(msgspec.Struct, gc=False):
-    id: _Id
     image_id: _Id
 
 
@@ -250,6 +239,7 @@ class Instance(_Annotation, gc=False):
     category_id: _Id
     bbox: tuple[float, float, float, float]
     iscrowd: int = 0
+    area: float = math.nan
 
 
 class _Caption(_Annotation, gc=False):
@@ -261,13 +251,7 @@ class Category(msgspec.Struct, gc=False):
 
     id: _Id
     name: str
-
-
-class License(msgspec.Struct, gc=False):
-    """A licence of images, in a file's own table."""
-
-    id: int
-    url: str | None = None
+    keypoints: Any = None
 
 
 class _InstancesFile(AnnotationFile, kw_only=True, gc=False):
@@ -285,21 +269,22 @@ class _CaptionsFile(AnnotationFile, kw_only=True, gc=False):
 class _Annotations:
     """Columns of annotations in the file's order."""
 
+    noun: str
+
     def __init__(self) -> None:
-        self.ids = array("q")
         self.image_ids = array("q")
 
     def add(self, annotations: list[Any]) -> None:
-        self.ids.extend([annotation.id for annotation in annotations])
         self.image_ids.extend([annotation.image_id for annotation in annotations])
 
-    def check(self, images: Collection[int], file_name: str) -> None:
-        if (at := _first_unknown(self.image_ids, images)) is not None:
-            raise SourceError(
-                f"{file_name}: annotation {self.ids[at]} names an unknown image, got image id "
-                f"{self.image_ids[at]} against one of the {len(images)} ids in 'images' expected. "
-                "Fix the annotation or download the file again."
-            )
+    def count_strays(self, images: set[int], report: ReadReport) -> None:
+        """Count what is of no image in the file."""
+        owners = np.asarray(self.image_ids)
+        known = np.array([i for i in images if 0 <= i < 10**12], dtype=np.int64)
+        strays = owners[~np.isin(owners, known)]
+        if len(strays):
+            reason = f"{self.noun} of an image that isn't in the file"
+            report.skip(reason, len(strays), example=str(strays[0]))
 
     def order(self) -> IntColumn:
         """Row numbers sorted by image, within an image in the file's order."""
@@ -313,6 +298,8 @@ class _Annotations:
 
 
 class _Captions(_Annotations):
+    noun = "caption"
+
     def __init__(self) -> None:
         super().__init__()
         self.texts: list[str] = []
@@ -331,35 +318,77 @@ class _Captions(_Annotations):
 class Instances(_Annotations):
     """Boxes in columns."""
 
+    noun = "box"
+
     def __init__(self) -> None:
         super().__init__()
         self.category_ids = array("q")
         self.xywh = array("d")
+        self.areas = array("d")
         self.is_group = array("b")
 
     def add(self, annotations: list[Instance]) -> None:
         super().add(annotations)
         self.category_ids.extend([instance.category_id for instance in annotations])
         self.xywh.extend(chain.from_iterable([instance.bbox for instance in annotations]))
+        self.areas.extend([instance.area for instance in annotations])
         self.is_group.extend([instance.iscrowd == 1 for instance in annotations])
 
-    def check_categories(self, categories: Collection[int], file_name: str) -> None:
-        if (at := _first_unknown(self.category_ids, categories)) is not None:
-            raise SourceError(
-                f"{file_name}: annotation {self.ids[at]} names an unknown category, got "
-                f"category id {self.category_ids[at]} against one of the {len(categories)} "
-                "ids in 'categories' expected. Fix the annotation or download the file again."
-            )
-
     def grouped(
-        self, image_ids: list[int], sizes: dict[int, tuple[int, int]], categories: dict[int, str]
+        self,
+        images: Mapping[int, ImageSize],
+        wanted: list[int],
+        categories: Mapping[int, str],
+        where: str,
+        report: ReadReport,
     ) -> Iterator[list[Box]]:
-        """Each image's boxes, cut at its border; some may have no area."""
+        """Each wanted image's boxes, cut at its border; those without an area are left out.
+
+        Args:
+            images: all whose size is known.
+            wanted: ids in ascending order.
+            categories: id -> name.
+            where: the file, for errors.
+            report: counts what is left out.
+
+        Raises:
+            SourceError: most boxes can't be where they are.
+        """
+        owners, category_ids = np.asarray(self.image_ids), np.asarray(self.category_ids)
+        xywh = np.asarray(self.xywh).reshape(-1, 4)
+        # One more, of no box.
+        ids = np.array([*sorted(images), -1])
+        sizes = np.array(
+            [*((images[i].width, images[i].height) for i in ids[:-1].tolist()), (1, 1)]
+        )
+        place = np.searchsorted(ids[:-1], owners)
+        size = sizes[place].astype(np.float64)
+        finite = np.isfinite(xywh).all(axis=1)
+        usable = (ids[place] == owners) & finite
+        check_pixels(xywh[usable], np.asarray(self.areas)[usable], size[usable], where)
+        with np.errstate(over="ignore", invalid="ignore"):
+            corners = np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]])
+        corners /= np.hstack([size, size])
+        np.clip(corners, 0.0, 1.0, out=corners)
+        kept = np.isin(ids, wanted)[place] & (ids[place] == owners)
+
+        def leave_out(mask: Mask, reason: str, harmless: bool = False) -> None:
+            nonlocal kept
+            if (bad := owners[kept & mask]).size:
+                report.skip(reason, len(bad), example=f"{bad[0]:012d}", harmless=harmless)
+                kept = kept & ~mask
+
+        leave_out(~finite, "box that isn't finite")
+        known = np.isin(category_ids, np.fromiter(categories, np.int64, len(categories)))
+        leave_out(~known, "box of a category that isn't in the file")
+        whole = (corners[:, 0] < corners[:, 2]) & (corners[:, 1] < corners[:, 3])
+        leave_out(~whole, "box outside the image or empty")
+        leave_out(repeated(owners, category_ids, xywh), "box that is there twice", harmless=True)
         order = self.order()
-        corners = self._xyxy_norm(sizes)[order]
-        category_ids = np.asarray(self.category_ids)[order]
-        is_group = np.asarray(self.is_group)[order].astype(bool)
-        for begin, end in self.spans(order, image_ids):
+        order = order[kept[order]]
+        corners, is_group = corners[order], np.asarray(self.is_group)[order].astype(bool)
+        category_ids = category_ids[order]
+        for begin, end in self.spans(order, wanted):
             rows = slice(begin, end)
             yield [
                 Box(categories[category_id], tuple(box), group)
@@ -371,164 +400,99 @@ class Instances(_Annotations):
                 )
             ]
 
-    def _xyxy_norm(self, sizes: dict[int, tuple[int, int]]) -> FloatColumns:
-        """(N, 4) float64, xyxy, 0..1."""
-        ids = np.array(sorted(sizes), dtype=np.int64)
-        by_id = np.array([sizes[i] for i in ids.tolist()], dtype=np.float64).reshape(-1, 2)
-        size = by_id[np.searchsorted(ids, np.asarray(self.image_ids))]
-        xywh = np.asarray(self.xywh).reshape(-1, 4)
-        with np.errstate(over="ignore"):
-            corners = np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]])
-        corners /= np.hstack([size, size])
-        return np.clip(corners, 0.0, 1.0, out=corners)
 
-
-_INSTANCES = Layout(_InstancesFile, Instances)
-_CAPTIONS = Layout(_CaptionsFile, _Captions)
+_INSTANCES = Layout(_InstancesFile, Instances, "box", "bbox", "caption")
+_CAPTIONS = Layout(_CaptionsFile, _Captions, "caption", "caption", "bbox")
 
 _SizedImage = TypeVar("_SizedImage", bound=ImageSize)
 
 
-def _first_unknown(ids: array[int], known: Collection[int]) -> int | None:
-    """The first row whose id is not among the known ones."""
-    unknown = ~np.isin(np.asarray(ids), np.fromiter(known, np.int64, len(known)))
-    return int(unknown.argmax()) if unknown.any() else None
-
-
-@dataclass(frozen=True, slots=True)
-class Licenses:
-    """Image licences that are known: by id, where the file's own table doesn't say otherwise."""
-
-    known: dict[int, tuple[str, str]]
-    urls: dict[int, str]
-
-    @classmethod
-    def of(cls, table: Iterable[License]) -> Licenses:
-        """Those of a file with that table."""
-        urls = {entry.id: entry.url for entry in table if entry.url}
-        known = {
-            license_id: (spdx, url)
-            for license_id, (spdx, url) in IMAGE_LICENSES.items()
-            if _same_page(urls.get(license_id, url), url)
-        }
-        return cls(known, urls)
-
-    def media(self, image: Photo, file_name: str) -> Media:
-        """The image's record, with the page on Flickr that names its author."""
-        license_id = -1 if image.license is None else image.license
-        license, license_url = self.known.get(license_id, (None, self.urls.get(license_id)))
-        photo = _FLICKR_FILE.fullmatch(image.flickr_url or "")
-        return Media(
-            file_name=file_name,
-            url=image.coco_url or None,
-            landing_url=f"https://www.flickr.com/photo.gne?id={photo[1]}" if photo else None,
-            width=image.width,
-            height=image.height,
-            license=license,
-            license_url=license_url,
-        )
-
-
-@lru_cache(maxsize=1024)
-def spdx_of(url: str | None) -> str | None:
-    """The SPDX identifier for the page of one of these licences, or None."""
-    if url is None:
-        return None
-    return next((spdx for spdx, page in IMAGE_LICENSES.values() if _same_page(url, page)), None)
-
-
-def _same_page(url: str, other: str) -> bool:
-    return url.split("://")[-1].rstrip("/") == other.split("://")[-1].rstrip("/")
-
-
-def sizes_of(images: list[_SizedImage], file_name: str) -> dict[int, tuple[int, int]]:
-    """Image id -> width and height in pixels.
+def usable_images(
+    images: list[_SizedImage], file_name: str, report: ReadReport
+) -> dict[int, _SizedImage]:
+    """Image id -> image, of those that have a size; the others are counted.
 
     Raises:
-        SourceError: an id is given twice or out of range, or an image has no area or an
-            impossible size.
+        SourceError: there are different images of one id.
     """
-    sizes: dict[int, tuple[int, int]] = {}
+    found: dict[int, _SizedImage] = {}
+    twice = []
     for image in images:
-        if image.id in sizes:
-            raise SourceError(
-                f"{file_name}: image id {image.id} appears twice, got {len(images)} images against "
-                "one of each id expected. Remove one of them or download the file again."
-            )
-        if image.id not in _IDS_OF_12_DIGITS:
-            raise SourceError(
-                f"{file_name}: image id out of range, got {image.id} against 0 to 999999999999 "
-                "expected. Renumber the image."
-            )
-        if image.width <= 0 or image.height <= 0:
-            raise SourceError(
-                f"{file_name}: image {image.id} has no area, got {image.width} x {image.height} "
-                "pixels against at least 1 x 1 expected. Fix its width and height or download the "
-                "file again."
-            )
-        if max(image.width, image.height) > _MAX_SIDE_PX:
-            raise SourceError(
-                f"{file_name}: image {image.id} has an impossible size, got {image.width} x "
-                f"{image.height} pixels against at most {_MAX_SIDE_PX} on a side expected. Fix its "
-                "width and height or download the file again."
-            )
-        sizes[image.id] = image.width, image.height
-    return sizes
-
-
-def _categories(categories: list[Category], file_name: str) -> dict[int, str]:
-    names = {category.id: " ".join(category.name.split()) for category in categories}
-    if len(names) < len(categories) or "" in names.values():
+        if not 0 <= image.id < 10**12:
+            report.skip("image whose id isn't a number of up to 12 digits", example=str(image.id))
+        elif not (0 < image.width <= _MAX_SIDE_PX and 0 < image.height <= _MAX_SIDE_PX):
+            report.skip("image without a possible size", example=f"{image.id:012d}")
+        elif (known := found.setdefault(image.id, image)) is image:
+            continue
+        elif known != image:
+            twice.append(str(image.id))
+        else:
+            report.skip("image that is listed twice", example=f"{image.id:012d}", harmless=True)
+    if twice:
         raise SourceError(
-            f"{file_name}: 'categories' is ambiguous, got {len(categories)} entries with "
-            f"{len(names)} ids and names {sorted(names.values())} against one name for each id "
-            "expected. Fix the entries or download the file again."
+            f"{file_name}: image id {', '.join(twice[:5])} appears twice, got {len(twice)} images "
+            "that differ from another of their id against one of each id expected. Remove one of "
+            "them or download the file again."
         )
-    return names
+    return found
+
+
+def categories_of(
+    categories: list[Category], file_name: str, label: Callable[[str], str] = str
+) -> dict[int, str]:
+    """Category id -> name, of those that have one; ``label`` makes it of the file's.
+
+    Raises:
+        SourceError: an id has two names, or the categories are of another kind of file.
+    """
+    names: dict[int, str] = {}
+    for category in categories:
+        name = " ".join(label(category.name).split())
+        if names.setdefault(category.id, name) != name:
+            raise SourceError(
+                f"{file_name}: 'categories' is ambiguous, got {names[category.id]!r} and {name!r} "
+                f"for id {category.id} against one name for each id expected. Fix the entries or "
+                "download the file again."
+            )
+    if categories and all(category.keypoints for category in categories):
+        raise SourceError(
+            f"{file_name}: got a file of keypoints, which has people alone, against a file of "
+            "boxes expected. Give the file that this name belongs to."
+        )
+    return {category_id: name for category_id, name in names.items() if name}
 
 
 def _check_same_images(
-    caption_sizes: dict[int, tuple[int, int]],
-    sizes: dict[int, tuple[int, int]],
+    captioned: Mapping[int, ImageSize],
+    boxed: Mapping[int, ImageSize],
     captions_name: str,
     instances_name: str,
 ) -> None:
-    shared = caption_sizes.keys() & sizes.keys()
-    for image_id in sorted(shared):
-        got, expected = caption_sizes[image_id], sizes[image_id]
-        if got != expected:
-            raise SourceError(
-                f"{captions_name}: image {image_id} differs from {instances_name}, got "
-                f"{got[0]} x {got[1]} against {expected[0]} x {expected[1]} pixels expected. "
-                "Take both files from one release."
-            )
-    if caption_sizes and sizes and not shared:
+    shared = captioned.keys() & boxed.keys()
+    pairs = [(captioned[i], boxed[i]) for i in shared]
+    if other := [(a, b) for a, b in pairs if a.width != b.width or a.height != b.height]:
+        named = "; ".join(
+            f"image {a.id} differs from {instances_name}, got {a.width} x {a.height} against "
+            f"{b.width} x {b.height} pixels expected"
+            for a, b in sorted(other, key=lambda pair: pair[0].id)[:5]
+        )
+        more = f" ({len(other)} in all)" if len(other) > 5 else ""
+        raise SourceError(f"{captions_name}: {named}{more}. Take both files from one release.")
+    if captioned and boxed and not shared:
         raise SourceError(
             f"{captions_name}: other images than in {instances_name}, got none of its "
-            f"{len(sizes)} ids against the same ids expected. "
+            f"{len(boxed)} ids against the same ids expected. "
             "Take both files from one release and split."
         )
 
 
-def _clean_captions(captions: list[str], report: ReadReport) -> tuple[str, ...]:
+def _clean_captions(captions: list[str], owner: str, report: ReadReport) -> tuple[str, ...]:
     """Without stray white space (13 % have some), empty ones and repetitions."""
     distinct: dict[str, str] = {}
     for caption in captions:
         text = " ".join(caption.split())
         if not text:
-            report.skip("empty caption")
+            report.skip("empty caption", example=owner)
         elif distinct.setdefault(text.casefold(), text) is not text:
-            report.skip("repeated caption")
+            report.skip("repeated caption", example=owner, harmless=True)
     return tuple(distinct.values())
-
-
-def whole_boxes(boxes: list[Box], report: ReadReport) -> tuple[Box, ...]:
-    """The boxes that have an area inside the image."""
-    kept = []
-    for box in boxes:
-        min_x, min_y, max_x, max_y = box.bbox_xyxy_norm
-        if min_x < max_x and min_y < max_y:
-            kept.append(box)
-    if len(kept) < len(boxes):
-        report.skip("box outside the image or empty", len(boxes) - len(kept))
-    return tuple(kept)

@@ -86,6 +86,14 @@ class JoinedSource:
             *((other, own) for other in self.others for own in other.info.splits),
         )
 
+    def file_names(self, split: str) -> dict[str, str]:
+        """Those of all parts."""
+        return {
+            f"{number}{_SEPARATOR}{role}": name
+            for number, (source, own) in enumerate(self.members(split))
+            for role, name in source.file_names(own).items()
+        }
+
     def downloads(self, split: str) -> tuple[Download, ...]:
         """Those of all parts."""
         every = (d for source, own in self.members(split) for d in source.downloads(own))
@@ -120,13 +128,11 @@ class JoinedSource:
             report.contexts += 1
             yield joined.added_to(context, report)
         joined.finish(report)
-        for reason, count in reports[0].skipped.items():
-            report.skip(reason, count)
+        report.add(reports[0])
         for (source, _), own_report in zip(
             self.members(self.first.info.splits[0])[1:], reports[1:], strict=True
         ):
-            for reason, count in own_report.skipped.items():
-                report.skip(f"{source.info.name}: {reason}", count)
+            report.add(own_report, source.info.name)
 
 
 def _paths_of(files: Files, number: int) -> dict[str, Path]:
@@ -179,7 +185,8 @@ class _Others:
                     "images."
                 )
             if unmatched:
-                report.skip(f"{name}: image that is not among those of {self._first}", unmatched)
+                reason = f"{name}: image that is not among those of {self._first}"
+                report.skip(reason, unmatched, harmless=True)
 
 
 def _tagged(owner: int, stream: Iterator[Context]) -> Iterator[tuple[int, Context]]:

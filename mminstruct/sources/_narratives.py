@@ -8,12 +8,15 @@ which nobody needs here: the typed decoder steps over them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from mminstruct.errors import SourceError
+from mminstruct.sources import ReadReport
+from mminstruct.sources._annotation_file import opened
+from mminstruct.sources._tolerance import converted, loads
 
 URL = "https://storage.googleapis.com/localized-narratives/annotations"
 CITATION = """\
@@ -31,34 +34,66 @@ class Narrative(msgspec.Struct, gc=False):
 
     image_id: str
     caption: str
+    dataset_id: str = ""
 
 
+# How the ``dataset_id`` of all that were published begins; Flickr30k is misspelt there.
+_CORPORA = ("mscoco_", "open_images_", "flick30k_", "flickr30k_", "ade20k_")
 _decoder = msgspec.json.Decoder(Narrative)
 
 
-def read(path: Path) -> Iterator[Narrative]:
-    """The narratives in the file's order, white space in their texts cleaned; empty lines skipped.
+def read(
+    path: Path, images: str, number: Callable[[str], int | None], form: str, report: ReadReport
+) -> dict[int, list[str]]:
+    """Image's number -> its narratives, distinct, white space cleaned, in the file's order.
+
+    Args:
+        path: the file; empty lines are skipped.
+        images: how the ``dataset_id`` of the file's images begins.
+        number: image id -> number, or None if it can't be one.
+        form: what an image id is, in words.
+        report: counts what is left out.
 
     Raises:
-        SourceError: a line isn't a narrative.
+        SourceError: the narratives are of other images, or most lines are none.
     """
+    texts: dict[int, list[str]] = {}
+    found = ReadReport()
+    with opened(path) as file:
+        for line_number, line in enumerate(file, 1):
+            if line.isspace():
+                continue
+            named = f"line {line_number}"
+            try:
+                narrative = _narrative(line, named, found)
+            except (msgspec.DecodeError, ValueError, RecursionError):
+                found.skip("narrative that can't be read", example=named)
+                continue
+            of_others = narrative.dataset_id.casefold()
+            if of_others.startswith(_CORPORA) and not of_others.startswith(images):
+                raise SourceError(
+                    f"{path.name}, {named}: got the dataset_id {narrative.dataset_id!r} against "
+                    f"{images}... expected: these narratives are of other images. Give the file "
+                    "that this name belongs to."
+                )
+            if (owner := number(narrative.image_id)) is None:
+                found.skip(f"narrative whose image id isn't {form}", example=narrative.image_id)
+                continue
+            text, own = " ".join(narrative.caption.split()), texts.setdefault(owner, [])
+            if not text:
+                found.skip("empty narrative", example=narrative.image_id)
+            elif text in own:
+                found.skip("repeated narrative", example=narrative.image_id, harmless=True)
+            else:
+                own.append(text)
+    found.kept["narrative"] = sum(map(len, texts.values()))
+    found.check(path.name)
+    report.add(found)
+    return {owner: own for owner, own in texts.items() if own}
+
+
+def _narrative(line: bytes, named: str, report: ReadReport) -> Narrative:
     try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.isspace():
-                    continue
-                try:
-                    narrative = _decoder.decode(line)
-                except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                    raise SourceError(
-                        f"{path.name}, line {number}: not a narrative, got {line[:80]!r} "
-                        f"({error}) against a JSON object with image_id and caption expected. "
-                        "Fix that line or download the file again."
-                    ) from error
-                narrative.caption = " ".join(narrative.caption.split())
-                yield narrative
-    except OSError as error:
-        raise SourceError(
-            f"{path.name}: can't be read, got '{error.strerror}' against a readable file expected. "
-            "Check that it exists and its permissions."
-        ) from error
+        return _decoder.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return converted(loads(line), Narrative, "narrative", report, named)

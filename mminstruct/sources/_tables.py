@@ -5,13 +5,17 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
+import math
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -21,8 +25,12 @@ import pyarrow.csv
 from numpy.typing import NDArray
 
 from mminstruct.errors import SourceError
+from mminstruct.sources import ReadReport
+from mminstruct.sources._annotation_file import opened
+from mminstruct.sources._tolerance import Mask
 
 Ids: TypeAlias = NDArray[np.uint64]
+Column: TypeAlias = NDArray[Any]
 
 _Kept = TypeVar("_Kept")
 
@@ -31,6 +39,7 @@ _BLOCK_BYTES = 64 << 20
 # More of them hardly help, and each has pieces in memory.
 _THREADS = min(8, os.cpu_count() or 1)
 _ID_CHARACTERS = 16
+ID_FORM = f"{_ID_CHARACTERS} hexadecimal digits"
 _CHARACTERS = frozenset("0123456789abcdef")
 _NO_DIGIT = 255
 _DIGITS = np.full(256, _NO_DIGIT, dtype=np.uint8)
@@ -43,6 +52,7 @@ def scan(
     columns: Mapping[str, pa.DataType],
     keep: Callable[[pa.RecordBatch], _Kept],
     *,
+    optional: Collection[str] = (),
     piece_bytes: int = 4 << 20,
 ) -> Iterator[_Kept]:
     """What ``keep`` makes of each of the pieces of a CSV file with a header, in the file's order.
@@ -51,35 +61,31 @@ def scan(
 
     Args:
         path: the file, UTF-8; a quoted field may go over several lines.
-        columns: name as in the header -> type, of those that are needed; an empty field is null.
+        columns: name as in the header -> type, of those that are needed; an empty field is null,
+            and one that can't be read as its type.
         keep: called with some thousand rows, and not always from the same thread.
+        optional: those of them that may be missing, and are null then.
         piece_bytes: about how long a piece is; what is read of it fits the processor's cache.
 
     Raises:
-        SourceError: a column is missing, a value doesn't fit its type, a row is cut off.
+        SourceError: a column is missing, a row is cut off.
     """
-    convert = pyarrow.csv.ConvertOptions(
-        include_columns=list(columns),
-        column_types=dict(columns),
-        strings_can_be_null=True,
-        null_values=[""],
-    )
 
     def kept(piece: bytes) -> list[_Kept]:
         with _explained(path, columns):
-            table = pyarrow.csv.read_csv(
-                pa.BufferReader(piece),
-                read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
-                parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-                convert_options=convert,
-            )
+            try:
+                table = _parsed(piece, columns)
+            except pa.ArrowInvalid:
+                table = _parsed(piece, dict.fromkeys(columns, pa.string()))
+                read = {n: _read_as(t, table.column(n)) for n, t in columns.items()}
+                table = pa.table(read).combine_chunks()
         empty = pa.RecordBatch.from_pylist([], table.schema)
         return [keep(batch) for batch in table.to_batches() or [empty]]
 
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="table") as threads:
         running: deque[Future[list[_Kept]]] = deque()
         try:
-            for piece in _pieces(path, piece_bytes):
+            for piece in _pieces(path, piece_bytes, columns, optional):
                 running.append(threads.submit(kept, piece))
                 if len(running) > _THREADS:
                     yield from running.popleft().result()
@@ -90,10 +96,72 @@ def scan(
                 future.cancel()
 
 
-def _pieces(path: Path, size_bytes: int) -> Iterator[bytes]:
+def _parsed(piece: bytes, columns: Mapping[str, pa.DataType]) -> pa.Table:
+    return pyarrow.csv.read_csv(
+        pa.BufferReader(piece),
+        read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(
+            include_columns=list(columns),
+            include_missing_columns=True,
+            column_types=dict(columns),
+            strings_can_be_null=True,
+            null_values=[""],
+        ),
+    )
+
+
+def _read_as(kind: pa.DataType, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Texts as what they look like: 1.0 is a whole number; null for all that is none."""
+    if pa.types.is_dictionary(kind):
+        return column.dictionary_encode().cast(kind)
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+        return column
+    bits = kind.bit_width if pa.types.is_integer(kind) else None
+    values = [_number(text, bits) for text in column.to_pylist()]
+    return pa.chunked_array([pa.array(values, kind)])
+
+
+def _number(text: str | None, bits: int | None) -> float | None:
+    """A number, or a whole one of that many bits."""
+    try:
+        number = float(_WORDS.get((text or "").strip().lower(), text or ""))
+    except ValueError:
+        return None
+    if bits is None:
+        return number
+    is_whole = math.isfinite(number) and number.is_integer() and abs(number) < 2 ** (bits - 1)
+    return int(number) if is_whole else None
+
+
+_WORDS = {"true": "1", "false": "0"}
+
+
+def _header(head: bytes, path: Path, columns: Collection[str], optional: Collection[str]) -> bytes:
+    """The header with the columns' names as they are asked for, whatever their case and spaces.
+
+    Raises:
+        SourceError: one is missing that isn't optional.
+    """
+    known = {name.casefold(): name for name in columns}
+    found = [name.strip() for name in next(csv.reader([head.decode()]), [])]
+    renamed = [known.get(name.casefold(), name) for name in found]
+    if missing := [name for name in columns if name not in (*renamed, *optional)]:
+        raise SourceError(
+            f"{path.name}: no column {', '.join(missing)}, got {', '.join(found) or 'no header'} "
+            f"against {', '.join(columns)} expected. Give the file that this name belongs to."
+        )
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(renamed)
+    return line.getvalue().encode()
+
+
+def _pieces(
+    path: Path, size_bytes: int, columns: Collection[str], optional: Collection[str]
+) -> Iterator[bytes]:
     """The file in pieces that end where a row ends, each under the file's header."""
-    with _explained(path, {}), path.open("rb") as file:
-        head = file.readline()
+    with _explained(path, {}), opened(path) as file:
+        head = _header(file.readline(), path, columns, optional)
         rows = file.read(size_bytes)
         while True:
             lines = [rows, file.readline()]
@@ -112,13 +180,112 @@ def _quotes(text: bytes) -> int:
     return text.count(b'"') if b'"' in text else 0
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of a table, sorted by image.
+
+    Attributes:
+        owners: number of the image in the list of ids, ascending.
+        columns: of the same length.
+        as_items: makes the items of some rows of the columns.
+    """
+
+    owners: NDArray[np.int32]
+    columns: tuple[Column, ...]
+    as_items: Callable[..., list[Any]]
+
+    def piece(self, start: int, stop: int) -> Iterator[list[Any]]:
+        """The items of each of some images."""
+        edges = np.searchsorted(self.owners, np.arange(start, stop + 1, dtype=np.int32)).tolist()
+        items = self.as_items(*(column[edges[0] : edges[-1]] for column in self.columns))
+        for begin, end in zip(edges, edges[1:], strict=False):
+            yield items[begin - edges[0] : end - edges[0]]
+
+
+def wanted(batch: pa.RecordBatch, ids: Ids) -> tuple[NDArray[np.int32], pa.RecordBatch, int]:
+    """The batch's rows of wanted images, after their owners: numbers in the list of ids.
+
+    And how many rows have an id that can't be read.
+    """
+    found, readable = image_ids(batch.column("ImageID"))
+    if not len(ids):
+        return np.zeros(0, dtype=np.int32), batch.slice(0, 0), 0
+    owners = np.searchsorted(ids, found).astype(np.int32)
+    owners[owners == len(ids)] = 0
+    mask = ids[owners] == found
+    unreadable = 0
+    if readable is not None:
+        mask, unreadable = mask & readable, int(np.count_nonzero(~readable))
+    return owners[mask], batch.filter(pa.array(mask)), unreadable
+
+
+# Reason -> which rows are left out for it, and the columns of all.
+Judged: TypeAlias = tuple[dict[str, NDArray[np.bool_]], tuple[Column, ...]]
+
+
+def rows_of(
+    noun: str,
+    path: Path,
+    columns: Mapping[str, pa.DataType],
+    ids: Ids,
+    judge: Callable[[NDArray[np.int32], pa.RecordBatch], Judged],
+    as_items: Callable[..., list[Any]],
+    report: ReadReport,
+    *,
+    check: Callable[[], None] = lambda: None,
+    optional: Collection[str] = (),
+) -> Rows:
+    """A table's rows of wanted images, by image and otherwise in the file's order.
+
+    Args:
+        noun: what a row is.
+        path: the table.
+        columns: name -> type.
+        ids: of the wanted images.
+        judge: says what is kept of some rows; besides them it gets their owners.
+        as_items: as in `Rows`.
+        report: counts what is left out.
+        check: called once all rows were judged.
+        optional: columns that may be missing.
+
+    Raises:
+        SourceError: the table is damaged, or most of its rows can't be used.
+    """
+
+    def keep(batch: pa.RecordBatch) -> tuple[dict[str, tuple[int, str]], tuple[Column, ...]]:
+        owners, rows, unreadable = wanted(batch, ids)
+        left_out, values = judge(owners, rows)
+        kept = ~np.logical_or.reduce(tuple(left_out.values()))
+        counts = {
+            reason: (int(mask.sum()), f"{ids[owners[mask.argmax()]]:016x}")
+            for reason, mask in left_out.items()
+            if mask.any()
+        }
+        if unreadable:
+            counts[f"{noun} whose image id isn't {ID_FORM}"] = unreadable, path.name
+        return counts, tuple(column[kept] for column in (owners, *values))
+
+    parts, found = [], ReadReport()
+    for counts, part in scan(path, {"ImageID": pa.string(), **columns}, keep, optional=optional):
+        parts.append(part)
+        for reason, (count, example) in counts.items():
+            found.skip(reason, count, example=example)
+    owners, *values = (np.concatenate(column) for column in zip(*parts, strict=True))
+    check()
+    found.kept[noun] = len(owners)
+    found.check(path.name)
+    report.add(found)
+    order = np.argsort(owners, kind="stable")
+    return Rows(owners[order], tuple(column[order] for column in values), as_items)
+
+
 def names(path: Path) -> dict[str, str]:
     """Label id -> its name in words, from a class description file with a header or without.
 
     Names with commas and quotes are quoted in these files, and some aren't ASCII.
     """
-    with _explained(path, {}), path.open(encoding="utf-8-sig", newline="") as file:
-        rows = [row for row in csv.reader(file) if row]
+    with _explained(path, {}), opened(path) as file:
+        rows = [row for row in csv.reader(codecs.iterdecode(file, "utf-8")) if row]
     for number, row in enumerate(rows, 1):
         if len(row) < 2:
             raise SourceError(
@@ -135,8 +302,8 @@ def lines_of(path: Path, column: str, value: str) -> list[int]:
     For errors: it reads one row after the other.
     """
     found = []
-    with _explained(path, {}), path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file)
+    with _explained(path, {}), opened(path) as file:
+        rows = csv.reader(codecs.iterdecode(file, "utf-8"))
         place = next(rows).index(column)
         line = rows.line_num + 1
         for row in rows:
@@ -150,40 +317,38 @@ def _is_label_id(text: str) -> bool:
     return text.startswith(("/m/", "/g/"))
 
 
-def image_ids(column: pa.Array, path: Path) -> Ids:
-    """The ids of a column, 16 hexadecimal digits each, as numbers.
+def image_ids(column: pa.Array) -> tuple[Ids, Mask | None]:
+    """The ids of a column, 16 hexadecimal digits each, as numbers, and which can be read, or None.
 
-    Raises:
-        SourceError: one of them isn't such an id.
+    None is all of them.
     """
     text = column.cast(pa.binary())
     lengths = np.diff(_offsets(text))
     if column.null_count or (len(lengths) and (lengths != _ID_CHARACTERS).any()):
-        raise _bad_id(column, path)
+        return _odd_ids(column)
     start = int(_offsets(text)[0]) if len(text) else 0
     buffer = text.buffers()[2]
     if not len(text) or buffer is None:
-        return np.zeros(0, dtype=np.uint64)
+        return np.zeros(0, dtype=np.uint64), None
     count = _ID_CHARACTERS * len(text)
     digits = _DIGITS[np.frombuffer(buffer, np.uint8, count, start)].reshape(-1, _ID_CHARACTERS)
     if (digits == _NO_DIGIT).any():
-        raise _bad_id(column, path)
+        return _odd_ids(column)
     pairs = (digits[:, ::2] << 4) | digits[:, 1::2]
-    return np.ascontiguousarray(pairs).view(">u8").ravel().astype(np.uint64)
+    return np.ascontiguousarray(pairs).view(">u8").ravel().astype(np.uint64), None
 
 
-def image_id(text: str, where: str) -> int:
-    """One such id.
+def _odd_ids(column: pa.Array) -> tuple[Ids, Mask | None]:
+    found = [image_id(text or "") for text in column.to_pylist()]
+    readable = np.array([number is not None for number in found], dtype=bool)
+    return np.array([number or 0 for number in found], dtype=np.uint64), readable
 
-    Raises:
-        SourceError: it isn't one.
-    """
-    if len(text) != _ID_CHARACTERS or not _CHARACTERS.issuperset(text):
-        raise SourceError(
-            f"{where}: got the image id {text!r} against {_ID_CHARACTERS} hexadecimal digits in "
-            "lower case expected. Fix that row or download the file again."
-        )
-    return int(text, 16)
+
+def image_id(text: str) -> int | None:
+    """One such id, also in upper case or where it is a file's name; None if it isn't one."""
+    digits = text.strip().lower().removesuffix(".jpg")
+    is_id = len(digits) == _ID_CHARACTERS and _CHARACTERS.issuperset(digits)
+    return int(digits, 16) if is_id else None
 
 
 def _offsets(text: pa.Array) -> NDArray[np.int32]:
@@ -191,15 +356,6 @@ def _offsets(text: pa.Array) -> NDArray[np.int32]:
     if buffer is None:
         return np.zeros(1, dtype=np.int32)
     return np.frombuffer(buffer, np.int32, len(text) + 1, 4 * text.offset)
-
-
-def _bad_id(column: pa.Array, path: Path) -> SourceError:
-    for text in column.to_pylist():
-        try:
-            image_id(text or "", path.name)
-        except SourceError as error:
-            return error
-    raise AssertionError("all ids are fine")
 
 
 @contextmanager
@@ -212,7 +368,7 @@ def _explained(path: Path, columns: Mapping[str, Any]) -> Iterator[None]:
             "expected. Check that it exists and its permissions."
         ) from error
     except (pa.ArrowInvalid, KeyError, UnicodeDecodeError, csv.Error) as error:
-        expected = f"the columns {', '.join(columns)}" if columns else "ids and names in UTF-8"
+        expected = f"the columns {', '.join(columns)} in UTF-8" if columns else "a table in UTF-8"
         # Arrow counts rows from the start of a piece, which would mislead.
         got = re.sub(r"Row #\d+: ", "", str(error))
         raise SourceError(

@@ -13,12 +13,13 @@ https://amass.is.tue.mpg.de/license.html, never redistributed.
 from __future__ import annotations
 
 import csv
+import io
 import math
+import re
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ from mminstruct.errors import SourceError, UsageError, did_you_mean
 from mminstruct.resources import shown
 from mminstruct.schema import Context, Media, Option
 from mminstruct.sources import Download, Files, ReadReport, SourceInfo
+from mminstruct.sources._annotation_file import folders, reader, text_of
+from mminstruct.sources._tolerance import OWN_DATA
 
 OPTIONS = {
     "motion_facts": Option(
@@ -42,6 +45,7 @@ FPS = 20
 _FILE_SPLIT = {"train": "train", "validation": "val", "test": "test"}
 _MOTION_LICENSE = "LicenseRef-AMASS"
 _MOTION_LICENSE_URL = "https://amass.is.tue.mpg.de/license.html"
+_NAME = re.compile(r"M?\d{6}")
 _FOLDERS = ("", "HumanML3D", "humanml3d")
 _JOINTS = 22
 # Indices of joints, as in SMPL; y is up, metres.
@@ -49,8 +53,7 @@ _PELVIS, _LEFT_HIP, _RIGHT_HIP, _LEFT_FOOT, _RIGHT_FOOT = 0, 1, 2, 10, 11
 _LEFT_SHOULDER, _RIGHT_SHOULDER = 16, 17
 _FOOT_RESTS_BELOW_M_PER_S = 0.25
 _SHORTEST_REST_FRAMES = 3
-# Of an archive, and of a member that is cut, encrypted (RuntimeError) or packed in a rare way.
-_ZIP_ERRORS = (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
+_LONGEST_S = 60.0
 
 _CITATION = """\
 @InProceedings{Guo_2022_CVPR,
@@ -125,7 +128,7 @@ class HumanML3DSource:
         Raises:
             SourceError: always, with the steps.
         """
-        self._file_split(split)
+        self.file_names(split)
         raise SourceError(f"HUMANML3D: no folder HumanML3D with texts and split files; {_STEPS}.")
 
     def locate(self, places: Sequence[Path], split: str) -> Files | None:
@@ -134,21 +137,22 @@ class HumanML3DSource:
         Raises:
             SourceError: some of it is there and what is needed isn't.
         """
-        name = f"{self._file_split(split)}.txt"
-        for folder in (place / below for place in places for below in _FOLDERS):
-            texts = next((p for p in (folder / "texts", folder / "texts.zip") if p.exists()), None)
-            if texts is None or not (folder / name).is_file():
-                if texts is not None and texts.is_dir() and (folder / "index.csv").is_file():
-                    raise SourceError(
-                        f"{name}: missing in {shown(folder)}, got texts without the list of the "
-                        f"split {split!r}; {_STEPS}."
-                    )
+        name = self.file_names(split)["ids"]
+        for group in (group for place in places for group in _groups(place)):
+            texts = _first(group, "texts", "texts.zip")
+            ids, index = _first(group, name), _first(group, "index.csv")
+            if texts is None or ids is None:
+                if texts is not None and index is not None:
+                    raise _missing(name, texts.parent, f"texts without the split {split!r}")
                 continue
-            paths = {"texts": texts, "ids": folder / name}
-            if (folder / "index.csv").is_file():
-                paths["index"] = folder / "index.csv"
+            paths = {"texts": _nested(texts), "ids": ids}
+            if index is not None:
+                paths["index"] = index
             if self.motion_facts:
-                paths["joints"] = _joints_folder(folder)
+                joints = _first(group, "new_joints")
+                if joints is None or not joints.is_dir():
+                    raise _missing("new_joints", ids.parent, "motion_facts without the joints")
+                paths["joints"] = joints
             return Files(paths, _fingerprint(paths))
         return None
 
@@ -158,23 +162,35 @@ class HumanML3DSource:
         Raises:
             SourceError: a listed motion has no texts, or its joints aren't joints.
         """
-        listed = _lines(files.paths["ids"])
+        lines = text_of(files.paths["ids"]).split("\n")
+        listed = [PurePath(line.strip()).stem for line in lines if line.strip()]
         known = set(listed)
         if len(known) < len(listed):
-            report.skip("repeated line in the split's list", len(listed) - len(known))
-        lengths_s = _lengths_s(files.paths["index"]) if "index" in files.paths else {}
-        text_of = _reader(files.paths["texts"])
+            reason = "repeated line in the split's list"
+            report.skip(reason, len(listed) - len(known), harmless=True)
+        _check_names(sorted(known), files.paths["ids"].name)
+        lengths_s = _lengths_s(files.paths["index"], report) if "index" in files.paths else {}
+        read_text = reader(files.paths["texts"])
         for name in sorted(known):
             original = name.removeprefix("M")
             if name != original and not self.mirrored:
-                report.skip("mirrored copy")
+                report.skip("mirrored copy", example=name, harmless=True)
                 continue
             if original not in known:
-                report.skip("mirrored copy of a motion in another split")
+                reason = "mirrored copy of a motion in another split"
+                report.skip(reason, example=name, harmless=True)
                 continue
-            descriptions = tuple(_descriptions(text_of(name), report))
+            if (text := read_text(f"{name}.txt")) is None:
+                report.skip("motion whose text isn't there", example=name)
+                continue
+            try:
+                lines = text.decode("utf-8-sig").splitlines()
+            except UnicodeDecodeError:
+                report.skip("motion whose text isn't in UTF-8", example=name)
+                continue
+            descriptions = tuple(_descriptions(lines, name, report))
             if not descriptions:
-                report.skip("motion without a description")
+                report.skip("motion without a description", example=name)
                 continue
             length_s = lengths_s.get(original)
             found = {"timed": descriptions, "facts": self._facts(files, name, length_s)}
@@ -210,13 +226,50 @@ class HumanML3DSource:
             )
         return measured(joints)
 
-    def _file_split(self, split: str) -> str:
+    def file_names(self, split: str) -> dict[str, str]:
+        """Role -> name."""
         if split not in _FILE_SPLIT:
             raise UsageError(f"HUMANML3D has no split {split!r}{did_you_mean(split, _FILE_SPLIT)}")
-        return _FILE_SPLIT[split]
+        return {"texts": "texts", "ids": f"{_FILE_SPLIT[split]}.txt"}
 
 
 SOURCE = HumanML3DSource()
+
+
+def _groups(place: Path) -> Iterator[list[Path]]:
+    """Folders over which one copy of the data may be spread.
+
+    The release's repository has ``index.csv`` in its root, and the lists in ``HumanML3D``.
+    """
+    known = [place / name for name in _FOLDERS]
+    above = [place.parent] if place.name in _FOLDERS else []
+    yield [*known, *above]
+    yield from ([folder] for folder in folders(place) if folder not in known)
+
+
+def _first(group: Sequence[Path], *names: str) -> Path | None:
+    return next((f / name for f in group for name in names if (f / name).exists()), None)
+
+
+def _missing(name: str, folder: Path, got: str) -> SourceError:
+    return SourceError(f"{name}: missing in {shown(folder)}, got {got}; {_STEPS}.")
+
+
+def _nested(texts: Path) -> Path:
+    """The folder in a folder of texts that some programs unzip into."""
+    inner = texts / texts.name
+    return inner if inner.is_dir() and not any(texts.glob("*.txt")) else texts
+
+
+def _check_names(listed: Sequence[str], where: str) -> None:
+    other = [name for name in listed if not _NAME.fullmatch(name)]
+    if len(other) * 2 > len(listed):
+        is_kit = re.fullmatch(r"M?\d{5}", other[0])
+        raise SourceError(
+            f"{where}: got {other[0]!r}{', which is a motion of KIT-ML,' if is_kit else ''} "
+            "against HumanML3D's names of six digits expected. Rows would name its makers and "
+            f"licence. {OWN_DATA}"
+        )
 
 
 def _are_joints(loaded: Any) -> bool:
@@ -282,30 +335,31 @@ def _rests(foot: Joints) -> int:
     return rests
 
 
-def _descriptions(lines: Sequence[str], report: ReadReport) -> Iterator[timed.Item]:
+def _descriptions(lines: Sequence[str], owner: str, report: ReadReport) -> Iterator[timed.Item]:
     """The descriptions of one motion, those of the whole first, then by their spans."""
     found: dict[timed.Item, None] = {}
-    for line in lines:
+    for line in filter(str.strip, lines):
         # The caption may have a # of its own.
-        parts = line.rsplit("#", 3)
+        parts = line.strip().rsplit("#", 3)
         if len(parts) < 4:
-            report.skip("line that isn't a description")
+            report.skip("line that isn't a description", example=owner)
             continue
         text = " ".join(parts[0].split())
         try:
             start_s, end_s = (_seconds(part) for part in parts[2:])
         except ValueError:
-            report.skip("line that isn't a description")
+            report.skip("line that isn't a description", example=owner)
             continue
         if not text:
-            report.skip("empty description")
+            report.skip("empty description", example=owner)
             continue
-        is_span = 0 <= start_s < end_s
+        is_span = 0 <= start_s < end_s <= _LONGEST_S
         if not is_span and (start_s, end_s) != (0.0, 0.0):
-            report.skip("span without a length, taken as the whole", 1)
+            reason = "span that can't be right, taken as the whole"
+            report.skip(reason, example=owner, harmless=True)
         item = timed.Item(text, start_s, end_s) if is_span else timed.Item(text)
         if item in found:
-            report.skip("repeated description")
+            report.skip("repeated description", example=owner, harmless=True)
         found[item] = None
     yield from sorted(found, key=lambda item: (item.start_s is not None, item.start_s or 0.0))
 
@@ -316,90 +370,26 @@ def _seconds(text: str) -> float:
     return 0.0 if math.isnan(value) else value
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        # Some editors put a mark before the text.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path.name, error) from error
-    return [line.strip() for line in lines if line.strip()]
-
-
-def _unreadable(name: str, error: Exception) -> SourceError:
-    return SourceError(
-        f"{name}: can't be read, got '{error}' against a text in UTF-8 expected. Get the file "
-        "again as HumanML3D's README says."
-    )
-
-
-def _reader(texts: Path) -> Callable[[str], list[str]]:
-    """Motion's name -> lines of its text file, from a folder or a zip."""
-    if texts.is_dir():
-
-        def from_folder(name: str) -> list[str]:
-            path = texts / f"{name}.txt"
-            if not path.is_file():
-                raise _no_text(name)
-            return _lines(path)
-
-        return from_folder
-    try:
-        archive = zipfile.ZipFile(texts)
-    except _ZIP_ERRORS as error:
-        raise _damaged(texts, error) from error
-    members = {Path(member).name: member for member in archive.namelist()}
-
-    def from_zip(name: str) -> list[str]:
-        if f"{name}.txt" not in members:
-            raise _no_text(name)
-        try:
-            lines = archive.read(members[f"{name}.txt"]).decode("utf-8-sig").split("\n")
-        except UnicodeDecodeError as error:
-            raise _unreadable(f"{texts.name}, {name}.txt", error) from error
-        except _ZIP_ERRORS as error:
-            raise _damaged(texts, error) from error
-        return [line.strip() for line in lines if line.strip()]
-
-    return from_zip
-
-
-def _damaged(texts: Path, error: Exception) -> SourceError:
-    return SourceError(
-        f"{texts.name}: damaged zip, got '{error}' against a readable archive expected. Get it "
-        "again as HumanML3D's README says, or unzip it if another program can."
-    )
-
-
-def _no_text(name: str) -> SourceError:
-    return SourceError(
-        f"{name}.txt: missing, got a motion in the split's list against a text file for each "
-        "expected. Unzip texts.zip again."
-    )
-
-
-def _joints_folder(folder: Path) -> Path:
-    joints = folder / "new_joints"
-    if not joints.is_dir():
-        raise SourceError(
-            f"new_joints: missing in {shown(folder)}, and motion_facts needs the joints; {_STEPS}."
-        )
-    return joints
-
-
-def _lengths_s(path: Path) -> dict[str, float]:
+def _lengths_s(path: Path, report: ReadReport) -> dict[str, float]:
     """Motion's name -> length in seconds, where the index says where it ends."""
     lengths = {}
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            for row in csv.DictReader(file):
-                frames = int(row["end_frame"]) - int(row["start_frame"])
-                if int(row["end_frame"]) >= 0:
-                    lengths[row["new_name"].removesuffix(".npy")] = frames / FPS
-    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
+    rows = csv.DictReader(io.StringIO(text_of(path), newline=""), skipinitialspace=True)
+    columns = {name.strip(): name for name in rows.fieldnames or () if name}
+    if missing := {"start_frame", "end_frame", "new_name"} - columns.keys():
         raise SourceError(
-            f"{path.name}: got {error!r} against the columns start_frame, end_frame and new_name "
-            "expected. Get the file again."
-        ) from error
+            f"{path.name}: no column {', '.join(sorted(missing))}, got {', '.join(columns)} "
+            "against start_frame, end_frame and new_name expected. Get the file again."
+        )
+    for row in rows:
+        name = str(row[columns["new_name"]]).strip().removesuffix(".npy")
+        try:
+            start, end = (int(float(row[columns[c]])) for c in ("start_frame", "end_frame"))
+        except (ValueError, TypeError, OverflowError):
+            start, end = 0, 0
+        if 0 <= start < end:
+            lengths[name] = (end - start) / FPS
+        elif end >= 0:
+            report.skip("length of a motion that can't be", example=name, harmless=True)
     return lengths
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mminstruct.annotations import narratives
-from mminstruct.errors import SourceError, UsageError, did_you_mean
+from mminstruct.errors import UsageError, did_you_mean
 from mminstruct.schema import Context, Media
 from mminstruct.sources import Download, Files, ReadReport, SourceInfo, _narratives
-from mminstruct.sources._annotation_file import find, fingerprint
+from mminstruct.sources._annotation_file import find, fingerprint, folders
 
 _FILE_SPLIT = {"train": "train", "validation": "val"}
 
@@ -54,16 +54,14 @@ class CocoNarrativesSource:
 
     def downloads(self, split: str) -> tuple[Download, ...]:
         """The published file with the captions alone."""
-        return (Download(f"{_narratives.URL}/{self._file_name(split)}"),)
+        return (Download(f"{_narratives.URL}/{self.file_names(split)['narratives']}"),)
 
     def locate(self, places: Sequence[Path], split: str) -> Files | None:
         """The split's file, given itself or in a folder or its ``localized_narratives``."""
-        name = self._file_name(split)
+        name = self.file_names(split)["narratives"]
         for place in places:
-            for folder in (place, place / "localized_narratives", place / "annotations"):
-                # A zip may be one of COCO's; narratives are published without.
-                found = (p for p in find(folder, name) if folder.is_dir() or p == place)
-                if path := next(found, None):
+            for folder in folders(place, "localized_narratives", "annotations"):
+                if path := next(find(folder, name), None):
                     return Files({"narratives": path}, fingerprint({"narratives": path}))
         return None
 
@@ -73,37 +71,27 @@ class CocoNarrativesSource:
         Ids have no leading zeros in this file; a context's has COCO's twelve digits.
 
         Raises:
-            SourceError: a line isn't a narrative of a COCO image.
+            SourceError: most lines aren't narratives, or are of other images than COCO's.
         """
         path = files.paths["narratives"]
-        texts: dict[int, dict[str, None]] = {}
-        for narrative in _narratives.read(path):
-            if not narrative.caption:
-                report.skip("empty narrative")
-                continue
-            own = texts.setdefault(_number(narrative.image_id, path.name), {})
-            if narrative.caption in own:
-                report.skip("repeated narrative")
-            own[narrative.caption] = None
+        texts = _narratives.read(path, "mscoco_", _number, "up to twelve digits", report)
         for number in sorted(texts):
             report.contexts += 1
             items = tuple(narratives.Item(text) for text in texts[number])
             name = f"{number:012d}"
             yield Context(name, Media(f"{name}.jpg"), annotations={"narratives": items})
 
-    def _file_name(self, split: str) -> str:
+    def file_names(self, split: str) -> dict[str, str]:
+        """Role -> name."""
         if split not in _FILE_SPLIT:
             raise UsageError(f"LN has no split {split!r}{did_you_mean(split, _FILE_SPLIT)}")
-        return f"coco_{_FILE_SPLIT[split]}_captions.jsonl"
+        return {"narratives": f"coco_{_FILE_SPLIT[split]}_captions.jsonl"}
 
 
 SOURCE = CocoNarrativesSource()
 
 
-def _number(image_id: str, where: str) -> int:
-    if not (image_id.isascii() and image_id.isdigit() and len(image_id) <= 12):
-        raise SourceError(
-            f"{where}: got the image id {image_id!r} against a COCO number of up to twelve digits "
-            "expected. Fix that line or download the file again."
-        )
-    return int(image_id)
+def _number(image_id: str) -> int | None:
+    """COCO's number of up to twelve digits, also where it is a file's name."""
+    text = image_id.strip().removesuffix(".jpg")
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 12 else None

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mminstruct.annotations import labels
-from mminstruct.errors import SourceError, UsageError, did_you_mean
+from mminstruct.errors import UsageError, did_you_mean
 from mminstruct.schema import Context
 from mminstruct.sources import Download, Files, ReadReport, SourceInfo
 from mminstruct.sources._annotation_file import (
@@ -25,17 +25,16 @@ from mminstruct.sources._annotation_file import (
     decode,
     find,
     fingerprint,
+    folders,
 )
 from mminstruct.sources._coco import (
     Category,
     Instance,
     Instances,
-    License,
-    Licenses,
-    Photo,
-    sizes_of,
-    whole_boxes,
+    categories_of,
+    usable_images,
 )
+from mminstruct.sources._image_licenses import License, Licenses, Photo
 
 # LVIS's name -> COCO's, where both mean the same things.
 COCO_NAMES = {
@@ -98,7 +97,7 @@ class _File(AnnotationFile, kw_only=True, gc=False):
     licenses: list[License] = []
 
 
-_LAYOUT = Layout(_File, Instances)
+_LAYOUT = Layout(_File, Instances, "box", "bbox", "caption")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +133,14 @@ class LvisSource:
 
     def downloads(self, split: str) -> tuple[Download, ...]:
         """The split's zip."""
-        return (Download(f"{_URL}/{self._file_name(split)}.zip"),)
+        return (Download(f"{_URL}/{self.file_names(split)['instances']}.zip"),)
 
     def locate(self, places: Sequence[Path], split: str) -> Files | None:
         """The split's file or its zip, in a folder or in its ``annotations`` or ``lvis``."""
-        name = self._file_name(split)
+        name = self.file_names(split)["instances"]
         for place in places:
-            folders = [place, place / "annotations", place / "lvis"]
-            for inside in folders + [folder / f"{name}.zip" for folder in folders]:
+            near = folders(place, "annotations", "lvis")
+            for inside in near + [folder / f"{name}.zip" for folder in near]:
                 if path := next(find(inside, name), None):
                     return Files({"instances": path}, fingerprint({"instances": path}))
         return None
@@ -153,42 +152,42 @@ class LvisSource:
             SourceError: the file is damaged or contradicts itself.
         """
         path = files.paths["instances"]
-        file, instances = decode(path, _LAYOUT)
-        sizes = sizes_of(file.images, path.name)
-        categories = {c.id: _label(c.name) for c in file.categories}
-        instances.check(sizes, path.name)
-        instances.check_categories(categories, path.name)
+        file, instances = decode(path, _LAYOUT, report)
+        categories = categories_of(file.categories, path.name, _label)
         licenses = Licenses.of(file.licenses)
-        images = sorted(file.images, key=lambda image: image.id)
-        groups = instances.grouped([image.id for image in images], sizes, categories)
-        for image, found in zip(images, groups, strict=True):
-            boxes = whole_boxes(found, report)
+        instances.count_strays({image.id for image in file.images}, report)
+        images = usable_images(file.images, path.name, report)
+        wanted = sorted(images)
+        groups = instances.grouped(images, wanted, categories, path.name, report)
+        for image, boxes in zip(map(images.__getitem__, wanted), groups, strict=True):
+            absent, partly = image.neg_category_ids, image.not_exhaustive_category_ids
+            name = f"{image.id:012d}"
+            if unknown := {*absent, *partly} - categories.keys():
+                reason = "label of a category that isn't in the file"
+                report.skip(reason, len(unknown), example=name)
             lists = [
-                labels.Item(name, present=False)
-                for name in _named(image.neg_category_ids, categories, path, image.id)
-            ] + [
-                labels.Item(name, not_all_boxed=True)
-                for name in _named(image.not_exhaustive_category_ids, categories, path, image.id)
-            ]
+                labels.Item(categories[i], present=False) for i in absent if i in categories
+            ] + [labels.Item(categories[i], not_all_boxed=True) for i in partly if i in categories]
             agreeing, doubtful = labels.agreeing(lists, {box.label for box in boxes})
             if doubtful:
-                report.skip("label both present and absent", len(doubtful))
+                reason = "label both present and absent"
+                report.skip(reason, len(doubtful), example=name)
             if not boxes and not agreeing:
-                report.skip("image without boxes and labels")
+                report.skip("image without boxes and labels", example=name)
                 continue
             report.contexts += 1
-            name = f"{image.id:012d}"
             yield Context(
                 name,
-                licenses.media(image, f"{name}.jpg"),
-                boxes=boxes,
+                licenses.media(image, f"{name}.jpg", report),
+                boxes=tuple(boxes),
                 annotations={"labels": agreeing} if agreeing else {},
             )
 
-    def _file_name(self, split: str) -> str:
+    def file_names(self, split: str) -> dict[str, str]:
+        """Role -> name."""
         if split not in _FILE_SPLIT:
             raise UsageError(f"LVIS has no split {split!r}{did_you_mean(split, _FILE_SPLIT)}")
-        return f"lvis_v1_{_FILE_SPLIT[split]}.json"
+        return {"instances": f"lvis_v1_{_FILE_SPLIT[split]}.json"}
 
 
 SOURCE = LvisSource()
@@ -197,16 +196,3 @@ SOURCE = LvisSource()
 def _label(name: str) -> str:
     """COCO's name, or LVIS's own without underscores, as in ``bat_(animal)``."""
     return COCO_NAMES.get(name) or " ".join(name.replace("_", " ").split())
-
-
-def _named(
-    category_ids: list[int], categories: dict[int, str], path: Path, image_id: int
-) -> Iterator[str]:
-    for category_id in category_ids:
-        if category_id not in categories:
-            raise SourceError(
-                f"{path.name}: image {image_id} names an unknown category, got id {category_id} "
-                f"against one of the {len(categories)} ids in 'categories' expected. Download the "
-                "file again."
-            )
-        yield categories[category_id]

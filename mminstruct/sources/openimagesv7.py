@@ -13,12 +13,13 @@ Images: listed as CC BY 2.0, each with its author.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,9 +30,22 @@ from mminstruct.errors import SourceError, UsageError, did_you_mean
 from mminstruct.resources import shown
 from mminstruct.schema import Box, Context, Media, Option
 from mminstruct.sources import Download, Files, ReadReport, SourceInfo, _narratives
-from mminstruct.sources._annotation_file import fingerprint
-from mminstruct.sources._coco import spdx_of
-from mminstruct.sources._tables import Ids, image_id, image_ids, lines_of, names, scan
+from mminstruct.sources._annotation_file import find, fingerprint, folders
+from mminstruct.sources._image_licenses import spdx_of
+from mminstruct.sources._tables import (
+    ID_FORM,
+    Column,
+    Ids,
+    Judged,
+    Rows,
+    image_id,
+    lines_of,
+    names,
+    rows_of,
+    scan,
+    wanted,
+)
+from mminstruct.sources._tolerance import check_fractions, repeated
 
 OPTIONS = {
     "machine_labels": Option(
@@ -50,6 +64,8 @@ _FLAGS = ("IsGroupOf", "IsOccluded", "IsTruncated", "IsDepiction", "IsInside")
 # 0, 1 and, from the end, -1: nobody said.
 _TRI_STATE = np.array([False, True, None], dtype=object)
 _ATTRIBUTE = "is"
+# No corner is so far beyond the image; many have 1.000001.
+_FAR = 1.5
 
 _CODES = pa.dictionary(pa.int32(), pa.string())
 
@@ -67,8 +83,6 @@ _CITATION = (
 """
     + _narratives.CITATION
 )
-
-Column: TypeAlias = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +145,8 @@ class OpenImagesSource:
         # The class names are shared by all splits.
         if not found.keys() - _SHARED_ROLES:
             return None
-        if missing := [urls[role] for role in urls if role not in found]:
+        needed = [role for role in urls if role not in _OPTIONAL or found.keys() & _OPTIONAL[role]]
+        if missing := [urls[role] for role in needed if role not in found]:
             raise SourceError(
                 f"{PurePosixPath(missing[0]).name}: missing, got {len(found)} of the {len(urls)} "
                 f"files of OPENIMAGESV7, split {split!r}, in {', '.join(map(shown, places))}. "
@@ -146,23 +161,27 @@ class OpenImagesSource:
             SourceError: a file is damaged.
         """
         paths = files.paths
-        texts = _texts(paths["narratives"], report)
+        texts = _narratives.read(paths["narratives"], "open_images_", image_id, ID_FORM, report)
         ids = np.array(sorted(texts), dtype=np.uint64)
         classes = _Names(names(paths["classes"]))
         media = _media(paths["images"], ids, report)
         boxes = _boxes(paths["boxes"], ids, classes, media.rotation_deg, report)
-        checked = _labels(paths["labels"], ids, classes, report)
+        checked = _labels(paths["labels"], ids, classes, report) if "labels" in paths else None
         guessed = _guesses(paths["machine"], ids, classes, report) if "machine" in paths else None
-        related = _relations(paths, ids, classes, report)
+        related = _relations(paths, ids, classes, report) if "relations" in paths else None
+        for role in _OPTIONAL:
+            if role not in paths:
+                report.skip(f"file of {role} that isn't there", harmless=True)
         for start in range(0, len(ids), _IMAGES_PER_PIECE):
             stop = min(start + _IMAGES_PER_PIECE, len(ids))
             pieces = zip(
                 ids[start:stop].tolist(),
                 media.piece(start, stop),
                 boxes.piece(start, stop),
-                checked.piece(start, stop),
-                guessed.piece(start, stop) if guessed else repeat([], stop - start),
-                related.piece(start, stop),
+                *(
+                    rows.piece(start, stop) if rows else repeat([], stop - start)
+                    for rows in (checked, guessed, related)
+                ),
                 strict=True,
             )
             for number, medium, own_boxes, own_labels, own_guesses, own_relations in pieces:
@@ -172,7 +191,8 @@ class OpenImagesSource:
                     [*own_labels, *own_guesses], {box.label for box in own_boxes}
                 )
                 if doubtful:
-                    report.skip("label both present and absent", len(doubtful))
+                    reason = "label both present and absent"
+                    report.skip(reason, len(doubtful), example=f"{number:016x}")
                 found = {
                     "narratives": tuple(map(narratives.Item, texts[number])),
                     "labels": agreeing,
@@ -184,6 +204,10 @@ class OpenImagesSource:
                     boxes=tuple(own_boxes),
                     annotations={kind: items for kind, items in found.items() if items},
                 )
+
+    def file_names(self, split: str) -> dict[str, str]:
+        """Role -> name."""
+        return {role: PurePosixPath(url).name for role, url in self._urls(split).items()}
 
     def _urls(self, split: str) -> dict[str, str]:
         """Role -> URL."""
@@ -212,32 +236,21 @@ class OpenImagesSource:
 SOURCE = OpenImagesSource()
 
 _SHARED_ROLES = {"classes", "attributes", "predicates"}
+# Role that rows can do without -> whichever of its kind is there, all have to be.
+_OPTIONAL: dict[str, set[str]] = {
+    "labels": set(),
+    "relations": {"relations"},
+    "attributes": {"relations"},
+    "predicates": {"relations"},
+}
 
 
 def _find(places: Sequence[Path], url: str) -> Path | None:
     """The file of that name in one of the places, or where its publisher has it below them."""
     below = PurePosixPath(url.removeprefix(f"{_URL}/").removeprefix(f"{_narratives.URL}/"))
-    for place in places:
-        for folder in (place, place / "openimagesv7"):
-            for path in (folder / below.name, folder / below):
-                if path.is_file():
-                    return path
-    return None
-
-
-def _texts(path: Path, report: ReadReport) -> dict[int, list[str]]:
-    """Image id -> its narratives, distinct, in the file's order."""
-    texts: dict[int, list[str]] = {}
-    for narrative in _narratives.read(path):
-        if not narrative.caption:
-            report.skip("empty narrative")
-            continue
-        own = texts.setdefault(image_id(narrative.image_id, path.name), [])
-        if narrative.caption in own:
-            report.skip("repeated narrative")
-        else:
-            own.append(narrative.caption)
-    return texts
+    near = (folder for place in places for folder in folders(place, "openimagesv7"))
+    found = (p for folder in near for name in (below.name, str(below)) for p in find(folder, name))
+    return next(found, None)
 
 
 class _Names:
@@ -261,7 +274,7 @@ class _Names:
 
     def codes(self, column: pa.DictionaryArray) -> NDArray[np.int16]:
         """The codes of a column of label ids; -1 for those that have no name."""
-        table = [self.known.get(label_id, -1) for label_id in column.dictionary.to_pylist()]
+        table = [self.known.get(label.strip(), -1) for label in column.dictionary.to_pylist()]
         return _by_index(column, [*table, -1], np.int16)
 
 
@@ -272,125 +285,61 @@ def _by_index(column: pa.DictionaryArray, values: list[Any], dtype: Any) -> Colu
     return replaced
 
 
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """Rows of a table, sorted by image.
-
-    Attributes:
-        owners: number of the image in the list of ids, ascending.
-        columns: of the same length.
-        as_items: makes the items of some rows of the columns.
-    """
-
-    owners: NDArray[np.int32]
-    columns: tuple[Column, ...]
-    as_items: Callable[..., list[Any]]
-
-    def piece(self, start: int, stop: int) -> Iterator[list[Any]]:
-        """The items of each of some images."""
-        edges = np.searchsorted(self.owners, np.arange(start, stop + 1, dtype=np.int32)).tolist()
-        items = self.as_items(*(column[edges[0] : edges[-1]] for column in self.columns))
-        for begin, end in zip(edges, edges[1:], strict=False):
-            yield items[begin - edges[0] : end - edges[0]]
-
-
-def _wanted(
-    batch: pa.RecordBatch, ids: Ids, path: Path
-) -> tuple[NDArray[np.int32], pa.RecordBatch]:
-    """The batch's rows of wanted images, after their owners: numbers in the list of ids."""
-    found = image_ids(batch.column("ImageID"), path)
-    if not len(ids):
-        return np.zeros(0, dtype=np.int32), batch.slice(0, 0)
-    owners = np.searchsorted(ids, found).astype(np.int32)
-    owners[owners == len(ids)] = 0
-    mask = ids[owners] == found
-    return owners[mask], batch.filter(pa.array(mask))
-
-
-# Reason -> which rows are left out for it, and the columns of all.
-_Judged: TypeAlias = tuple[dict[str, NDArray[np.bool_]], tuple[Column, ...]]
-
-
-def _rows(
-    path: Path,
-    columns: Mapping[str, pa.DataType],
-    ids: Ids,
-    judge: Callable[[NDArray[np.int32], pa.RecordBatch], _Judged],
-    as_items: Callable[..., list[Any]],
-    report: ReadReport,
-) -> _Rows:
-    """A table's rows of wanted images, by image and otherwise in the file's order.
-
-    Args:
-        path: the table.
-        columns: name -> type.
-        ids: of the wanted images.
-        judge: says what is kept of some rows; besides them it gets their owners.
-        as_items: as in `_Rows`.
-        report: counts what is left out.
-    """
-
-    def keep(batch: pa.RecordBatch) -> tuple[dict[str, int], tuple[Column, ...]]:
-        owners, rows = _wanted(batch, ids, path)
-        left_out, values = judge(owners, rows)
-        kept = ~np.logical_or.reduce(tuple(left_out.values()))
-        counts = {reason: int(mask.sum()) for reason, mask in left_out.items()}
-        return counts, tuple(column[kept] for column in (owners, *values))
-
-    parts = []
-    for counts, part in scan(path, {"ImageID": pa.string(), **columns}, keep):
-        parts.append(part)
-        for reason, count in counts.items():
-            if count:
-                report.skip(reason, count)
-    owners, *values = (np.concatenate(column) for column in zip(*parts, strict=True))
-    order = np.argsort(owners, kind="stable")
-    return _Rows(owners[order], tuple(column[order] for column in values), as_items)
-
-
 def _boxes(
     path: Path, ids: Ids, classes: _Names, rotation_deg: NDArray[np.int16], report: ReadReport
-) -> _Rows:
+) -> Rows:
     """Columns: label code, corners of the upright image (N, 4) xyxy 0..1, flags (N, 5)."""
+    seen: list[tuple[int, int, int]] = []
     columns = {
         "LabelName": _CODES,
         **dict.fromkeys(("XMin", "XMax", "YMin", "YMax"), pa.float32()),
         **dict.fromkeys(_FLAGS, pa.int8()),
     }
 
-    def judge(owners: NDArray[np.int32], rows: pa.RecordBatch) -> _Judged:
+    def judge(owners: NDArray[np.int32], rows: pa.RecordBatch) -> Judged:
         codes = classes.codes(rows.column("LabelName"))
-        published = [
-            np.clip(rows.column(name).to_numpy(zero_copy_only=False), 0.0, 1.0)
-            for name in ("XMin", "YMin", "XMax", "YMax")
-        ]
-        corners = _upright(np.stack(published, axis=1), rotation_deg[owners])
-        flags = [_flags(path, name, rows.column(name)) for name in _FLAGS]
+        corners = np.stack(
+            [
+                rows.column(name).to_numpy(zero_copy_only=False)
+                for name in ("XMin", "YMin", "XMax", "YMax")
+            ],
+            axis=1,
+        )
+        far = np.count_nonzero((corners > _FAR).any(axis=1))
+        corners = _upright(np.clip(corners, 0.0, 1.0), rotation_deg[owners])
+        flags = np.stack([_flags(rows.column(name)) for name in _FLAGS], axis=1)
+        odd = flags != np.clip(flags, -1, 1)
+        seen.append((len(owners), int(far), int(np.count_nonzero(odd))))
         whole = (corners[:, 0] < corners[:, 2]) & (corners[:, 1] < corners[:, 3])
         left_out = {
             "box outside the image or empty": ~whole,
             "box of a label without a name": whole & (codes < 0),
         }
-        return left_out, (codes, corners, np.stack(flags, axis=1))
+        return left_out, (codes, corners, np.where(odd, -1, flags))
 
-    return _rows(path, columns, ids, judge, partial(_as_boxes, _objects(classes.texts)), report)
+    as_items = partial(_as_boxes, _objects(classes.texts))
+
+    def check() -> None:
+        count, far, odd = (sum(numbers) for numbers in zip(*seen, strict=True))
+        check_fractions(far, count, path.name)
+        if odd:
+            report.skip("flag of a box that is none of 1, 0 and -1", odd, harmless=True)
+
+    found = rows_of(
+        "box", path, columns, ids, judge, as_items, report, check=check, optional=_FLAGS
+    )
+    again = repeated(found.owners, *found.columns)
+    if count := int(np.count_nonzero(again)):
+        example = f"{ids[found.owners[again.argmax()]]:016x}"
+        report.skip("box that is there twice", count, example=example, harmless=True)
+        kept = tuple(column[~again] for column in found.columns)
+        found = Rows(found.owners[~again], kept, as_items)
+    return found
 
 
-def _flags(path: Path, name: str, column: pa.Array) -> Column:
-    """1, 0 and -1 for unknown, as an empty field is.
-
-    Raises:
-        SourceError: there is another number.
-    """
+def _flags(column: pa.Array) -> Column:
+    """1, 0 and -1 for unknown, as an empty field is."""
     values: Column = column.fill_null(-1).to_numpy(zero_copy_only=False)
-    strange = (values < -1) | (values > 1)
-    if strange.any():
-        value = values[strange.argmax()]
-        line = next((f", line {n}" for n in lines_of(path, name, str(value))), "")
-        raise SourceError(
-            f"{path.name}{line}: got {value} for {name} against 1, 0 or -1 for unknown expected. "
-            "Fix that row or download the file again."
-        )
     return values
 
 
@@ -430,7 +379,7 @@ def _as_boxes(texts: Column, codes: Column, corners: Column, flags: Column) -> l
 _LABEL_COLUMNS = {"LabelName": _CODES, "Confidence": pa.float32()}
 
 
-def _labels(path: Path, ids: Ids, classes: _Names, report: ReadReport) -> _Rows:
+def _labels(path: Path, ids: Ids, classes: _Names, report: ReadReport) -> Rows:
     """Columns: label code, confidence: 1 for present and 0 for absent, people say nothing else."""
     # Images share them.
     absent, present = (
@@ -445,10 +394,10 @@ def _labels(path: Path, ids: Ids, classes: _Names, report: ReadReport) -> _Rows:
         return items
 
     judge = partial(_judged_labels, classes, _is_checked, "label that people didn't decide about")
-    return _rows(path, _LABEL_COLUMNS, ids, judge, as_items, report)
+    return rows_of("label", path, _LABEL_COLUMNS, ids, judge, as_items, report)
 
 
-def _guesses(path: Path, ids: Ids, classes: _Names, report: ReadReport) -> _Rows:
+def _guesses(path: Path, ids: Ids, classes: _Names, report: ReadReport) -> Rows:
     """What a program found. Columns: label code, score."""
 
     def as_items(codes: Column, scores: Column) -> list[labels.Item]:
@@ -456,7 +405,7 @@ def _guesses(path: Path, ids: Ids, classes: _Names, report: ReadReport) -> _Rows
         return [labels.Item(classes.texts[code], score=score) for code, score in pairs]
 
     judge = partial(_judged_labels, classes, _is_score, "label with a score beyond 0 and 1")
-    return _rows(path, _LABEL_COLUMNS, ids, judge, as_items, report)
+    return rows_of("label", path, _LABEL_COLUMNS, ids, judge, as_items, report)
 
 
 def _is_checked(scores: Column) -> Column:
@@ -473,7 +422,7 @@ def _judged_labels(
     reason: str,
     _: NDArray[np.int32],
     rows: pa.RecordBatch,
-) -> _Judged:
+) -> Judged:
     """Labels with a name and a confidence; those that aren't valid are left out for the reason."""
     codes = classes.codes(rows.column("LabelName"))
     scores = rows.column("Confidence").to_numpy(zero_copy_only=False)
@@ -485,7 +434,7 @@ def _judged_labels(
     return left_out, (codes, scores)
 
 
-def _relations(paths: dict[str, Path], ids: Ids, classes: _Names, report: ReadReport) -> _Rows:
+def _relations(paths: dict[str, Path], ids: Ids, classes: _Names, report: ReadReport) -> Rows:
     """Columns: codes of the first and the second label, predicate in words."""
     # Some of them are classes, too: /m/083vt is the class "Wood" and the attribute "Wooden".
     attributes = {id_: _attribute(text) for id_, text in names(paths["attributes"]).items()}
@@ -493,7 +442,7 @@ def _relations(paths: dict[str, Path], ids: Ids, classes: _Names, report: ReadRe
     words = _predicates(paths["predicates"])
     columns = dict.fromkeys(("LabelName1", "LabelName2", "RelationshipLabel"), _CODES)
 
-    def judge(_: NDArray[np.int32], rows: pa.RecordBatch) -> _Judged:
+    def judge(_: NDArray[np.int32], rows: pa.RecordBatch) -> Judged:
         first, second = (classes.codes(rows.column(f"LabelName{n}")) for n in (1, 2))
         predicates = rows.column("RelationshipLabel")
         spelled = predicates.dictionary.to_pylist()
@@ -510,7 +459,7 @@ def _relations(paths: dict[str, Path], ids: Ids, classes: _Names, report: ReadRe
         columns = (texts[first].tolist(), spoken.tolist(), texts[second].tolist())
         return list(map(relations.Item, *columns))
 
-    return _rows(paths["relations"], columns, ids, judge, as_items, report)
+    return rows_of("relation", paths["relations"], columns, ids, judge, as_items, report)
 
 
 def _attribute(text: str) -> str:
@@ -582,15 +531,22 @@ _TEXTS = ("Subset", "OriginalLandingURL", "License", "AuthorProfileURL", "Author
 
 
 def _media(path: Path, ids: Ids, report: ReadReport) -> _Media:
+    seen: list[tuple[int, int]] = []
     columns = {"ImageID": pa.string(), **dict.fromkeys(_TEXTS, pa.string()), "Rotation": _CODES}
 
     def keep(batch: pa.RecordBatch) -> tuple[NDArray[np.int32], NDArray[np.int16], pa.RecordBatch]:
-        owners, rows = _wanted(batch, ids, path)
-        turns = rows.column("Rotation")
-        degrees = [_degrees(text, path) for text in turns.dictionary.to_pylist()]
-        return owners, _by_index(turns, [*degrees, 0], np.int16), rows.select(_TEXTS)
+        owners, rows, unreadable = wanted(batch, ids)
+        column = rows.column("Rotation")
+        degrees = [_degrees(text) for text in column.dictionary.to_pylist()]
+        turns = _by_index(column, [*degrees, 0], np.int16)
+        seen.append((unreadable, int(np.count_nonzero(turns < 0))))
+        return owners, np.maximum(turns, 0), rows.select(_TEXTS)
 
-    parts = list(scan(path, columns, keep))
+    parts = list(scan(path, columns, keep, optional=(*_TEXTS, "Rotation")))
+    reasons = ("row about an impossible image id", "rotation that is none, taken as upright")
+    for reason, count in zip(reasons, map(sum, zip(*seen, strict=True)), strict=True):
+        if count:
+            report.skip(reason, count, example=path.name, harmless=True)
     owners = np.concatenate([part[0] for part in parts])
     turns = np.concatenate([part[1] for part in parts])
     facts = pa.Table.from_batches([part[2] for part in parts])
@@ -622,20 +578,15 @@ def _check_repeated(path: Path, ids: Ids, owners: NDArray[np.int32], facts: pa.T
             )
 
 
-def _degrees(text: str, path: Path) -> int:
-    """0, 90, 180 or 270; nobody knows where the field is empty or ``nan``."""
-    if text in ("", "nan"):
-        return 0
+def _degrees(text: str) -> int:
+    """0, 90, 180 or 270, and -1 for what is none; nobody knows where it is empty or ``nan``."""
     try:
         degrees = float(text)
     except ValueError:
-        degrees = -1.0
-    if degrees not in (0.0, 90.0, 180.0, 270.0):
-        raise SourceError(
-            f"{path.name}: got the rotation {text!r} against 0, 90, 180, 270 or nothing expected. "
-            "Fix that row or download the file again."
-        )
-    return int(degrees)
+        return -1 if text else 0
+    if math.isnan(degrees):
+        return 0
+    return int(degrees) if degrees in (0.0, 90.0, 180.0, 270.0) else -1
 
 
 def _clean(text: str | None) -> str | None:

@@ -50,9 +50,13 @@ class SampleSource:
         """None: it ships with the package."""
         return ()
 
+    def file_names(self, split: str) -> dict[str, str]:
+        """Role -> name."""
+        return {role: f"{role}_{split}.json" for role in ("captions", "instances")}
+
     def locate(self, places: Sequence[Path], split: str) -> Files | None:
         """The shipped files, whatever the places."""
-        paths = {role: self.folder / f"{role}_{split}.json" for role in ("captions", "instances")}
+        paths = {role: self.folder / name for role, name in self.file_names(split).items()}
         return (
             Files(paths, fingerprint(paths)) if all(p.is_file() for p in paths.values()) else None
         )

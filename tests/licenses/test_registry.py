@@ -12,7 +12,7 @@ import yaml
 from mminstruct import licenses, sources
 from mminstruct.errors import ConfigError
 from mminstruct.licenses.registry import License, Terms, is_public
-from mminstruct.sources._coco import IMAGE_LICENSES
+from mminstruct.sources._image_licenses import IMAGE_LICENSES
 
 REGISTRY = licenses.load()
 FACTS: list[Any] = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import tracemalloc
 import zipfile
@@ -14,7 +15,8 @@ from mminstruct.errors import SourceError, UsageError
 from mminstruct.schema import Box, Context, Media
 from mminstruct.sources import ReadReport
 from mminstruct.sources._annotation_file import fingerprint
-from mminstruct.sources._coco import IMAGE_LICENSES, CocoSource
+from mminstruct.sources._coco import CocoSource
+from mminstruct.sources._image_licenses import IMAGE_LICENSES
 from mminstruct.sources.coco2014 import SOURCE as COCO2014
 from mminstruct.sources.coco2017 import SOURCE as COCO2017
 
@@ -223,6 +225,7 @@ def test_boxes_without_area_inside_the_image_are_skipped_and_counted(tmp_path: P
     )
     assert context.boxes == (Box("dog", (0.0, 0.0, 0.1, 0.1)),)
     assert report.skipped == {"box outside the image or empty": 5}
+    assert report.examples == {"box outside the image or empty": ["000000000042"]}
 
 
 def test_images_without_captions_are_skipped_and_counted_in_either_file(tmp_path: Path) -> None:
@@ -235,7 +238,12 @@ def test_images_without_captions_are_skipped_and_counted_in_either_file(tmp_path
         instances_document(images=[image(42), image(7), image(9)]),
     )
     assert [context.id for context in read(tmp_path, report=report)] == ["000000000042"]
-    assert report.skipped == {"image without captions": 3, "empty caption": 1}
+    assert report.skipped == {
+        "image that the captions file doesn't have": 1,
+        "image without captions": 2,
+        "empty caption": 1,
+    }
+    assert report.harmless == {"image that the captions file doesn't have"}
     assert report.contexts == 1
 
 
@@ -312,13 +320,13 @@ def test_a_file_with_its_own_licence_numbers_is_not_read_with_those_of_coco(
 
 
 def test_optional_fields_of_an_image_may_be_missing(tmp_path: Path) -> None:
-    bare = {"id": 42, "file_name": "a.jpg", "width": 10, "height": 10}
+    bare = {"id": 42, "file_name": "42.jpg", "width": 10, "height": 10}
     context, _ = read_one(
         tmp_path,
         captions={"images": [bare], "annotations": [caption(1, 42, "A tram.")]},
         instances={"images": [bare], "annotations": [], "categories": []},
     )
-    assert context.media == Media("a.jpg", width=10, height=10)
+    assert context.media == Media("42.jpg", width=10, height=10)
 
 
 # Where files are found
@@ -438,7 +446,7 @@ def long_instances(count: int, **changes: Any) -> Document:
     outline = [round(n * 0.37 % 400, 2) for n in range(8_000)]
     return instances_document(
         [
-            instance(n, (42, 7)[n % 2], [n % 90, 1.5, 10, 10], segmentation=[outline])
+            instance(n, (42, 7)[n % 2], [n, 1.5, 10, 10], segmentation=[outline])
             for n in range(count)
         ],
         **changes,
@@ -503,15 +511,20 @@ def test_nested_keys_and_objects_do_not_mislead(tmp_path: Path) -> None:
     assert [len(context.boxes) for context in contexts] == [100, 100]
 
 
-def test_damage_in_a_long_file_is_named_with_its_place_in_the_file(tmp_path: Path) -> None:
+def test_an_odd_entry_of_a_long_file_is_left_out_and_damage_named_with_its_place(
+    tmp_path: Path,
+) -> None:
     document = long_instances(200)
     document["annotations"][150]["bbox"] = [1, 2, 3, None]
-    assert "got `null` - at `$.annotations[150].bbox[3]`" in failure(tmp_path, instances=document)
+    report = ReadReport()
+    contexts = read(write(tmp_path, "", document), report=report)
+    assert [len(context.boxes) for context in contexts] == [100, 99]
+    assert report.examples == {"box whose 'bbox' can't be read": ["150"]}
     data = json.dumps(document)
     assert f"got {len(data) // 2} bytes" in failure(tmp_path, instances=data[: len(data) // 2])
     place = data.index("null")
-    nan = data.replace("null", "NaN")
-    assert f"got b'NaN], \"c' at byte {place}" in failure(tmp_path, instances=nan)
+    damaged = data.replace("null", "@")
+    assert f"got b'@], \"cat' at byte {place}" in failure(tmp_path, instances=damaged)
 
 
 # Files that are damaged or contradict themselves
@@ -538,57 +551,364 @@ def test_bytes_that_are_not_json_are_named_with_their_place(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
-def test_numbers_that_json_does_not_have_are_named(tmp_path: Path, number: str) -> None:
-    document = instances_document([instance(1, 42, [1, 2, 3, float(number)])])
-    message = failure(tmp_path, instances=document)
-    assert message.startswith(f"{INSTANCES}: a number that JSON doesn't have")
-    assert f"got b'{number.removeprefix('-')}" in message
-
-
-@pytest.mark.parametrize(
-    ("bbox", "problem"),
-    [
-        ([1, 2, 3, None], "Expected `float`, got `null` - at `$.annotations[0].bbox[3]`"),
-        ([1, 2, 3, "4"], "Expected `float`, got `str` - at `$.annotations[0].bbox[3]`"),
-        ([1, 2, 3], "Expected `array` of length 4 - at `$.annotations[0].bbox`"),
-        ([1, 2, 3, 4, 5], "Expected `array` of length 4 - at `$.annotations[0].bbox`"),
-        (None, "Expected `array`, got `null` - at `$.annotations[0].bbox`"),
-    ],
-)
-def test_a_box_that_is_not_four_numbers_is_an_error(
-    tmp_path: Path, bbox: Any, problem: str
+def test_numbers_that_json_does_not_have_are_read_where_nothing_needs_them(
+    tmp_path: Path, number: str
 ) -> None:
-    message = failure(tmp_path, instances=instances_document([instance(1, 42, bbox)]))
-    assert message.startswith(f"{INSTANCES}: not the structure of a COCO instances file: {problem}")
-
-
-def test_a_number_too_large_for_a_float_is_an_error(tmp_path: Path) -> None:
-    data = json.dumps(instances_document([instance(1, 42, [1, 2, 3, 777])])).replace("777", "1e999")
-    assert "Number out of range" in failure(tmp_path, instances=data)
+    boxes = [instance(n, 42, [n, 2, 3, 4], area=float(number)) for n in range(3)]
+    boxes[1]["bbox"][2] = float(number)
+    texts = [caption(1, 42, f"A sign, {number}, here.")]
+    context, report = read_one(
+        tmp_path,
+        captions=captions_document(texts, images=[image(42)], extra=float(number)),
+        instances=instances_document(boxes, images=[image(42)]),
+    )
+    assert [box.bbox_xyxy_norm[0] for box in context.boxes] == [0.0, 2 / 400]
+    assert context.captions == (f"A sign, {number}, here.",)
+    assert report.skipped == {"box whose 'bbox' can't be read": 1}
 
 
 @pytest.mark.parametrize(
-    ("document", "problem"),
+    "bbox", [[1, 2, 3, None], [1, 2, 3, "x"], [1, 2, 3], [1, 2, 3, 4, 5], None, "box", {"x": 1}]
+)
+def test_a_box_that_is_not_four_numbers_is_left_out_and_named(tmp_path: Path, bbox: Any) -> None:
+    boxes = [instance(n, 42, [n, 2, 30, 40]) for n in (7, 8, 9)]
+    boxes[1]["bbox"] = bbox
+    context, report = read_one(
+        tmp_path,
+        captions=captions_document([caption(1, 42, "A dog.")], images=[image(42)]),
+        instances=instances_document(boxes, images=[image(42)]),
+    )
+    assert [box.bbox_xyxy_norm[0] for box in context.boxes] == [7 / 400, 9 / 400]
+    why = "without 'bbox'" if bbox is None else "whose 'bbox' can't be read"
+    assert report.examples == {f"box {why}": ["8"]}
+
+
+def test_where_most_entries_cannot_be_read_the_run_stops_with_five_reasons(tmp_path: Path) -> None:
+    bad: list[Document] = [
+        instance(1, 42, [1, 2, 3]),
+        instance(2, 42, [1, 2, 3, 4], category_id="dog"),
+        instance(3, -5, [1, 2, 3, 4]),
+        {"id": 4, "image_id": 42, "bbox": [1, 2, 3, 4]},
+        {"id": 5, "category_id": 18, "bbox": [1, 2, 3, 4]},
+        instance(6, 42, None),  # type: ignore[arg-type]
+    ]
+    good = [instance(9, 42, [1, 2, 30, 40])]
+    message = failure(tmp_path, instances=instances_document([*bad, *good]))
+    assert message.startswith(f"{INSTANCES}: 6 of 7 boxes can't be used, more than half: ")
+    for reason in (
+        "1 x box whose 'bbox' can't be read (1)",
+        "1 x box whose 'category_id' can't be read (2)",
+        "1 x box whose 'image_id' can't be read (3)",
+        "1 x box without 'category_id' (4)",
+        "1 x box without 'image_id' (5)",
+    ):
+        assert reason in message
+
+
+def test_a_number_too_large_for_a_float_is_left_out(tmp_path: Path) -> None:
+    boxes = [instance(1, 42, [1, 2, 3, 777]), instance(2, 42, [2, 2, 30, 40])]
+    write(tmp_path, "", json.dumps(instances_document(boxes)).replace("777", "1e999"))
+    report = ReadReport()
+    assert [len(context.boxes) for context in read(tmp_path, report=report)] == [0, 1]
+    assert report.skipped == {"box that isn't finite": 1}
+
+
+# Other ways to write the same
+
+
+def other_ways(captions: Document, instances: Document) -> None:
+    for number, entry in enumerate(captions["images"]):
+        entry |= {"id": str(entry["id"]), "license": "4", "width": 400.0}
+        instances["images"][number] = entry | {"height": "200"}
+    for entry in captions["annotations"]:
+        del entry["id"]
+        entry["image_id"] = f"{entry['image_id']:012d}"
+    for entry in instances["annotations"]:
+        del entry["id"]
+        entry |= {
+            "image_id": float(entry["image_id"]),
+            "category_id": str(entry["category_id"]),
+            "bbox": [str(value) for value in entry["bbox"]],
+            "iscrowd": {0: False, 1: "1"}[entry["iscrowd"]],
+            "area": None,
+            "segmentation": None,
+        }
+    instances["categories"][0] |= {"id": "18", "supercategory": 5}
+
+
+def test_numbers_are_read_as_what_they_look_like(tmp_path: Path) -> None:
+    captions, instances = captions_document(), instances_document()
+    plain = read(write(tmp_path / "plain", captions, instances))
+    other_ways(captions, instances)
+    report = ReadReport()
+    assert read(write(tmp_path / "other", captions, instances), report=report) == plain
+    assert report.skipped == {}
+
+
+def test_a_field_that_rows_can_do_without_never_stops_a_run(tmp_path: Path) -> None:
+    images = [image(42, license="CC BY", flickr_url=[]), image(7, license=None)]
+    table = [{"id": "by", "url": "http://creativecommons.org/licenses/by/2.0/"}]
+    boxes = [instance(1, 42, [100, 50, 200, 100], iscrowd="no", area="large")]
+    report = ReadReport()
+    write(
+        tmp_path,
+        captions_document(images=images, licenses=table),
+        instances_document(boxes, images=images),
+    )
+    contexts = read(tmp_path, report=report)
+    assert contexts[1].boxes == (Box("dog", (0.25, 0.25, 0.75, 0.75)),)
+    assert [context.media.license for context in contexts] == [None, None]
+    assert report.skipped == {
+        "'iscrowd' of a box": 1,
+        "'area' of a box": 1,
+        "licence whose 'id' can't be read": 1,
+        "'license' of an image": 1,
+        "'flickr_url' of an image": 1,
+    }
+    assert report.harmless == set(report.skipped)
+
+
+def test_captions_and_boxes_may_lie_in_one_file(tmp_path: Path) -> None:
+    plain = read(write(tmp_path / "two"))
+    both = instances_document()
+    both["annotations"] += captions_document()["annotations"] * 3
+    report = ReadReport()
+    assert read(write(tmp_path / "one", both, both), report=report) == plain
+    assert report.harmless >= {"entry with a 'caption' beside each box"}
+    assert "box" not in "".join(set(report.skipped) - report.harmless)
+
+
+# Files from elsewhere
+
+
+@pytest.mark.parametrize(
+    ("instances", "kind"),
     [
-        ("[]", "Expected `object`, got `array`"),
-        ("{}", "Object missing required field `annotations`"),
-        ('{"annotations": []}', "Object missing required field `images`"),
-        ('{"images": [], "annotations": {}}', "Expected `array`, got `object`"),
-        ('{"images": [{"id": "42"}], "annotations": []}', "Expected `int`, got `str`"),
+        ({"imgs": {}, "anns": {}, "cats": {}}, "a file of COCO-Text"),
+        ([{"image": "0001.jpg", "caption": "A kite."}], "a list, whose first entry is an object"),
+        ({"_via_img_metadata": {}}, "a project of the VGG Image Annotator"),
+        ({"shapes": [], "imagePath": ""}, "a file of labelme"),
+        (
+            instances_document([{"image_id": 42, "segments_info": [], "file_name": "a.png"}]),
+            "a file of panoptic segmentation",
+        ),
+        (instances_document(captions_document()["annotations"]), "a file of captions"),
+        (instances_document() | {"categories": None, "annotations": {"7": {}}}, "keys 7 against a"),
     ],
 )
-def test_another_structure_is_an_error(tmp_path: Path, document: str, problem: str) -> None:
+def test_a_file_of_another_kind_is_named_as_what_it_is(
+    tmp_path: Path, instances: Any, kind: str
+) -> None:
+    message = failure(tmp_path, instances=json.dumps(instances))
+    assert message.startswith(f"{INSTANCES}: got ")
+    assert kind in message
+
+
+def test_a_file_of_keypoints_is_named_as_what_it_is(tmp_path: Path) -> None:
+    person = [{"id": 1, "name": "person", "keypoints": ["nose"], "skeleton": []}]
+    document = instances_document([instance(1, 42, [0, 0, 9, 9], category_id=1)], categories=person)
+    assert "got a file of keypoints" in failure(tmp_path, instances=document)
+
+
+@pytest.mark.parametrize(
+    ("changes", "got"),
+    [
+        (
+            {"categories": [{"id": 18, "name": "orchard"}]},
+            "categories that COCO doesn't have, orchard",
+        ),
+        (
+            {"images": [image(42, file_name="IMG_2041.jpg"), image(7, file_name="shot.png")]},
+            "ids that aren't the numbers in their images' names, 42 of 'IMG_2041.jpg'",
+        ),
+        ({"info": {"contributor": "Orchard Ltd"}}, "the contributor 'Orchard Ltd'"),
+    ],
+)
+def test_data_that_is_not_cocos_own_is_refused_with_a_pointer(
+    tmp_path: Path, changes: Document, got: str
+) -> None:
+    write(tmp_path, captions_document() | changes, instances_document() | changes)
+    with pytest.raises(SourceError, match=f"^{INSTANCES}, {CAPTIONS}: got {got}") as caught:
+        read(tmp_path)
+    assert "docs/adding_a_source.md" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"info": {"contributor": "COCO Consortium", "year": 2017}},
+        {"images": [image(42, file_name="COCO_train2014_000000000042.jpg"), image(7)]},
+        {"images": [image(42, file_name="train2017/42.png"), image(7, file_name="other.jpg")]},
+    ],
+)
+def test_a_part_of_coco_is_coco_wherever_it_came_through(tmp_path: Path, changes: Document) -> None:
+    write(tmp_path, captions_document() | changes, instances_document() | changes)
+    assert len(read(tmp_path)) == 2
+
+
+# Where things are and what they are called
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("day1/cam0/42.jpg", "day1/cam0/42.jpg"),
+        ("./day1//42.jpg", "day1/42.jpg"),
+        ("day1/../42.jpg", "42.jpg"),
+        ("day1\\cam0\\42.jpg", "day1/cam0/42.jpg"),
+        ("..\\..\\upload\\4\\42.jpg", "42.jpg"),
+        ("a/../../b/42.jpg", "42.jpg"),
+        ("/home/anna/private/42.jpg", "42.jpg"),
+        ("~/private/42.jpg", "42.jpg"),
+        ("C:\\Users\\anna\\42.jpg", "42.jpg"),
+        ("C:42.jpg", "42.jpg"),
+        ("\\\\server\\share\\42.jpg", "42.jpg"),
+        ("file:///home/anna/42.jpg", "42.jpg"),
+        ("s3://bucket/private/42.jpg", "42.jpg"),
+        ("https://x.test/private/42.jpg?X-Amz-Signature=abc", "42.jpg"),
+    ],
+)
+def test_only_paths_that_stay_inside_their_folder_are_published(
+    tmp_path: Path, name: str, published: str
+) -> None:
+    images = [image(42, file_name=name)]
+    context, report = read_one(
+        tmp_path,
+        captions=captions_document([caption(1, 42, "A tram.")], images=images),
+        instances=instances_document([], images=images),
+    )
+    assert context.media.file_name == published
+    changed = {"path before a file's name": 1} if name != published else {}
+    assert report.skipped == changed
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "shot_1.png",
+        "/home/anna/1.png",
+        "https://u:p@x.test/1.png",
+        "https://x.test/1?sig=a",
+        "s3://b/1",
+    ],
+)
+def test_an_address_that_is_none_or_signed_is_not_published(tmp_path: Path, url: str) -> None:
+    images = [image(42, coco_url=url, flickr_url=url)]
+    context, report = read_one(
+        tmp_path,
+        captions=captions_document([caption(1, 42, "A tram.")], images=images),
+        instances=instances_document([], images=images),
+    )
+    assert (context.media.url, context.media.landing_url) == (None, None)
+    assert report.skipped == {"address of an image that is none or has a signature": 1}
+
+
+def test_the_second_image_of_one_name_is_left_out(tmp_path: Path) -> None:
+    images = [image(42), image(7, file_name=image(42)["file_name"])]
+    report = ReadReport()
+    write(tmp_path, captions_document(images=images), instances_document(images=images))
+    assert [context.id for context in read(tmp_path, report=report)] == ["000000000007"]
+    assert report.examples == {"image whose name another image has": ["000000000042"]}
+
+
+def test_marks_gzip_and_a_folder_more_make_no_difference(tmp_path: Path) -> None:
+    write(tmp_path / "plain")
+    plain = read(tmp_path / "plain")
+    for name, folder in (("marked", "."), ("packed", "."), ("deeper", "coco"), ("zip", ".")):
+        target = tmp_path / name / folder
+        target.mkdir(parents=True)
+        for file in (CAPTIONS, INSTANCES):
+            content = (tmp_path / "plain" / file).read_bytes()
+            if name == "marked":
+                (target / file).write_bytes(b"\xef\xbb\xbf" + content)
+            elif name == "packed":
+                (target / f"{file}.gz").write_bytes(gzip.compress(content))
+            elif name == "deeper":
+                (target / file).write_bytes(content)
+            else:
+                archive = tmp_path / "zip" / "annotations_trainval2017.zip"
+                with zipfile.ZipFile(archive, "a") as opened:
+                    opened.writestr(f"coco/2017/{file}", content)
+        assert read(tmp_path / name) == plain
+    packed, unpacked = (COCO2017.locate([tmp_path / n], "train") for n in ("packed", "plain"))
+    assert packed is not None and unpacked is not None
+    assert packed.fingerprint == unpacked.fingerprint
+    path = tmp_path / "packed" / f"{CAPTIONS}.gz"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(SourceError, match=f"^{CAPTIONS}.gz: damaged gzip, got "):
+        read(tmp_path / "packed")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "hint"), [("utf-16", "iconv -f UTF-16"), ("cp1252", "iconv -f CP1252")]
+)
+def test_another_encoding_is_named(tmp_path: Path, encoding: str, hint: str) -> None:
+    document = captions_document([caption(1, 42, "A café.")])
+    data = json.dumps(document, ensure_ascii=False).encode(encoding)
+    message = failure(tmp_path, captions=data)
+    assert message.startswith(f"{CAPTIONS}: got b")
+    assert hint in message
+
+
+# Boxes that can't be where they are
+
+
+def boxes_document(boxes: list[list[float]], *, area: float | None = 12.5) -> Document:
+    more = {} if area is None else {"area": area}
+    return instances_document(
+        [instance(n, 42, bbox) | more for n, bbox in enumerate(boxes)], images=[image(42)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("boxes", "reading"),
+    [
+        ([[n, 50, 280 + n, 150] for n in range(100, 110)], "x_min, y_min, x_max, y_max"),
+        ([[n, 20, 20 + n, 60] for n in range(8)], "x_min, y_min, x_max, y_max"),
+        ([[150, n, 40, 100] for n in range(200, 230)], "width and height exchanged"),
+        ([[380, 180, 40, 40 - n] for n in range(9)], "x_center, y_center, width, height"),
+        ([[0.1, 0.2, 0.5, 0.25], [0, 0, 1, 1]], "fractions of the image"),
+        ([[n * 1e4, 9e5, 5e5, 1] for n in range(8)], "no other reading fits"),
+    ],
+)
+def test_boxes_that_cannot_be_right_stop_the_run_with_the_reading_that_fits(
+    tmp_path: Path, boxes: list[list[float]], reading: str
+) -> None:
+    message = failure(tmp_path, instances=boxes_document(boxes))
+    assert message.startswith(f"{INSTANCES}: ")
+    assert reading in message
+
+
+def test_areas_tell_corners_from_width_and_height(tmp_path: Path) -> None:
+    corners = [[100, 20, 180, 120], [120, 20, 200, 120]]
+    message = failure(tmp_path, instances=boxes_document(corners, area=8_000))
+    assert "they would fit as x_min, y_min, x_max, y_max" in message
+    write(tmp_path, "", boxes_document(corners, area=7_000))
+    assert len(read(tmp_path)[1].boxes) == 2
+
+
+def test_the_same_box_twice_is_one(tmp_path: Path) -> None:
+    boxes = [instance(n, 42, [10, 20, 30, 40]) for n in range(3)]
+    boxes += [instance(4, 42, [10, 20, 30, 40], category_id=90), instance(5, 7, [10, 20, 30, 40])]
+    report = ReadReport()
+    contexts = read(write(tmp_path, "", instances_document(boxes)), report=report)
+    assert [len(context.boxes) for context in contexts] == [1, 2]
+    assert report.skipped == {"box that is there twice": 2}
+
+
+# Contradictions
+
+
+@pytest.mark.parametrize("document", ["[]", "{}", '{"annotations": []}', "7", "null"])
+def test_another_structure_is_an_error(tmp_path: Path, document: str) -> None:
     message = failure(tmp_path, captions=document)
-    assert message.startswith(f"{CAPTIONS}: not the structure of a COCO captions file: {problem}")
-
-
-def test_a_captions_file_under_the_name_of_instances_is_an_error(tmp_path: Path) -> None:
-    assert "missing required field" in failure(tmp_path, instances=captions_document())
+    assert message.startswith(f"{CAPTIONS}: got ")
+    assert "against an object with the keys annotations, images and a caption in each" in message
 
 
 def test_invalid_utf8_in_a_caption_is_an_error(tmp_path: Path) -> None:
     data = json.dumps(captions_document()).encode().replace(b"tram", b"tr\xffm")
-    assert failure(tmp_path, captions=data).startswith(f"{CAPTIONS}: damaged JSON, got ")
+    assert failure(tmp_path, captions=data).startswith(f"{CAPTIONS}: got b'\\xff' at byte ")
 
 
 def test_bottomless_nesting_is_an_error(tmp_path: Path) -> None:
@@ -596,64 +916,63 @@ def test_bottomless_nesting_is_an_error(tmp_path: Path) -> None:
     assert failure(tmp_path, captions=data).startswith(f"{CAPTIONS}: damaged JSON, got ")
 
 
+def test_annotations_of_unknown_images_and_categories_are_left_out_and_named(
+    tmp_path: Path,
+) -> None:
+    captions, instances = captions_document(), instances_document()
+    plain = read(write(tmp_path / "plain", captions, instances))
+    captions["annotations"].append(caption(900, 99, "A tram."))
+    instances["annotations"] += [
+        instance(901, 98, [0, 0, 9, 9]),
+        instance(902, 42, [0, 0, 9, 9], category_id=12),
+    ]
+    report = ReadReport()
+    assert read(write(tmp_path / "more", captions, instances), report=report) == plain
+    assert report.examples == {
+        "caption of an image that isn't in the file": ["99"],
+        "box of an image that isn't in the file": ["98"],
+        "box of a category that isn't in the file": ["000000000042"],
+    }
+
+
 @pytest.mark.parametrize(
-    "documents",
-    [
-        {"captions": captions_document([caption(900, 99, "A tram.")])},
-        {"instances": instances_document([instance(900, 99, [0, 0, 9, 9])])},
-    ],
+    "size",
+    [{"width": 0}, {"height": 0}, {"width": -400}, {"width": 2**31}, {"height": 10**12}],
 )
-def test_an_annotation_of_an_unknown_image_is_named_with_both_ids(
-    tmp_path: Path, documents: dict[str, Document]
+def test_an_image_without_a_possible_size_is_left_out_and_named(
+    tmp_path: Path, size: dict[str, int]
 ) -> None:
-    message = failure(tmp_path, **documents)
-    assert "annotation 900 names an unknown image, got image id 99 against one of the 2" in message
-
-
-def test_an_unknown_category_is_named_with_its_annotation(tmp_path: Path) -> None:
-    document = instances_document([instance(900, 42, [0, 0, 9, 9], category_id=12)])
-    message = failure(tmp_path, instances=document)
-    assert "annotation 900 names an unknown category, got category id 12" in message
-
-
-@pytest.mark.parametrize("size", [{"width": 0}, {"height": 0}, {"width": -400}])
-@pytest.mark.parametrize("make", [captions_document, instances_document])
-def test_an_image_without_area_is_an_error(tmp_path: Path, make: Any, size: dict[str, int]) -> None:
-    role = "captions" if make is captions_document else "instances"
-    message = failure(tmp_path, **{role: make(images=[image(42, **size), image(7)])})
-    assert f"{role}_train2017.json: image 42 has no area, got " in message
-
-
-@pytest.mark.parametrize("size", [{"width": 2**31}, {"height": 10**12}])
-@pytest.mark.parametrize("make", [captions_document, instances_document])
-def test_an_image_larger_than_any_column_holds_is_an_error(
-    tmp_path: Path, make: Any, size: dict[str, int]
-) -> None:
-    role = "captions" if make is captions_document else "instances"
-    message = failure(tmp_path, **{role: make(images=[image(42, **size), image(7)])})
-    assert f"{role}_train2017.json: image 42 has an impossible size, got " in message
+    images = [image(42, **size), image(7)]
+    report = ReadReport()
+    write(tmp_path, captions_document(images=images), instances_document(images=images))
+    assert [context.id for context in read(tmp_path, report=report)] == ["000000000007"]
+    assert report.examples == {"image without a possible size": ["000000000042"]}
 
 
 @pytest.mark.parametrize("make", [captions_document, instances_document])
-def test_an_image_id_that_appears_twice_is_an_error(tmp_path: Path, make: Any) -> None:
+def test_different_images_of_one_id_are_an_error(tmp_path: Path, make: Any) -> None:
     role = "captions" if make is captions_document else "instances"
-    message = failure(tmp_path, **{role: make(images=[image(42), image(7), image(42)])})
+    images = [image(42), image(7), image(42, width=401)]
+    message = failure(tmp_path, **{role: make(images=images)})
     assert f"{role}_train2017.json: image id 42 appears twice" in message
 
 
-@pytest.mark.parametrize("image_id", [-1, 10**12])
-def test_an_image_id_that_does_not_fit_twelve_digits_is_an_error(
+def test_an_image_that_is_listed_twice_is_one(tmp_path: Path) -> None:
+    report = ReadReport()
+    write(tmp_path, captions_document(images=[image(42), image(7), image(42)]))
+    assert len(read(tmp_path, report=report)) == 2
+    assert report.skipped == {"image that is listed twice": 1}
+
+
+@pytest.mark.parametrize("image_id", [-1, 10**12, 10**30])
+def test_an_image_id_that_does_not_fit_twelve_digits_is_left_out_and_named(
     tmp_path: Path, image_id: int
 ) -> None:
-    message = failure(tmp_path, captions=captions_document([], images=[image(image_id)]))
-    assert f"image id out of range, got {image_id} against 0 to 999999999999" in message
-
-
-def test_ids_of_annotations_that_no_column_can_hold_are_an_error(tmp_path: Path) -> None:
-    for image_id in (-1, 10**30):
-        message = failure(tmp_path, captions=captions_document([caption(1, image_id, "A tram.")]))
-        assert "Expected `int`" in message
-        assert "`$.annotations[0].image_id`" in message
+    images = [image(42), image(7), image(1) | {"id": image_id}]
+    report = ReadReport()
+    contexts = read(write(tmp_path, captions_document(images=images)), report=report)
+    assert len(contexts) == 2
+    assert list(report.examples.values()) == [[str(image_id)]]
 
 
 def test_files_that_disagree_on_the_size_of_an_image_are_an_error(tmp_path: Path) -> None:
@@ -671,7 +990,7 @@ def test_files_of_two_different_splits_are_an_error(tmp_path: Path) -> None:
     "categories",
     [
         [{"id": 18, "name": "dog"}, {"id": 18, "name": "cat"}],
-        [{"id": 18, "name": " "}],
+        [{"id": 90, "name": "dog"}, {"id": "90", "name": "person"}],
     ],
 )
 def test_ambiguous_categories_are_an_error(tmp_path: Path, categories: list[Document]) -> None:

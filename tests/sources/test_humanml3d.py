@@ -80,7 +80,7 @@ def test_spans_without_a_length_mean_the_whole_and_are_counted(tmp_path: Path) -
     (context,), report = read(write(tmp_path, {"000001": lines}))
     assert descriptions(context) == [timed.Item(text) for text in "abc"]
     assert report.skipped == {
-        "span without a length, taken as the whole": 2,
+        "span that can't be right, taken as the whole": 2,
         "empty description": 1,
         "line that isn't a description": 1,
     }
@@ -128,28 +128,45 @@ def test_a_damaged_zip_of_texts_is_an_error_in_words(tmp_path: Path) -> None:
     path = zipped(tmp_path)
     whole = path.read_bytes()
     path.write_bytes(whole.replace(b"they bow", b"they cow"))
-    with pytest.raises(SourceError, match=r"^texts.zip: damaged zip, got 'Bad CRC.* Get it again"):
+    with pytest.raises(
+        SourceError, match=r"texts.zip: damaged zip, got 'Bad CRC.* Download the archive again"
+    ):
         read(tmp_path)
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(SourceError, match=r"^texts.zip: damaged zip, got .* Get it again"):
+    with pytest.raises(
+        SourceError, match=r"texts.zip: damaged zip, got .* Download the archive again"
+    ):
         read(tmp_path)
     # A bit that says encrypted, in both headers of the first member.
     locked = bytearray(whole)
     locked[6] |= 1
     locked[whole.index(b"PK\x01\x02") + 8] |= 1
     path.write_bytes(locked)
-    with pytest.raises(SourceError, match=r"^texts.zip: damaged zip, got .*encrypted"):
+    with pytest.raises(SourceError, match=r"texts.zip: damaged zip, got .*encrypted"):
         read(tmp_path)
 
 
 @pytest.mark.parametrize("in_zip", [True, False])
-def test_a_text_that_is_not_utf_8_is_named(tmp_path: Path, in_zip: bool) -> None:
+def test_a_text_that_is_not_utf_8_is_left_out_and_named(tmp_path: Path, in_zip: bool) -> None:
     latin = "somebody d\xe9tours#a/DET#0.0#0.0".encode("latin-1")
     if in_zip:
         zipped(tmp_path, t000002=latin)
     else:
         (write(tmp_path) / "HumanML3D" / "texts" / "000002.txt").write_bytes(latin)
-    with pytest.raises(SourceError, match=r"000002.txt: can't be read, got .*utf-8.* in UTF-8"):
+    contexts, report = read(tmp_path)
+    assert [context.id for context in contexts] == ["000001"]
+    assert report.examples["motion whose text isn't in UTF-8"] == ["000002"]
+
+
+def test_a_list_in_another_encoding_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path) / "HumanML3D" / "train.txt"
+    path.write_text("000001\n", encoding="utf-16")
+    with pytest.raises(SourceError, match=r"^train.txt: got .*UTF-16.* iconv -f UTF-16 -t UTF-8"):
+        read(tmp_path)
+    path.write_bytes(b"000001\n\xe9\n")
+    with pytest.raises(
+        SourceError, match=r"^train.txt: got b'\\xe9' at byte 7, .* iconv -f CP1252"
+    ):
         read(tmp_path)
 
 
@@ -181,10 +198,72 @@ def test_an_unknown_split_is_an_error(tmp_path: Path) -> None:
         SOURCE.locate([tmp_path], "val")
 
 
-def test_a_listed_motion_without_a_text_is_an_error(tmp_path: Path) -> None:
-    folder = write(tmp_path, listed=["000001", "000009"])
-    with pytest.raises(SourceError, match="000009.txt: missing"):
+def test_a_listed_motion_without_a_text_is_left_out_and_named(tmp_path: Path) -> None:
+    contexts, report = read(write(tmp_path, listed=["000001", "000009"]))
+    assert [context.id for context in contexts] == ["000001"]
+    assert report.skipped == {"motion whose text isn't there": 1}
+    assert report.examples == {"motion whose text isn't there": ["000009"]}
+
+
+def test_the_release_is_read_as_its_repository_has_it(tmp_path: Path) -> None:
+    data = write(tmp_path) / "HumanML3D"
+    (one, _), _ = read(tmp_path)
+    (data / "index.csv").rename(tmp_path / "index.csv")
+    assert read(tmp_path)[0][0] == read(data)[0][0] == one
+    assert one.media.duration_s == 117 / FPS
+    (data / "texts").rename(tmp_path / "texts")
+    assert read(tmp_path)[0][0] == one
+
+
+def test_texts_in_a_folder_of_their_own_and_a_release_one_folder_deeper_are_found(
+    tmp_path: Path,
+) -> None:
+    data = write(tmp_path / "one") / "HumanML3D"
+    plain, _ = read(tmp_path / "one")
+    (data / "texts").rename(data / "inner")
+    (data / "texts").mkdir()
+    (data / "inner").rename(data / "texts" / "texts")
+    assert read(tmp_path / "one")[0] == plain
+    (tmp_path / "two").mkdir()
+    data.rename(tmp_path / "two" / "my-motions")
+    assert read(tmp_path / "two")[0] == plain
+
+
+def test_names_in_the_list_may_be_those_of_files(tmp_path: Path) -> None:
+    contexts, report = read(write(tmp_path, listed=["000001.npy", "000002.npy\r", "M000001.npy"]))
+    assert [context.id for context in contexts] == ["000001", "000002"]
+    assert report.skipped == {"mirrored copy": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("00001", "'00001', which is a motion of KIT-ML,"), ("walk", "'walk' against")],
+)
+def test_motions_of_another_release_are_refused(tmp_path: Path, name: str, words: str) -> None:
+    folder = write(tmp_path, {name: ["a person walks#a/DET#0.0#0.0"]})
+    with pytest.raises(SourceError, match=f"^train.txt: got {words}.*Data of your own"):
         read(folder)
+
+
+def test_lengths_are_read_with_spaces_and_impossible_ones_are_unknown(tmp_path: Path) -> None:
+    path = write(tmp_path) / "HumanML3D" / "index.csv"
+    head = "source_path, start_frame, end_frame, new_name\n"
+    path.write_text(head + "./x.npy, 0, 117.0, 000001.npy\n./y.npy, 100, 40, 000002.npy\n")
+    contexts, report = read(tmp_path)
+    assert [context.media.duration_s for context in contexts] == [117 / FPS, None]
+    assert "facts" not in contexts[1].annotations
+    assert report.examples["length of a motion that can't be"] == ["000002"]
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(
+        SourceError, match=r"^index.csv: no column end_frame, new_name, start_frame"
+    ):
+        read(tmp_path)
+
+
+def test_a_span_beyond_any_motion_is_taken_as_the_whole(tmp_path: Path) -> None:
+    (context,), report = read(write(tmp_path, {"000001": ["a#a/X#0.0#1e9", "b#b/X#inf#inf"]}))
+    assert descriptions(context) == [timed.Item("a"), timed.Item("b")]
+    assert report.skipped == {"span that can't be right, taken as the whole": 2}
 
 
 def test_a_changed_text_changes_the_fingerprint(tmp_path: Path) -> None:

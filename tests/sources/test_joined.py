@@ -109,11 +109,15 @@ def test_lvis_is_read_from_its_zip_as_well(tmp_path: Path) -> None:
     assert read(LVIS, [tmp_path])[0].id == "000000000042"
 
 
-def test_an_unknown_category_in_a_list_of_lvis_is_an_error(tmp_path: Path) -> None:
-    image = lvis_document()["images"][0] | {"neg_category_ids": [7]}
+def test_an_unknown_category_in_a_list_of_lvis_is_left_out_and_counted(tmp_path: Path) -> None:
+    image = lvis_document()["images"][0] | {"neg_category_ids": [7, 2]}
     (tmp_path / "lvis_v1_train.json").write_text(json.dumps(lvis_document(images=[image])))
-    with pytest.raises(SourceError, match="image 42.*unknown category.*7"):
-        read(LVIS, [tmp_path])
+    files, report = LVIS.locate([tmp_path], "train"), ReadReport()
+    assert files is not None
+    (context,) = LVIS.read(files, report)
+    assert context.annotations["labels"][0] == labels.Item("wet suit", present=False)
+    assert report.skipped == {"label of a category that isn't in the file": 1}
+    assert report.examples == {"label of a category that isn't in the file": ["000000000042"]}
 
 
 @pytest.fixture
@@ -284,7 +288,8 @@ def test_lvis_says_under_which_licence_an_image_is_and_where_its_page_is(tmp_pat
         "flickr_url": "http://farm1.staticflickr.com/1/42_ab12_z.jpg",
     }
     path = tmp_path / "lvis_v1_train.json"
-    path.write_text(json.dumps(lvis_document(images=[image])))
+    by = [{"id": 4, "url": "http://creativecommons.org/licenses/by/2.0/", "name": "Attribution"}]
+    path.write_text(json.dumps(lvis_document(images=[image], licenses=by)))
     (context,) = read(LVIS, [tmp_path])
     assert context.media == Media(
         "000000000042.jpg",

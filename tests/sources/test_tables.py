@@ -51,13 +51,25 @@ def test_rows_keep_their_order_over_many_pieces_that_threads_read_at_once(table:
     assert read(table, 1000) == rows
 
 
-def test_damage_in_a_late_piece_is_an_error_that_names_the_file_and_the_value(table: Path) -> None:
+def test_a_value_that_is_none_of_its_column_is_null_like_an_empty_one(table: Path) -> None:
     write(table, [("fine", number) for number in range(5000)])
     with table.open("a", encoding="utf-8") as file:
-        file.write("bad,x,many\n")
-    with pytest.raises(SourceError, match=r"table\.csv.*'many'") as error:
-        read(table, 1000)
-    assert "Row #" not in str(error.value)
+        file.write("bad,x,many\nempty,x,\nfloat,x,7.0\nbool,x,True\nlarge,x,99999999999\n")
+    tail = read(table, 1000)[-5:]
+    assert tail == [("bad", None), ("empty", None), ("float", 7), ("bool", 1), ("large", None)]
+
+
+def test_columns_are_found_whatever_their_case_and_spaces(table: Path) -> None:
+    table.write_bytes(b"\xef\xbb\xbf Number , other,TEXT\r\n7,x,a\r\n")
+    assert read(table, 100) == [("a", 7)]
+
+
+def test_a_table_without_a_needed_column_is_an_error_that_names_what_is_there(table: Path) -> None:
+    table.write_text("text,count\na,1\n", encoding="utf-8")
+    with pytest.raises(SourceError, match=r"table\.csv: no column number, got text, count"):
+        read(table, 100)
+    pieces = scan(table, COLUMNS, lambda rows: rows.to_pylist(), optional=("number",))
+    assert [row for piece in pieces for row in piece] == [{"text": "a", "number": None}]
 
 
 def test_a_quote_without_its_end_is_an_error(table: Path) -> None:

@@ -1,0 +1,294 @@
+"""What all sources tolerate in the files of people, and what they doubt, written once.
+
+Readers decode strictly first, which costs nothing. Only where that fails is a file read a second
+time by `loads` and `tidied`: numbers and fields that are merely written in another way are taken
+for what they are, and an entry of which that can't be said is left out and counted. The checks of
+geometry look at all boxes of a file at once and say which other reading would fit them.
+
+**Source:** what exporters write was looked up in the files and loaders of pycocotools, FiftyOne,
+CVAT, Roboflow, VIA and Label Studio.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from mminstruct.errors import SourceError
+
+if TYPE_CHECKING:
+    from mminstruct.sources import ReadReport
+
+FloatColumns: TypeAlias = NDArray[np.float64]
+Mask: TypeAlias = NDArray[np.bool_]
+
+OWN_DATA = (
+    "Data of your own can't be read under its own name yet. What is possible today: a module of "
+    "your own in mminstruct/sources, as docs/adding_a_source.md shows."
+)
+
+_Struct = TypeVar("_Struct", bound=msgspec.Struct)
+_WHOLE = re.compile(r"\s*([+-]?)0*(\d+)(?:\.0*)?\s*")
+_PLAIN_NAME = re.compile(r"\w[\w.-]*")
+_PLAIN_URL = re.compile(r"https?://[^?#@\s]+")
+_FIELD = re.compile(r"`\$\.(\w+)|field `(\w+)`")
+_MOST = 0.5
+# Of boxes that leave their images: from here on another reading of them is looked for.
+_MANY = 0.25
+# Without one that fits, a few odd boxes say nothing.
+_ENOUGH_BOXES = 8
+_NEARLY_ALL = 0.95
+
+
+def loads(data: bytes | bytearray | memoryview) -> Any:
+    """The JSON value, as Python's own decoder has it: NaN and Infinity, which are None, too.
+
+    Raises:
+        ValueError: it is no JSON.
+        RecursionError: it is nested too deep.
+    """
+    try:
+        return msgspec.json.decode(data)
+    except msgspec.DecodeError:
+        return json.loads(bytes(data), parse_constant=lambda _: None, strict=False)
+
+
+def tidied(
+    entries: Any,
+    entry_type: type[_Struct],
+    noun: str,
+    report: ReadReport,
+    *,
+    other: str = "",
+    harmless: bool = False,
+) -> list[_Struct]:
+    """The entries of a list that can be read, each as the type says; the others are counted.
+
+    Args:
+        entries: decoded JSON.
+        entry_type: only its fields are looked at.
+        noun: what an entry is, for the reasons.
+        report: counts what is left out.
+        other: a field that only entries of another kind have, which are no fault.
+        harmless: rows can do without these entries.
+
+    Raises:
+        ValueError: it is no list.
+    """
+    if not isinstance(entries, list):
+        raise ValueError(f"got {_shape(entries)} against a list of each {noun} expected")
+    found: list[_Struct] = []
+    for number, entry in enumerate(entries):
+        named = str(entry.get("id", number) if isinstance(entry, dict) else number)
+        try:
+            found.append(converted(entry, entry_type, noun, report, named))
+        except msgspec.ValidationError as error:
+            if other and isinstance(entry, dict) and entry.get(other) is not None:
+                report.skip(f"entry with a '{other}' beside each {noun}", harmless=True)
+            else:
+                report.skip(f"{noun} {_why(error)}", example=named, harmless=harmless)
+    return found
+
+
+def converted(
+    entry: Any, entry_type: type[_Struct], noun: str, report: ReadReport, named: str
+) -> _Struct:
+    """One entry as the type says; a field that has a default is left out if it can't be read.
+
+    Raises:
+        msgspec.ValidationError: another field can't be read.
+    """
+    if not isinstance(entry, dict):
+        return msgspec.convert(entry, entry_type)
+    fields = {field.name: field for field in msgspec.structs.fields(entry_type)}
+    values = {
+        name: _plain(value, str in (fields[name].type, *get_args(fields[name].type)))
+        for name, value in entry.items()
+        if name in fields and value is not None
+    }
+    while True:
+        try:
+            return msgspec.convert(values, entry_type, strict=False)
+        except msgspec.ValidationError as error:
+            found = _FIELD.search(str(error))
+            if found is None or found[1] not in values or fields[found[1]].required:
+                raise
+            del values[found[1]]
+            article = "an" if noun[0] in "aeiou" else "a"
+            report.skip(f"'{found[1]}' of {article} {noun}", example=named, harmless=True)
+
+
+def _plain(value: Any, is_text: bool) -> Any:
+    """1.0, "1", "0001" and true as the whole numbers that they look like, or as text."""
+    if is_text:
+        return str(value) if type(value) in (int, float) else value
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, str) and (whole := _WHOLE.fullmatch(value)):
+        return int(whole[1] + whole[2])
+    return [_plain(item, False) for item in value] if isinstance(value, list) else value
+
+
+def _why(error: msgspec.ValidationError) -> str:
+    field = _FIELD.search(str(error))
+    if field is None:
+        return "that is none"
+    return f"whose '{field[1]}' can't be read" if field[1] else f"without '{field[2]}'"
+
+
+def _shape(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"an object with the keys {', '.join(map(str, list(value)[:8])) or 'none'}"
+    return "a list" if isinstance(value, list) else f"{value!r:.40}"
+
+
+def kind_of(document: Any) -> str:
+    """What a JSON file is, in words, from its keys and its first annotation."""
+    if isinstance(document, list):
+        first = next(iter(document), None)
+        return f"a list, whose first entry is {_shape(first)}"
+    if not isinstance(document, dict):
+        return _shape(document)
+    if {"imgs", "anns"} <= document.keys():
+        return "a file of COCO-Text (imgs, anns, cats)"
+    if any(str(key).startswith("_via_") for key in document):
+        return "a project of the VGG Image Annotator"
+    if "shapes" in document:
+        return "a file of labelme"
+    annotations = document.get("annotations")
+    first = next(iter(annotations), None) if isinstance(annotations, list) else None
+    return kind_of_annotation(first) if isinstance(first, dict) else _shape(document)
+
+
+def kind_of_annotation(first: Mapping[str, Any]) -> str:
+    """What a file with that annotation is, in words."""
+    known = (words for key, words in _KINDS.items() if key in first)
+    return next(known, f"annotations of which each is {_shape(first)}")
+
+
+_KINDS = {
+    "segments_info": "a file of panoptic segmentation",
+    "caption": "a file of captions",
+    "keypoints": "a file of keypoints",
+    "bbox": "a file of boxes",
+}
+
+
+def published_name(name: str) -> str:
+    """A file's name as a relative POSIX path that stays inside its folder.
+
+    Of a path that leads out, of an absolute one, one with a drive and an address, only the file's
+    own name is left: folders and signatures are nobody's business.
+    """
+    if _PLAIN_NAME.fullmatch(name):
+        return name
+    path = name.replace("\\", "/")
+    if re.match(r"[A-Za-z][\w+.-]+:", path):  # an address of whatever scheme
+        return PurePosixPath(unquote(urlsplit(path).path)).name
+    parts: list[str] = []
+    leads_out = bool(re.match("[/~]|[A-Za-z]:", path))
+    for part in re.sub("^[A-Za-z]:", "", path).split("/"):
+        if part == "..":
+            leads_out = leads_out or not parts
+            del parts[-1:]
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/".join(parts[-1:] if leads_out else parts)
+
+
+def published_url(url: str | None) -> str | None:
+    """A web address without a password or signature in it, or None."""
+    return url if url and _PLAIN_URL.fullmatch(url) else None
+
+
+def repeated(*columns: NDArray[Any]) -> Mask:
+    """Which rows of columns of numbers are the same in all of them as one before them."""
+    mixed = np.zeros(len(columns[0]), dtype=np.uint64)
+    for column in columns:
+        for part in column.T if column.ndim > 1 else (column,):
+            kind = np.float64 if part.dtype.kind == "f" else np.int64
+            mixed ^= np.ascontiguousarray(part, dtype=kind).view(np.uint64)
+            mixed *= np.uint64(0x9E3779B97F4A7C15)
+            mixed ^= mixed >> np.uint64(29)
+    in_order = np.sort(mixed)
+    again = np.zeros(len(mixed), dtype=bool)
+    if (in_order[1:] == in_order[:-1]).any():  # which is slow to find out for each row
+        again[:] = True
+        again[np.unique(mixed, return_index=True)[1]] = False
+    return again
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def check_pixels(xywh: FloatColumns, area: FloatColumns, size: FloatColumns, where: str) -> None:
+    """Raise SourceError if most boxes of a file can't be what they should be.
+
+    Args:
+        xywh: (N, 4) left, top, width and height in pixels.
+        area: (N,) pixels, as the file says, of the object or the box; NaN if it doesn't.
+        size: (N, 2) width and height of the boxes' images in pixels.
+        where: the file.
+    """
+    if not len(xywh):
+        return
+    x, y, c, d = xywh.T
+    if (np.abs(xywh) <= 1).all() and (c > 0).any():
+        raise _doubt(where, "all boxes lie within 0..1", "fractions of the image")
+    room = size * 1.01 + 1  # exporters round
+    fits = _inside(x, y, x + c, y + d, room)
+    readings = {
+        "x_min, y_min, x_max, y_max": (c > x) & (d > y) & _inside(x, y, c, d, room),
+        "the image's width and height exchanged": _inside(x, y, x + c, y + d, room[:, ::-1]),
+        "x_center, y_center, width, height": _inside(
+            x - c / 2, y - d / 2, x + c / 2, y + d / 2, room
+        ),
+    }
+    between, product = (c - x) * (d - y), c * d
+    by_area = np.isclose(area, between, rtol=0.01) & ~np.isclose(area, product, rtol=0.01)
+    corners, *_ = readings
+    if (by_area & readings[corners]).mean() > _MOST:
+        raise _doubt(where, "the boxes' areas are not width times height", corners)
+    says_nothing = ~np.isclose(area, product, rtol=0.01)
+    if (says_nothing & readings[corners]).mean() > _NEARLY_ALL and len(xywh) >= _ENOUGH_BOXES:
+        raise _doubt(where, "nearly all boxes are wider and higher than they are far in", corners)
+    leaving = 1 - fits.mean()
+    best = max(readings, key=lambda name: readings[name].mean())
+    if leaving >= _MANY and 1 - readings[best].mean() <= leaving / 10:
+        raise _doubt(where, f"{leaving:.0%} of the boxes leave their images", best)
+    if leaving > _MOST and len(xywh) >= _ENOUGH_BOXES:
+        raise _doubt(where, f"{leaving:.0%} of the boxes leave their images", None)
+
+
+def _inside(
+    left: FloatColumns, top: FloatColumns, right: FloatColumns, low: FloatColumns, room: Any
+) -> Mask:
+    inside: Mask = (left >= -1) & (top >= -1) & (right <= room[:, 0]) & (low <= room[:, 1])
+    return inside
+
+
+def check_fractions(beyond: int, count: int, where: str) -> None:
+    """Raise SourceError if most of some boxes, whose corners are fractions, lie beyond 0..1."""
+    if beyond > count * _MOST:
+        what = f"{beyond} of {count} boxes lie far beyond 0..1"
+        raise _doubt(where, what, "pixels", expected="fractions of the image")
+
+
+def _doubt(
+    where: str,
+    what: str,
+    reading: str | None,
+    *,
+    expected: str = "x_min, y_min, width, height in pixels",
+) -> SourceError:
+    fitting = f"they would fit as {reading}" if reading else "no other reading fits them"
+    return SourceError(
+        f"{where}: {what}, got boxes that can't be right against {expected} expected; {fitting}. "
+        "Convert them, or give the right file."
+    )

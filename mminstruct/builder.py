@@ -21,7 +21,7 @@ import time
 import types
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -30,13 +30,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args, get_type_hints
 import datasets
 import multiprocess
 
-from mminstruct import backends, generate, licenses, prompts, sources
+from mminstruct import backends, estimate, generate, licenses, notes, prompts, sources, splits
 from mminstruct.backends import Backend, BackendOptions
 from mminstruct.client import Client, Failed, RetryPolicy, Stats
-from mminstruct.download import fetch
+from mminstruct.download import fetch, is_fetched
 from mminstruct.errors import NoRows, RunStopped, UsageError, did_you_mean
+from mminstruct.estimate import Asked, Estimate, Terms
 from mminstruct.generate import Plan, Report
-from mminstruct.licenses import Part, Registry, Tally, Verdict
+from mminstruct.licenses import Part, Registry, Tally, Use, Verdict
 from mminstruct.limits import Budget, Rates
 from mminstruct.pricing import Price, price_of
 from mminstruct.prompts import PromptConfig
@@ -79,7 +80,7 @@ class InstructConfig(datasets.BuilderConfig):
         source: set by the builder.
         prompt_config: set by the builder; a name or a path.
         types: instruction types; None is all of the prompt config.
-        splits: splits to generate; each costs money, so only ``train`` by default.
+        splits: splits to generate, or ``all``; each costs money, so only ``train`` by default.
         limit: images per split, the first ones by id; None is all.
         backend: a model source, such as ``openai``, ``tgi`` or ``llama_cpp``.
         model: a name at a server, or a file; None is the backend's default.
@@ -258,6 +259,8 @@ class InstructConfig(datasets.BuilderConfig):
         """
         chosen = [self.splits] if isinstance(self.splits, str) else self.splits
         chosen = list(chosen or source.info.splits[:1])
+        if splits.ALL in chosen:
+            return source.info.splits
         for split in chosen:
             if split not in source.info.splits:
                 raise UsageError(
@@ -405,9 +408,9 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         stats: counters of a run in this process, for a progress display.
         policy: retries of a run in this process; None takes ``max_retries`` of the config.
         batch_limits: what a batch may hold, and how often to look at it; None is as OpenAI has it.
-        is_announced: somebody says what the rows may be used for; else it is logged.
         report: what became of the requests, once prepared.
         read_report: what reading the annotations left out, by split, once prepared.
+        announced: whether it has been said what the run will ask for.
     """
 
     SOURCE: ClassVar[str]
@@ -431,13 +434,20 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             for name in ("default", *types)
         ]
 
-    def __init__(self, *args: Any, config_name: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, config_name: str | None = None, split: Any = None, **kwargs: Any
+    ) -> None:
+        self.announced = False
+        self._forks = False
+        self._read_splits: dict[str, tuple[datasets.Dataset, str, ReadReport]] = {}
+        self._split = splits.specs(split)
+        names = [splits.name_of(spec) for spec in self._split]
+        if names and kwargs.get("splits") is None:
+            kwargs["splits"] = names
         self.stats = Stats()
         self.policy: RetryPolicy | None = None
         self._budget: Budget | None = None
         self._requests: list[datasets.Dataset] = []
-        self._ready: dict[str, tuple[datasets.Dataset, str, ReadReport]] = {}
-        self.is_announced = False
         self._batch_failures: dict[bytes, Failed] | None = None
         self.report = Report()
         self.read_report: dict[str, ReadReport] = {}
@@ -481,6 +491,13 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             # Another prompt config has types of its own.
             config_name, kwargs["types"] = "default", [config_name]
         super().__init__(*args, config_name=config_name, **kwargs)
+        generated = self.config.split_names(self.config.open_source())
+        for name in names:
+            if name not in (*generated, splits.ALL):
+                raise UsageError(
+                    f"split: expected some of splits={list(generated)}, got {name!r}; leave out "
+                    "splits, or name it there"
+                )
 
     def _info(self) -> datasets.DatasetInfo:
         source, config = self.config.open_source(), self.config.open_prompts()
@@ -558,6 +575,20 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             price_out=self.config.price_out,
         )
 
+    def terms(self) -> Terms:
+        """Under which a run asks for answers."""
+        config = self.config
+        return Terms(
+            backend=self._backend(),
+            store=self.store_path(),
+            price=self.price(),
+            context_window=config.context_window,
+            rates=config.rates(),
+            max_requests=config.max_requests,
+            max_cost_usd=config.max_cost,
+            batch_api=config.batch_api,
+        )
+
     def identity(self) -> dict[str, str]:
         """What the answers depend on besides messages and sampling."""
         return self._backend().identity()
@@ -570,6 +601,8 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         Raises:
             RunStopped: there is no row at all.
         """
+        notes.show()
+        self._forks = (kwargs.get("num_proc") or 1) > 1
         ready = Path(output_dir or self._output_dir)
         if any(_unfinished(Report.read(path)) for path in sorted(ready.glob(_REPORTS))):
             kwargs["download_mode"] = datasets.DownloadMode.REUSE_CACHE_IF_EXISTS
@@ -613,8 +646,14 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             )
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        # Before anything is fetched: what is missing may be all in the user's hands.
-        backends.check(self.config.backend, self.config.backend_options())
+        notes.show()
+        for spec in self._split:
+            if spec != (name := splits.name_of(spec)):
+                raise UsageError(
+                    f"split: {spec!r} is a part of what would have to be generated whole; give "
+                    f"split={name!r} and limit=N for its first N images, or load it whole once, "
+                    "after which a part costs nothing"
+                )
         if self.config.batch_api and dl_manager.is_streaming:
             raise UsageError(
                 "batch_api: answers come in batches after hours, which is no stream; "
@@ -624,9 +663,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             dl_manager.download_config.cache_dir or datasets.config.DOWNLOADED_DATASETS_PATH
         )
         generators = []
-        for split in self.config.split_names(self.config.open_source()):
-            ready = self._ready.pop(split, None) or self._read(split, downloads)
-            requests, key, read_report = ready
+        for split, (requests, key, read_report) in self._read_all(downloads, sending=True).items():
             if not dl_manager.is_streaming:
                 read_report.write(Path(self._output_dir) / f"read-{split}.json")
             shards: Any = _ranges(len(requests), _SHARDS)
@@ -644,12 +681,12 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
                     },
                 )
             )
-        if not self.is_announced:
-            self.expect(tally := Tally(), [g.gen_kwargs["requests"] for g in generators])
-            allows = self.config.registry().allows
-            _log.info(str(tally.use(self.config.verdict().commercial, allows)))
         if self.stats.total is None:
             self.stats.total = sum(len(g.gen_kwargs["requests"]) for g in generators)
+        if not self.announced:
+            self._forks |= dl_manager.is_streaming  # whoever reads a stream may fork
+            announce([self])
+        self._read_splits = {}  # else each process would get them once more
         self._batch_failures = None
         if self.config.batch_api:
             self._requests = [g.gen_kwargs["requests"] for g in generators]
@@ -676,13 +713,16 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             budget=self.budget,
         )
 
-    def requests(self) -> dict[str, datasets.Dataset]:
-        """The requests of each split, in their order; fetches annotation files that are missing."""
+    def requests(self, *, sending: bool = False) -> dict[str, datasets.Dataset]:
+        """The requests of each split, in their order; fetches annotation files that are missing.
+
+        Raises:
+            UsageError: they are going to be sent, and there is no key.
+            BackendUnusable: likewise, and before a download no server is found.
+        """
         downloads = Path(datasets.config.DOWNLOADED_DATASETS_PATH)
-        for split in self.config.split_names(self.config.open_source()):
-            if split not in self._ready:
-                self._ready[split] = self._read(split, downloads)
-        return {split: requests for split, (requests, _, _) in self._ready.items()}
+        found = self._read_all(downloads, sending=sending)
+        return {split: requests for split, (requests, *_) in found.items()}
 
     def expect(self, tally: Tally, requests: Iterable[datasets.Dataset]) -> None:
         """Count the rows that the requests may give, by what they may be used for."""
@@ -692,18 +732,45 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         counts = Counter(chain.from_iterable(map(generate.media_licenses, first)))
         self.config.expect(tally, counts, self.config.verdict().commercial)
 
-    def _read(self, split: str, downloads: Path) -> tuple[datasets.Dataset, str, ReadReport]:
+    def asked(self) -> list[Asked]:
+        """The requests by split and instruction type."""
+        plan = self.plan()
+        names = prompts.type_names(plan.config, self.config.type_names())
+        return [
+            Asked(plan, name, requests.select(range(number * size, (number + 1) * size)))
+            for requests in self.requests().values()
+            for size in [len(requests) // len(names)]
+            for number, name in enumerate(names)
+        ]
+
+    def _read_all(
+        self, downloads: Path, *, sending: bool
+    ) -> dict[str, tuple[datasets.Dataset, str, ReadReport]]:
+        """What `_read` gives for each split, read once until the run begins."""
+        if sending:
+            # Before anything is fetched: what is missing may be all in the user's hands.
+            backends.check(self.config.backend, self.config.backend_options())
+        if not self._read_splits:
+            self._read_splits = {
+                split: self._read(split, downloads, sending=sending)
+                for split in self.config.split_names(self.config.open_source())
+            }
+        return self._read_splits
+
+    def _read(
+        self, split: str, downloads: Path, *, sending: bool
+    ) -> tuple[datasets.Dataset, str, ReadReport]:
         """A split's requests, a digest of what they depend on, and what reading left out."""
         source, config = self.config.open_source(), self.config.open_prompts()
         types = prompts.type_names(config, self.config.type_names())
-        files = self._files(source, split, downloads)
+        files = self._files(source, split, downloads, sending=sending)
         contexts, report = self.config.contexts(source, files, split, Path(self._cache_dir_root))
         kept = self.config.registry().image_use() if self.config.commercial else None
         read = generate.contexts_key(source, files)
         key = digest([read, len(contexts), types, kept])[:16]
         return generate.requests_dataset(contexts, types, key), key, report
 
-    def _files(self, source: Source, split: str, downloads: Path) -> Files:
+    def _files(self, source: Source, split: str, downloads: Path, *, sending: bool) -> Files:
         files: Files | None = self.config.locate(source, split)
         if files is None:
             places = self.config.places()
@@ -714,7 +781,10 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
                             f"{part.info.name}: no annotation files of split {own!r} in "
                             f"{shown(place)}; taking downloaded ones"
                         )
-                    fetched = [fetch(download, downloads) for download in part.downloads(own)]
+                    missing = part.downloads(own)
+                    if sending and not all(is_fetched(one, downloads) for one in missing):
+                        backends.probe(self.config.backend, self.config.backend_options())
+                    fetched = [fetch(download, downloads) for download in missing]
                     places += [path.parent for path in fetched]
             files = source.locate(places, split)
         if files is None:
@@ -797,6 +867,39 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
 
     def _model_name(self) -> str:
         return self._backend().model
+
+
+def verdict_of(configs: Sequence[InstructConfig]) -> Verdict:
+    """What the text of the rows of several sources together may be used for."""
+    parts = [part for config in configs for part in config.verdict().parts]
+    return licenses.compose(configs[0].registry(), parts)
+
+
+def use_of(builders: Sequence[InstructBuilder], verdict: Verdict) -> Use:
+    """What the rows to come may be used for, text and images together."""
+    tally = Tally()
+    for builder in builders:
+        builder.expect(tally, builder.requests().values())
+    return tally.use(verdict.commercial, builders[0].config.registry().allows)
+
+
+def announce(builders: Sequence[InstructBuilder]) -> Estimate:
+    """Say what a run's rows may be used for, what it will ask for, and what that costs.
+
+    Args:
+        builders: of one model; nothing has been sent for any of them.
+    """
+    configs, plan = [builder.config for builder in builders], builders[0].plan()
+    verdict = verdict_of(configs)
+    _log.warning(str(use_of(builders, verdict)))
+    _log.warning(f"model {plan.model}; licence of the text: {verdict.name}")
+    asked = [part for builder in builders for part in builder.asked()]
+    may_load = not any(builder._forks for builder in builders)
+    found = estimate.glance(asked, builders[0].terms(), may_load=may_load)
+    _log.warning(found.line())  # seen by whoever has set up logging, too
+    for builder in builders:
+        builder.announced = True
+    return found
 
 
 # The types of single values: which are taken, and what they are called. A bool is no number here,

@@ -5,8 +5,8 @@ Exit codes:
     0    everything asked for is there
     1    done, but some requests got no answer (run the same command again to ask for those), or a
          trainer's file lacks rows (PATH.missing.jsonl names them)
-    2    a wrong argument, prompt config or annotation file (nothing was sent), or one by which no
-         answer gives a row
+    2    a wrong argument, prompt config or annotation file, or a question answered with no: nothing
+         was sent; or an argument by which no answer gives a row
     3    the run had to stop (server, key, Hub, disk, budget); run the same command again to go on
     130  Ctrl-C (143: terminated, 129: hung up); run the same command again to go on
     141  who reads the output of list, show, license or estimate left before its end, as head does
@@ -61,8 +61,11 @@ from mminstruct.builder import (
     IncompleteWarning,
     InstructBuilder,
     InstructConfig,
+    announce,
     make,
     summary,
+    use_of,
+    verdict_of,
 )
 from mminstruct.errors import (
     BackendError,
@@ -76,6 +79,7 @@ from mminstruct.errors import (
     UsageError,
     lacking,
 )
+from mminstruct.estimate import Estimate
 from mminstruct.generate import Report, media_licenses
 from mminstruct.pricing import price_of
 from mminstruct.progress import ProgressLine
@@ -393,6 +397,7 @@ _RUNTIME_FLAGS: dict[str, dict[str, Any]] = {
     "max_retries": {"type": int, "metavar": "N", "help": "tries after the first (default: 8)"},
     "batch_api": {"action": "store_const", "const": True, "help": "openai: through the Batch API, "
                   "half the price, within a day; may be stopped and run again at any time"},
+    "yes": {"action": "store_true", "help": "go on without a question, whatever it may cost"},
     "response_store": {
         "metavar": "FILE",
         "help": "finished answers (default: mminstruct/responses.sqlite in the Hugging Face cache)",
@@ -460,15 +465,18 @@ def _generate(args: argparse.Namespace) -> int:
     _quiet()
     with tempfile.TemporaryDirectory() as scratch:
         builders = _builders(args, scratch)
-        verdict = _verdict([builder.config for builder in builders])
+        verdict = verdict_of([builder.config for builder in builders])
         if args.dry_run:
             _check_dry_run(path, output_format, builders[0])
-        # Before anything is fetched: what is missing may be all in the user's hands.
-        backends.check(builders[0].config.backend, builders[0].config.backend_options())
-        _say_use(builders, verdict)
         budget = builders[0].budget
         budget.ledger = Path(scratch) / "spent.json"
         report, parts = Report(), []
+        for builder in builders:
+            # What can't be read or fetched is told before anything is paid for.
+            builder.requests(sending=True)
+        if not _agreed(announce(builders), args.yes):
+            _say("nothing was sent; --limit 100 asks for less, --yes goes on")
+            return USAGE
         for builder in builders:
             builder.budget = budget
             _prepare(builder)
@@ -505,14 +513,16 @@ def _generate(args: argparse.Namespace) -> int:
     return code
 
 
-def _say_use(builders: Sequence[InstructBuilder], verdict: licenses.Verdict) -> None:
-    """Say what the rows may be used for; what can't be read or fetched is told by that, too."""
-    tally = licenses.Tally()
-    for builder in builders:
-        builder.expect(tally, builder.requests().values())
-        builder.is_announced = True
-    _say(str(tally.use(verdict.commercial, builders[0].config.registry().allows)))
-    _say(f"model {builders[0].plan().model}; licence of the text: {verdict.name}")
+def _agreed(found: Estimate, yes: bool) -> bool:
+    """Whether a run may go on: a large one is asked about where somebody can answer."""
+    if yes or not found.is_large:
+        return True
+    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+        _say("a large run goes on unasked, as there is no terminal; see --max_cost")
+        return True
+    sys.stderr.write("mminstruct: go on? [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _left_out(outcome: export.Outcome) -> int:
@@ -663,12 +673,6 @@ def _prepare(builder: InstructBuilder) -> None:
     finally:
         if is_heard:
             signal.signal(signal.SIGINT, before)
-
-
-def _verdict(configs: Sequence[InstructConfig]) -> licenses.Verdict:
-    """What the rows of several sources together may be used for."""
-    parts = [part for config in configs for part in config.verdict().parts]
-    return licenses.compose(configs[0].registry(), parts)
 
 
 def _origin(
@@ -1099,10 +1103,14 @@ def _estimate(args: argparse.Namespace) -> int:
     _quiet()
     with tempfile.TemporaryDirectory() as scratch:
         builders = _builders(args, scratch)
-        verdict = _verdict([builder.config for builder in builders])
-        _say_use(builders, verdict)
+        verdict = verdict_of([builder.config for builder in builders])
+        _say(str(use_of(builders, verdict)))
+        _say(f"model {builders[0].plan().model}; licence of the text: {verdict.name}")
         found = estimate.estimate(
-            builders, exact=args.exact, requests_per_second=args.requests_per_second
+            [part for builder in builders for part in builder.asked()],
+            builders[0].terms(),
+            exact=args.exact,
+            requests_per_second=args.requests_per_second,
         )
     text = json.dumps(found.as_json(), indent=2) + "\n" if args.json else estimate.table(found)
     return _print(text)

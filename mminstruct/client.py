@@ -40,7 +40,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, TypeVar
 
-from mminstruct.backends import Backend, Remote, most_tokens, rough_tokens
+from mminstruct.backends import Backend, Counting, Remote, most_tokens, rough_tokens
 from mminstruct.errors import (
     BackendError,
     BackendUnusable,
@@ -885,7 +885,7 @@ class Attempt:
         "why_too_long",
     )
 
-    def __init__(self, job: Job, backend: Backend, identity: Mapping[str, str]) -> None:
+    def __init__(self, job: Job, backend: Counting, identity: Mapping[str, str]) -> None:
         self._job = job
         self._backend = backend
         self._identity = identity

@@ -82,8 +82,7 @@ def fetch(
             f"{download.url}: can't be fetched, got another scheme against http or https "
             "expected. Fetch it by hand."
         )
-    folder = download.md5 or hashlib.sha256(download.url.encode()).hexdigest()[:32]
-    target = cache_dir / folder / _file_name(download.url)
+    target = _target(download, cache_dir)
     if _is_verified(target, download):
         return target
     if datasets.config.HF_HUB_OFFLINE:
@@ -112,6 +111,16 @@ def fetch(
             "directory, and run again: it continues where it stopped."
         ) from error
     return target
+
+
+def is_fetched(download: Download, cache_dir: Path) -> bool:
+    """Whether `fetch` would touch no network."""
+    return _is_verified(_target(download, cache_dir), download)
+
+
+def _target(download: Download, cache_dir: Path) -> Path:
+    folder = download.md5 or hashlib.sha256(download.url.encode()).hexdigest()[:32]
+    return cache_dir / folder / _file_name(download.url)
 
 
 def _stated(download: Download) -> str:

@@ -10,6 +10,9 @@ The lengths of answers are those of the finished answers to the same prompt conf
 where the store has too few, half the shortest to one and a half times the longest answer among the
 type's own few-shot examples, which is what models imitate. Retries are not in the estimate, nor is
 what a server charges for an answer that never arrived.
+
+A run begins with a glance at the same: fewer requests, prompts counted approximately, and no server
+asked, so that it takes a moment whatever the size.
 """
 
 from __future__ import annotations
@@ -17,15 +20,15 @@ from __future__ import annotations
 import math
 import random
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import datasets
 
-from mminstruct import backends, generate, prompts
-from mminstruct.backends import Backend
-from mminstruct.builder import InstructBuilder
+from mminstruct import generate, licenses
+from mminstruct.backends import ROUGH_ERROR, Backend, Counting, Remote, rough_tokens
 from mminstruct.client import Attempt
 from mminstruct.errors import UsageError
 from mminstruct.generate import Plan
@@ -35,15 +38,76 @@ from mminstruct.progress import duration
 from mminstruct.responses import Lengths, ResponseStore, Scope
 from mminstruct.schema import Completion, Message
 
-_ALL_UP_TO = 2000
-_SAMPLE = 600
-_SAMPLE_OF_TYPE = 100
-_PILOT = 50
 _CHUNK = 500
 _FEWEST_ANSWERS = 5
 _Z = 1.96
 # Counts within this of the engine's own are given as they are, not as an interval.
 _NEGLIGIBLE = 0.01
+# A run that may ask for more, at somebody's price, is large.
+_LARGE_USD = 20.0
+_LARGE_REQUESTS = 20_000
+
+
+class _Sizes(NamedTuple):
+    """How many requests are looked at: each up to a number, else a sample, and a pilot of it."""
+
+    all_up_to: float = 2000
+    sample: int = 600
+    sample_of_type: int = 100  # at least
+    pilot: int = 50  # of each type
+
+
+_ALL = _Sizes(math.inf)
+_GLANCE = _Sizes(600, 300, 20, 50)
+_FEW = _Sizes(40, 30, 10, 10)  # a model's own tokenizer takes milliseconds for each
+_NONE = _Sizes(0, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The requests of one instruction type of a split.
+
+    Attributes:
+        plan: what becomes of their answers.
+        type: instruction type.
+        requests: as `generate.requests_dataset` gives them.
+    """
+
+    plan: Plan
+    type: str
+    requests: datasets.Dataset
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Under what a run asks: the model, its price, and what the run keeps to.
+
+    Attributes:
+        backend: not opened.
+        store: file of the finished answers.
+        price: None if it isn't known.
+        context_window: as asked for; None is the model's own.
+        rates: what will be sent a minute at most.
+        max_requests: where the run will stop, or None.
+        max_cost_usd: likewise.
+        batch_api: whether it goes through the Batch API.
+    """
+
+    backend: Backend
+    store: Path
+    price: Price | None
+    context_window: int | None = None
+    rates: Rates = Rates()
+    max_requests: int | None = None
+    max_cost_usd: float | None = None
+    batch_api: bool = False
+
+    @property
+    def is_charged(self) -> bool:
+        """Whether somebody charges for requests: where no price is known, all but own servers."""
+        if self.price is not None:
+            return self.price.cost_usd(1, 1) > 0
+        return any(map(licenses.is_public, self.backend.endpoints))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,27 +177,17 @@ class Estimate:
 
     Attributes:
         parts: by source, split and type.
-        model: its name.
-        price: None if it isn't known.
+        terms: under which it asks.
         token_error: of the count of prompt tokens, as in `Backend.token_error`.
         in_store: answers in the store, whatever they are to.
         requests_per_second: throughput to expect, or None if unknown.
-        rates: what will be sent a minute at most.
-        max_requests: where the run will stop, or None.
-        max_cost_usd: likewise.
-        batch_api: whether it goes through the Batch API.
     """
 
     parts: tuple[Part, ...]
-    model: str
-    price: Price | None
+    terms: Terms
     token_error: float | None
     in_store: int
     requests_per_second: float | None = None
-    rates: Rates = Rates()
-    max_requests: int | None = None
-    max_cost_usd: float | None = None
-    batch_api: bool = False
 
     @property
     def requests(self) -> int:
@@ -155,14 +209,14 @@ class Estimate:
     @property
     def cost_usd(self) -> Interval | None:
         """Of what is not in the store; None if the price isn't known."""
-        return self._cost(None if self.price is None else self.price.cost_usd)
+        return self._cost(None if self.terms.price is None else self.terms.price.cost_usd)
 
     @property
     def batch_cost_usd(self) -> Interval | None:
         """The same through the Batch API; None if there is none, or its price isn't known."""
-        if self.price is None or self.price.batch is None:
+        if self.terms.price is None or self.terms.price.batch is None:
             return None
-        return self._cost(self.price.batch_cost_usd)
+        return self._cost(self.terms.price.batch_cost_usd)
 
     def _cost(self, price: Any) -> Interval | None:
         prompt, answer = self.total("prompt_tokens_left"), self.total("completion_tokens_left")
@@ -185,8 +239,8 @@ class Estimate:
         tokens = self.total("prompt_tokens_left") + self.total("completion_tokens_left")
         per_second = [
             (left, self.requests_per_second),
-            (left, _per_second(self.rates.requests_per_minute)),
-            (tokens, _per_second(self.rates.tokens_per_minute)),
+            (left, _per_second(self.terms.rates.requests_per_minute)),
+            (tokens, _per_second(self.terms.rates.tokens_per_minute)),
         ]
         times = [(x.low / rate, x.high / rate) for x, rate in per_second if rate is not None]
         return Interval(*map(max, zip(*times, strict=True))) if times else None
@@ -194,13 +248,46 @@ class Estimate:
     @property
     def stops_at(self) -> str | None:
         """The bound that the run may come to before its end, as its flag is written."""
-        most = self.max_requests
+        most, most_usd, cost = self.terms.max_requests, self.terms.max_cost_usd, self.own_cost_usd
         if most is not None and most < self.total("left").high:
             return f"--max_requests {most:,}"
-        cost = (self.batch_cost_usd if self.batch_api else None) or self.cost_usd
-        if self.max_cost_usd is not None and cost is not None and self.max_cost_usd < cost.high:
-            return f"--max_cost {self.max_cost_usd:g}"
+        if most_usd is not None and cost is not None and most_usd < cost.high:
+            return f"--max_cost {most_usd:g}"
         return None
+
+    @property
+    def own_cost_usd(self) -> Interval | None:
+        """What it costs in the way it goes, through the Batch API or not; None if unknown."""
+        return (self.batch_cost_usd if self.terms.batch_api else None) or self.cost_usd
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it may cost more, or ask a paid API for more, than one would by mistake."""
+        terms, cost = self.terms, self.own_cost_usd or Interval()
+        return terms.is_charged and any(
+            high > bound and (most is None or most > bound)
+            for high, most, bound in (
+                (self.total("left").high, terms.max_requests, _LARGE_REQUESTS),
+                (cost.high, terms.max_cost_usd, _LARGE_USD),
+            )
+        )
+
+    def line(self) -> str:
+        """How many requests, what is stored of them, and what the rest costs, in one line."""
+        stored, cost = self.total("stored"), self.own_cost_usd
+        said = [f"{self.requests:,} requests to {self.terms.backend.model}"]
+        if not self.total("left").high:
+            return f"{said[0]}, {_whole(stored)} stored: none is left to send"
+        # Where nothing is known of them there is no word.
+        if (stored.low, stored.high) != (0, min(self.requests, self.in_store)) or not stored.high:
+            said.append(f"{_whole(stored)} stored")
+        if cost is None:
+            said.append("cost unknown" + " (--price_in, --price_out)" * self.terms.is_charged)
+        else:
+            said.append(f"cost {_between(cost, _usd)}" if cost.high else "no cost")
+        if bound := self.stops_at:
+            said.append(f"stops at {bound}")
+        return ", ".join(said)
 
     def as_json(self) -> dict[str, Any]:
         """A number where it is known exactly, ``[low, high]`` where not, None where unknown."""
@@ -228,79 +315,77 @@ class Estimate:
             },
             "too_long": self.total("too_long").plain(),
             "types": {name: figures([p for p in self.parts if p.type == name]) for name in types},
-            "model": self.model,
+            "model": self.terms.backend.model,
             "token_error": self.token_error,
             "sampled": sum(p.looked_at for p in self.parts) if self.sampled else None,
             "price": None
-            if self.price is None
+            if self.terms.price is None
             else {
-                "in": self.price.usd_per_prompt_token * 1e6,
-                "out": self.price.usd_per_completion_token * 1e6,
-                "origin": self.price.origin,
+                "in": self.terms.price.usd_per_prompt_token * 1e6,
+                "out": self.terms.price.usd_per_completion_token * 1e6,
+                "origin": self.terms.price.origin,
             },
         }
 
 
 def estimate(
-    builders: Sequence[InstructBuilder],
+    asked: Sequence[Asked],
+    terms: Terms,
     *,
     exact: bool = False,
     requests_per_second: float | None = None,
 ) -> Estimate:
-    """What preparing the datasets of some builders would take, all with the same model.
+    """What asking for all of it would take.
 
     Args:
-        builders: not prepared; nothing is generated, but missing annotation files are fetched.
+        asked: by source, split and type.
+        terms: under which a run would ask.
         exact: look at every request, however many there are.
         requests_per_second: throughput to expect.
 
     Raises:
         UsageError: an argument is wrong.
-        SourceError: annotation files are damaged.
         StoreError: the response store can't be read.
     """
     if requests_per_second is not None and not requests_per_second > 0:
         raise UsageError(f"requests_per_second: expected more than 0, got {requests_per_second}")
-    config = builders[0].config
-    backend = backends.create(config.backend, config.backend_options())
-    price = builders[0].price()
-    asked = [
-        (plan, name, requests.select(range(number * size, (number + 1) * size)))
-        for builder in builders
-        for plan, names in [_plan(builder)]
-        for requests in builder.requests().values()
-        for size in [len(requests) // len(names)]
-        for number, name in enumerate(names)
-    ]
-    look_at_all = exact or sum(len(requests) for *_, requests in asked) <= _ALL_UP_TO
-    size = max(_SAMPLE_OF_TYPE, _SAMPLE // max(1, len(asked)))
-    with ResponseStore(builders[0].store_path(), read_only=True) as store:
-        look = _Look(backend, store)
+    found = _estimate(asked, terms, terms.backend, terms.backend, _ALL if exact else _Sizes())
+    return replace(found, requests_per_second=requests_per_second)
+
+
+def glance(asked: Sequence[Asked], terms: Terms, *, may_load: bool) -> Estimate:
+    """As `estimate`, within a moment and with wider intervals; no server is asked.
+
+    Args:
+        asked: by source, split and type.
+        terms: under which a run asks.
+        may_load: whether a model in this process may load its tokenizer, which processes that are
+            forked afterwards would inherit. Without it, what is stored isn't looked up.
+
+    Raises:
+        StoreError: the response store can't be read.
+    """
+    by_guess = _ByGuess(terms.context_window)
+    if isinstance(terms.backend, Remote):
+        return _estimate(asked, terms, by_guess, by_guess, _GLANCE)
+    return _estimate(asked, terms, terms.backend, by_guess, _FEW if may_load else _NONE)
+
+
+def _estimate(
+    asked: Sequence[Asked], terms: Terms, fitted: Counting, counted: Counting, sizes: _Sizes
+) -> Estimate:
+    look_at_all = sum(len(part.requests) for part in asked) <= sizes.all_up_to
+    size = max(sizes.sample_of_type, sizes.sample // max(1, len(asked)))
+    with ResponseStore(terms.store, read_only=True) as store:
+        look = _Look(terms.backend.identity(), fitted, counted, store, sizes.pilot)
         parts = tuple(
-            _part(look, plan, name, requests, len(requests) if look_at_all else size)
-            for plan, name, requests in asked
+            _part(look, part, len(part.requests) if look_at_all else size) for part in asked
         )
-        return Estimate(
-            parts=parts,
-            model=backend.model,
-            price=price,
-            token_error=backend.token_error,
-            in_store=len(store),
-            requests_per_second=requests_per_second,
-            rates=config.rates(),
-            max_requests=config.max_requests,
-            max_cost_usd=config.max_cost,
-            batch_api=config.batch_api,
-        )
+        return Estimate(parts, terms, counted.token_error, len(store))
 
 
 def _per_second(per_minute: float | None) -> float | None:
     return None if per_minute is None else per_minute / 60
-
-
-def _plan(builder: InstructBuilder) -> tuple[Plan, tuple[str, ...]]:
-    plan = builder.plan()
-    return plan, prompts.type_names(plan.config, builder.config.type_names())
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,45 +398,60 @@ class _Seen:
     stored: Completion | None
 
 
+@dataclass(frozen=True, slots=True)
+class _ByGuess:
+    """Counts as for a model that nothing is known about, and sends no prompt to be counted."""
+
+    context_window: int | None
+    token_error: float = ROUGH_ERROR
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        return rough_tokens(messages)
+
+
 @dataclass
 class _Look:
     """What requests are looked at with, and the keys of those seen before."""
 
-    backend: Backend
+    identity: Mapping[str, str]
+    fitted: Counting  # what prompts have to fit
+    counted: Counting  # what counts their tokens
     store: ResponseStore
+    pilot: int
     keys: set[bytes] = field(default_factory=set)
 
     def at(self, requests: datasets.Dataset, plan: Plan) -> Iterator[_Seen]:
         """Each request, in their order."""
-        identity = self.backend.identity()
         for start in range(0, len(requests), _CHUNK):
             some = requests.select(range(start, min(start + _CHUNK, len(requests))))
-            attempts = [Attempt(job, self.backend, identity) for job in generate.jobs(some, plan)]
+            jobs = generate.jobs(some, plan)
+            attempts = [Attempt(job, self.fitted, self.identity) for job in jobs]
             found = self.store.get_many([a.key for a in attempts if a.key is not None])
             for attempt in attempts:
                 if attempt.key is None or attempt.prompt is None:
                     yield _Seen(0, False, False, None)
                     continue
-                tokens = self.backend.count_tokens(attempt.prompt.messages)
+                tokens = self.counted.count_tokens(attempt.prompt.messages)
                 stored = found.get(attempt.key)
                 yield _Seen(tokens, True, attempt.key in self.keys, stored)
                 self.keys.add(attempt.key)
 
 
-def _part(look: _Look, plan: Plan, name: str, requests: datasets.Dataset, size: int) -> Part:
+def _part(look: _Look, asked: Asked, size: int) -> Part:
     """The figures of one type, from ``size`` of its requests."""
+    plan, name, requests = asked.plan, asked.type, asked.requests
     total = len(requests)
     chosen = _spread(total, size, seed=name)
     seen = list(look.at(requests.select(chosen), plan))
     pilot: list[_Seen] = []
     if len(chosen) < total:
         # A trial run with --limit leaves its answers here, where a sample would hardly hit them.
-        pilot = list(look.at(requests.select(range(min(_PILOT, total))), plan))
+        pilot = list(look.at(requests.select(range(min(look.pilot, total))), plan))
     lengths = look.store.lengths(
         Scope(plan.config.hash, name, plan.model, plan.sampling.max_tokens)
     )
-    each = _answer_length(look.backend, plan, name, lengths)
-    scale, scaled_by = _scale([*seen, *pilot], look.backend)
+    each = _answer_length(look.counted, plan, name, lengths)
+    scale, scaled_by = _scale([*seen, *pilot], look.counted.token_error)
     if len(chosen) == total:
         figures = _figures_of_all(seen, scale, each)
     else:
@@ -424,12 +524,14 @@ def _spread(total: int, size: int, *, seed: str) -> list[int]:
     if size >= total:
         return list(range(total))
     rng = random.Random(seed)  # noqa: S311
-    edges = [total * part // size for part in range(size + 1)]
+    edges = [total * part // max(1, size) for part in range(size + 1)]
     return [rng.randrange(edges[part], edges[part + 1]) for part in range(size)]
 
 
 def _count(flags: Sequence[bool], total: int) -> Interval:
     """How many of ``total`` have what some of them were looked at for (Wilson's interval)."""
+    if not flags:
+        return Interval(0, total)
     size, share, square = len(flags), sum(flags) / len(flags), _Z * _Z
     centre = share + square / (2 * size)
     half = _Z * math.sqrt(share * (1 - share) / size + square / (4 * size * size))
@@ -456,7 +558,7 @@ def _t(freedom: int) -> float:
     return _Z + one / freedom + two / freedom**2
 
 
-def _scale(seen: Iterable[_Seen], backend: Backend) -> tuple[Interval, int]:
+def _scale(seen: Iterable[_Seen], error: float | None) -> tuple[Interval, int]:
     """By what counts have to be multiplied, and the number of stored answers that this is from.
 
     A server's own usage figures put a count right that is not exact.
@@ -466,7 +568,6 @@ def _scale(seen: Iterable[_Seen], backend: Backend) -> tuple[Interval, int]:
         for one in seen
         if one.stored is not None and one.stored.prompt_tokens and one.tokens
     ]
-    error = backend.token_error
     if error == 0.0:
         return exactly(1.0), 0
     if len(ratios) >= _FEWEST_ANSWERS:
@@ -478,10 +579,10 @@ def _scale(seen: Iterable[_Seen], backend: Backend) -> tuple[Interval, int]:
     return Interval(1 - error, 1 + error), 0
 
 
-def _answer_length(backend: Backend, plan: Plan, name: str, lengths: Lengths) -> _Length:
+def _answer_length(counted: Counting, plan: Plan, name: str, lengths: Lengths) -> _Length:
     """Gives the tokens of so many answers; from finished ones, or else from the type's examples."""
     if lengths.count < _FEWEST_ANSWERS:
-        return _example_length(backend, plan, name).times
+        return _example_length(counted, plan, name).times
     most = plan.sampling.max_tokens
     mean = lengths.total / lengths.count
     variance = max(0.0, lengths.squares - lengths.count * mean**2) / (lengths.count - 1)
@@ -498,12 +599,12 @@ def _answer_length(backend: Backend, plan: Plan, name: str, lengths: Lengths) ->
     return total
 
 
-def _example_length(backend: Backend, plan: Plan, name: str) -> Interval:
+def _example_length(counted: Counting, plan: Plan, name: str) -> Interval:
     """Tokens that an answer may have, going by the few-shot examples of its type."""
     kind, most = plan.config.types[name], plan.sampling.max_tokens
-    empty = backend.count_tokens([Message("user", "")])
+    empty = counted.count_tokens([Message("user", "")])
     lengths = [
-        backend.count_tokens([Message("user", example.answer())]) - empty
+        counted.count_tokens([Message("user", example.answer())]) - empty
         for example in kind.examples
     ]
     low = min(lengths) / 2 if lengths else kind.min_words
@@ -590,9 +691,9 @@ def _notes(found: Estimate) -> Iterator[str]:
 
 
 def _cost_text(found: Estimate) -> str:
-    cost, price = found.cost_usd, found.price
+    cost, price, model = found.cost_usd, found.terms.price, found.terms.backend.model
     if cost is None:
-        return f"unknown: no price of {found.model} here; give --price_in and --price_out"
+        return f"unknown: no price of {model} here; give --price_in and --price_out"
     if price is None or not (price.usd_per_prompt_token or price.usd_per_completion_token):
         return f"{_between(cost, _usd)}" + (f" ({price.origin})" if price else "")
     rates = (price.usd_per_prompt_token * 1e6, price.usd_per_completion_token * 1e6)

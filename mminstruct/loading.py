@@ -103,14 +103,30 @@ def _wrap(original: Callable[..., Any]) -> Callable[..., Any]:
                 'give engine={"trust_remote_code": True}'
             )
         revision = args[0] if args else kwargs.get("revision")
-        engine = {} if revision is None else {"revision": revision}
+        held_back = {"revision": revision, "split": _split_asked_for()}
+        given = {name: value for name, value in held_back.items() if value is not None}
         module = _import(script)
         return datasets.load.DatasetModule(
-            module.__name__, script_hash(script), {"base_path": str(script.parent), **engine}
+            module.__name__, script_hash(script), {"base_path": str(script.parent), **given}
         )
 
     dataset_module_factory._mminstruct = True  # type: ignore[attr-defined]
     return dataset_module_factory
+
+
+def _split_asked_for() -> Any:
+    """The ``split`` of the `load_dataset` that is under way; None if there is none.
+
+    It tells a builder of it when all is generated, and paid for. Who has imported `load_dataset`
+    before this package calls the original, so it can't be wrapped, as the factory here is.
+    """
+    frame: types.FrameType | None = sys._getframe()
+    while frame is not None:
+        is_of_datasets = frame.f_globals.get("__name__") == datasets.load.__name__
+        if is_of_datasets and frame.f_code.co_name == "load_dataset":
+            return frame.f_locals["split"]
+        frame = frame.f_back
+    return None
 
 
 def _import(script: Path) -> types.ModuleType:

@@ -431,7 +431,8 @@ def _connect_read_only(path: Path) -> sqlite3.Connection:
     except (sqlite3.Error, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise StoreUnusable(
-            f"response store {shown(path)}: {reason}; give another file with --response_store"
+            f"response store {shown(path)}: {reason}; "
+            "give a writable SQLite file or a new one with --response_store"
         ) from error
     return connection
 

@@ -47,7 +47,35 @@ class BackendOptions:
     engine: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Backend(Protocol):
+class Counting(Protocol):
+    """What tells whether a prompt fits a model's window."""
+
+    @property
+    def context_window(self) -> int | None:
+        """Tokens that prompt and answer may take together, or None if unknown.
+
+        Keys of answers depend on it, and opening must not change those.
+        """
+        ...
+
+    @property
+    def token_error(self) -> float | None:
+        """By how much `count_tokens` may be off: 0 is exact, 0.01 is 1 %.
+
+        None is unknown, which it may be before the first count.
+        """
+        ...
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """Tokens of the whole prompt, as the engine counts them; works before opening, too.
+
+        Raises:
+            BackendUnusable: the tokenizer can't be had.
+        """
+        ...
+
+
+class Backend(Counting, Protocol):
     """What every backend offers. It is opened and closed as an async context manager."""
 
     @property
@@ -71,36 +99,12 @@ class Backend(Protocol):
         ...
 
     @property
-    def context_window(self) -> int | None:
-        """Tokens that prompt and answer may take together, or None if unknown.
-
-        Keys of answers depend on it, and opening must not change those.
-        """
-        ...
-
-    @property
     def endpoints(self) -> tuple[str, ...]:
         """URLs, fit for logs, of the servers that are asked; none if the model runs in process."""
         ...
 
-    @property
-    def token_error(self) -> float | None:
-        """By how much `count_tokens` may be off: 0 is exact, 0.01 is 1 %.
-
-        None is unknown, which it may be before the first count.
-        """
-        ...
-
     def identity(self) -> dict[str, str]:
         """What the answers depend on besides messages and sampling; known before opening."""
-        ...
-
-    def count_tokens(self, messages: Sequence[Message]) -> int:
-        """Tokens of the whole prompt, as the engine counts them; works before opening, too.
-
-        Raises:
-            BackendUnusable: the tokenizer can't be had.
-        """
         ...
 
     async def complete(self, request: Request) -> Completion:
@@ -141,7 +145,7 @@ class Remote(Backend, Protocol):
         ...
 
 
-def most_tokens(backend: Backend, messages: Sequence[Message]) -> int:
+def most_tokens(backend: Counting, messages: Sequence[Message]) -> int:
     """Tokens that a prompt hardly exceeds: the engine's own count, or a bound on the high side.
 
     What fits a window depends on it and so do the keys of answers: it never changes between runs.
@@ -151,8 +155,12 @@ def most_tokens(backend: Backend, messages: Sequence[Message]) -> int:
     return _tokens.upper_bound(messages)
 
 
+ROUGH_ERROR = _tokens.APPROXIMATION_ERROR
+"""By how much `rough_tokens` may be off."""
+
+
 def rough_tokens(messages: Sequence[Message]) -> int:
-    """Tokens of a prompt for any model, within some 15 %, without asking anybody."""
+    """Tokens of a prompt for any model, without asking anybody."""
     return _tokens.approximate(messages)
 
 
@@ -198,6 +206,18 @@ def check(name: str, options: BackendOptions) -> None:
     missing = getattr(_module(_find(name)), "check", None)
     if missing is not None:
         missing(options)
+
+
+def probe(name: str, options: BackendOptions) -> None:
+    """Ask the servers, at no cost, whether they are there; other backends have none to ask.
+
+    Raises:
+        BackendUnusable: none is an API that takes the key.
+    """
+    ask: Callable[[BackendOptions], None] | None
+    ask = getattr(_module(_find(name)), "probe", None)
+    if ask is not None:
+        ask(options)
 
 
 def _find(name: str) -> str:

@@ -21,6 +21,7 @@ import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from types import TracebackType
@@ -49,6 +50,8 @@ _T = TypeVar("_T")
 _OFFICIAL_URL = "https://api.openai.com/v1"
 _WORDS_SHOWN = 500
 _CONNECT_TIMEOUT_S = 30.0
+# Longer than connecting may take, which is to be told from a slow answer.
+_PROBE_TIMEOUT_S = _CONNECT_TIMEOUT_S + 10.0
 # Shorter values of a query are hardly secret, and would blot out ordinary words.
 _SHORTEST_SECRET = 6
 _TOO_LONG = re.compile(
@@ -174,6 +177,22 @@ def key_from(environment: Mapping[str, str], name: str) -> str | None:
 def check(options: BackendOptions) -> None:
     """Raise UsageError where OpenAI's own server is to be asked without a key."""
     create(options).require_key()
+
+
+def probe(options: BackendOptions) -> None:
+    """Look whether one of the servers is an API that takes the key, at no cost.
+
+    Raises:
+        BackendUnusable: none is.
+    """
+    faults = []
+    with ThreadPoolExecutor(1) as apart:  # in a notebook, this thread runs a loop already
+        for replica in create(options).replicas:
+            try:
+                return apart.submit(asyncio.run, replica.probe()).result()
+            except BackendUnusable as fault:
+                faults.append(str(fault))
+    raise BackendUnusable("; ".join(faults))
 
 
 def normal_base_url(url: str | None) -> str:
@@ -541,6 +560,40 @@ class OpenAIBackend:
             return await asyncio.wait_for(api_call(self._client, headers), timeout_s)
         except _FAILURES as error:
             raise self._mapped(error) from error
+
+    async def probe(self) -> None:
+        """Raise BackendUnusable where no request can succeed, as far as a look or two tell.
+
+        A server needs no list of models, and may be busy or loading one. But who has a page for
+        people in the place of that list and of the API is no server of models.
+        """
+        async with self:
+            if await self._is_page("/models") and await self._is_page("/chat/completions"):
+                raise BackendUnusable(
+                    f"{public_url(self._base_url)}: no OpenAI API at this address, which answers "
+                    "with a web page; give the API's own, such as http://localhost:8000/v1"
+                )
+
+    async def _is_page(self, path: str) -> bool:
+        """Whether a GET brings HTML; a wrong key, and that nobody is there, is raised."""
+
+        def get(api: openai.AsyncOpenAI, headers: dict[str, Any]) -> Awaitable[httpx2.Response]:
+            return api.get(path, cast_to=httpx2.Response, options={"headers": headers})
+
+        try:
+            response = await self.call(get, timeout_s=_PROBE_TIMEOUT_S)
+        except BackendError as error:
+            if isinstance(error, TransientError) and error.cause == "unreachable":
+                raise BackendUnusable(f"{error}; start the server, or give its URL") from error
+            refusal = error.__cause__
+            if not isinstance(refusal, openai.APIStatusError):
+                return False
+            # A key may be one for completions alone.
+            if refusal.status_code == 401 and "scope" not in str(error):
+                raise
+            response = refusal.response
+        is_html = "html" in response.headers.get("content-type", "")
+        return is_html and response.status_code < 500  # a gateway has a page for its failures
 
     def redacted(self, text: str) -> str:
         """The text without anything that is secret."""

@@ -21,7 +21,7 @@ from mminstruct.sources import ReadReport
 from mminstruct.sources._tolerance import published_url
 
 # Licence id of an image -> (SPDX identifier, URL), as in the ``licenses`` table of every release of
-# COCO. # https://spdx.org/licenses/ has none for the last two.
+# COCO. https://spdx.org/licenses/ has none for the last two.
 IMAGE_LICENSES = {
     1: ("CC-BY-NC-SA-2.0", "http://creativecommons.org/licenses/by-nc-sa/2.0/"),
     2: ("CC-BY-NC-2.0", "http://creativecommons.org/licenses/by-nc/2.0/"),

@@ -29,19 +29,27 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args, get_type_hints
 
 import datasets
 import multiprocess
+from datasets.exceptions import DatasetsError
 
 from mminstruct import backends, estimate, generate, licenses, notes, prompts, sources, splits
 from mminstruct.backends import Backend, BackendOptions
-from mminstruct.client import Client, Failed, RetryPolicy, Stats
+from mminstruct.client import NOT_SENT, Client, Failed, RetryPolicy, Stats
 from mminstruct.download import fetch, is_fetched
-from mminstruct.errors import NoRows, RunStopped, UsageError, did_you_mean
+from mminstruct.errors import (
+    MMInstructError,
+    NoRows,
+    RunStopped,
+    UsageError,
+    did_you_mean,
+    to_tell,
+)
 from mminstruct.estimate import Asked, Estimate, Terms
 from mminstruct.generate import Plan, Report
 from mminstruct.licenses import Part, Registry, Tally, Use, Verdict
 from mminstruct.limits import Budget, Rates
 from mminstruct.pricing import Price, price_of
 from mminstruct.prompts import PromptConfig
-from mminstruct.resources import shown
+from mminstruct.resources import shown, write_lines
 from mminstruct.responses import ResponseStore, default_path
 from mminstruct.schema import Option, Sampling, digest
 from mminstruct.sources import Files, ReadReport, Source
@@ -54,6 +62,12 @@ if TYPE_CHECKING:
 _SHARDS = 64
 _log = logging.getLogger(__name__)
 _REPORTS = "report-*.json"
+
+REJECTED = "rejected.jsonl"
+"""What gave no row, and why; with the answers, which stay on this machine."""
+
+LEFT_OUT = "left_out.jsonl"
+"""What reading the annotations left out, with examples, which stay on this machine."""
 
 
 ALIASES = {
@@ -96,6 +110,7 @@ class InstructConfig(datasets.BuilderConfig):
         timeout_s: longest wait for an answer, seconds.
         max_retries: tries after a request's first.
         batch_api: ask through OpenAI's Batch API: half the price, within a day.
+        partial: send nothing; the rows are those whose answers are in the store by now.
         max_requests: answers that a run pays for at most; None is any number.
         max_cost: USD that a run costs at most; None is any.
         price_in: USD per million prompt tokens; None takes the price list.
@@ -129,6 +144,7 @@ class InstructConfig(datasets.BuilderConfig):
     timeout_s: float = 600.0
     max_retries: int = 8
     batch_api: bool = False
+    partial: bool = False
     max_requests: int | None = None
     max_cost: float | None = None
     price_in: float | None = None
@@ -331,7 +347,7 @@ class InstructConfig(datasets.BuilderConfig):
         kind, said = source.info.modality, []
         for name, count in left_out.most_common():
             why = f"under {name or 'an unknown licence'} ({licenses.why_not(registry, name)})"
-            report.skip(f"{kind} {why}", count)
+            report.skip(f"{kind} {why}", count, harmless=True)
             said.append(f"{count} {why}")
         outcome = (
             f"{source.info.name}, split {split!r}: {len(kept)} of {len(contexts)} {kind}s may be "
@@ -409,8 +425,9 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         policy: retries of a run in this process; None takes ``max_retries`` of the config.
         batch_limits: what a batch may hold, and how often to look at it; None is as OpenAI has it.
         report: what became of the requests, once prepared.
-        read_report: what reading the annotations left out, by split, once prepared.
+        read_report: what reading the annotations left out, by split, once read.
         announced: whether it has been said what the run will ask for.
+        tells: whether to say at the end what became of the requests, as the command line does.
     """
 
     SOURCE: ClassVar[str]
@@ -419,6 +436,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
     BUILDER_CONFIG_CLASS = InstructConfig
     DEFAULT_CONFIG_NAME = "default"
     batch_limits: Limits | None = None
+    tells: bool = True
 
     def __init_subclass__(cls) -> None:
         """Offer ``default`` (all types) and one config for each type."""
@@ -448,7 +466,8 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         self.policy: RetryPolicy | None = None
         self._budget: Budget | None = None
         self._requests: list[datasets.Dataset] = []
-        self._batch_failures: dict[bytes, Failed] | None = None
+        # If known, nothing is sent: what the store lacks fails as it says here, or is unsent.
+        self._failures: dict[bytes, Failed] | None = None
         self.report = Report()
         self.read_report: dict[str, ReadReport] = {}
         if kwargs.get("data_files") is not None:
@@ -599,6 +618,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         """As in `datasets`, but requests that got no answer last time are asked for again.
 
         Raises:
+            MMInstructError: the run can't go on; without what `datasets` wraps it in.
             RunStopped: there is no row at all.
         """
         notes.show()
@@ -610,9 +630,30 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             self.info.splits = None
             if self.info.features == generate.FEATURES:
                 self.info.features = generate.FEATURES
-        with self._ledger():
+        with _Plainly(), self._ledger():
             super().download_and_prepare(output_dir, *args, **kwargs)
-        self._read_reports(Path(self._output_dir))
+            self._read_reports(Path(self._output_dir))
+        if self.tells:
+            files = (Path(self._output_dir) / name for name in (REJECTED, LEFT_OUT))
+            listed = ", ".join(shown(file) for file in files if file.is_file())
+            _log.info(
+                f"{self.dataset_name}: {summary(self.report)}{cost([self])}; licence of the text: "
+                f"{self.config.verdict()}{listed and f'; what is missing, and why: {listed}'}"
+            )
+
+    def _prepare_split_single(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """As in `datasets`; a process of a pool passes on no more than the error itself."""
+        with _Plainly():
+            yield from super()._prepare_split_single(*args, **kwargs)
+
+    def left_out(self) -> list[dict[str, Any]]:
+        """What reading left out, once read: an entry for each split and reason."""
+        source = self.config.open_source().info.name
+        return [
+            {"source": source, "split": split, **entry}
+            for split, report in self.read_report.items()
+            for entry in report.entries()
+        ]
 
     def _read_reports(self, folder: Path) -> None:
         self.report, empty = Report(), {}
@@ -623,24 +664,34 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             self.report.add(part)
             self.read_report[split] = ReadReport.read(folder / f"read-{split}.json")
             if not part.rows.total():
-                first = next((f"; the first: {d['detail']}" for d in part.details), "")
+                first = next((f"; the first: {e['detail']}" for e in part.entries()), "")
                 empty[split] = f"no row in split {split!r}: {summary(part)}{first}"
+        rejected = folder / REJECTED
+        if not rejected.is_file():
+            write_lines(rejected, self.report.entries())
+            write_lines(folder / LEFT_OUT, self.left_out())
+        self.report.files = [rejected] if rejected.is_file() else []
         if not self.report.rows.total():
             words = "; ".join(empty.values())
-            if self.report.failures:
+            if self.report.failures.total() > self.report.unsent:
                 raise RunStopped(words)
+            if not self.report.rejections:
+                raise UsageError(f"{words}; leave out partial (--partial) to ask for them")
+            where = f" The answers are in {shown(rejected)}." if self.tells else ""
             raise NoRows(
-                f"{words}. The same run gives the same again: take another model, context window, "
-                "prompt config or sampling; or, if the server was at fault and is repaired, give "
-                "another, new --response_store"
+                f"{words}.{where} The same run gives the same again: take another model, context "
+                "window, prompt config or sampling; or, if the server was at fault and is "
+                "repaired, give another, new --response_store"
             )
         for split, words in empty.items():
             _log.warning(f"{words}; the split is left out")
             if self.info.splits is not None:
                 self.info.splits.pop(split, None)
         if self.report.failures:
+            again = "without partial, " if self.report.unsent else ""
             warnings.warn(
-                f"{summary(self.report)}. Load again to ask for what failed, and for that alone.",
+                f"{summary(self.report)}. Load again, {again}to ask for what failed, and for that "
+                "alone.",
                 IncompleteWarning,
                 stacklevel=2,
             )
@@ -662,8 +713,10 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         downloads = Path(
             dl_manager.download_config.cache_dir or datasets.config.DOWNLOADED_DATASETS_PATH
         )
-        generators = []
-        for split, (requests, key, read_report) in self._read_all(downloads, sending=True).items():
+        generators, sending = [], not self.config.partial
+        for split, (requests, key, read_report) in self._read_all(
+            downloads, sending=sending
+        ).items():
             if not dl_manager.is_streaming:
                 read_report.write(Path(self._output_dir) / f"read-{split}.json")
             shards: Any = _ranges(len(requests), _SHARDS)
@@ -687,15 +740,15 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             self._forks |= dl_manager.is_streaming  # whoever reads a stream may fork
             announce([self])
         self._read_splits = {}  # else each process would get them once more
-        self._batch_failures = None
+        self._failures = {} if self.config.partial else None
         if self.config.batch_api:
             self._requests = [g.gen_kwargs["requests"] for g in generators]
         return generators
 
     def _prepare_split(self, *args: Any, **kwargs: Any) -> None:
         """As in `datasets`; batches are answered before, for all splits and processes at once."""
-        if self.config.batch_api and self._batch_failures is None:
-            self._batch_failures = self._answered_in_batches()
+        if self.config.batch_api and self._failures is None:
+            self._failures = self._answered_in_batches()
         super()._prepare_split(*args, **kwargs)
 
     def _answered_in_batches(self) -> dict[bytes, Failed]:
@@ -765,6 +818,12 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         types = prompts.type_names(config, self.config.type_names())
         files = self._files(source, split, downloads, sending=sending)
         contexts, report = self.config.contexts(source, files, split, Path(self._cache_dir_root))
+        if split not in self.read_report:
+            for reason in report.skipped:
+                level = logging.INFO if reason in report.harmless else logging.WARNING
+                words = f"{source.info.name}, split {split!r}: left out {report.line(reason)}"
+                _log.log(level, words)
+        self.read_report[split] = report
         kept = self.config.registry().image_use() if self.config.commercial else None
         read = generate.contexts_key(source, files)
         key = digest([read, len(contexts), types, kept])[:16]
@@ -805,17 +864,20 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         share = len(ranges) / total
         report = Report()
         if streaming:
-            for result in self._stream(mine, share):
-                report.count(result)
-                if result["reason"] is None:
-                    yield result["id"], generate.row_from(result)
+            with _Plainly():
+                for result in self._stream(mine, share):
+                    report.count(result)
+                    if result["reason"] is None:
+                        yield result["id"], generate.row_from(result)
             self.report.add(report)
             if report.failures:
                 warnings.warn(summary(report), IncompleteWarning, stacklevel=2)
             return
         results = self._mapped(mine, f"{key}-{start}-{stop}", share)
-        yield from generate.rows_from(results, report, self.info.features)
-        report.write(Path(self._output_dir) / f"report-{split}-{start:09d}.json")
+        counts = Path(self._output_dir) / f"report-{split}-{start:09d}.json"
+        with counts.with_suffix(".jsonl").open("w", encoding="utf-8") as lines:
+            yield from generate.rows_from(results, report, self.info.features, lines)
+        report.write(counts)
 
     def _mapped(self, requests: datasets.Dataset, key: str, share: float) -> datasets.Dataset:
         """The results of requests as a dataset; cached, unless some requests got no answer."""
@@ -839,8 +901,9 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             yield from generate.stream_requests(requests, self.plan(), client)
 
     def _client(self, backend: Backend, share: float) -> Client:
-        failures, stats = self._batch_failures, self.stats
-        if failures is not None:  # all but what parsing rejects is counted already
+        failures, stats = self._failures, self.stats
+        if failures is not None and not self.config.partial:
+            # Of batches all but what parsing rejects is counted already.
             stats = Stats(rejected=stats.rejected)
         store = ResponseStore(self.store_path())
         return Client(
@@ -896,7 +959,8 @@ def announce(builders: Sequence[InstructBuilder]) -> Estimate:
     asked = [part for builder in builders for part in builder.asked()]
     may_load = not any(builder._forks for builder in builders)
     found = estimate.glance(asked, builders[0].terms(), may_load=may_load)
-    _log.warning(found.line())  # seen by whoever has set up logging, too
+    if not configs[0].partial:
+        _log.warning(found.line())  # seen by whoever has set up logging, too
     for builder in builders:
         builder.announced = True
     return found
@@ -992,10 +1056,44 @@ def _ending_in_order() -> Iterator[None]:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+class _Plainly:
+    """Raises the error to tell the user alone: `datasets` would have it in the middle of others.
+
+    (What `contextlib` makes of a generator gives an error its long traceback back.)
+    """
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, MMInstructError | DatasetsError):
+            plain = to_tell(error)
+            if plain is not None:
+                _log.debug("what led to the error:", exc_info=error)
+                raise plain.with_traceback(None) from None
+
+
+def cost(builders: Sequence[InstructBuilder]) -> str:
+    """What this process paid for answers, as the rest of a sentence; nothing if that isn't known.
+
+    Args:
+        builders: prepared ones, all with the same model.
+    """
+    price, usd, answers = builders[0].price(), 0.0, 0
+    if price is not None:
+        in_usd, out_usd = price.tokens_usd(batch=builders[0].config.batch_api)
+        for stats in (builder.stats for builder in builders):
+            usd += stats.prompt_tokens * in_usd + stats.completion_tokens * out_usd
+            answers += stats.answered
+    return f"; {answers:,} answers cost about ${usd:.2g}" if usd else ""
+
+
 def summary(report: Report, rows: str | None = None) -> str:
     """Rows, rejections and failures in a line; ``rows`` are the words about the first."""
     parts = [rows or f"{report.rows.total()} rows"]
-    for word, counts in (("rejected", report.rejections), ("failed", report.failures)):
+    if report.unsent:
+        parts.append(f"{report.unsent} of {report.requests} requests not asked yet")
+    failures = Counter({c: n for c, n in report.failures.items() if c != NOT_SENT})
+    for word, counts in (("rejected", report.rejections), ("failed", failures)):
         if counts:
             causes = ", ".join(f"{cause} {count}" for cause, count in counts.most_common())
             parts.append(f"{counts.total()} {word} ({causes})")

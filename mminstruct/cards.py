@@ -109,6 +109,7 @@ class Origin:
         registry: what is known about licences.
         settings: what else the rows depend on, in words.
         skipped: what reading the annotations left out, counted by reason.
+        left_out: the same with examples, an entry a reason, for this machine alone.
         command: what makes the rows again, or None if that isn't known.
         written_on: the day on which the rows were first written as a release, UTC.
         repo_id: where on the Hub it will be; None is a folder.
@@ -123,6 +124,7 @@ class Origin:
     registry: Registry = field(default_factory=licenses.load)
     settings: Mapping[str, str] = field(default_factory=dict)
     skipped: Mapping[str, int] = field(default_factory=dict)
+    left_out: Sequence[Mapping[str, Any]] = ()
     command: str | None = None
     written_on: datetime.date | None = None
     repo_id: str | None = None
@@ -259,6 +261,17 @@ def _types_held(origin: Origin, types: Sequence[str]) -> str:
     )
 
 
+def _partly(report: Report | None) -> str:
+    """That the release isn't complete, if it isn't."""
+    if report is None or not report.unsent:
+        return ""
+    answered = report.requests - report.unsent
+    return (
+        f"\n\n**Partial**: made when {answered:,} of {report.requests:,} requests were answered; "
+        "the same command without `--partial` makes the rest."
+    )
+
+
 def card(
     template: str,
     pages: Sequence[Page],
@@ -289,7 +302,8 @@ def card(
             "title": _markdown(origin.title),
             "summary": (_DRY_RUN if origin.is_dry_run else "")
             + " ".join(dict.fromkeys(_markdown(c.description) for c in origin.configs))
-            + _types_held(origin, types),
+            + _types_held(origin, types)
+            + _partly(report),
             "model": _markdown(origin.model),
             "about": _prose(origin, [page.about for page in pages]),
             "uses": _prose(origin, [page.uses for page in pages]),
@@ -497,6 +511,9 @@ def provenance(origin: Origin, contents: Contents, report: Report | None = None)
         "written_on": origin.written_on.isoformat() if origin.written_on else None,
         "rows": contents.rows,
         "truncated": dict(contents.truncated),
+        "partial": {"answered": report.requests - report.unsent, "requests": report.requests}
+        if report is not None and report.unsent
+        else None,
         "rejected": None if report is None else report.rejected,
         "failed": None if report is None else report.failed,
         "skipped": dict(origin.skipped),

@@ -52,6 +52,7 @@ from mminstruct import (
     preview,
     prompts,
     release,
+    replacing,
     resources,
     sources,
 )
@@ -62,6 +63,7 @@ from mminstruct.builder import (
     InstructBuilder,
     InstructConfig,
     announce,
+    cost,
     make,
     summary,
     use_of,
@@ -71,16 +73,16 @@ from mminstruct.errors import (
     BackendError,
     DownloadError,
     HubError,
-    MMInstructError,
     NoRows,
     RunStopped,
     StoreError,
     StoreUnusable,
     UsageError,
     lacking,
+    to_tell,
 )
 from mminstruct.estimate import Estimate
-from mminstruct.generate import Report, media_licenses
+from mminstruct.generate import Plan, Report, media_licenses
 from mminstruct.pricing import price_of
 from mminstruct.progress import ProgressLine
 from mminstruct.release import Origin
@@ -120,10 +122,10 @@ def run(arguments: Sequence[str]) -> int:
         code: int = args.command(args)
         return code
     except KeyboardInterrupt as interrupt:
-        _say(f"stopped. {_kept(args)}; run the same command again to go on.")
+        _say(f"stopped. {_kept(args)}; {_how_to_go_on(args)}.")
         return _ENDED_BY.get("".join(interrupt.args), INTERRUPTED)
     except Exception as error:  # noqa: BLE001 (the one place: below here it is a traceback)
-        known = _known(error)
+        known = to_tell(error)
         if known is None:
             raise
         _say(f"error: {known}")
@@ -133,7 +135,7 @@ def run(arguments: Sequence[str]) -> int:
             return STOPPED
         if isinstance(known, RunStopped | BackendError | HubError | StoreError | OSError):
             kept = "What was stored is kept" if isinstance(known, StoreError) else _kept(args)
-            _say(f"{kept}; run the same command again to go on.")
+            _say(f"{kept}; {_how_to_go_on(args)}.")
             return STOPPED
         return USAGE
     finally:
@@ -147,17 +149,12 @@ def _kept(args: argparse.Namespace) -> str:
     return kept
 
 
-def _known(error: BaseException) -> Exception | None:
-    """The error to tell the user among an exception and what caused it, or None."""
-    seen: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in seen:
-        seen.append(current)
-        current = current.__cause__ or current.__context__
-    ours = [e for e in seen if isinstance(e, MMInstructError)]
-    if ours:
-        return next((e for e in ours if isinstance(e, StoreError | NoRows)), ours[0])
-    return next((e for e in seen if isinstance(e, OSError) and e.errno is not None), None)
+def _how_to_go_on(args: argparse.Namespace) -> str:
+    """What to do after a run that stopped."""
+    again = "run the same command again to go on"
+    if any(stats.answered or stats.stored for stats in getattr(args, "stats", ())):
+        again += ", or with --partial to write what is complete"
+    return again
 
 
 def _heard() -> Iterator[signal.Signals]:
@@ -383,8 +380,10 @@ _OUTPUT_FLAGS: dict[str, dict[str, Any]] = {
         "help": "dataset (a folder for the Hub; default), or the form of a trainer, as export "
         "writes it; .jsonl paths choose jsonl, .json paths llava-instruct",
     },
+    "overwrite": {"action": "store_true", "help": "replace what another model, prompt config or "
+                  "sampling made there, or what has more"},
     "show": {"type": int, "default": 0, "metavar": "N", "help": "print N rows at the end"},
-}
+}  # fmt: skip
 _RUNTIME_FLAGS: dict[str, dict[str, Any]] = {
     "max_concurrency": {"type": int, "metavar": "N", "help": "requests in flight at most; a server "
                         "gets as many of them as it is found to take (default: 256)"},
@@ -398,6 +397,8 @@ _RUNTIME_FLAGS: dict[str, dict[str, Any]] = {
     "batch_api": {"action": "store_const", "const": True, "help": "openai: through the Batch API, "
                   "half the price, within a day; may be stopped and run again at any time"},
     "yes": {"action": "store_true", "help": "go on without a question, whatever it may cost"},
+    "partial": {"action": "store_const", "const": True, "help": "send nothing: write what is "
+                "complete by now; the same command without it makes the rest"},
     "response_store": {
         "metavar": "FILE",
         "help": "finished answers (default: mminstruct/responses.sqlite in the Hugging Face cache)",
@@ -466,20 +467,26 @@ def _generate(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         builders = _builders(args, scratch)
         verdict = verdict_of([builder.config for builder in builders])
-        if args.dry_run:
-            _check_dry_run(path, output_format, builders[0])
+        there = (release if output_format == "dataset" else export).made_at(path)
+        made = _made(builders)
+        replacing.check(path, there, made, overwrite=args.overwrite)
         budget = builders[0].budget
         budget.ledger = Path(scratch) / "spent.json"
         report, parts = Report(), []
-        for builder in builders:
-            # What can't be read or fetched is told before anything is paid for.
-            builder.requests(sending=True)
-        if not _agreed(announce(builders), args.yes):
+        args.stats = [builder.stats for builder in builders]
+        # What can't be read, fetched or replaced is told before anything is paid for.
+        asked = [b.requests(sending=not args.partial) for b in builders]
+        made = {**made, "requests": sum(len(r) for some in asked for r in some.values())}
+        replacing.check(path, there, made, overwrite=args.overwrite)
+        if not _agreed(announce(builders), args.yes or args.partial):
             _say("nothing was sent; --limit 100 asks for less, --yes goes on")
             return USAGE
         for builder in builders:
             builder.budget = budget
-            _prepare(builder)
+            try:
+                _prepare(builder)
+            except NoRows as error:
+                raise NoRows(f"{error}. {_where_answers_are(path, builder.report)}") from None
             report.add(builder.report)
             parts.append(builder.as_dataset())
         splits = {
@@ -489,21 +496,33 @@ def _generate(args: argparse.Namespace) -> int:
         origin = _origin(builders, args, verdict, today)
         outcome = export.Outcome(path, report.rows.total())
         if output_format == "dataset":
-            release.write(splits, path, origin, report)
+            release.write(splits, path, origin, report, overwrite=args.overwrite)
         else:
             terms = export.Terms(
                 partial(cards.license_text, origin), verdict.commercial, origin.registry.allows
             )
-            outcome = export.write(splits, path, output_format, report, terms)
+            outcome = export.write(
+                splits,
+                path,
+                output_format,
+                report,
+                terms,
+                made,
+                left_out=origin.left_out,
+                overwrite=args.overwrite,
+            )
         for row in _first_rows(splits, args.show):
             if _print(_sample(row)) != DONE:
                 break
-    _say(f"{summary(report, export.summary(outcome))}; written to {path}")
+    _say(f"{summary(report, export.summary(outcome))}{cost(builders)}; written to {path}")
     if args.dry_run:
         _say("a dry run: the text is a stand-in's, to look at the form and not to train on")
     code = _left_out(outcome)
+    if report.unsent:
+        _say("partial: the same command without --partial makes the rest")
+        return INCOMPLETE
     if report.failures:
-        first = next(entry for entry in report.details if entry["outcome"] == "failed")
+        first = next(entry for entry in report.entries() if entry["outcome"] == "failed")
         _say(
             f"{report.failures.total()} requests got no answer; "
             "run the same command again to ask for those, and for no other. "
@@ -525,6 +544,13 @@ def _agreed(found: Estimate, yes: bool) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
+def _where_answers_are(path: Path, report: Report) -> str:
+    """Where the answers of a run can be read that gave no row at all."""
+    if report.files:
+        return f"The answers are in {export.write_rejected(path, report)}"
+    return "To read the answers, run the same command with --partial, which sends nothing"
+
+
 def _left_out(outcome: export.Outcome) -> int:
     """Say where the rows are named that are not in a file, if there are any; the exit code."""
     if not outcome.missing:
@@ -533,14 +559,24 @@ def _left_out(outcome: export.Outcome) -> int:
     return INCOMPLETE
 
 
-def _check_dry_run(path: Path, output_format: str, builder: InstructBuilder) -> None:
-    """Raise UsageError for what is there if another model than the stand-in wrote it."""
-    plan = builder.plan()
-    if output_format == "dataset":
-        release.check_dry_run(path, plan.backend, plan.model)
-    else:
-        parts = licenses.model_parts(builder.config.registry(), name=plan.model)
-        export.check_dry_run(path, [part.reason for part in parts])
+def _made(builders: Sequence[InstructBuilder]) -> replacing.Made:
+    """How the rows will be made, as far as it is known before anything is read."""
+    plans, configs = [b.plan() for b in builders], [b.config for b in builders]
+    plan, asked = plans[0], configs[0].type_names()
+    values = {name: [str(getattr(plan.sampling, name))] for name in replacing.SAMPLING}
+    return {
+        "sources": [p.source.name for p in plans],
+        "backend": plan.backend,
+        "model": plan.model,
+        "prompt_configs": list(dict.fromkeys(p.config.hash for p in plans)),
+        "sampling": replacing.sampling(values, _seed(plan)),
+        "types": sorted({n for p in plans for n in prompts.type_names(p.config, asked)}),
+        "splits": sorted({split for c in configs for split in c.split_names(c.open_source())}),
+    }
+
+
+def _seed(plan: Plan) -> str:
+    return "none" if plan.sampling.seed is None else str(plan.sampling.seed)
 
 
 def _output(args: argparse.Namespace) -> tuple[str, Path]:
@@ -548,7 +584,8 @@ def _output(args: argparse.Namespace) -> tuple[str, Path]:
     chosen = args.output_format or _FORMAT_OF_SUFFIX.get(suffix, "dataset")
     if chosen == "dataset":
         export.check_folder_name(Path(args.output_path or ""), chosen)
-    default = "instruct" if chosen == "dataset" else export.FORMATS[chosen].output
+    name = "instruct"
+    default = Path(name) if chosen == "dataset" else export.default_output(name, chosen)
     return chosen, Path(args.output_path or default)
 
 
@@ -624,7 +661,7 @@ def _config(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
             for name in ("context_window", "types", "splits", "limit", "temperature", "top_p")
             + ("model_id", "licenses", "commercial")
             + ("max_tokens", "seed", "max_concurrency", "timeout_s", "max_retries")
-            + tuple(_BUDGET_FLAGS)
+            + ("partial", *_BUDGET_FLAGS)
             + (() if args.dry_run else ("batch_api", *_RATE_FLAGS, *backends.engine_options()))
         },
     }
@@ -661,6 +698,7 @@ def _prepare(builder: InstructBuilder) -> None:
             _say(f"stopping; {in_flight} answers are on their way (Ctrl-C again: leave now)")
         raise KeyboardInterrupt
 
+    builder.tells = False
     is_heard = before is not signal.SIG_IGN  # a shell has jobs in its background ignore it
     if is_heard:
         signal.signal(signal.SIGINT, interrupted)
@@ -703,10 +741,11 @@ def _origin(
         settings={
             **identity,
             "model": plan.model,
-            "seed": "none" if plan.sampling.seed is None else str(plan.sampling.seed),
+            "seed": _seed(plan),
             "mminstruct": __version__,
         },
         skipped=skipped,
+        left_out=[entry for builder in builders for entry in builder.left_out()],
         command=_command_again(args, registry, plan.endpoint),
         written_on=today,
     )
@@ -1013,7 +1052,11 @@ _EXPORT_FLAGS: dict[str, dict[str, Any]] = {
         "choices": export.FORMATS,
         "help": "; ".join(f"{name}: for {form.reader}" for name, form in export.FORMATS.items()),
     },
-    "output_path": {"metavar": "PATH", "help": "file, or folder of shards (default: by format)"},
+    "output_path": {
+        "metavar": "PATH",
+        "help": "file, or folder of shards (default: by release and format)",
+    },
+    "overwrite": {"action": "store_true", "help": "replace what has other or more rows there"},
     "types": {**_SEVERAL, "metavar": "TYPE", "help": "instruction types (default: all)"},
     "splits": {**_SEVERAL, "metavar": "SPLIT", "help": "splits (default: all)"},
     "commercial": {
@@ -1079,6 +1122,7 @@ def _export(args: argparse.Namespace) -> int:
         commercial=args.commercial,
         licenses_file=args.licenses,
         fetching=_fetching(args),
+        overwrite=args.overwrite,
         progress=True,
     )
     _say(f"{export.summary(outcome)}; written to {outcome.path}")

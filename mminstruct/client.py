@@ -193,7 +193,8 @@ class Failed:
 
 
 Outcome = Answered | Failed
-_NOT_SENT = Failed("not_sent", "the store lost the answer while the run went on")
+NOT_SENT = "not_sent"
+_NOT_SENT = Failed(NOT_SENT, "its answer is not in the store, and nothing was sent")
 
 
 class Client:
@@ -274,7 +275,7 @@ class Client:
             self._remotes = self.backend.replicas
         servers = self._remotes or (self.backend,)
         try:
-            for server in servers:
+            for server in servers if self._failures is None else ():
                 await server.__aenter__()
                 self._servers += (server,)
         except BaseException:
@@ -435,6 +436,8 @@ class Client:
 
     async def _outcome(self, attempt: Attempt) -> Outcome:
         while attempt.prompt and attempt.request and attempt.key:
+            if self._failures is not None and attempt.key not in self._failures:
+                return self._shorter(attempt) or self._unsent()
             try:
                 completion = await self._answer(attempt.key, attempt.request, attempt.scope)
             except ContextTooLong as error:
@@ -453,10 +456,24 @@ class Client:
         self.stats.rejected["too_long"] += 1
         return Failed("too_long", attempt.why_too_long, rejected=True)
 
+    def _shorter(self, attempt: Attempt) -> Outcome | None:
+        """The answer to a shorter prompt, where a server found the longer ones too long."""
+        while attempt.key is not None:
+            attempt.shorten()
+            if attempt.key is not None:
+                stored = self._stored(attempt, self._look_up([attempt.key]))
+                if stored is not None:
+                    return stored
+        return None
+
+    def _unsent(self) -> Failed:
+        self.stats.failed[NOT_SENT] += 1
+        return _NOT_SENT
+
     async def _answer(self, key: bytes, request: Request, scope: Scope | None) -> Completion:
         """One answer, stored; whoever needs the same one meanwhile waits for it, too."""
         if self._failures is not None:
-            failure = self._failures.get(key, _NOT_SENT)
+            failure = self._failures[key]
             if failure.rejected:
                 raise ContextTooLong(failure.message, room=failure.room)
             raise TransientError(failure.message, cause=failure.cause)

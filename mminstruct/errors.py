@@ -127,6 +127,19 @@ def lacking(path: Path) -> str:
     return f" (there is no folder {missing[-1]})" if missing else ""
 
 
+def to_tell(error: BaseException) -> Exception | None:
+    """The error to tell the user among an exception and what caused it, or None."""
+    seen: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in seen:
+        seen.append(current)
+        current = current.__cause__ or current.__context__
+    ours = [e for e in seen if isinstance(e, MMInstructError)]
+    if ours:
+        return next((e for e in ours if isinstance(e, StoreError | NoRows)), ours[0])
+    return next((e for e in seen if isinstance(e, OSError) and e.errno is not None), None)
+
+
 def did_you_mean(got: str, choices: Iterable[str]) -> str:
     """The tail of an error about an unknown name: the nearest choice, else all of them.
 

@@ -55,7 +55,8 @@ from huggingface_hub.errors import (
 )
 from tqdm.auto import tqdm
 
-from mminstruct import cards, licenses, resources, sources
+from mminstruct import cards, licenses, replacing, resources, sources
+from mminstruct.builder import LEFT_OUT, REJECTED
 from mminstruct.errors import HubError, UsageError, did_you_mean, lacking
 from mminstruct.generate import FEATURES, Report
 from mminstruct.licenses import Tally, Use
@@ -99,7 +100,7 @@ class Format:
 
     Attributes:
         reader: what reads it.
-        output: where it goes unless told.
+        suffix: the end of its name unless told.
         records: what a row becomes, given its image as the reader finds it, or None.
         layout: one JSON document a line, one array of them, or an array under the key ``all``;
             or files of several rows with images, which are tar or Parquet.
@@ -112,7 +113,7 @@ class Format:
     """
 
     reader: str
-    output: str
+    suffix: str
     records: Callable[[Row, str | None], list[dict[str, Any]]]
     layout: Literal["lines", "array", "all", "tar", "parquet"]
     root: Literal["images", "output", "here"] = "here"
@@ -244,13 +245,11 @@ _ROLE_CONTENT = ("role", "content", {"user": "user", "assistant": "assistant"})
 _FILES: tuple[Images, ...] = ("none", "path", "embed")  # of readers that open no address
 
 FORMATS: dict[str, Format] = {
-    "jsonl": Format("anything", "instruct.jsonl", row_records, "lines", any_modality=True),
-    "llava-instruct": Format(
-        "LLaVA", "llava_instruct.json", llava_records, "array", "images", images=_FILES
-    ),
+    "jsonl": Format("anything", ".jsonl", row_records, "lines", any_modality=True),
+    "llava-instruct": Format("LLaVA", ".json", llava_records, "array", "images", images=_FILES),
     "sharegpt": Format(
         "LLaMA-Factory",
-        "sharegpt.json",
+        ".json",
         sharegpt_records,
         "array",
         "output",
@@ -266,24 +265,22 @@ FORMATS: dict[str, Format] = {
             },
         },
     ),
-    "messages": Format("TRL", "messages.jsonl", messages_records, "lines"),
-    "axolotl": Format("Axolotl", "axolotl.jsonl", axolotl_records, "lines"),
-    "ms-swift": Format("ms-swift", "ms_swift.jsonl", swift_records, "lines"),
+    "messages": Format("TRL", ".jsonl", messages_records, "lines"),
+    "axolotl": Format("Axolotl", ".jsonl", axolotl_records, "lines"),
+    "ms-swift": Format("ms-swift", ".jsonl", swift_records, "lines"),
     "lavin": Format(
         "LaVIN",
-        "all_data.json",
+        ".json",
         lavin_records,
         "all",
         "images",
         prefix="COCO_train2014_",
         images=_FILES,
     ),
-    "webdataset": Format(
-        "webdataset", "webdataset", row_records, "tar", "images", images=("path", "embed")
-    ),
+    "webdataset": Format("webdataset", "", row_records, "tar", "images", images=("path", "embed")),
     "parquet": Format(
         "load_dataset",
-        "instruct_images",
+        "",
         row_records,
         "parquet",
         "images",
@@ -350,22 +347,24 @@ def check_output(path: Path, output_format: str) -> None:
         _check_entry(path)
 
 
-def check_dry_run(path: Path, reasons: Iterable[str]) -> None:
-    """Raise UsageError for a file that is there and that a stand-in's rows must not replace.
+def default_output(release: str, output_format: str) -> Path:
+    """Where a release goes in a format unless told: a name that has both."""
+    form, name = FORMATS[output_format], _with_name(release).name
+    if form.is_folder:
+        return Path(f"{name}-{output_format}")
+    return Path(f"{name}.{output_format}".removesuffix(form.suffix) + form.suffix)
 
-    Args:
-        path: the output.
-        reasons: what a licence says of the stand-in; the one beside the file has to say the same.
-    """
-    if not path.exists() or not path.stat().st_size:
-        return
-    said = _license_beside(path).read_text(encoding="utf-8", errors="replace").splitlines()
-    models = [line for line in said if line.startswith("- model ")]
-    if models != [f"- {reason}" for reason in reasons]:
-        raise UsageError(
-            f"output path {path}: a dry run would replace rows of another model, as "
-            f"{_license_beside(path).name} says; give another path with --output_path"
-        )
+
+def made_at(path: Path) -> replacing.Made | None:
+    """How what is there was made, as noted beside it; None if nothing is there."""
+    inside = (child.name != _PARTIAL for child in path.iterdir()) if path.is_dir() else ()
+    if not any(inside) and not (path.is_file() and path.stat().st_size):
+        return None
+    try:
+        noted = json.loads(_note_beside(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return noted if isinstance(noted, dict) else {}
 
 
 def _check_ours(path: Path) -> None:
@@ -394,6 +393,10 @@ def _license_beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.LICENSE")
 
 
+def _note_beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.provenance.json")
+
+
 def _target(path: Path) -> Path:
     """The path, or what it leads to if it is a link, whether that exists or not."""
     return Path(os.path.realpath(path)) if path.is_symlink() else path
@@ -415,16 +418,29 @@ def write(
     output_format: str,
     report: Report,
     terms: Terms,
+    made: replacing.Made,
+    *,
+    left_out: Iterable[Mapping[str, Any]] = (),
+    overwrite: bool = False,
 ) -> Outcome:
-    """Write the rows of all splits without images; beside them what gave none, and the licence."""
+    """Write the rows of all splits without images; beside them what gave none, and the licence.
+
+    Raises:
+        UsageError: something else is there, and ``overwrite`` isn't given.
+    """
     form = FORMATS[output_format]
-    outcome = _write(_rows(splits.items()), path, form, _Pictures(), terms)
-    rejected = path.with_name(f"{path.name}.rejected.jsonl")
-    rejected.unlink(missing_ok=True)
-    if report.details:
-        with _replaced(rejected) as file:
-            file.writelines(_line(detail) for detail in report.details)
+    replacing.check(path, made_at(path), made, overwrite=overwrite)
+    outcome = _write(_rows(splits.items()), path, form, _Pictures(), terms, made)
+    write_rejected(path, report)
+    resources.write_lines(path.with_name(f"{path.name}.{LEFT_OUT}"), left_out)
     return outcome
+
+
+def write_rejected(path: Path, report: Report) -> Path:
+    """Write what gave no row beside an output; the file, which isn't there if all did."""
+    rejected = path.with_name(f"{path.name}.{REJECTED}")
+    resources.write_lines(rejected, report.entries())
+    return rejected
 
 
 def export(
@@ -440,6 +456,7 @@ def export(
     commercial: bool = False,
     licenses_file: str | Path | None = None,
     fetching: Fetching | None = None,
+    overwrite: bool = False,
     progress: bool = False,
 ) -> Outcome:
     """Write a release for a trainer.
@@ -447,7 +464,7 @@ def export(
     Args:
         dataset: folder of a dataset repository, or its id on the Hub.
         output_format: a name in `FORMATS`.
-        output_path: file, or folder of shards; by default the format's own name.
+        output_path: file, or folder of shards; by default the release's name and the format's.
         types: instruction types; all by default.
         splits: all by default.
         images: see `IMAGES`.
@@ -459,19 +476,20 @@ def export(
             ``commercial_use`` says; of these, those with the images asked for.
         licenses_file: a user's own entries over the known licences.
         fetching: how images are fetched.
+        overwrite: replace rows of another model, prompt config ..., or of more types or splits.
         progress: show a bar on stderr while they are.
 
     Raises:
         UsageError: there is no such release, type, split, format or licence; an argument doesn't
             go with the others; the format can't hold such rows; commercial rows are asked for of
-            a release whose text isn't free; or no row would be left.
+            a release whose text isn't free; no row would be left; or something else is there.
         RunStopped: images can't be reached. Those that were fetched are kept.
     """
     form = FORMATS.get(output_format)
     if form is None:
         raise UsageError(f"format {output_format!r}{did_you_mean(output_format, FORMATS)}")
     _check_images(output_format, images, image_folder, fetching)
-    path = _with_name(output_path or form.output)
+    path = _with_name(output_path or default_output(str(dataset), output_format))
     _check_outside(path, str(dataset))
     check_output(path, output_format)
     allowed = image_licenses or (["commercial"] if images == "embed" else ["any"])
@@ -498,8 +516,10 @@ def export(
             "leave commercial out, or generate with a model whose terms leave the text free "
             "(mminstruct license names some)"
         )
+    made = _made_of(str(dataset), types, splits, [*allowed, *(["commercial rows"] * commercial)])
+    replacing.check(path, made_at(path), made, overwrite=overwrite)
     if images != "embed":
-        return _write(_rows(streams), path, form, pictures, terms)
+        return _write(_rows(streams), path, form, pictures, terms, made)
     from mminstruct.images import Fetching
 
     fetching = fetching or Fetching()
@@ -513,7 +533,7 @@ def export(
     ):
         pictures.wanted = wanted
         _fetch(_rows(streams), form, pictures, fetching, progress)
-        return _write(_rows(streams), path, form, pictures, terms)
+        return _write(_rows(streams), path, form, pictures, terms, made)
 
 
 def _check_images(
@@ -858,6 +878,21 @@ def _noted(dataset: str) -> Mapping[str, Any] | None:
     return found  # type: ignore[no-any-return]
 
 
+def _made_of(
+    dataset: str,
+    types: Sequence[str] | None,
+    splits: Sequence[str] | None,
+    image_licenses: Sequence[str],
+) -> replacing.Made:
+    """How the rows of an export are made: as those of the release, of which these are chosen."""
+    noted = _text(dataset, "provenance.json")
+    made = dict(replacing.made(json.loads(noted or "{}"))) or {"sources": [dataset]}
+    chosen = {"types": types, "splits": splits}
+    made |= {name: sorted(set(some)) for name, some in chosen.items() if some}
+    limits = sorted({*image_licenses} - {"any"})
+    return {**made, "image_licenses": limits} if limits else made
+
+
 def _text(dataset: str, name: str) -> str | None:
     """A text file of a release in a folder or on the Hub, or None if there is none."""
     path = Path(dataset) / name
@@ -879,6 +914,7 @@ def _write(
     form: Format,
     pictures: _Pictures,
     terms: Terms,
+    made: replacing.Made,
 ) -> Outcome:
     """Write rows, and name those left out.
 
@@ -912,6 +948,8 @@ def _write(
         outcome.use = tally.use(terms.text, terms.allows)
         with _replaced(_license_beside(path)) as file:
             file.write(terms.license_text(outcome.use))
+        with _replaced(_note_beside(path)) as file:
+            file.write(json.dumps(made, indent=2, ensure_ascii=False) + "\n")
     if not outcome.missing:
         missing.unlink()
     credits = path.with_name(f"{path.name}.credits.jsonl")

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import datasets
 import msgspec
@@ -32,7 +32,7 @@ from datasets import Features, Value
 from filelock import FileLock
 
 from mminstruct import licenses, prompts, sources
-from mminstruct.client import Answered, Client, Job, Outcome
+from mminstruct.client import NOT_SENT, Answered, Client, Job, Outcome
 from mminstruct.parse import Parsed, Rejected, parse
 from mminstruct.prompts import PromptConfig
 from mminstruct.responses import Scope
@@ -120,11 +120,13 @@ _RESULT = Features(
         # None for a row; else why there is none.
         "reason": Value("string"),
         "detail": Value("string"),
+        # The answer, if there was one.
+        "answer": Value("string"),
         "rejected": Value("bool"),
         "truncated": Value("bool"),
     }
 )
-_COUNTED = ["id", "type", "reason", "detail", "rejected", "truncated"]
+_COUNTED = ["id", "type", "reason", "detail", "answer", "rejected", "truncated"]
 _RESULT_SCHEMA = _RESULT.arrow_schema
 _MESSAGE = list(_RESULT_SCHEMA.field("messages").type.value_type)
 _PROVENANCE = list(_RESULT_SCHEMA.field("provenance").type)
@@ -187,17 +189,22 @@ class Report:
         truncated: rows whose last turn was cut off and left out.
         rejected: answers that gave no row, by type and reason.
         failed: requests without an answer, by type and cause.
-        details: id, type, reason and detail of everything that gave no row.
+        files: JSON lines about what gave no row; see `entries`.
     """
 
     rows: Counter[str] = field(default_factory=Counter)
     truncated: int = 0
     rejected: dict[str, Counter[str]] = field(default_factory=dict)
     failed: dict[str, Counter[str]] = field(default_factory=dict)
-    details: list[dict[str, str]] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
 
-    def count(self, result: dict[str, Any]) -> None:
-        """Count one result."""
+    def count(self, result: dict[str, Any], lines: IO[str] | None = None) -> None:
+        """Count one result, and write why it is no row.
+
+        Args:
+            result: a row of the result table.
+            lines: where to write; what wasn't sent has nothing to tell.
+        """
         kind, reason = result["type"], result["reason"]
         if reason is None:
             self.rows[kind] += 1
@@ -205,15 +212,19 @@ class Report:
             return
         side = self.rejected if result["rejected"] else self.failed
         side.setdefault(kind, Counter())[reason] += 1
-        self.details.append(
-            {
-                "id": result["id"],
-                "type": kind,
-                "outcome": "rejected" if result["rejected"] else "failed",
-                "reason": reason,
-                "detail": result["detail"],
-            }
-        )
+        if lines is not None and reason != NOT_SENT:
+            outcome = "rejected" if result["rejected"] else "failed"
+            entry = {"id": result["id"], "type": kind, "outcome": outcome, "reason": reason}
+            entry["detail"] = result["detail"]
+            if result["answer"] is not None:
+                entry["answer"] = result["answer"]
+            lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+    def entries(self) -> Iterator[dict[str, str]]:
+        """What gave no row: id, type, outcome, reason, detail, and the answer if there was one."""
+        for file in self.files:
+            with file.open(encoding="utf-8") as lines:
+                yield from map(json.loads, lines)
 
     def count_rows(self, results: pa.Table) -> None:
         """Count results that are all rows."""
@@ -227,44 +238,46 @@ class Report:
         return sum(self.failed.values(), Counter())
 
     @property
+    def unsent(self) -> int:
+        """Requests of a partial run that were left for later."""
+        return self.failures[NOT_SENT]
+
+    @property
+    def requests(self) -> int:
+        """All of them."""
+        return self.rows.total() + self.rejections.total() + self.failures.total()
+
+    @property
     def rejections(self) -> Counter[str]:
         """Answers that gave no row, by reason."""
         return sum(self.rejected.values(), Counter())
 
     def add(self, other: Report) -> None:
-        """Add another report's counts and details to this one's."""
+        """Add another report's counts and files to this one's."""
         self.rows.update(other.rows)
         self.truncated += other.truncated
         for mine, theirs in ((self.rejected, other.rejected), (self.failed, other.failed)):
             for kind, counts in theirs.items():
                 mine.setdefault(kind, Counter()).update(counts)
-        self.details.extend(other.details)
+        self.files.extend(other.files)
 
     def write(self, path: Path) -> None:
-        """As JSON."""
-        path.write_text(
-            json.dumps(
-                {
-                    "rows": self.rows,
-                    "truncated": self.truncated,
-                    "rejected": self.rejected,
-                    "failed": self.failed,
-                    "details": self.details,
-                }
-            ),
-            encoding="utf-8",
-        )
+        """The counts, as JSON."""
+        counts = ("rows", "truncated", "rejected", "failed")
+        text = json.dumps({name: getattr(self, name) for name in counts})
+        path.write_text(text, encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> Report:
-        """What `write` wrote."""
+        """What `write` wrote, and the lines beside it."""
         data = json.loads(path.read_text(encoding="utf-8"))
+        lines = path.with_suffix(".jsonl")
         return cls(
+            files=[lines] if lines.is_file() else [],
             rows=Counter(data["rows"]),
             truncated=data["truncated"],
             rejected={kind: Counter(counts) for kind, counts in data["rejected"].items()},
             failed={kind: Counter(counts) for kind, counts in data["failed"].items()},
-            details=data["details"],
         )
 
 
@@ -295,7 +308,7 @@ def contexts_dataset(
     """The split's contexts (columns ``id`` and ``context``, JSON), read once and then mapped.
 
     Raises:
-        SourceError: a file is damaged or contradicts another.
+        SourceError: a file is damaged or contradicts another, or more than half can't be used.
     """
     name = f"{source.info.name.lower()}-{split}"
     folder = cache_dir / "mminstruct" / "contexts" / f"{name}-{contexts_key(source, files)}"
@@ -303,13 +316,15 @@ def contexts_dataset(
     arrow, counts = folder / "contexts.arrow", folder / "read.json"
     with FileLock(folder / "lock"):
         if not (arrow.is_file() and counts.is_file()):
-            report = ReadReport()
+            report = ReadReport.of(source.info.modality)
             partial = arrow.with_suffix(".part")
             with _no_garbage():
-                _write_contexts(source.read(files, report), partial)
+                _write_contexts(map(report.keep, source.read(files, report)), partial)
             report.write(counts)
             partial.replace(arrow)
-    return datasets.Dataset.from_file(str(arrow)), ReadReport.read(counts)
+    report = ReadReport.read(counts)
+    report.check(f"{source.info.name}, split {split!r}")
+    return datasets.Dataset.from_file(str(arrow)), report
 
 
 @contextmanager
@@ -504,9 +519,9 @@ def stream_requests(
 
 
 def rows_from(
-    results: datasets.Dataset, report: Report, features: Features
+    results: datasets.Dataset, report: Report, features: Features, lines: IO[str]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(id, row) of all results that are rows; the others are counted in the report.
+    """(id, row) of all results that are rows; the others are counted, and written as ``lines``.
 
     If ``features`` are ours, a row's values are Arrow arrays, and the first row of many holds the
     elements of all: the others are empty. That is what `ArrowWriter` concatenates fastest.
@@ -514,7 +529,7 @@ def rows_from(
     for batch in results.with_format("arrow").iter(1000):
         is_row = pc.is_null(batch.column("reason"))
         for result in batch.filter(pc.invert(is_row)).select(_COUNTED).to_pylist():
-            report.count(result)
+            report.count(result, lines)
         rows = batch.filter(is_row)
         report.count_rows(rows)
         ids = rows.column("id").to_pylist()
@@ -599,11 +614,11 @@ _Read = tuple[Answered, Parsed]
 def _results(asked: _Asked, outcomes: list[Outcome], plan: Plan, client: Client) -> pa.Table:
     """The results of a batch, put together by column: by row it takes four times as long."""
     read: list[_Read | None] = []
-    reasons: list[tuple[str, str, bool] | tuple[None, None, None]] = []
+    reasons: list[tuple[str, str, str | None, bool] | tuple[None, None, None, None]] = []
     for sample, name, outcome in zip(asked.ids, asked.types, outcomes, strict=True):
         if not isinstance(outcome, Answered):
             read.append(None)
-            reasons.append((outcome.cause, outcome.message, outcome.rejected))
+            reasons.append((outcome.cause, outcome.message, None, outcome.rejected))
             continue
         parsed = _parsed(plan, sample, name, outcome)
         if isinstance(parsed, Rejected):
@@ -611,17 +626,17 @@ def _results(asked: _Asked, outcomes: list[Outcome], plan: Plan, client: Client)
             client.stats.rejected[parsed.reason] += 1
             client.count_useless(name, parsed.reason, parsed.detail)
             read.append(None)
-            reasons.append((parsed.reason, parsed.detail, True))
+            reasons.append((parsed.reason, parsed.detail, outcome.completion.text, True))
         else:
             client.count_useful(name)
             read.append((outcome, parsed))
-            reasons.append((None, None, None))
+            reasons.append((None, None, None, None))
     media = [context.media for context in asked.contexts]
     commercial = {
         name: licenses.together(plan.commercial, plan.image_use.get((name or "").lower()))
         for name in {m.license for m in media}
     }
-    reason, detail, rejected = zip(*reasons, strict=True)
+    reason, detail, answer, rejected = zip(*reasons, strict=True)
     columns: dict[str, Any] = {
         "id": asked.ids,
         "source": [plan.source.name] * len(read),
@@ -644,6 +659,7 @@ def _results(asked: _Asked, outcomes: list[Outcome], plan: Plan, client: Client)
         "provenance": _provenance(plan, asked.jobs, read),
         "reason": reason,
         "detail": detail,
+        "answer": answer,
         "rejected": rejected,
         "truncated": [entry is not None and "truncated" in entry[1].notes for entry in read],
     }

@@ -40,7 +40,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     validate_repo_id,
 )
 
-from mminstruct import cards, provenance, release
+from mminstruct import builder, cards, provenance, release
 from mminstruct.errors import HubError, MMInstructError, UsageError, lacking
 from mminstruct.version import __version__
 
@@ -49,7 +49,8 @@ _log = logging.getLogger(__name__)
 _MARKER = "provenance.json"
 # What a release is made of; whatever else somebody put into the repository stays there.
 _TEXTS = (_MARKER, "README.md", "LICENSE", "ATTRIBUTION.md", "croissant.json")
-_OWN = (*_TEXTS, release.CREDITS, "rejected.jsonl")
+_REJECTED, _LOCAL = builder.REJECTED, {builder.LEFT_OUT}
+_OWN = (*_TEXTS, release.CREDITS, _REJECTED)
 # What the Hub itself puts into a new repository.
 _NEW = {".gitattributes", "README.md"}
 _BRANCH = "main"
@@ -179,7 +180,7 @@ def _open_release(folder: Path, repo_id: str) -> _Release:
     found = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
     ours = {*_OWN, *noted["files"]}
     # Images, say, have licences of their own, of which the verdict knows nothing.
-    if others := [name for name in found if name not in ours]:
+    if others := [name for name in found if name not in ours | _LOCAL]:
         _log.info(f"not pushed, as mminstruct did not write them: {', '.join(others)}")
     files: dict[str, Content] = {name: path for name, path in found.items() if name in ours}
     for name in [*_TEXTS, *noted["files"]]:
@@ -191,6 +192,8 @@ def _open_release(folder: Path, repo_id: str) -> _Release:
                 f"{folder}: {name} is not the file that was written there; run mminstruct generate "
                 "again, or write changed rows anew with mminstruct.push_to_hub"
             )
+    if _REJECTED in files:
+        files[_REJECTED] = _without_answers(found[_REJECTED])
     held = _Release(files, noted)
     _check_said_alike(folder, held)
     return _Release({**files, **_addressed(folder, repo_id)}, noted)
@@ -231,6 +234,21 @@ def _addressed(folder: Path, repo_id: str) -> dict[str, bytes]:
     described["url"] = f"{constants.ENDPOINT}/datasets/{repo_id}"
     croissant = json.dumps(described, indent=2, ensure_ascii=False) + "\n"
     return {"README.md": card.encode(), "croissant.json": croissant.encode()}
+
+
+def _without_answers(rejected: Path) -> bytes:
+    """What gave no row, without the answers: nobody has looked at what is in them."""
+    kept = io.BytesIO()
+    try:
+        with rejected.open(encoding="utf-8") as lines:
+            for entry in map(dict, map(json.loads, lines)):
+                entry.pop("answer", None)
+                kept.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+    except (ValueError, TypeError) as error:
+        raise UsageError(
+            f"{rejected}: can't be read ({error}); run mminstruct generate again"
+        ) from error
+    return kept.getvalue()
 
 
 def _front_matter(card: Path) -> dict[str, Any]:

@@ -36,7 +36,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from mminstruct import cards, loading, prompts, resources
+from mminstruct import cards, loading, prompts, replacing, resources
+from mminstruct.builder import LEFT_OUT, REJECTED
 from mminstruct.cards import Contents, DataFile, Origin, Page
 from mminstruct.errors import RunStopped, UsageError
 from mminstruct.generate import Report
@@ -44,7 +45,7 @@ from mminstruct.licenses import Registry, Tally
 from mminstruct.prompts import PromptConfig
 from mminstruct.sources import SourceInfo
 
-__all__ = ["CREDITS", "ROWS", "Origin", "check_output", "write"]
+__all__ = ["CREDITS", "ROWS", "Origin", "check_output", "made_at", "write"]
 
 CREDITS = "image_credits.parquet"
 """Where images that have to be credited are listed if they are many."""
@@ -55,7 +56,7 @@ ROWS = re.compile(r"data/[^/]+/[^/]+-\d{5}-of-\d{5}(-[0-9a-f]{16})?\.parquet")
 _log = logging.getLogger(__name__)
 _MARKER = "provenance.json"
 _PARTIAL = ".partial"
-_OPTIONAL = (CREDITS, "rejected.jsonl")
+_OPTIONAL = (CREDITS, REJECTED, LEFT_OUT)
 _ROWS_PER_FILE = 100_000
 _NOT_TOLD = "as the server said, whose words stay out of a release"
 # Columns that a card tells of; whatever else rows have is passed on.
@@ -84,17 +85,9 @@ def check_output(path: Path) -> None:
     resources.check_writable(path, path)
 
 
-def check_dry_run(path: Path, backend: str, model: str) -> None:
-    """Raise UsageError for a release that is there and that a stand-in's rows must not replace."""
-    older = _noted(path)
-    if (path / _MARKER).is_file() and (older.get("backend"), older.get("model")) != (
-        backend,
-        model,
-    ):
-        raise UsageError(
-            f"output path {path}: a dry run would replace a release of "
-            f"{_in_words(older) or 'an unknown model'}; give another path with --output_path"
-        )
+def made_at(path: Path) -> replacing.Made | None:
+    """How the release that is there was made, or None if there is none."""
+    return replacing.made(_noted(path)) if (path / _MARKER).is_file() else None
 
 
 def write(
@@ -102,6 +95,8 @@ def write(
     path: Path,
     origin: Origin,
     report: Report | None = None,
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Write the rows of all splits as a dataset repository, and beside them what gave no row.
 
@@ -110,12 +105,14 @@ def write(
         path: the folder; what it holds of an older release is replaced.
         origin: how the rows came about.
         report: what became of the requests; None if that wasn't recorded.
+        overwrite: replace a release that was made in another way, or from more requests, too.
 
     Another run of the same user that writes the same folder is waited for, if both have the same
     folder for temporary files.
 
     Raises:
-        UsageError: the rows lack a column, hold images, or are there twice.
+        UsageError: the rows lack a column, hold images, or are there twice; or another release is
+            there.
         RunStopped: the folder can't be written.
     """
     partial = path / _PARTIAL
@@ -125,7 +122,7 @@ def write(
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             try:
-                _write(splits, path, partial, origin, report)
+                _write(splits, path, partial, origin, report, overwrite)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
@@ -150,6 +147,7 @@ def _write(
     partial: Path,
     origin: Origin,
     report: Report | None,
+    overwrite: bool,
 ) -> None:
     files = _write_parquet(splits, partial, origin.types)
     contents = _contents(splits, files, partial, origin)
@@ -166,12 +164,13 @@ def _write(
         _MARKER: cards.provenance(origin, contents, report),
     }.items():
         (partial / file).write_text(text, encoding="utf-8")
-    if report is not None and report.details:
-        with (partial / "rejected.jsonl").open("w", encoding="utf-8") as lines:
-            lines.writelines(
-                json.dumps(_for_everybody(entry), ensure_ascii=False) + "\n"
-                for entry in report.details
-            )
+    replacing.check(path, made_at(path), replacing.made(_noted(partial)), overwrite=overwrite)
+    entries = report.entries() if report is not None else iter(())
+    for name, listed in (
+        (REJECTED, map(_for_everybody, entries)),
+        (LEFT_OUT, iter(origin.left_out)),
+    ):
+        resources.write_lines(partial / name, listed)
     before, now = _in_words(older), _in_words(_noted(partial))
     if before not in (None, now):
         _log.info(f"{path}: replaces a release of {before} by one of {now}")
@@ -204,7 +203,10 @@ def _remove_rows(path: Path, older: Mapping[str, Any]) -> None:
 
 
 def _for_everybody(entry: Mapping[str, str]) -> dict[str, str]:
-    """What gave no row, without the words of a server, which may name whatever it knows."""
+    """What gave no row, without the words of a server, which may name whatever it knows.
+
+    The answer is the model's; it is left out where a release is passed on.
+    """
     is_servers = entry["outcome"] == "failed" or entry["reason"] == "too_long"
     return {**entry, "detail": _NOT_TOLD} if is_servers else dict(entry)
 

@@ -6,11 +6,13 @@ inside it.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mminstruct.errors import UsageError
 
@@ -34,6 +36,20 @@ def check_writable(folder: Path, output: Path) -> None:
     except OSError as error:
         where = "" if there == output else f" in {there}"
         raise UsageError(f"output path {output}: {error.strerror}{where}") from error
+
+
+def write_lines(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON lines in the place of what is there; no file where there is no entry."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as lines:
+            lines.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+        if partial.stat().st_size:
+            partial.replace(path)
+        else:
+            path.unlink(missing_ok=True)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def shown(path: Path) -> str:

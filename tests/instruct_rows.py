@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -70,6 +74,14 @@ def dataset(rows: list[dict[str, Any]]) -> datasets.Dataset:
     if not rows:
         return datasets.Dataset.from_dict({name: [] for name in FEATURES}, features=FEATURES)
     return datasets.Dataset.from_list(rows, features=FEATURES)
+
+
+def lines(entries: list[dict[str, Any]]) -> list[Path]:
+    """The files of a report on what gave no row."""
+    handle, name = tempfile.mkstemp(suffix=".jsonl", dir=os.environ["HF_HOME"])
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(entry) + "\n" for entry in entries)
+    return [Path(name)]
 
 
 def rows_of(images: range, types: tuple[str, ...] = TYPES) -> list[dict[str, Any]]:

@@ -361,7 +361,7 @@ def test_the_samples_images_go_into_a_dataset_that_shows_them(
         == cli.DONE
     )
     assert cli.run(["export", "out", "--format", "parquet", "--images", "embed"]) == cli.DONE
-    rows = datasets.load_dataset("instruct_images", split="train", cache_dir="hf")
+    rows = datasets.load_dataset("out-parquet", split="train", cache_dir="hf")
     made = datasets.load_dataset("out", split="train", cache_dir="hf")
     assert rows.features == {**made.features, "image": datasets.Image()}
     assert [(row["id"], row["image"].size) for row in rows] == [
@@ -372,9 +372,9 @@ def test_the_samples_images_go_into_a_dataset_that_shows_them(
     )
     again = "export out --format parquet --images embed --max_size 64 --types conversation"
     assert cli.run(again.split()) == cli.DONE  # another content by the same name
-    rows = datasets.load_dataset("instruct_images", split="train", cache_dir="hf")
+    rows = datasets.load_dataset("out-parquet", split="train", cache_dir="hf")
     assert [row["image"].size for row in rows] == [(64, 48)] * 2
-    assert len(list((tmp_path / "instruct_images").iterdir())) == 1
+    assert len(list((tmp_path / "out-parquet").iterdir())) == 1
     capsys.readouterr()
     assert cli.run(["export", "out", "--format", "jsonl", "--images", "url"]) == cli.USAGE
     assert "no address for its image 6" in capsys.readouterr().err

@@ -862,7 +862,7 @@ def test_a_batch_that_ends_early_gives_what_it_has_and_a_rerun_submits_the_rest(
     lost = REQUESTS - len(rows)
     assert 0 < lost < REQUESTS
     assert made.report.failures == {f"batch_{status}": lost}
-    assert {entry["detail"] for entry in made.report.details} == {error["message"]}
+    assert {entry["detail"] for entry in made.report.entries()} == {error["message"]}
     assert made.stats.failed == {f"batch_{status}": lost}
     assert counted(made.stats) == REQUESTS
     server.line = lambda body: (200, chat_completion(turns_for(body)))
@@ -911,7 +911,7 @@ def test_lines_that_failed_are_counted_by_cause_in_the_servers_words(
     assert len(incomplete(made)) == REQUESTS - len(results)
     causes = ("refused", "http_500", "http_429", "server_error", "bad_body")
     assert made.report.failures == dict.fromkeys(causes, 1)
-    details = "\n".join(entry["detail"] for entry in made.report.details)
+    details = "\n".join(entry["detail"] for entry in made.report.entries())
     for words in ("not this one", "a bad day", "too many", "who knows", "no choices"):
         assert words in details
     assert "sk-secret" not in details

@@ -33,11 +33,11 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_server import ImageServer, dropped, endless, picture, served, until_gone
-from instruct_rows import ANSWER, QUESTION, dataset, row, rows_of
+from instruct_rows import ANSWER, QUESTION, dataset, lines, row, rows_of
 from PIL import Image
 from running import COMMAND, PATIENCE_S, finish
 
-from mminstruct import cli, export, licenses
+from mminstruct import cli, export, licenses, replacing
 from mminstruct.client import RetryPolicy
 from mminstruct.errors import HubError, RunStopped, UsageError
 from mminstruct.generate import Report
@@ -46,14 +46,21 @@ from mminstruct.images import Fetching
 TRAINERS = sorted(export.FORMATS.keys() - {"jsonl", "webdataset", "parquet"})
 USES = ("license", "image_license", "commercial_use")
 TERMS = export.Terms(lambda use: "CC0\n")
+MADE: replacing.Made = {"sources": ["COCO2017"], "backend": "openai", "model": "m", "requests": 1}
 AT_ONCE = Fetching(retry=RetryPolicy(max_retries=2, base_s=0.0))
 
 
 def write(
-    path: Path, splits: dict[str, datasets.Dataset], output_format: str, **report: Any
+    path: Path,
+    splits: dict[str, datasets.Dataset],
+    output_format: str,
+    *,
+    made: replacing.Made = MADE,
+    overwrite: bool = False,
+    **report: Any,
 ) -> Path:
     export.check_output(path, output_format)
-    export.write(splits, path, output_format, Report(**report), TERMS)
+    export.write(splits, path, output_format, Report(**report), TERMS, made, overwrite=overwrite)
     return path
 
 
@@ -180,11 +187,11 @@ def test_what_gave_no_row_stands_beside_the_file_until_a_run_without_any(
     tmp_path: Path, output_format: str
 ) -> None:
     splits = {"train": dataset([row(1)])}
-    path = write(tmp_path / "out.x", splits, output_format, details=[rejected(2), rejected(3)])
+    path = write(tmp_path / "out.x", splits, output_format, files=lines([rejected(2), rejected(3)]))
     beside = tmp_path / "out.x.rejected.jsonl"
     assert json_lines(beside) == [rejected(2), rejected(3)]
     write(path, splits, output_format)
-    assert files_below(tmp_path) == ["out.x", "out.x.LICENSE"]
+    assert files_below(tmp_path) == ["out.x", "out.x.LICENSE", "out.x.provenance.json"]
 
 
 @pytest.mark.parametrize("output_format", ["jsonl", "llava-instruct"])
@@ -194,23 +201,25 @@ def test_an_interrupted_write_of_a_file_leaves_the_old_one(
     path = write(tmp_path / "out.x", {"train": dataset([row(1)])}, output_format)
     before = path.read_bytes()
     with pytest.raises(KeyboardInterrupt):
-        export.write(Interrupted(), path, output_format, Report(), TERMS)
+        export.write(Interrupted(), path, output_format, Report(), TERMS, MADE)
     assert path.read_bytes() == before
-    assert files_below(tmp_path) == ["out.x", "out.x.LICENSE"]
+    assert files_below(tmp_path) == ["out.x", "out.x.LICENSE", "out.x.provenance.json"]
     write(path, {"train": dataset([row(2)])}, output_format)
-    assert files_below(tmp_path) == ["out.x", "out.x.LICENSE"]
+    assert files_below(tmp_path) == ["out.x", "out.x.LICENSE", "out.x.provenance.json"]
     assert path.read_bytes() != before
 
 
 def test_a_file_may_be_in_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
     path = write(tmp_path / "new" / "out.jsonl", {"train": dataset([row(1)])}, "jsonl")
-    assert files_below(tmp_path) == ["new/out.jsonl", "new/out.jsonl.LICENSE"]
+    assert files_below(tmp_path) == [
+        *("new/out.jsonl", "new/out.jsonl.LICENSE", "new/out.jsonl.provenance.json")
+    ]
     assert len(json_lines(path)) == 1
 
 
 @pytest.mark.parametrize("output_format", sorted(export.FILE_FORMATS))
 def test_a_file_of_somebody_else_is_left_alone(tmp_path: Path, output_format: str) -> None:
-    path = tmp_path / export.FORMATS[output_format].output
+    path = tmp_path / export.default_output("out", output_format)
     path.write_text("mine\n")
     with pytest.raises(UsageError, match="not written by mminstruct.*move it away or give"):
         write(path, {"train": dataset([row(1)])}, output_format)
@@ -241,7 +250,7 @@ def test_an_export_of_a_release_without_a_licence_may_be_repeated(
     tmp_path: Path, output_format: str
 ) -> None:
     out = repository(tmp_path / "out", {"train": rows_of(range(1, 3))})
-    path = tmp_path / export.FORMATS[output_format].output
+    path = tmp_path / export.default_output("out", output_format)
     for _ in range(2):
         assert export.export(out, output_format, output_path=path).rows == 6
     assert "isn't known here" in (tmp_path / f"{path.name}.LICENSE").read_text()
@@ -282,7 +291,9 @@ def test_a_link_stays_and_its_target_is_written(tmp_path: Path) -> None:
         write(link, {"train": dataset([row(number)])}, "jsonl")
         assert link.readlink() == target
         assert json_lines(target) == [row(number)]
-    assert files_below(tmp_path) == ["far/rows.jsonl", "link.jsonl", "link.jsonl.LICENSE"]
+    assert files_below(tmp_path) == [
+        *("far/rows.jsonl", "link.jsonl", "link.jsonl.LICENSE", "link.jsonl.provenance.json")
+    ]
 
 
 def test_a_link_may_lead_into_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
@@ -458,7 +469,7 @@ def test_a_trainer_reads_all_rows_with_their_images(output_format: str, tmp_path
     prefix = export.FORMATS[output_format].prefix
     for number in range(1, 4):
         (folder / f"{prefix}{number:012d}.jpg").write_bytes(picture())
-    path = tmp_path / "exports" / export.FORMATS[output_format].output
+    path = tmp_path / "exports" / export.default_output("out", output_format)
     outcome = export.export(
         out, output_format, output_path=path, images="path", image_folder=folder
     )
@@ -667,7 +678,7 @@ def test_a_row_that_is_no_conversation_is_left_out_and_named(
     for output_format in TRAINERS:
         path = tmp_path / f"{output_format}.json"
         splits = {"train": dataset([damaged, row(2)])}
-        outcome = export.write(splits, path, output_format, Report(), TERMS)
+        outcome = export.write(splits, path, output_format, Report(), TERMS, MADE)
         assert (outcome.rows, outcome.missing) == (1, {reason: 1})
         assert json_lines(tmp_path / f"{output_format}.json.missing.jsonl") == [
             {**{name: damaged[name] for name in ("id", "image", "image_url")}, "reason": reason}
@@ -1120,8 +1131,9 @@ def test_credits_go_when_another_export_takes_the_place(
 ) -> None:
     embed(tmp_path, [row_at(server, 1)])
     assert (tmp_path / "x" / "out.json.credits.jsonl").is_file()
-    export.export(tmp_path / "out", "llava-instruct", output_path=tmp_path / "x" / "out.json")
-    kept = [f"images/{1:012d}.jpg", "out.json", "out.json.LICENSE"]
+    output = tmp_path / "x" / "out.json"
+    export.export(tmp_path / "out", "llava-instruct", output_path=output, overwrite=True)
+    kept = [f"images/{1:012d}.jpg", "out.json", "out.json.LICENSE", "out.json.provenance.json"]
     assert files_below(tmp_path / "x") == kept
 
 
@@ -1164,14 +1176,16 @@ def test_licences_are_a_choice_without_fetching_too(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     for asked, kept in ((None, 6), (["commercial"], 3), (["own-1.0"], 1)):
         more = {"licenses_file": own} if asked else {}
-        outcome = export.export(out, "jsonl", output_path=path, image_licenses=asked, **more)
+        outcome = export.export(
+            out, "jsonl", output_path=path, image_licenses=asked, overwrite=True, **more
+        )
         assert outcome.rows == len(json_lines(path)) == kept
     with pytest.raises(UsageError, match="did you mean 'cc-by-2.0'"):
         export.export(out, "jsonl", output_path=path, image_licenses=["cc-by-2"])
     with pytest.raises(UsageError, match="licenses: of no use"):
         export.export(out, "jsonl", output_path=path, licenses_file=own)
     with pytest.raises(UsageError, match="no row would be left; 0 rows, 6 left out for"):
-        export.export(out, "jsonl", output_path=path, image_licenses=["CC0-1.0"])
+        export.export(out, "jsonl", output_path=path, image_licenses=["CC0-1.0"], overwrite=True)
     assert len(json_lines(path)) == 1
 
 
@@ -1188,6 +1202,7 @@ def test_a_second_run_asks_only_for_what_is_missing(tmp_path: Path, server: Imag
         "out.json",
         "out.json.LICENSE",
         "out.json.credits.jsonl",
+        "out.json.provenance.json",
     ]
 
 
@@ -1233,7 +1248,7 @@ def test_a_command_line_writes_each_form(
     output_format: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.run(["export", "out", "--format", output_format]) == cli.DONE
-    path = Path(export.FORMATS[output_format].output)
+    path = export.default_output("out", output_format)
     assert f"6 rows; written to {path}" in capsys.readouterr().err
     read = READERS[output_format](path, None)
     assert len(read) == 6
@@ -1266,7 +1281,7 @@ def test_a_release_whose_licence_is_not_what_was_written_is_refused(
         "garbled": "out: provenance.json: expected what mminstruct generate notes there",
     }
     assert said[edit] in error
-    assert not Path("instruct.jsonl").exists()
+    assert not Path("both.jsonl").exists()
 
 
 def test_a_provenance_file_of_another_program_says_nothing_of_a_licence(tmp_path: Path) -> None:
@@ -1297,23 +1312,23 @@ def test_types_and_splits_are_a_choice(folder: Path) -> None:
         rows = json_lines(Path("some.jsonl"))
         assert [row["type"] for row in rows] == [kind for kind in kinds for _ in range(3)]
     assert cli.run(["export", "both", "--format", "jsonl"]) == cli.DONE
-    assert len(json_lines(Path("instruct.jsonl"))) == 15
+    assert len(json_lines(Path("both.jsonl"))) == 15
     twice = ["--types", "conversation", "conversation", "--splits", "train", "train"]
     assert cli.run(["export", "both", "--format", "jsonl", *twice]) == cli.DONE
-    assert len({row["id"] for row in json_lines(Path("instruct.jsonl"))}) == 2
-    assert len(json_lines(Path("instruct.jsonl"))) == 2
+    assert len({row["id"] for row in json_lines(Path("both.jsonl"))}) == 2
+    assert len(json_lines(Path("both.jsonl"))) == 2
 
 
 def test_images_are_fetched_from_a_command_line(folder: Path, server: ImageServer) -> None:
     arguments = ["--format", "webdataset", "--images", "embed", "--max-size", "32"]
     more = ["--max_concurrency", "2", "--timeout", "10", "--max_retries", "0"]
     assert cli.run(["export", "out", *arguments, *more]) == cli.DONE
-    read = samples(Path("webdataset"))
+    read = samples(Path("out-webdataset"))
     assert [sample["jpg"].size for sample in read] == [(32, 24)] * 6
     assert set(server.asked_for.values()) == {1}
     arguments[1] = "llava-instruct"
     assert cli.run(["export", "out", *arguments, "--image_folder", "images"]) == cli.DONE
-    assert len(as_llava_reads(Path("llava_instruct.json"), Path("images-32px"))) == 6
+    assert len(as_llava_reads(Path("out.llava-instruct.json"), Path("images-32px"))) == 6
     assert set(server.asked_for.values()) == {1}
 
 
@@ -1324,14 +1339,14 @@ def test_a_missing_image_gives_exit_code_1(
     arguments = ["export", "out", "--format", "messages"]
     assert cli.run([*arguments, "--images", "embed"]) == cli.INCOMPLETE
     error = capsys.readouterr().err
-    assert "3 rows, 3 left out (HTTP 404 3); written to messages.jsonl" in error
-    assert "messages.jsonl.missing.jsonl" in error
+    assert "3 rows, 3 left out (HTTP 404 3); written to out.messages.jsonl" in error
+    assert "out.messages.jsonl.missing.jsonl" in error
     Path("images", f"{1:012d}.jpg").unlink()
     path = ["--images", "path", "--image-folder", "images"]
     assert cli.run([*arguments, *path]) == cli.USAGE
     error = capsys.readouterr().err
     assert "no row would be left; 0 rows, 6 left out (no such file 6)" in error
-    assert len(as_trl_reads(Path("messages.jsonl"), None)) == 3
+    assert len(as_trl_reads(Path("out.messages.jsonl"), None)) == 3
 
 
 @pytest.mark.parametrize(
@@ -1396,7 +1411,7 @@ def test_what_a_user_can_fix_prints_one_line_and_exits_2(
     error = capsys.readouterr().err
     assert words in error
     assert "Traceback" not in error
-    assert not Path("instruct.jsonl").exists()
+    assert not Path("both.jsonl").exists()
 
 
 def test_a_release_on_the_hub_is_exported_as_one_on_disk(tmp_path: Path) -> None:
@@ -1420,7 +1435,7 @@ def test_a_release_on_the_hub_is_exported_as_one_on_disk(tmp_path: Path) -> None
             )
             ended = finish(process)
             assert ended.code == 0, ended.err
-    read = as_llama_factory_reads(tmp_path / "sharegpt.json", None)
+    read = as_llama_factory_reads(tmp_path / "name.sharegpt.json", None)
     assert read == [(turns_of(row), row["image"]) for row in rows[:4]]
 
 
@@ -1459,13 +1474,13 @@ def test_an_export_that_is_interrupted_keeps_its_images(folder: Path, server: Im
         assert ended.code == code, ended.err
         assert "every image that was fetched is kept" in ended.err.lower()
         assert "Traceback" not in ended.err
-        assert not Path("llava_instruct.json").exists()
+        assert not Path("out.llava-instruct.json").exists()
         assert files_below(Path("images")) == [f"{1:012d}.jpg"]
         blocked.clear()
     server.answers.clear()
     assert finish(subprocess.Popen(command, stderr=subprocess.PIPE, text=True)).code == cli.DONE
     assert server.asked_for == {f"{1:012d}.jpg": 1, f"{2:012d}.jpg": 3}
-    assert len(as_llava_reads(Path("llava_instruct.json"), Path("images"))) == 6
+    assert len(as_llava_reads(Path("out.llava-instruct.json"), Path("images"))) == 6
 
 
 PAGE = (Path(__file__).parents[1] / "docs" / "exports.md").read_text(encoding="utf-8")
@@ -1497,7 +1512,7 @@ def test_the_page_has_a_command_and_a_way_with_images_for_every_form() -> None:
 def test_a_command_of_the_page_works(command: str, instruct: Path) -> None:
     arguments = shlex.split(command)[1:]
     assert cli.run(arguments) == cli.DONE
-    output = Path(export.FORMATS[arguments[3]].output)
+    output = export.default_output("instruct", arguments[3])
     beside, whole = Path(f"{output}.LICENSE").read_text(), Path("instruct/LICENSE").read_text()
     if "--types" in command:
         beside = beside.replace("of 2 rows", "of 6 rows")

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from hub_server import HANG, TOKEN, Commit, File, HubServer, Repo
 from huggingface_hub import DatasetCard
-from instruct_rows import dataset, row, rows_of
+from instruct_rows import dataset, lines, row, rows_of
 from loopback import DROP
 from running import COMMAND, PATIENCE_S, Ended, finish
 
@@ -129,7 +129,7 @@ def written(
 ) -> Path:
     """A release of some rows."""
     splits = {"train": made(rows_of(range(1, 4))) if rows is None else rows}
-    release.write(splits, folder, provenance.trace(splits), report)
+    release.write(splits, folder, provenance.trace(splits), report, overwrite=True)
     return folder
 
 
@@ -260,10 +260,11 @@ def test_a_second_push_with_more_rows_is_a_new_revision_without_leftovers(
     folder = tmp_path / "out"
     few = made([row(1), row(2), row(1, "detail")])
     left_out = {"id": "1", "type": "detail", "outcome": "rejected", "reason": "leak", "detail": ""}
-    report = Report(details=[left_out])
+    report = Report(files=lines([{**left_out, "answer": "as it was"}]))
     assert shell.push(written(folder, few, report), "user/name", "--revision", "v1.0").code == 0
     repo = server.repos["user/name"]
-    assert "rejected.jsonl" in repo.head.files
+    assert "as it was" in (tmp_path / "out" / "rejected.jsonl").read_text()
+    assert json.loads(text_in(repo.head, "rejected.jsonl")) == left_out
     theirs = {"logo.svg": File(b"<svg/>", False), "data/notes.csv": File(b"a,b", False)}
     repo.commits.append(Commit("a logo", {**repo.head.files, **theirs}))
     more = made([row(1), row(2), row(3), row(1, "detail")])

@@ -17,7 +17,7 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from instruct_rows import TYPES, dataset, row, rows_of
+from instruct_rows import TYPES, dataset, lines, row, rows_of
 from origins import COCO, DAY, origin
 
 from mminstruct import cards, licenses, prompts, release
@@ -39,10 +39,11 @@ def write(
     splits: dict[str, datasets.Dataset],
     *,
     by: Origin | None = None,
+    overwrite: bool = True,
     **report: Any,
 ) -> Path:
     release.check_output(path)
-    release.write(splits, path, by or origin(), report_of(splits, **report))
+    release.write(splits, path, by or origin(), report_of(splits, **report), overwrite=overwrite)
     return path
 
 
@@ -230,7 +231,7 @@ def test_a_servers_words_stay_out_of_a_release(tmp_path: Path) -> None:
         {**rejected(4), "outcome": "failed", "detail": "upstream gpu-17.corp refused key sk-1"},
         {**rejected(5), "reason": "too_long", "detail": "even the shortest: gpu-17.corp said so"},
     ]
-    path = write(tmp_path / "out", {"train": dataset([row(1)])}, details=details)
+    path = write(tmp_path / "out", {"train": dataset([row(1)])}, files=lines(details))
     found = [json.loads(line) for line in (path / "rejected.jsonl").read_text().splitlines()]
     unsaid = "as the server said, whose words stay out of a release"
     assert [entry["detail"] for entry in found] == [unsaid, own["detail"], unsaid, unsaid]
@@ -261,7 +262,7 @@ def test_a_file_of_somebody_else_among_the_rows_stays(
 
 def test_writing_over_an_own_folder_replaces_everything(tmp_path: Path) -> None:
     path = tmp_path / "out"
-    write(path, {"train": dataset(rows_of(range(1, 9)))}, details=[rejected(9)])
+    write(path, {"train": dataset(rows_of(range(1, 9)))}, files=lines([rejected(9)]))
     write(path, {"validation": dataset([row(2, "detail")])})
     assert without_digests(files_below(path)) == [
         "ATTRIBUTION.md",
@@ -399,7 +400,7 @@ def test_many_images_are_credited_in_a_file_of_their_own(tmp_path: Path) -> None
 
 def test_an_interrupted_write_of_a_repository_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "out"
-    write(path, {"train": dataset([row(1)])}, details=[rejected(9)])
+    write(path, {"train": dataset([row(1)])}, files=lines([rejected(9)]))
     before = {name: (path / name).read_bytes() for name in files_below(path)}
     with pytest.raises(KeyboardInterrupt):
         release.write(Interrupted(), path, origin(), Report())
@@ -459,7 +460,7 @@ def test_a_folder_that_cannot_be_written_is_named_and_holds_nothing_in_half(
 
 def test_what_gave_no_row_is_listed_in_the_repository(tmp_path: Path) -> None:
     splits = {"train": dataset([row(1)])}
-    path = write(tmp_path / "out", splits, details=[rejected(2), rejected(3, "too_short")])
+    path = write(tmp_path / "out", splits, files=lines([rejected(2), rejected(3, "too_short")]))
     assert json_lines(path / "rejected.jsonl") == [rejected(2), rejected(3, "too_short")]
     assert len(datasets.load_dataset(str(path), split="train")) == 1
     write(path, splits)
@@ -489,7 +490,7 @@ def test_provenance_says_what_the_rows_depend_on(tmp_path: Path) -> None:
 
 
 def test_no_file_of_a_repository_names_a_path_of_this_machine(tmp_path: Path) -> None:
-    path = write(tmp_path / "out", {"train": dataset([row(1)])}, details=[rejected(2)])
+    path = write(tmp_path / "out", {"train": dataset([row(1)])}, files=lines([rejected(2)]))
     content = b"".join((path / name).read_bytes() for name in files_below(path))
     for root in (tmp_path, Path.home(), Path(release.__file__).parents[1]):
         assert str(root).encode() not in content

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from mminstruct.annotations import names as kinds_of_annotations
 from mminstruct.errors import SourceError, UsageError, did_you_mean
 from mminstruct.schema import Context, Option
 
@@ -73,6 +74,21 @@ class ReadReport:
     examples: dict[str, list[str]] = field(default_factory=dict)
     harmless: set[str] = field(default_factory=set)
 
+    @classmethod
+    def of(cls, modality: str) -> ReadReport:
+        """One that knows what may be left out of such contexts."""
+        others = (kind.removesuffix("s") for kind in kinds_of_annotations())
+        return cls(kept=dict.fromkeys((modality, "caption", "box", *others), 0))
+
+    def keep(self, context: Context) -> Context:
+        """Count what a context holds; the context."""
+        held = {context.media.modality: 1}
+        held |= {"caption": len(context.captions), "box": len(context.boxes)}
+        held |= {k.removesuffix("s"): len(items) for k, items in context.annotations.items()}
+        for kind, count in held.items():
+            self.kept[kind] = self.kept.get(kind, 0) + count
+        return context
+
     def skip(
         self, reason: str, count: int = 1, *, example: str | None = None, harmless: bool = False
     ) -> None:
@@ -122,6 +138,18 @@ class ReadReport:
                 f"{'; '.join(map(self.line, self.faults()[:_REASONS]))}. Nothing was sent. Give "
                 "the right files, or mend these, or take what can't be used out of them"
             )
+
+    def entries(self) -> list[dict[str, Any]]:
+        """The same for machines, an entry a reason."""
+        return [
+            {
+                "reason": reason,
+                "count": count,
+                "fault": reason not in self.harmless,
+                "examples": self.examples.get(reason, []),
+            }
+            for reason, count in self.skipped.items()
+        ]
 
     def faults(self) -> list[str]:
         """The reasons that are faults of the files, the most frequent first."""

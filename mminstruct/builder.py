@@ -425,8 +425,8 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         policy: retries of a run in this process; None takes ``max_retries`` of the config.
         batch_limits: what a batch may hold, and how often to look at it; None is as OpenAI has it.
         report: what became of the requests, once prepared.
-        announced: whether it has been said what the run will ask for.
         read_report: what reading the annotations left out, by split, once read.
+        announced: whether it has been said what the run will ask for.
         tells: whether to say at the end what became of the requests, as the command line does.
     """
 
@@ -713,9 +713,9 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         downloads = Path(
             dl_manager.download_config.cache_dir or datasets.config.DOWNLOADED_DATASETS_PATH
         )
-        generators = []
+        generators, sending = [], not self.config.partial
         for split, (requests, key, read_report) in self._read_all(
-            downloads, sending=not self.config.partial
+            downloads, sending=sending
         ).items():
             if not dl_manager.is_streaming:
                 read_report.write(Path(self._output_dir) / f"read-{split}.json")

@@ -475,8 +475,8 @@ def _generate(args: argparse.Namespace) -> int:
         report, parts = Report(), []
         args.stats = [builder.stats for builder in builders]
         # What can't be read, fetched or replaced is told before anything is paid for.
-        read = [b.requests(sending=not args.partial).values() for b in builders]
-        made = {**made, "requests": sum(len(requests) for requests in chain.from_iterable(read))}
+        asked = [b.requests(sending=not args.partial) for b in builders]
+        made = {**made, "requests": sum(len(r) for some in asked for r in some.values())}
         replacing.check(path, there, made, overwrite=args.overwrite)
         if not _agreed(announce(builders), args.yes or args.partial):
             _say("nothing was sent; --limit 100 asks for less, --yes goes on")
@@ -515,8 +515,7 @@ def _generate(args: argparse.Namespace) -> int:
         for row in _first_rows(splits, args.show):
             if _print(_sample(row)) != DONE:
                 break
-        bill = cost(builders)
-    _say(f"{summary(report, export.summary(outcome))}{bill}; written to {path}")
+    _say(f"{summary(report, export.summary(outcome))}{cost(builders)}; written to {path}")
     if args.dry_run:
         _say("a dry run: the text is a stand-in's, to look at the form and not to train on")
     code = _left_out(outcome)

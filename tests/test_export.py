@@ -1435,7 +1435,7 @@ def test_a_release_on_the_hub_is_exported_as_one_on_disk(tmp_path: Path) -> None
             )
             ended = finish(process)
             assert ended.code == 0, ended.err
-    read = as_llama_factory_reads(tmp_path / "sharegpt.json", None)
+    read = as_llama_factory_reads(tmp_path / "name.sharegpt.json", None)
     assert read == [(turns_of(row), row["image"]) for row in rows[:4]]
 
 
@@ -1474,13 +1474,13 @@ def test_an_export_that_is_interrupted_keeps_its_images(folder: Path, server: Im
         assert ended.code == code, ended.err
         assert "every image that was fetched is kept" in ended.err.lower()
         assert "Traceback" not in ended.err
-        assert not Path("llava_instruct.json").exists()
+        assert not Path("out.llava-instruct.json").exists()
         assert files_below(Path("images")) == [f"{1:012d}.jpg"]
         blocked.clear()
     server.answers.clear()
     assert finish(subprocess.Popen(command, stderr=subprocess.PIPE, text=True)).code == cli.DONE
     assert server.asked_for == {f"{1:012d}.jpg": 1, f"{2:012d}.jpg": 3}
-    assert len(as_llava_reads(Path("llava_instruct.json"), Path("images"))) == 6
+    assert len(as_llava_reads(Path("out.llava-instruct.json"), Path("images"))) == 6
 
 
 PAGE = (Path(__file__).parents[1] / "docs" / "exports.md").read_text(encoding="utf-8")

@@ -186,15 +186,16 @@ def test_all_places_say_the_same(
                 datasets.load_dataset("builders/coco2017_llava", **arguments)
             assert cli.run(["export", "out", "--format", "jsonl", "--commercial"]) == cli.USAGE
             assert "no row would be left; 0 rows, 8 left out" in capsys.readouterr().err
-            assert not Path("instruct.jsonl").exists()
+            assert not Path("out.jsonl").exists()
             continue
         assert f"mminstruct: {said}" in told[: 2 if flag else 1]
         assert f"Commercial use: **{said}**." in (out / "README.md").read_text().splitlines()
         assert (out / "LICENSE").read_text().startswith(f"Commercial use: {said}.\n")
         for source, more in ((out, []), (Path("out"), ["--commercial"] if flag else [])):
-            assert cli.run(["export", str(source), "--format", "llava-instruct", *more]) == cli.DONE
+            export = ["export", str(source), "--format", "llava-instruct", "--overwrite"]
+            assert cli.run([*export, *more]) == cli.DONE
             assert capsys.readouterr().err.splitlines()[-1] == f"mminstruct: {said}"
-            beside = Path("llava_instruct.json.LICENSE").read_text()
+            beside = Path(f"{source.name}.llava-instruct.json.LICENSE").read_text()
             assert beside.startswith(f"Commercial use: {said}.\n")
         with logged() as noted:
             datasets.load_dataset("builders/coco2017_llava", **arguments)

@@ -536,8 +536,8 @@ def _check_images(
         )
     if images != "embed" and fetching is not None:
         raise UsageError(
-            "max_size, max_concurrency, timeout and max_retries are for images that are fetched, "
-            f"got images {images!r}; leave them out, or let images be 'embed'"
+            "max_size, max_concurrency, timeout, max_retries and private_addresses are for images "
+            f"that are fetched, got images {images!r}; leave them out, or let images be 'embed'"
         )
 
 
@@ -731,7 +731,7 @@ class _Pictures:
     def flaw(self, file: str) -> str | None:
         """Why a file in the folder is no image that a trainer can open, or None."""
         path = self.folder / file
-        if not path.is_file():
+        if not os.path.isfile(path):  # noqa: PTH113 (is_file() raises for a name that is too long)
             return "no such file"
         if self.wanted is not None:  # looked at when it was fetched
             return None

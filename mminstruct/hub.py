@@ -40,7 +40,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     validate_repo_id,
 )
 
-from mminstruct import cards, provenance, release
+from mminstruct import cards, provenance, release, strict_yaml
 from mminstruct.errors import HubError, MMInstructError, UsageError, lacking
 from mminstruct.version import __version__
 
@@ -236,7 +236,7 @@ def _addressed(folder: Path, repo_id: str) -> dict[str, bytes]:
 def _front_matter(card: Path) -> dict[str, Any]:
     try:
         found = _FRONT_MATTER.match(card.read_text(encoding="utf-8"))
-        data = yaml.safe_load(found[1]) if found else None
+        data = strict_yaml.load(found[1]) if found else None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"{card}: can't be read: {error}") from error
     if not isinstance(data, dict):

@@ -43,6 +43,8 @@ import pydantic
 from mminstruct.backends import BackendOptions, _tokens
 from mminstruct.backends.openai import (
     authorization,
+    bounded,
+    check_redirect,
     key_from,
     public_url,
     retry_after,
@@ -233,6 +235,12 @@ def ask_served(server: Endpoint) -> Served:
             f"{server.url}: not a TGI server ({info.url.path} answered {info.status_code}); other "
             "servers are reached with --model_source openai --openai_base_url URL"
         ) from error
+
+
+async def _check_redirect(
+    session: aiohttp.ClientSession, context: object, led: aiohttp.TraceRequestRedirectParams
+) -> None:
+    check_redirect(str(led.url), led.response.headers.get("Location", ""))
 
 
 def payload(messages: Sequence[Message], sampling: Sampling) -> ChatRequest:
@@ -461,6 +469,8 @@ class TGIBackend:
                 await self._check()
             except TransientError as error:
                 raise BackendUnusable(str(error)) from error
+        redirects = aiohttp.TraceConfig()
+        redirects.on_request_redirect.append(_check_redirect)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=parallel),
             timeout=aiohttp.ClientTimeout(
@@ -468,6 +478,7 @@ class TGIBackend:
             ),
             headers=self._server.headers,
             trust_env=True,
+            trace_configs=[redirects],
         )
         return self
 
@@ -491,7 +502,8 @@ class TGIBackend:
         url = f"{self._server.url}/v1/chat/completions"
         try:
             async with self._session.post(url, data=asked.encode()) as response:
-                status, headers, body = response.status, response.headers, await response.read()
+                status, headers = response.status, response.headers
+                body = await bounded(response.content.iter_any(), self._server.url)
         except (asyncio.TimeoutError, aiohttp.ClientError) as error:
             raise self._no_answer(error) from error
         if status != 200:

@@ -117,7 +117,7 @@ class InstructConfig(datasets.BuilderConfig):
     limit: int | None = None
     backend: str = "llama_cpp"
     model: str | None = None
-    base_url: str | list[str] | None = None
+    base_url: str | list[str] | None = dataclasses.field(default=None, repr=False)  # has secrets
     context_window: int | None = None
     temperature: float = 0.7
     top_p: float = 1.0

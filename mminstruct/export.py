@@ -850,7 +850,7 @@ def _noted(dataset: str) -> Mapping[str, Any] | None:
             return None
         cards.unsaid("", found)
         [(image["license"], image["commercial"]) for image in found["media_licenses"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
             f"{dataset}: provenance.json: expected what mminstruct generate notes there, got "
             "something else; put it back or run mminstruct generate again"
@@ -1139,7 +1139,7 @@ def _dataset_info(path: Path) -> dict[str, Any]:
         return {}
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{file}: expected JSON to add an entry to, got: {error}") from error
     if not isinstance(entries, dict):
         raise UsageError(f"{file}: expected an object to add an entry to, got {entries!r:.60}")

@@ -205,7 +205,7 @@ def _noted(marker: Path) -> dict[str, Any]:
         is_whole = all("sha256" in facts for facts in noted["files"].values())
         if is_whole and noted["licensing"].keys() >= needed:
             return noted
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise UsageError(
         f"{marker}: expected the licensing and the files that mminstruct generate notes there, got "
@@ -222,7 +222,7 @@ def _addressed(folder: Path, repo_id: str) -> dict[str, bytes]:
     )
     try:
         described = dict(json.loads((folder / "croissant.json").read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UsageError(
             f"{folder}: croissant.json can't be read ({error}); run mminstruct generate again"
         ) from error

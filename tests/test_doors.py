@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import io
 import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from mminstruct import backends, strict_yaml
+from mminstruct import backends, sources, strict_yaml
 from mminstruct.backends import BackendOptions
-from mminstruct.errors import BackendUnusable, ConfigError, TransientError
+from mminstruct.errors import BackendUnusable, ConfigError, SourceError, TransientError
 from mminstruct.schema import Message, Request, Sampling
+from mminstruct.sources._unpacked import unpacked
 
 REQUEST = Request((Message("user", "A secret dog."),), Sampling(0.7, 1.0, 10, None))
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
@@ -125,6 +128,23 @@ def test_prompts_follow_no_redirect_to_somebody_else(name: str, status: str) -> 
         asyncio.run(steal())
     assert stolen == []
     assert "secret" not in str(got.value)
+
+
+def test_annotations_that_unpack_out_of_proportion_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "coco.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("captions_train2017.json", "{}")
+        archive.writestr("instances_train2017.json", b'{"images": [' + b" " * 80 * 2**20)
+    with pytest.raises(SourceError, match="json: unpacks to more than 67,108,864 bytes"):
+        sources.get("COCO2017").locate([path], "train")
+
+
+def test_what_is_in_proportion_is_unpacked_as_it_is() -> None:
+    content = os.urandom(3 * 2**20) + b"a\nb"
+    with unpacked(io.BytesIO(content), 1, "x") as file:
+        assert file.read() == content
+    with unpacked(io.BytesIO(b"a\nb"), 1, "x") as file:
+        assert list(file) == [b"a\n", b"b"]
 
 
 LAUGHS = "\n".join(

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import math
 import os
 import re
@@ -447,6 +448,7 @@ class OpenAIBackend:
 
     async def __aenter__(self) -> OpenAIBackend:
         self.require_key()
+        logging.getLogger("httpx2").addFilter(_without_query)
         # Reads or even fetches a file, which would hold up all others later.
         await asyncio.to_thread(_tokens.openai_counter, self._served_model)
         connections = self._options.max_concurrency
@@ -634,6 +636,14 @@ def _root(error: BaseException) -> BaseException:
     while error.__cause__ is not None and not isinstance(error, aiohttp.ClientError):
         error = error.__cause__
     return error
+
+
+def _without_query(record: logging.LogRecord) -> bool:
+    """Every record, without what may be secret in the addresses that it tells."""
+    if isinstance(record.args, tuple):
+        parts = (public_url(str(a)) if isinstance(a, httpx2.URL) else a for a in record.args)
+        record.args = tuple(parts)
+    return True
 
 
 def check_redirect(asked: str, location: str) -> None:

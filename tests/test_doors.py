@@ -54,8 +54,8 @@ async def endless(writer: asyncio.StreamWriter) -> None:
 BOMB = gzip.compress(bytes(40 * 2**20))
 
 
-async def ask(name: str, answer: Answer) -> None:
-    """Send the request to a server that answers so."""
+async def ask(name: str, answer: Answer, *, info: Answer | None = None) -> None:
+    """Send the request to a server that answers so, or so when it is asked what it is."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -71,7 +71,9 @@ async def ask(name: str, answer: Answer) -> None:
     if name == "tgi":
         pytest.importorskip("text_generation", reason="the extra tgi isn't installed")
     told = {"model_id": "m", "max_total_tokens": 1000, "max_concurrent_requests": 4}
-    info = body(json.dumps({**told, "version": "3.0"}).encode(), "Content-Type: application/json")
+    info = info or body(
+        json.dumps({**told, "version": "3.0"}).encode(), "Content-Type: application/json"
+    )
     server = await asyncio.start_server(handle, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     url = f"http://127.0.0.1:{port}"
@@ -128,6 +130,11 @@ def test_prompts_follow_no_redirect_to_somebody_else(name: str, status: str) -> 
         asyncio.run(steal())
     assert stolen == []
     assert "secret" not in str(got.value)
+
+
+def test_what_a_server_says_of_itself_is_bounded_too() -> None:
+    with pytest.raises(BackendUnusable, match="/health: the answer is longer than"):
+        asyncio.run(ask("tgi", endless, info=endless))
 
 
 def test_annotations_that_unpack_out_of_proportion_are_refused(tmp_path: Path) -> None:

@@ -667,11 +667,16 @@ async def bounded(chunks: AsyncIterable[bytes], where: str) -> bytes:
     body = bytearray()
     async for chunk in chunks:
         body += chunk
-        if len(body) > _MOST_BYTES:
-            raise TransientError(
-                f"{where}: the answer is longer than {_MOST_BYTES:,} bytes", cause="bad_body"
-            )
+        check_length(len(body), where)
     return bytes(body)
+
+
+def check_length(length: int, where: str) -> None:
+    """Raise TransientError for a body that is longer than any answer, in bytes."""
+    if length > _MOST_BYTES:
+        raise TransientError(
+            f"{where}: the answer is longer than {_MOST_BYTES:,} bytes", cause="bad_body"
+        )
 
 
 def authorization(base_url: str, api_key: str | None) -> str | None:

@@ -31,6 +31,7 @@ def test_neither_a_log_nor_a_configs_text_shows_what_is_secret_in_a_url(
     server: LoopbackServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG")
+    caplog.set_level("INFO", logger="httpx2")
     url = with_secrets(server)
     options = BackendOptions(model="m", base_urls=(url,))
     request = Request((Message("user", "A dog."),), Sampling(0.7, 1.0, 10, None))

@@ -10,7 +10,7 @@ from mminstruct.errors import SourceError
 # Annotations have 3 to 40 times the size of what they are packed to.
 _MOST_TIMES = 100
 _ALWAYS_BYTES = 1 << 26
-_BUFFER_BYTES = 1 << 20
+_BUFFER_BYTES = 1 << 16
 
 
 def unpacked(file: IO[bytes], packed_bytes: int, name: str) -> IO[bytes]:
@@ -41,7 +41,7 @@ class _Bounded(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """As in `io.RawIOBase`; an error beyond the bound."""
-        chunk = self._file.read(len(buffer))
+        chunk = self._file.read(min(len(buffer), _BUFFER_BYTES))  # held twice
         self._left -= len(chunk)
         if self._left < 0:
             raise SourceError(

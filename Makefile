@@ -18,11 +18,12 @@ check: $(STAMP)  ## style, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP)  ## requests/s, stored reruns, annotation reading, each beside its alternative
+bench: $(STAMP)  ## requests/s, stored reruns, annotation reading, each beside its alternative; damaged files
 	$(BIN)/python benchmarks/pipeline.py
 	$(BIN)/python benchmarks/coco_reader.py
 	$(BIN)/python benchmarks/limits.py
 	$(BIN)/python benchmarks/open_images_reader.py
+	$(BIN)/python benchmarks/annotation_fuzz.py
 	$(BIN)/python benchmarks/gguf_engines.py
 	$(BIN)/python benchmarks/transformers_engines.py
 

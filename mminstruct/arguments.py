@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from mminstruct import licenses, prompts, sources, strict_yaml
 from mminstruct.errors import UsageError, did_you_mean
+from mminstruct.resources import printable
 
 USAGE = 2
 _Given = list[tuple[argparse.Action, list[str]]]
@@ -52,7 +53,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say in a line what is wrong, and where to read on; exit."""
-        message = re.sub(r"^argument ([-\w]+)[^:]*: ", r"\1: ", message)
+        message = re.sub(r"^argument ([-\w]+)[^:]*: ", r"\1: ", printable(message))
         self.exit(USAGE, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
     def commands(self) -> dict[str, Parser]:

@@ -132,7 +132,7 @@ class InstructConfig(datasets.BuilderConfig):
     limit: int | None = None
     backend: str = "llama_cpp"
     model: str | None = None
-    base_url: str | list[str] | None = None
+    base_url: str | list[str] | None = dataclasses.field(default=None, repr=False)  # has secrets
     context_window: int | None = None
     temperature: float = 0.7
     top_p: float = 1.0
@@ -630,7 +630,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             self.info.splits = None
             if self.info.features == generate.FEATURES:
                 self.info.features = generate.FEATURES
-        with _Plainly(), self._ledger():
+        with _Plainly(), _ending_in_order(), _ending_with_this(), self._ledger():
             super().download_and_prepare(output_dir, *args, **kwargs)
             self._read_reports(Path(self._output_dir))
         if self.tells:
@@ -1023,20 +1023,25 @@ def make(source: str, prompt_config: str, name: str) -> type[InstructBuilder]:
 
 # A terminal and whoever started the run may both pass a Ctrl-C on.
 _SAME_SIGNAL_S = 0.5
+_LOOK_AT_PARENT_S = 1.0
 
 
 @contextlib.contextmanager
 def _ending_in_order() -> Iterator[None]:
-    """In a process of a pool: to be terminated waits for the answers in flight, as Ctrl-C does.
+    """Being terminated waits for the answers in flight, as Ctrl-C does, and then terminates.
 
-    A pool whose parent is interrupted terminates its processes at once, which then wait as long as
-    a run in one process does, and are terminated. A second Ctrl-C ends the wait.
+    A pool whose parent is interrupted terminates its processes at once. They wait as long as a run
+    in one process does, also where the parent died. A second Ctrl-C ends the wait.
+
+    Elsewhere than in a pool, a handler of the user's is left as it is.
     """
-    if multiprocess.parent_process() is None or (
-        threading.current_thread() is not threading.main_thread()
-    ):
+    in_pool = multiprocess.parent_process() is not None
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or not (in_pool or signal.getsignal(signal.SIGTERM) is signal.SIG_DFL):
         yield
         return
+    if in_pool and not _watching.is_set():  # a process that was spawned, not forked
+        _end_with(multiprocess.parent_process().is_alive)
     heard_s, terminated = -math.inf, False
 
     def end(number: int, frame: Any) -> None:
@@ -1048,7 +1053,8 @@ def _ending_in_order() -> Iterator[None]:
             heard_s = now
             raise KeyboardInterrupt
 
-    before = [(n, signal.signal(n, end)) for n in (signal.SIGTERM, signal.SIGINT)]
+    heard = (signal.SIGTERM, signal.SIGINT) if in_pool else (signal.SIGTERM,)
+    before = [(n, signal.signal(n, end)) for n in heard]
     try:
         yield
     finally:
@@ -1087,6 +1093,43 @@ def cost(builders: Sequence[InstructBuilder]) -> str:
             usd += stats.prompt_tokens * in_usd + stats.completion_tokens * out_usd
             answers += stats.answered
     return f"; {answers:,} answers cost about ${usd:.2g}" if usd else ""
+
+
+# The process whose pool, and its manager, this thread forks.
+_pool_of = threading.local()
+_watching = threading.Event()
+
+
+@contextlib.contextmanager
+def _ending_with_this() -> Iterator[None]:
+    """Processes that this thread forks meanwhile are terminated soon after this one has died."""
+    _pool_of.pid = os.getpid()
+    try:
+        yield
+    finally:
+        _pool_of.pid = None
+
+
+def _watch_parent() -> None:
+    """In a process that was just forked."""
+    parent = getattr(_pool_of, "pid", None)
+    if parent is not None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler is for the parent
+        _end_with(lambda: os.getppid() == parent)
+
+
+def _end_with(is_parent_alive: Callable[[], bool]) -> None:
+    def watch() -> None:
+        while is_parent_alive():
+            time.sleep(_LOOK_AT_PARENT_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    _watching.set()
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_watch_parent)
 
 
 def summary(report: Report, rows: str | None = None) -> str:

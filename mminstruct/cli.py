@@ -103,6 +103,8 @@ _FORMAT_OF_SUFFIX = {".jsonl": "jsonl", ".json": "llava-instruct"}
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
+    if sys.stderr is None:  # closed from the start: the next file to be opened would become it
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     try:
         sys.exit(run(sys.argv[1:] if arguments is None else arguments))
     finally:
@@ -180,18 +182,18 @@ def _once_in_a_while() -> Callable[[int, FrameType | None], None]:
 
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):  # a terminal that hung up
-        sys.stderr.write(f"mminstruct: {text}\n")
+        sys.stderr.write(f"mminstruct: {resources.printable(text)}\n")
         sys.stderr.flush()
 
 
 def _print(text: str) -> int:
-    """Write to stdout, with what its encoding lacks escaped; the exit code.
+    """Write to stdout, with escapes for controls and what its encoding lacks; the exit code.
 
     Where nobody reads on, as after ``| head``, this and all that follows goes nowhere.
     """
     if not sys.stdout:  # it was closed from the start
         return DONE
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    text, encoding = resources.printable(text), getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
         sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
         sys.stdout.flush()
@@ -827,7 +829,7 @@ def _sample(row: Mapping[str, Any]) -> str:
     head = f"\n--- {row['media']} ({row['type']})\n"
     names = {"user": "Q", "assistant": "A"}
     turns = "".join(f"{names[m['role']]}: {m['content']}\n" for m in row["messages"])
-    return resources.printable(head + turns)
+    return head + turns
 
 
 def _quiet() -> None:
@@ -836,10 +838,11 @@ def _quiet() -> None:
     datasets.utils.logging.set_verbosity_error()
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    notes = logging.getLogger("mminstruct")
+    notes.handlers, notes.propagate = [_Notes(logging.INFO)], False
+    notes.setLevel(logging.WARNING)
     for name in ("backends", "batch", "builder", "hub", "release"):
-        notes = logging.getLogger(f"mminstruct.{name}")
-        notes.handlers, notes.propagate = [_Notes(logging.INFO)], False
-        notes.setLevel(logging.INFO)
+        logging.getLogger(f"mminstruct.{name}").setLevel(logging.INFO)
 
 
 class _Notes(logging.Handler):
@@ -1090,6 +1093,8 @@ _IMAGE_FLAGS: dict[str, dict[str, Any]] = {
                 "for one attempt in seconds (default: 60)"},
     "max_retries": {"type": int, "metavar": "N", "help": "embed: tries after the first "
                     "(default: 5)"},
+    "private_addresses": {"action": "store_const", "const": True, "help": "embed: fetch from "
+                          "addresses of this machine and of private networks, too"},
 }  # fmt: skip
 
 
@@ -1133,7 +1138,8 @@ def _export(args: argparse.Namespace) -> int:
 
 def _fetching(args: argparse.Namespace) -> Fetching | None:
     """How images are fetched, or None if nothing was said about it."""
-    own = {name: getattr(args, name) for name in ("max_size", "max_concurrency", "timeout_s")}
+    names = ("max_size", "max_concurrency", "timeout_s", "private_addresses")
+    own = {name: getattr(args, name) for name in names}
     given = {name: value for name, value in own.items() if value is not None}
     if not given and args.max_retries is None:
         return None

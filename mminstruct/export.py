@@ -556,8 +556,8 @@ def _check_images(
         )
     if images != "embed" and fetching is not None:
         raise UsageError(
-            "max_size, max_concurrency, timeout and max_retries are for images that are fetched, "
-            f"got images {images!r}; leave them out, or let images be 'embed'"
+            "max_size, max_concurrency, timeout, max_retries and private_addresses are for images "
+            f"that are fetched, got images {images!r}; leave them out, or let images be 'embed'"
         )
 
 
@@ -751,7 +751,7 @@ class _Pictures:
     def flaw(self, file: str) -> str | None:
         """Why a file in the folder is no image that a trainer can open, or None."""
         path = self.folder / file
-        if not path.is_file():
+        if not os.path.isfile(path):  # noqa: PTH113 (is_file() raises for a name that is too long)
             return "no such file"
         if self.wanted is not None:  # looked at when it was fetched
             return None
@@ -870,7 +870,7 @@ def _noted(dataset: str) -> Mapping[str, Any] | None:
             return None
         cards.unsaid("", found)
         [(image["license"], image["commercial"]) for image in found["media_licenses"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
             f"{dataset}: provenance.json: expected what mminstruct generate notes there, got "
             "something else; put it back or run mminstruct generate again"
@@ -1177,7 +1177,7 @@ def _dataset_info(path: Path) -> dict[str, Any]:
         return {}
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{file}: expected JSON to add an entry to, got: {error}") from error
     if not isinstance(entries, dict):
         raise UsageError(f"{file}: expected an object to add an entry to, got {entries!r:.60}")

@@ -13,6 +13,7 @@ import asyncio
 import gc
 import json
 import math
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -434,10 +435,6 @@ def map_requests(
             asked = _asked(batch, plan)
             return _results(asked, await client.complete(asked.jobs), plan, client)
 
-    # At its own bound `map` spins: it waits for the first of all its tasks, done ones included. So
-    # the bound is ours, and a task that waits for it holds a slice of a memory-mapped table.
-    usual = datasets.config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL
-    datasets.config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL = len(requests) // size + 2
     map_all = partial(
         requests.with_format("arrow").map,
         complete,
@@ -452,13 +449,41 @@ def map_requests(
     # come and go, would take a fifth of a rerun from the store.
     gc.freeze()
     try:
-        mapped = _in_a_thread(map_all, client)
+        with _running(len(requests) // size + 2):
+            mapped = _in_a_thread(map_all, client)
     finally:
         gc.unfreeze()
-        datasets.config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL = usual
         for loop in loops:
             _close(loop)  # `map` makes one and leaves it open
     return mapped.with_format(None)
+
+
+_bounds: list[int] = []  # of the maps that run
+_usual_bound = 0
+_bounding = threading.Lock()
+
+
+@contextmanager
+def _running(tasks: int) -> Iterator[None]:
+    """Lets `map` have so many tasks at once, in whichever threads it runs.
+
+    At its own bound it spins: it waits for the first of all its tasks, done ones included. So the
+    bound is ours, and a task that waits for it holds a slice of a memory-mapped table.
+    """
+    global _usual_bound
+    config = datasets.config
+    with _bounding:
+        if not _bounds:
+            _usual_bound = config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL
+        _bounds.append(tasks)
+        config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL = max(_bounds)
+    try:
+        yield
+    finally:
+        with _bounding:
+            _bounds.remove(tasks)
+            most = max(_bounds, default=_usual_bound)
+            config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL = most
 
 
 def _in_a_thread(work: Callable[[], datasets.Dataset], client: Client) -> datasets.Dataset:

@@ -40,7 +40,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     validate_repo_id,
 )
 
-from mminstruct import builder, cards, provenance, release
+from mminstruct import builder, cards, provenance, release, strict_yaml
 from mminstruct.errors import HubError, MMInstructError, UsageError, lacking
 from mminstruct.version import __version__
 
@@ -208,7 +208,7 @@ def _noted(marker: Path) -> dict[str, Any]:
         is_whole = all("sha256" in facts for facts in noted["files"].values())
         if is_whole and noted["licensing"].keys() >= needed:
             return noted
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise UsageError(
         f"{marker}: expected the licensing and the files that mminstruct generate notes there, got "
@@ -225,7 +225,7 @@ def _addressed(folder: Path, repo_id: str) -> dict[str, bytes]:
     )
     try:
         described = dict(json.loads((folder / "croissant.json").read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UsageError(
             f"{folder}: croissant.json can't be read ({error}); run mminstruct generate again"
         ) from error
@@ -254,7 +254,7 @@ def _without_answers(rejected: Path) -> bytes:
 def _front_matter(card: Path) -> dict[str, Any]:
     try:
         found = _FRONT_MATTER.match(card.read_text(encoding="utf-8"))
-        data = yaml.safe_load(found[1]) if found else None
+        data = strict_yaml.load(found[1]) if found else None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"{card}: can't be read: {error}") from error
     if not isinstance(data, dict):

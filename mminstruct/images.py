@@ -2,16 +2,21 @@
 
 An image is written only when all of it is there and Pillow has decoded it. A run that is repeated
 asks only for what is missing, or was put there by somebody else and is no whole image. Bodies are
-bounded in bytes and, against decompression bombs, in pixels. Files of annotations go through
+bounded in bytes and, against decompression bombs, in pixels. Whatever name or redirect leads to
+this machine or into a private network is not followed there. Files of annotations go through
 `mminstruct.download` instead: few and large ones, which are worth continuing in the middle.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
+import ipaddress
 import os
 import random
+import re
+import socket
 import struct
 import warnings
 from collections.abc import Callable, Iterable
@@ -19,7 +24,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.request import getproxies
 
+import aiohttp
 import httpx2
 from PIL import Image, ImageOps
 
@@ -34,6 +42,10 @@ _OPENED = (*FORMATS, "BMP", "GIF", "TIFF")
 _RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
 _LONGEST_WAIT_S = 120.0
 _GIVE_UP_AFTER = 20
+# Each may have a third of a gigabyte in pixels.
+_DECODED_AT_ONCE = 4
+# What a folder can't have as a name, or not beside what it has: a row's fault, not the disk's.
+_NO_SUCH_NAME = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EINVAL)
 _TURNS = {
     90: Image.Transpose.ROTATE_90,  # counter-clockwise
     180: Image.Transpose.ROTATE_180,
@@ -62,6 +74,7 @@ class Fetching:
         timeout_s: longest time for one attempt at one image, from its first byte to its last.
         max_bytes: a longer body is given up.
         max_size: longer side in pixels that an image is made smaller to, or None.
+        private_addresses: ask this machine and private networks, too.
         retry: when and how often an attempt is repeated that met 429, 5xx or a dropped connection.
     """
 
@@ -69,6 +82,7 @@ class Fetching:
     timeout_s: float = 60.0
     max_bytes: int = 64 * 2**20
     max_size: int | None = None
+    private_addresses: bool = False
     retry: RetryPolicy = RetryPolicy(max_retries=5, base_s=1.0)
 
     def __post_init__(self) -> None:
@@ -97,6 +111,10 @@ class Wanted:
 
 class _Lost(Exception):
     """An image that can't be had; its text is the reason."""
+
+
+class _Private(OSError):
+    """An address that isn't of the public internet."""
 
 
 class _Again(_Lost):
@@ -221,8 +239,9 @@ async def _fetch_all(
     done: Callable[[str, str | None], None],
 ) -> None:
     shared, unreachable = iter(wanted), 0
-    limits = httpx2.Limits(max_connections=fetching.max_concurrency)
     headers = {"User-Agent": "mminstruct", "Accept-Encoding": "identity"}
+    # What goes through a proxy, the proxy asks for.
+    is_guarded = not fetching.private_addresses and not {"http", "https", "all"} & {*getproxies()}
 
     async def work() -> None:
         nonlocal unreachable
@@ -240,9 +259,16 @@ async def _fetch_all(
                     f"{lost}); check the network and the address"
                 )
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        async with httpx2.AsyncClient(
-            follow_redirects=True, timeout=fetching.timeout_s, limits=limits, headers=headers
+    with ThreadPoolExecutor(min(_DECODED_AT_ONCE, os.cpu_count() or 1)) as threads:
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=fetching.max_concurrency,
+                ssl=httpx2.create_ssl_context(),
+                socket_factory=_public_socket if is_guarded else None,
+            ),
+            timeout=aiohttp.ClientTimeout(total=None),  # one attempt has a time, see below
+            headers=headers,
+            trust_env=True,
         ) as client:
             workers = [asyncio.create_task(work()) for _ in range(fetching.max_concurrency)]
             try:
@@ -254,7 +280,7 @@ async def _fetch_all(
 
 
 async def _fetch_one(
-    client: httpx2.AsyncClient,
+    client: aiohttp.ClientSession,
     threads: ThreadPoolExecutor,
     wanted: Wanted,
     folder: Path,
@@ -273,8 +299,7 @@ async def _fetch_one(
         except _Lost as error:
             lost = error
         else:
-            _keep(folder / wanted.file, image)
-            return None
+            return _keep(folder / wanted.file, image)
         if not isinstance(lost, _Again) or retries == fetching.retry.max_retries:
             return lost
         wait_s = fetching.retry.wait_s(retries, lost.retry_after_s, rng)
@@ -282,33 +307,61 @@ async def _fetch_one(
         retries += 1
 
 
-async def _body(client: httpx2.AsyncClient, url: str, fetching: Fetching) -> bytes:
+def _public_socket(info: tuple[Any, ...]) -> socket.socket:
+    """A socket for what an address stands for in the end.
+
+    Raises:
+        _Private: it is this machine or in a private network.
+    """
+    family, kind, protocol, _, where = info
+    address = ipaddress.ip_address(where[0])
+    address = getattr(address, "ipv4_mapped", None) or address
+    if not address.is_global or address.is_multicast:
+        raise _Private(
+            "its address leads into this machine or a private network (--private_addresses allows "
+            "that)"
+        )
+    return socket.socket(family, kind, protocol)
+
+
+async def _body(client: aiohttp.ClientSession, url: str, fetching: Fetching) -> bytes:
     try:
-        if httpx2.URL(url).scheme not in ("http", "https"):
+        if not re.match("https?://", url, re.IGNORECASE):
             raise _Lost("no http or https address")
-        async with client.stream("GET", url) as response:
-            status = response.status_code
-            if status in _RETRIED_STATUS:
-                raise _Again(f"HTTP {status}", retry_after(response.headers))
-            if status != 200:
-                raise _Lost(f"HTTP {status}")
+        async with client.get(url) as response:
+            if response.status in _RETRIED_STATUS:
+                raise _Again(f"HTTP {response.status}", retry_after(response.headers))
+            if response.status != 200:
+                raise _Lost(f"HTTP {response.status}")
             body = bytearray()
-            async for chunk in response.aiter_bytes():
+            async for chunk in response.content.iter_any():
                 body += chunk
                 if len(body) > fetching.max_bytes:
                     raise _Lost(f"more than {fetching.max_bytes} bytes")
             return bytes(body)
-    except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+    except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
         raise _Lost("no http or https address") from error
-    except httpx2.TooManyRedirects as error:
+    except aiohttp.TooManyRedirects as error:
         raise _Lost("too many redirects") from error
-    except httpx2.HTTPError as error:
+    except aiohttp.ClientConnectorError as error:
+        if isinstance(error.os_error, _Private):
+            raise _Lost(str(error.os_error)) from error
+        raise _Again(str(error)) from error
+    except aiohttp.ClientError as error:
         raise _Again(str(error) or type(error).__name__) from error
 
 
-def _keep(path: Path, image: bytes) -> None:
-    """Write the file in one step: another process may be at it too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _keep(path: Path, image: bytes) -> _Lost | None:
+    """Write the file in one step: another process may be at it too. Why that is no name for one."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(image)
-    part.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(image)
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        if error.errno not in _NO_SUCH_NAME:
+            raise
+        return _Lost(f"its name can't be a file's ({error.strerror})")
+    return None

@@ -12,7 +12,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mminstruct import prompts, resources
+from mminstruct import prompts
 from mminstruct.builder import InstructBuilder
 from mminstruct.errors import UsageError
 from mminstruct.schema import Context, Message, decode_context
@@ -40,8 +40,8 @@ class Preview:
         return json.dumps({"context": context, "messages": messages}, indent=2)
 
     def as_text(self) -> str:
-        """For people; control characters, which captions may have, are escaped."""
-        return resources.printable("\n".join(self._lines()) + "\n")
+        """For people."""
+        return "\n".join(self._lines()) + "\n"
 
     def _lines(self) -> Iterator[str]:
         media = self.context.media

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TextIO
 
 from mminstruct.client import Stats
+from mminstruct.resources import printable
 
 _REFRESH_S = 0.2
 _LOG_EVERY_S = 30.0
@@ -51,7 +52,7 @@ def describe(stats: Stats, *, rate: float | None, width: int = 200) -> str:
     for part in parts[1:]:
         if len(line) + 2 + len(part) <= width:
             line += f", {part}" if line != parts[0] else f"  {part}"
-    return line[:width]
+    return printable(line)[:width]
 
 
 def duration(seconds: float) -> str:

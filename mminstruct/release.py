@@ -2,7 +2,8 @@
 
 A dataset repository is what the Hub holds: `load_dataset(DIR)` reads everything in it,
 `load_dataset(DIR, "conversation")` one instruction type. Everything is written beside its
-destination first and then moved, so that an interrupted run leaves what was there.
+destination first and then moved, so that an interrupted run leaves what was there: the new rows
+stand beside the old ones until the card, which names the files to load, is replaced in one step.
 
 The names of Parquet files end in a digest of their content: `load_dataset` caches a local folder by
 its name and its files' names, and would give the rows of an older release of that name back.
@@ -119,10 +120,12 @@ def write(
     try:
         path.mkdir(parents=True, exist_ok=True)
         with FileLock(_lock(path)):
+            killed = _noted(partial)  # a run that was may have moved some of its rows
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             try:
                 _write(splits, path, partial, origin, report, overwrite)
+                _replace(path, partial, killed)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
@@ -171,28 +174,51 @@ def _write(
         (LEFT_OUT, iter(origin.left_out)),
     ):
         resources.write_lines(partial / name, listed)
-    before, now = _in_words(older), _in_words(_noted(partial))
+
+
+def _replace(path: Path, partial: Path, killed: Mapping[str, Any]) -> None:
+    """Move a new release into the place of an older one, if there is one.
+
+    Wherever this is killed, the one or the other can be loaded.
+    """
+    older, new = _noted(path), _noted(partial)
+    before, now = _in_words(older), _in_words(new)
     if before not in (None, now):
         _log.info(f"{path}: replaces a release of {before} by one of {now}")
-    _remove_rows(path, older)
+    if not (path / _MARKER).exists():  # a folder that is half filled is known to be ours
+        shutil.copy(partial / _MARKER, path / _MARKER)
+    for part in sorted((partial / "data").rglob("*.parquet")):
+        _move(part, partial, path)
+    _move(partial / "README.md", partial, path)
+    _remove_rows(path, older, killed, keep=new["files"])
     for optional in _OPTIONAL:
-        (path / optional).unlink(missing_ok=True)
-    # The marker first: a folder that was half moved is still known to be ours.
+        if not (partial / optional).exists():
+            (path / optional).unlink(missing_ok=True)
+    # The marker last: until then, the one in the partial folder says whose the new rows are.
     parts = [part for part in partial.rglob("*") if part.is_file()]
-    for part in sorted(parts, key=lambda part: (part.name != _MARKER, part)):
-        target = path / part.relative_to(partial)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part.replace(target)
+    for part in sorted(parts, key=lambda part: (part.name == _MARKER, part)):
+        _move(part, partial, path)
 
 
-def _remove_rows(path: Path, older: Mapping[str, Any]) -> None:
-    """Remove the rows of an older release, and nothing that somebody else put beside them."""
+def _move(part: Path, partial: Path, path: Path) -> None:
+    target = path / part.relative_to(partial)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part.replace(target)
+
+
+def _remove_rows(
+    path: Path, older: Mapping[str, Any], killed: Mapping[str, Any], keep: Mapping[str, Any]
+) -> None:
+    """Remove the rows of older releases, and nothing that somebody else put beside them."""
     found = sorted(part for part in (path / "data").rglob("*") if not part.is_dir())
     listed = older.get("files")
     others = []
     for file in found:
         name = file.relative_to(path).as_posix()
-        if name in listed if isinstance(listed, dict) else ROWS.fullmatch(name):
+        if name in keep:
+            continue
+        is_older = name in listed if isinstance(listed, dict) else ROWS.fullmatch(name)
+        if is_older or name in (killed.get("files") or ()):
             file.unlink()
             with contextlib.suppress(OSError):  # it isn't empty
                 file.parent.rmdir()
@@ -381,7 +407,7 @@ def _noted(path: Path) -> dict[str, Any]:
     """What was noted of the release that is there; nothing if there is none."""
     try:
         noted = json.loads((path / _MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return noted if isinstance(noted, dict) else {}
 

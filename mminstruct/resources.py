@@ -17,8 +17,8 @@ from typing import Any, Literal
 from mminstruct.errors import UsageError
 
 _PACKAGE = Path(__file__).parent
-# All but line breaks and tabs; also what turns the direction of the text that follows (UAX 9).
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# All but line breaks and tabs; also what turns the direction of text (UAX 9) and other line ends.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def folder(name: Literal["builders", "prompt_configs", "cards"]) -> Path:

@@ -5,8 +5,10 @@ single one is on disk before it counts as finished. Writers queue up for one thr
 whatever is waiting in one transaction: at a thousand completions a second that is a few dozen
 commits, at one a second it is one each.
 
-The file is SQLite in WAL mode, safe for several processes. It holds the key and the answer, not
-the prompt. Beside the answers it keeps their number and lengths by prompt config, instruction type
+The file is SQLite in WAL mode, safe for several processes. It holds the key, the answer and a
+checksum of both, not the prompt; an answer that was damaged since is as good as none. What was
+written last may be in ``<file>-wal`` beside it until the next run, about two megabytes at most.
+Beside the answers it keeps their number and lengths by prompt config, instruction type
 and model, from which the lengths of further answers are estimated. Pages are 16 KiB, since answers
 of 2-4 kB would waste up to half of the usual 4 KiB.
 """
@@ -27,6 +29,7 @@ from pathlib import Path
 from types import TracebackType
 
 import msgspec
+import xxhash
 from filelock import FileLock, Timeout
 
 from mminstruct.errors import StoreError, StoreUnusable
@@ -37,8 +40,9 @@ _log = logging.getLogger(__name__)
 
 KEY_VERSION = 1
 _APPLICATION_ID = 0x6D6D6966  # "mmif"
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
 _PAGE_BYTES = 16384
+_WAL_PAGES = 64
 _BUSY_TIMEOUT_S = 60.0
 _MAX_GROUP = 2000
 _MAX_VARIABLES = 500
@@ -137,6 +141,7 @@ class ResponseStore:
         self._failure: StoreError | None = None
         self._unheard = 0  # failures that nobody waits to hear of
         self._closing = threading.Event()
+        self._damaged: set[bytes] = set()
 
     def __enter__(self) -> ResponseStore:
         if self._read_only:
@@ -148,6 +153,7 @@ class ResponseStore:
             kind = StoreError if _is_of_the_machine(error) else StoreUnusable
             raise kind(f"response store {shown(self.path)}: {error.strerror}") from error
         self._reader = _connect(self.path)
+        self._opened = _file_id(self.path)
         self._closing.clear()
         self._thread = threading.Thread(target=self._write_loop, name="response-store", daemon=True)
         self._thread.start()
@@ -170,21 +176,38 @@ class ResponseStore:
             raise StoreError(f"{self._failure}; {self._unheard:,} answers were not stored")
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Completion]:
-        """The completions that are there, by key. To be called from the opening thread only."""
+        """The completions that are there and whole, by key.
+
+        To be called from the opening thread only.
+        """
         if self._reader is None:
             raise StoreError("the response store is not open")
         found: dict[bytes, Completion] = {}
+        damaged: set[bytes] = set()
         try:
             for start in range(0, len(keys), _MAX_VARIABLES):
                 some = keys[start : start + _MAX_VARIABLES]
                 marks = ",".join("?" * len(some))
                 rows = self._reader.execute(
-                    f"SELECT key, value FROM completions WHERE key IN ({marks})",  # noqa: S608
+                    f"SELECT key, value, checksum FROM completions WHERE key IN ({marks})",  # noqa: S608
                     some,
                 )
-                found.update((bytes(key), _decoder.decode(value)) for key, value in rows)
-        except (sqlite3.Error, msgspec.DecodeError) as error:
+                for key, value, checksum in rows:
+                    completion = _whole(key, value, checksum)
+                    if completion is None:
+                        damaged.add(key)
+                    else:
+                        found[key] = completion
+        except sqlite3.Error as error:
             raise self._explained(error) from error
+        if new := damaged - self._damaged:
+            self._damaged |= new
+            _log.warning(
+                "response store %s: %d answers are damaged and count as not stored; has the disk "
+                "a fault?",
+                shown(self.path),
+                len(new),
+            )
         return found
 
     def identifier(self) -> str:
@@ -230,7 +253,9 @@ class ResponseStore:
         written: asyncio.Future[None] = loop.create_future()
         tokens = completion.completion_tokens
         length = None if scope is None or tokens is None else (scope, tokens)
-        self._queue.put(_Write(key, _encoder.encode(completion), length, loop, written))
+        value = _encoder.encode(completion)
+        replaces = key in self._damaged
+        self._queue.put(_Write(key, value, length, replaces, loop, written))
         await written
 
     def __len__(self) -> int:
@@ -274,6 +299,7 @@ class ResponseStore:
             closing = self._closing.is_set()
             try:
                 _commit(connection, writes)
+                self._check_there()
             except sqlite3.OperationalError as error:
                 if closing or not _is_locked(error):
                     raise
@@ -286,7 +312,22 @@ class ResponseStore:
             else:
                 return
 
+    def _check_there(self) -> None:
+        """Raise StoreError if the path no longer leads to the file that is open."""
+        try:
+            is_there = _file_id(self.path) == self._opened
+        except FileNotFoundError:
+            is_there = False
+        if not is_there:
+            raise StoreError(
+                f"response store {shown(self.path)}: the file was moved, deleted or replaced while "
+                "the run went on; move it back together with the -wal file beside it, or what was "
+                "answered since is lost"
+            )
+
     def _explained(self, error: Exception) -> StoreError:
+        if isinstance(error, StoreError):
+            return error
         reason = str(error) or type(error).__name__
         advice = "nothing stored before is lost"
         if "full" in reason or "I/O" in reason:
@@ -299,19 +340,21 @@ class ResponseStore:
 class _Write:
     """One completion on its way to disk, and whoever waits for it."""
 
-    __slots__ = ("key", "length", "loop", "value", "written")
+    __slots__ = ("key", "length", "loop", "replaces", "value", "written")
 
     def __init__(
         self,
         key: bytes,
         value: bytes,
         length: tuple[Scope, int] | None,
+        replaces: bool,
         loop: asyncio.AbstractEventLoop,
         written: asyncio.Future[None],
     ) -> None:
         self.key = key
         self.value = value
         self.length = length
+        self.replaces = replaces  # a damaged one
         self.loop = loop
         self.written = written
 
@@ -346,9 +389,30 @@ def _is_locked(error: Exception) -> bool:
 def _insert(connection: sqlite3.Connection, write: _Write) -> bool:
     """Whether the completion is new."""
     inserted = connection.execute(
-        "INSERT OR IGNORE INTO completions (key, value) VALUES (?, ?)", (write.key, write.value)
+        f"INSERT OR {'REPLACE' if write.replaces else 'IGNORE'} INTO completions "  # noqa: S608
+        "(key, value, checksum) VALUES (?, ?, ?)",
+        (write.key, write.value, _checksum(write.key, write.value)),
     )
-    return inserted.rowcount > 0
+    return inserted.rowcount > 0 and not write.replaces
+
+
+def _checksum(key: bytes, value: bytes) -> bytes:
+    return xxhash.xxh3_64_digest(key + value)
+
+
+def _whole(key: bytes, value: bytes, checksum: bytes | None) -> Completion | None:
+    """The completion, or None if it was damaged; older versions wrote no checksum."""
+    try:
+        if checksum not in (None, _checksum(key, value)):
+            return None
+        return _decoder.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError, TypeError):  # a flip may change the type, too
+        return None
+
+
+def _file_id(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _summed(lengths: Iterable[tuple[Scope, int]]) -> list[tuple[str | int, ...]]:
@@ -393,8 +457,9 @@ def _connect(path: Path) -> sqlite3.Connection:
                 connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA synchronous = FULL")
+                connection.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
                 if version < _SCHEMA_VERSION:
-                    _create(connection)
+                    _create(connection, version)
         except BaseException:
             connection.close()
             raise
@@ -418,7 +483,7 @@ def _connect_read_only(path: Path) -> sqlite3.Connection:
     try:
         if not path.exists() or not path.stat().st_size:
             connection = sqlite3.connect(":memory:", isolation_level=None)
-            _create(connection)
+            _create(connection, 0)
             return connection
         uri = path.resolve().as_uri() + "?mode=ro"
         try:
@@ -426,8 +491,13 @@ def _connect_read_only(path: Path) -> sqlite3.Connection:
         except sqlite3.OperationalError:
             # A folder that can't be written to has no room for the index of the WAL.
             connection, version = _opened(f"{uri}&immutable=1", path)
-        if version < _SCHEMA_VERSION:
+        if version < 2:
             connection.execute(f"CREATE TEMP TABLE {_LENGTHS}")
+        if version < 3:
+            connection.execute(
+                "CREATE TEMP VIEW completions AS "
+                "SELECT key, value, NULL AS checksum FROM main.completions"
+            )
     except (sqlite3.Error, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise StoreUnusable(
@@ -479,12 +549,15 @@ _LENGTHS = (
 )
 
 
-def _create(connection: sqlite3.Connection) -> None:
-    """Make the tables, or those that an older version didn't have."""
+def _create(connection: sqlite3.Connection, version: int) -> None:
+    """Make the tables, or what an older version didn't have."""
     connection.execute("BEGIN IMMEDIATE")
-    connection.execute(
-        "CREATE TABLE IF NOT EXISTS completions (key BLOB PRIMARY KEY, value BLOB NOT NULL)"
-    )
+    if version:
+        connection.execute("ALTER TABLE completions ADD COLUMN checksum BLOB")
+    else:
+        connection.execute(
+            "CREATE TABLE completions (key BLOB PRIMARY KEY, value BLOB NOT NULL, checksum BLOB)"
+        )
     connection.execute(f"CREATE TABLE {_LENGTHS}")
     connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")

@@ -21,10 +21,15 @@ class Strict(BaseModel):
 _Schema = TypeVar("_Schema", bound=Strict)
 
 
+_MOST_CHARACTERS = 4 * 2**20
+_DEEPEST = 100
 _MERGE = "tag:yaml.org,2002:merge"
 
 
-class _UniqueKeyLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+_SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _UniqueKeyLoader(_SafeLoader):  # type: ignore[misc,valid-type]
     """SafeLoader that refuses a key given twice, where YAML loaders keep the last one silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -44,6 +49,35 @@ class _UniqueKeyLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: 
         return mapping
 
 
+def load(text: str, loader: Any = _SafeLoader) -> Any:
+    """The data in a YAML text whose size is in proportion to the text's.
+
+    Raises:
+        yaml.YAMLError: it isn't YAML, too long or deep, or repeats a list or mapping by an alias,
+            by which a short text may stand for gigabytes.
+    """
+    if len(text) > _MOST_CHARACTERS:
+        raise yaml.YAMLError(f"longer than {_MOST_CHARACTERS:,} characters")
+    depth = 0
+    repeatable: set[str | None] = set()
+    for event in yaml.parse(text, Loader=loader):
+        why = None
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            repeatable.add(event.anchor)
+            why = f"more than {_DEEPEST} lists and mappings in each other" * (depth > _DEEPEST)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        elif isinstance(event, yaml.AliasEvent) and event.anchor in repeatable:
+            why = f"'*{event.anchor}' repeats a list or mapping; write it out"
+        if why:
+            raise yaml.YAMLError(f"{why}{event.start_mark}")
+    try:
+        return yaml.load(text, Loader=loader)  # noqa: S506
+    except (ValueError, LookupError, AttributeError, TypeError) as error:  # such as 2026-02-31
+        raise yaml.YAMLError(f"a value that makes no sense: {error}") from error
+
+
 def read(path: Path) -> dict[str, Any]:
     """The mapping at the top of a YAML file.
 
@@ -51,7 +85,8 @@ def read(path: Path) -> dict[str, Any]:
         ConfigError: it can't be read, or is no mapping.
     """
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506
+        with path.open(encoding="utf-8") as file:
+            data = load(file.read(_MOST_CHARACTERS + 1), _UniqueKeyLoader)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: there is no such file{lacking(path)}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -7,6 +7,7 @@ import gc
 import pickle
 import shutil
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,33 @@ def test_a_builder_says_what_it_is(name: str, data_dir: str) -> None:
     assert builder.info.homepage == source.homepage
     assert builder.info.citation == source.citation
     assert builder.info.license == "unknown"  # the stand-in has no terms
+
+
+def test_threads_that_load_at_once_all_get_their_rows_and_leave_nothing_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "builders" / "slow" / "slow.py"
+    script.parent.mkdir(parents=True)
+    script.write_text(
+        "from __future__ import annotations\nimport dataclasses, time\n"
+        "from mminstruct.builder import InstructBuilder\n"
+        "@dataclasses.dataclass\nclass Own:\n    number: int = 1\n"
+        "time.sleep(0.02)  # a look at it now finds no builder\n"
+        "class Slow(InstructBuilder):\n    SOURCE, PROMPT_CONFIG = 'SAMPLE', 'llava'\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    name = "MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL"
+    before = getattr(datasets.config, name)
+    load("builders/slow", "conversation", limit=1, cache=tmp_path / "first")
+
+    def rows(number: int) -> int:
+        cache = tmp_path / str(number)
+        kinds = {"name": "conversation", "split": "train"}
+        return len(load("builders/slow", limit=1 + number % 3, cache=cache, **kinds))
+
+    with ThreadPoolExecutor(6) as threads:
+        assert list(threads.map(rows, range(12))) == [1, 2, 3] * 4
+    assert getattr(datasets.config, name) == before
 
 
 def test_a_misspelt_builder_is_answered_with_the_nearest_one() -> None:

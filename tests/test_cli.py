@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -134,6 +136,53 @@ def test_a_shown_row_does_not_control_the_terminal(
     server.answer = lambda server, body: chat_completion("Question: Red?\nAnswer: \x1b[31mYes.")
     assert generate("COCO2017", "--types", "conversation", "--show", "1", server=server) == 0
     assert "\nA: \\x1b[31mYes.\n" in capsys.readouterr().out
+
+
+HOSTILE = "\x1b]0;owned\x07\x9b31m\x08\x7f\u2028\u202e\u2066\u200f\r"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate", "COCO2017"),
+        ("generate", "COCO2017", "--types", HOSTILE),
+        ("generate", "COCO2017", "--dataset_storage_path", HOSTILE),
+        ("generate", "COCO2017", f"--{HOSTILE}"),
+        ("generate", "COCO2017", "--limit", HOSTILE),
+        ("export", HOSTILE, "--format", "jsonl"),
+        ("show", "COCO2017", HOSTILE),
+        (HOSTILE,),
+    ],
+    ids=str,
+)
+def test_nothing_that_is_printed_controls_the_terminal(
+    folder: Path,
+    server: LoopbackServer,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+) -> None:
+    server.answer = lambda server, body: (400, {}, {"error": {"message": f"no {HOSTILE}"}})
+    given = ["--model_source", "openai", "--model", HOSTILE, "--openai_base_url", server.url]
+    try:
+        code = cli.run([*arguments, *(given if arguments[0] == "generate" else [])])
+    except SystemExit as exit:
+        code = exit.code
+    out, err = capsys.readouterr()
+    assert code in (2, 3)
+    assert "\\x1b]0;owned" in err or HOSTILE not in arguments
+    assert re.findall(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066\u200f]", out + err) == []
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "2>&- >&-"])
+def test_a_closed_stream_is_no_traceback(tmp_path: Path, closed: str) -> None:
+    script = "import sys; from mminstruct.cli import main; main()"
+    command = f'"$0" -c "{script}" generate SAMPLE --dry_run --limit 1 {closed}'
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf")}
+    ended = subprocess.run(
+        ["sh", "-c", command, sys.executable], cwd=tmp_path, env=environment, capture_output=True
+    )
+    assert (ended.returncode, b"Traceback" in ended.stderr) == (0, False), ended.stderr
+    assert (tmp_path / "instruct" / "README.md").exists()
 
 
 def test_the_licence_is_told_before_anything_is_sent(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from conftest import coco_files
 from loopback import LoopbackServer, chat_completion, turns_for
@@ -380,4 +382,53 @@ def test_ctrl_c_with_several_processes_stores_the_answers_in_flight(
         os.killpg(process.pid, signal.SIGINT)
         ended = finish(process)
         assert ended.code != 0
+        assert place.stored() == len(server.bodies) < 300
+
+
+def group(process: subprocess.Popen[str]) -> list[int]:
+    """The processes of its group that are alive."""
+    alive = []
+    for entry in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            is_alive = entry.status() != psutil.STATUS_ZOMBIE
+            if os.getpgid(entry.pid) == process.pid and is_alive:
+                alive.append(entry.pid)
+    return alive
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
+def test_a_pool_ends_with_its_parent_and_stores_what_was_in_flight(
+    few: Path, tmp_path: Path, number: int
+) -> None:
+    async def slowly(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        await asyncio.sleep(0 if len(server.bodies) < 3 else 1)
+        return chat_completion(turns_for(body))
+
+    place = Place(tmp_path, few)
+    with LoopbackServer(slowly) as server:
+        process = script(server, place, "", num_proc=2, max_concurrency=20)
+        wait_until(lambda: server.in_flight >= 20, process)
+        assert len(group(process)) == 4  # two workers and what hands them their work
+        process.send_signal(number)
+        assert process.wait(30) == -number
+        deadline = time.monotonic() + 30
+        while group(process) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert group(process) == []
+        assert place.stored() == len(server.bodies) < 150
+    finish(process)
+
+
+def test_a_program_that_is_terminated_stores_what_was_in_flight(few: Path, tmp_path: Path) -> None:
+    async def slowly(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        await asyncio.sleep(0 if len(server.bodies) < 3 else 1)
+        return chat_completion(turns_for(body))
+
+    place = Place(tmp_path, few)
+    with LoopbackServer(slowly) as server:
+        process = script(server, place, "")
+        wait_until(lambda: server.in_flight >= 30, process)
+        process.send_signal(signal.SIGTERM)
+        ended = finish(process)
+        assert ended.code == -signal.SIGTERM
         assert place.stored() == len(server.bodies) < 300

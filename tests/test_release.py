@@ -6,7 +6,10 @@ import datetime
 import errno
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -409,6 +412,56 @@ def test_an_interrupted_write_of_a_repository_leaves_the_old_one(tmp_path: Path)
     write(path, {"train": dataset([row(2)])})
     assert not (path / ".partial").exists()
     assert list(datasets.load_dataset(str(path), split="train")) == [row(2)]
+
+
+# Writes over copies of a release, and dies before the n-th change of a file's name in each.
+_KILLED = """
+import os, sys, warnings
+warnings.simplefilter("ignore")
+from pathlib import Path
+from instruct_rows import dataset, row
+from origins import origin
+from mminstruct import release
+from mminstruct.generate import Report
+
+def die_at(count):
+    left = [count]
+    def hook(event, args):
+        if event in ("os.rename", "os.remove", "os.rmdir") and sys.argv[1] in str(args[0]):
+            left[0] -= 1
+            if left[0] == 0:
+                os._exit(9)
+    sys.addaudithook(hook)
+
+for number in range(1, 100):
+    path = Path(sys.argv[1]) / str(number) / "out"
+    release.write({"train": dataset([row(1), row(1, "detail")])}, path, origin(), Report())
+    child = os.fork()
+    if not child:
+        die_at(number)
+        release.write({"train": dataset([row(2), row(3)])}, path, origin(), Report())
+        os._exit(0)
+    if os.waitpid(child, 0)[1] == 0:
+        break
+"""
+
+
+def test_wherever_a_replacement_is_killed_the_old_or_the_new_release_loads(tmp_path: Path) -> None:
+    tests = Path(__file__).parent
+    paths = os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-c", _KILLED, str(tmp_path)]
+    subprocess.run(command, check=True, timeout=120, env={**os.environ, "PYTHONPATH": paths})
+    old, new = [row(1), row(1, "detail")], [row(2), row(3)]
+    folders = sorted((f / "out" for f in tmp_path.iterdir()), key=lambda f: int(f.parent.name))
+    found = [list(datasets.load_dataset(str(folder), split="train")) for folder in folders]
+    first = found.index(new)
+    assert found == [old] * first + [new] * (len(found) - first)
+    assert 0 < first < len(found) - 5
+    for folder in folders[first - 1 : first + 4]:
+        write(folder, {"train": dataset([row(4)])})
+        rows = [file for file in files_below(folder) if file.startswith("data/")]
+        assert rows == list(json.loads((folder / "provenance.json").read_text())["files"])
+        assert list(datasets.load_dataset(str(folder), split="train")) == [row(4)]
 
 
 def test_a_card_says_which_types_there_are_rows_of_unless_it_is_all(tmp_path: Path) -> None:

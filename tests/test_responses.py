@@ -9,12 +9,14 @@ import json
 import os
 import random
 import resource
+import shutil
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -212,14 +214,16 @@ def test_an_answer_that_is_there_already_is_not_counted_again(tmp_path: Path) ->
         assert store.lengths(SCOPE) == Lengths(2, 30, 500)
 
 
-def first_version(path: Path, entries: Iterable[tuple[bytes, Completion]]) -> None:
-    """Write a store as the first version of its format has it."""
+def older_version(path: Path, version: int, entries: Iterable[tuple[bytes, Completion]]) -> None:
+    """Write a store as an older version of its format has it."""
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA page_size = 16384")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("CREATE TABLE completions (key BLOB PRIMARY KEY, value BLOB NOT NULL)")
     connection.execute(f"PRAGMA application_id = {0x6D6D6966}")
-    connection.execute("PRAGMA user_version = 1")
+    connection.execute(f"PRAGMA user_version = {version}")
+    if version == 2:
+        connection.execute(f"CREATE TABLE {responses._LENGTHS}")
     connection.executemany(
         "INSERT INTO completions VALUES (?, ?)",
         [(key, json.dumps(asdict(answer)).encode()) for key, answer in entries],
@@ -235,15 +239,18 @@ def version_of(path: Path) -> int:
     return int(version)
 
 
-def test_a_store_of_the_first_version_is_brought_up_to_date_in_place(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_store_of_an_older_version_is_brought_up_to_date_in_place(
+    tmp_path: Path, version: int
+) -> None:
     path = tmp_path / "r.sqlite"
     old = dict(answers(50))
-    first_version(path, old.items())
+    older_version(path, version, old.items())
     with ResponseStore(path) as store:
         assert store.get_many(list(old)) == old
         assert store.lengths(SCOPE) == Lengths()
         put_scoped(store, [(1000, 10, SCOPE)])
-    assert version_of(path) == 2
+    assert version_of(path) == 3
     with ResponseStore(path) as store:
         assert len(store) == 51
         assert store.get_many(list(old)) == old
@@ -259,12 +266,12 @@ def test_a_store_that_is_not_there_reads_as_empty_and_is_not_made(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_reading_only_changes_no_byte(tmp_path: Path, version: int) -> None:
     path = tmp_path / "r.sqlite"
     old = dict(answers(20))
-    if version == 1:
-        first_version(path, old.items())
+    if version < 3:
+        older_version(path, version, old.items())
     else:
         with ResponseStore(path) as store:
             put_all(store, old.items())
@@ -272,7 +279,7 @@ def test_reading_only_changes_no_byte(tmp_path: Path, version: int) -> None:
     before = path.read_bytes()
     with ResponseStore(path, read_only=True) as store:
         assert store.get_many(list(old)) == old
-        assert store.lengths(SCOPE).count == (version == 2)
+        assert store.lengths(SCOPE).count == (version == 3)
         with pytest.raises(StoreError, match=r"r\.sqlite is open for reading only"):
             put_all(store, [(key(2000), Completion("new"))])
     assert path.read_bytes() == before
@@ -354,7 +361,7 @@ for path in sys.argv[2:]:
 
 def test_processes_that_create_and_fill_a_store_at_once_lose_nothing(tmp_path: Path) -> None:
     paths = [tmp_path / f"{number}.sqlite" for number in range(4)]
-    first_version(paths[0], [])
+    older_version(paths[0], 1, [])
     firsts = (0, 300, 450)  # the third overlaps with the second
     writers = [
         subprocess.Popen(
@@ -413,6 +420,71 @@ def test_a_store_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) ->
     with pytest.raises(StoreError, match=r"newer mminstruct \(format 99.*upgrade"):
         ResponseStore(path).__enter__()
     assert path.read_bytes() == before
+
+
+def flip(path: Path, statement: str, *values: object) -> None:
+    """Change a store behind its back."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        assert connection.execute(statement, values).rowcount == 1
+
+
+def test_a_damaged_answer_counts_as_not_stored_is_told_and_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, scope = tmp_path / "r.sqlite", SCOPE
+    with ResponseStore(path) as store:
+        put_scoped(store, [(n, 10, scope) for n in range(6)])
+        value = json.dumps({"text": "another", "finish_reason": "stop"}).encode()
+        # Well-formed, no JSON, no UTF-8, of another type, and one under its neighbour's key.
+        for number, damaged in enumerate((value, b'{"text": "an', b'{"text": "\xff"}', "text")):
+            flip(path, "UPDATE completions SET value = ? WHERE key = ?", damaged, key(number))
+        flip(path, "DELETE FROM completions WHERE key = ?", key(4))
+        flip(path, "UPDATE completions SET key = ? WHERE key = ?", key(4), key(5))
+        assert store.get_many([key(n) for n in range(6)]) == {}
+        assert store.get_many([key(0)]) == {}
+        (told,) = caplog.messages
+        assert "r.sqlite: 5 answers are damaged and count as not stored" in told
+
+        put_scoped(store, [(n, 20, scope) for n in range(6)])
+        assert set(store.get_many([key(n) for n in range(6)])) == {key(n) for n in range(6)}
+        assert store.lengths(scope).count == 7  # the six before, and the one that was gone
+
+
+def test_an_older_answer_without_a_checksum_is_taken_if_it_can_be_read(tmp_path: Path) -> None:
+    path, old = tmp_path / "r.sqlite", dict(answers(3))
+    older_version(path, 2, old.items())
+    flip(path, "UPDATE completions SET value = x'7B' WHERE key = ?", key(1))
+    whole = {k: answer for k, answer in old.items() if k != key(1)}
+    with ResponseStore(path, read_only=True) as store:
+        assert store.get_many(list(old)) == whole
+    with ResponseStore(path) as store:
+        assert store.get_many(list(old)) == whole
+
+
+@pytest.mark.parametrize("change", ["deleted", "moved", "replaced"])
+def test_a_store_that_vanishes_while_it_is_open_is_named(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "r.sqlite"
+    with (
+        pytest.raises(StoreError, match=r"r\.sqlite: the file was moved, deleted or replaced"),
+        ResponseStore(path) as store,
+    ):
+        put_all(store, answers(2))
+        path.rename(tmp_path / "elsewhere.sqlite")
+        if change == "deleted":
+            (tmp_path / "elsewhere.sqlite").unlink()
+        elif change == "replaced":
+            path.write_bytes(b"")
+        put_all(store, [(key(1000), Completion("lost"))])
+
+
+def test_the_file_alone_holds_nearly_all_while_it_is_written(tmp_path: Path) -> None:
+    path, alone = tmp_path / "r.sqlite", tmp_path / "alone.sqlite"
+    with ResponseStore(path) as store:
+        for start in range(0, 3000, 50):
+            put_all(store, ((key(start + n), Completion("word " * 400)) for n in range(50)))
+        shutil.copy(path, alone)
+    with ResponseStore(alone) as store:
+        assert len(store) > 2500
 
 
 def test_a_damaged_store_is_a_store_error_in_words(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import socket
 from collections.abc import Iterator
@@ -13,12 +14,38 @@ from conftest import coco_files
 from loopback import LoopbackServer, chat_completion, turns_for
 from running import Ended, Place
 
+from mminstruct import backends
+from mminstruct.backends import BackendOptions
+from mminstruct.builder import InstructConfig
+from mminstruct.schema import Message, Request, Sampling
+
 KEY = "sk-planted-0123456789abcdef"
 TOKEN = "hf_plantedTokenOfTheHub"  # noqa: S105
 PASSWORD = "planted-password"  # noqa: S105
 QUERY = "planted-query-token"
 HOME = "home-of-planted-person"
 PLANTED = (KEY, TOKEN, PASSWORD, QUERY, HOME, "planted")
+
+
+def test_neither_a_log_nor_a_configs_text_shows_what_is_secret_in_a_url(
+    server: LoopbackServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    caplog.set_level("INFO", logger="httpx2")
+    url = with_secrets(server)
+    options = BackendOptions(model="m", base_urls=(url,))
+    request = Request((Message("user", "A dog."),), Sampling(0.7, 1.0, 10, None))
+
+    async def ask() -> None:
+        async with backends.create("openai", options) as backend:
+            await backend.complete(request)
+
+    asyncio.run(ask())
+    assert server.queries == [f"token={QUERY}"]
+    assert f"HTTP Request: POST http://127.0.0.1:{server.port}/v1/chat/completions" in caplog.text
+    config = InstructConfig(source="SAMPLE", prompt_config="llava", base_url=url)
+    said = caplog.text + repr(config) + repr(options)
+    assert [secret for secret in PLANTED if secret in said] == []
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ class BackendOptions:
     """
 
     model: str | None = None
-    base_urls: tuple[str, ...] = ()
+    base_urls: tuple[str, ...] = field(default=(), repr=False)  # they may have secrets in them
     context_window: int | None = None
     timeout_s: float = 600.0
     max_concurrency: int = 256

@@ -16,17 +16,26 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import math
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, Literal, TypeVar
-from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urljoin, urlsplit, urlunsplit
 
 import aiohttp
 import httpx2
@@ -52,6 +61,8 @@ _WORDS_SHOWN = 500
 _CONNECT_TIMEOUT_S = 30.0
 # Longer than connecting may take, which is to be told from a slow answer.
 _PROBE_TIMEOUT_S = _CONNECT_TIMEOUT_S + 10.0
+# A long answer has a megabyte.
+_MOST_BYTES = 32 * 2**20
 # Shorter values of a query are hardly secret, and would blot out ordinary words.
 _SHORTEST_SECRET = 6
 _TOO_LONG = re.compile(
@@ -437,6 +448,7 @@ class OpenAIBackend:
 
     async def __aenter__(self) -> OpenAIBackend:
         self.require_key()
+        logging.getLogger("httpx2").addFilter(_without_query)
         # Reads or even fetches a file, which would hold up all others later.
         await asyncio.to_thread(_tokens.openai_counter, self._served_model)
         connections = self._options.max_concurrency
@@ -452,6 +464,7 @@ class OpenAIBackend:
                 limits=httpx2.Limits(
                     max_connections=connections, max_keepalive_connections=connections
                 ),
+                event_hooks={"response": [self._read]},
             ),
         )
         return self
@@ -512,6 +525,14 @@ class OpenAIBackend:
         response = await asyncio.wait_for(post, self.timeout_s)
         self._hear(response.headers)
         return read_body(response.content, redacted=self.redacted)
+
+    async def _read(self, response: httpx2.Response) -> None:
+        """Read a body before the SDK does, which knows no bound; or refuse to be led elsewhere."""
+        asked = response.request.url
+        if response.request.method == "POST" and response.has_redirect_location:
+            check_redirect(str(asked), response.headers["location"])
+        if not asked.path.endswith("/content"):  # of a batch's file, which is streamed to disk
+            response._content = await bounded(response.aiter_bytes(), public_url(str(asked)))
 
     def _hear(self, headers: Mapping[str, str]) -> None:
         told = read_quotas(headers, time.time())
@@ -615,6 +636,47 @@ def _root(error: BaseException) -> BaseException:
     while error.__cause__ is not None and not isinstance(error, aiohttp.ClientError):
         error = error.__cause__
     return error
+
+
+def _without_query(record: logging.LogRecord) -> bool:
+    """Every record, without what may be secret in the addresses that it tells."""
+    if isinstance(record.args, tuple):
+        parts = (public_url(str(a)) if isinstance(a, httpx2.URL) else a for a in record.args)
+        record.args = tuple(parts)
+    return True
+
+
+def check_redirect(asked: str, location: str) -> None:
+    """Raise BackendUnusable for a redirect that would take prompts to somebody else."""
+    led = urljoin(asked, location)
+    here, there = urlsplit(asked), urlsplit(led)
+    is_upgrade = (here.scheme, there.scheme) == ("http", "https")
+    if here.hostname != there.hostname or not (here.netloc == there.netloc or is_upgrade):
+        raise BackendUnusable(
+            f"{public_url(asked)} redirects to {public_url(led)}, where the prompts would go; if "
+            "that is meant, give that server's URL instead"
+        )
+
+
+async def bounded(chunks: AsyncIterable[bytes], where: str) -> bytes:
+    """A body, decompressed.
+
+    Raises:
+        TransientError: it is longer than any answer; the rest isn't read.
+    """
+    body = bytearray()
+    async for chunk in chunks:
+        body += chunk
+        check_length(len(body), where)
+    return bytes(body)
+
+
+def check_length(length: int, where: str) -> None:
+    """Raise TransientError for a body that is longer than any answer, in bytes."""
+    if length > _MOST_BYTES:
+        raise TransientError(
+            f"{where}: the answer is longer than {_MOST_BYTES:,} bytes", cause="bad_body"
+        )
 
 
 def authorization(base_url: str, api_key: str | None) -> str | None:

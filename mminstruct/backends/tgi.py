@@ -43,6 +43,9 @@ import pydantic
 from mminstruct.backends import BackendOptions, _tokens
 from mminstruct.backends.openai import (
     authorization,
+    bounded,
+    check_length,
+    check_redirect,
     key_from,
     public_url,
     retry_after,
@@ -205,7 +208,9 @@ def ask_served(server: Endpoint) -> Served:
         TransientError: nobody answers, or the model isn't ready.
         BackendUnusable: it isn't a TGI server, or wants a key.
     """
-    with httpx2.Client(headers=server.headers, timeout=_ASKING_TIMEOUT_S) as client:
+    with httpx2.Client(
+        headers=server.headers, timeout=_ASKING_TIMEOUT_S, event_hooks={"response": [_read_bounded]}
+    ) as client:
         try:
             health = client.get(f"{server.url}/health")
             info = client.get(f"{server.url}/info") if health.is_success else health
@@ -233,6 +238,21 @@ def ask_served(server: Endpoint) -> Served:
             f"{server.url}: not a TGI server ({info.url.path} answered {info.status_code}); other "
             "servers are reached with --model_source openai --openai_base_url URL"
         ) from error
+
+
+def _read_bounded(response: httpx2.Response) -> None:
+    """Read a body before `httpx2` does, which knows no bound."""
+    body = bytearray()
+    for chunk in response.iter_bytes():
+        body += chunk
+        check_length(len(body), public_url(str(response.request.url)))
+    response._content = bytes(body)
+
+
+async def _check_redirect(
+    session: aiohttp.ClientSession, context: object, led: aiohttp.TraceRequestRedirectParams
+) -> None:
+    check_redirect(str(led.url), led.response.headers.get("Location", ""))
 
 
 def payload(messages: Sequence[Message], sampling: Sampling) -> ChatRequest:
@@ -432,7 +452,10 @@ class TGIBackend:
         if self._counting is None:
             transport = httpx2.HTTPTransport(retries=3)
             self._counting = httpx2.Client(
-                headers=self._server.headers, timeout=_ASKING_TIMEOUT_S, transport=transport
+                headers=self._server.headers,
+                timeout=_ASKING_TIMEOUT_S,
+                transport=transport,
+                event_hooks={"response": [_read_bounded]},
             )
             weakref.finalize(self, self._counting.close)
         asked = payload(messages, Sampling()).model_dump_json(exclude_none=True)
@@ -461,6 +484,8 @@ class TGIBackend:
                 await self._check()
             except TransientError as error:
                 raise BackendUnusable(str(error)) from error
+        redirects = aiohttp.TraceConfig()
+        redirects.on_request_redirect.append(_check_redirect)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=parallel),
             timeout=aiohttp.ClientTimeout(
@@ -468,6 +493,7 @@ class TGIBackend:
             ),
             headers=self._server.headers,
             trust_env=True,
+            trace_configs=[redirects],
         )
         return self
 
@@ -491,7 +517,8 @@ class TGIBackend:
         url = f"{self._server.url}/v1/chat/completions"
         try:
             async with self._session.post(url, data=asked.encode()) as response:
-                status, headers, body = response.status, response.headers, await response.read()
+                status, headers = response.status, response.headers
+                body = await bounded(response.content.iter_any(), self._server.url)
         except (asyncio.TimeoutError, aiohttp.ClientError) as error:
             raise self._no_answer(error) from error
         if status != 200:

@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from mminstruct import strict_yaml
 from mminstruct.errors import UsageError
 from mminstruct.licenses.composition import EVIDENCE, Part
 from mminstruct.licenses.registry import PUBLIC, UNREGISTERED, Registry, Terms, is_public
@@ -174,7 +175,7 @@ def _from_gguf(metadata: Mapping[str, Any], where: str) -> Declared:
 def _from_card(text: str, where: str) -> Declared:
     front = _FRONT_MATTER.match(text)
     try:
-        data = yaml.safe_load(front[1]) if front else {}
+        data = strict_yaml.load(front[1]) if front else {}
     except yaml.YAMLError as error:
         raise UsageError(f"{where}: its front matter is not readable as YAML: {error}") from error
     if not isinstance(data, dict):

@@ -26,6 +26,7 @@ from mminstruct.errors import SourceError
 from mminstruct.resources import shown
 from mminstruct.sources import ReadReport
 from mminstruct.sources._tolerance import OWN_DATA, kind_of, kind_of_annotation, loads, tidied
+from mminstruct.sources._unpacked import unpacked
 
 _CHUNK_BYTES = 1 << 20
 _LARGE_BYTES = 1 << 26
@@ -485,10 +486,14 @@ def _unpacked(path: Path) -> Iterator[IO[bytes]]:
         if archive is not None:
             member = path.relative_to(archive).as_posix()
             with zipfile.ZipFile(archive) as whole, whole.open(member) as file:
-                yield cast("IO[bytes]", gzip.GzipFile(fileobj=file) if is_packed else file)
-            return
-        with gzip.open(path) if is_packed else path.open("rb") as file:
-            yield cast("IO[bytes]", file)
+                inner = cast("IO[bytes]", gzip.GzipFile(fileobj=file)) if is_packed else file
+                yield unpacked(inner, whole.getinfo(member).compress_size, path.name)
+        elif is_packed:
+            with gzip.open(path) as packed:
+                yield unpacked(cast("IO[bytes]", packed), path.stat().st_size, path.name)
+        else:
+            with path.open("rb") as file:
+                yield file
 
 
 @contextmanager

@@ -140,7 +140,7 @@ def test_the_licence_is_told_before_anything_is_sent(
     folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert generate("COCO2017", server=server) == 0
-    assert "licence of the text: unknown" in capsys.readouterr().err.splitlines()[0]
+    assert "text: not known; images: all 2 may be" in capsys.readouterr().err.splitlines()[0]
 
 
 def test_everything_there_is_can_be_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -518,11 +518,11 @@ def test_sources_are_all_read_before_any_of_them_costs_something(
     assert server.bodies == []
 
 
-def test_a_file_of_one_of_several_sources_does_not_bar_the_others(
+def test_a_file_of_one_of_several_sources_is_not_joined_by_downloads_of_the_others(
     folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
     archive = folder / "annotations_trainval2017.zip"
     with zipfile.ZipFile(archive, "w") as file:
         for path in (folder / "cache" / "annotations").glob("*2017.json"):
@@ -530,10 +530,9 @@ def test_a_file_of_one_of_several_sources_does_not_bar_the_others(
     arguments = ["--dataset_storage_path", str(archive), "--output_path", "o"]
     assert generate("COCO2017", *arguments, server=server) == cli.DONE
     server.bodies.clear()
-    # LVIS would be downloaded, which is off here.
-    assert generate("COCO2017", "LVIS", *arguments, server=server) == cli.STOPPED
+    assert generate("COCO2017", "LVIS", *arguments, server=server) == cli.USAGE
     said = capsys.readouterr().err
-    assert f"LVIS: no annotation files of split 'train' in the file {archive}" in said
+    assert f"LVIS, split 'train': {archive} is another file, against lvis_v1_train.json" in said
     assert server.bodies == []
 
 

@@ -569,11 +569,11 @@ def test_sources_are_all_read_before_any_of_them_costs_something(
     assert server.bodies == []
 
 
-def test_a_file_of_one_of_several_sources_does_not_bar_the_others(
+def test_a_file_of_one_of_several_sources_is_not_joined_by_downloads_of_the_others(
     folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
     archive = folder / "annotations_trainval2017.zip"
     with zipfile.ZipFile(archive, "w") as file:
         for path in (folder / "cache" / "annotations").glob("*2017.json"):
@@ -581,10 +581,9 @@ def test_a_file_of_one_of_several_sources_does_not_bar_the_others(
     arguments = ["--dataset_storage_path", str(archive), "--output_path", "o"]
     assert generate("COCO2017", *arguments, server=server) == cli.DONE
     server.bodies.clear()
-    # LVIS would be downloaded, which is off here.
-    assert generate("COCO2017", "LVIS", *arguments, server=server) == cli.STOPPED
+    assert generate("COCO2017", "LVIS", *arguments, server=server) == cli.USAGE
     said = capsys.readouterr().err
-    assert f"LVIS: no annotation files of split 'train' in the file {archive}" in said
+    assert f"LVIS, split 'train': {archive} is another file, against lvis_v1_train.json" in said
     assert server.bodies == []
 
 

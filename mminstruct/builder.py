@@ -32,7 +32,7 @@ import multiprocess
 
 from mminstruct import backends, estimate, generate, licenses, notes, prompts, sources, splits
 from mminstruct.backends import Backend, BackendOptions
-from mminstruct.client import Client, Failed, RetryPolicy, Stats
+from mminstruct.client import LONGEST_WAIT_S, Client, Failed, RetryPolicy, Stats
 from mminstruct.download import fetch, is_fetched
 from mminstruct.errors import NoRows, RunStopped, UsageError, did_you_mean
 from mminstruct.estimate import Asked, Estimate, Terms
@@ -95,6 +95,7 @@ class InstructConfig(datasets.BuilderConfig):
         tokens_per_minute: of prompts and answers, likewise.
         timeout_s: longest wait for an answer, seconds.
         max_retries: tries after a request's first.
+        max_pause_s: longest pause that a server may ask for, seconds; a longer one ends the run.
         batch_api: ask through OpenAI's Batch API: half the price, within a day.
         max_requests: answers that a run pays for at most; None is any number.
         max_cost: USD that a run costs at most; None is any.
@@ -128,6 +129,7 @@ class InstructConfig(datasets.BuilderConfig):
     tokens_per_minute: float | None = None
     timeout_s: float = 600.0
     max_retries: int = 8
+    max_pause_s: float = LONGEST_WAIT_S
     batch_api: bool = False
     max_requests: int | None = None
     max_cost: float | None = None
@@ -189,6 +191,7 @@ class InstructConfig(datasets.BuilderConfig):
             ("tokens_per_minute", 1, None),
             ("context_window", 1, None),
             ("max_retries", 0, None),
+            ("max_pause_s", 0, None),
             ("max_requests", 0, None),
             ("max_cost", 0, None),
             ("price_in", 0, None),
@@ -855,7 +858,9 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
 
     def _policy(self) -> RetryPolicy:
         config = self.config
-        return self.policy or RetryPolicy(config.max_retries, finish_s=config.timeout_s)
+        return self.policy or RetryPolicy(
+            config.max_retries, max_pause_s=config.max_pause_s, finish_s=config.timeout_s
+        )
 
     def store_path(self) -> Path:
         """The file of finished answers."""
@@ -909,6 +914,8 @@ _KINDS: dict[type, tuple[tuple[type, ...], str]] = {
     int: ((int,), "an integer"),
     float: ((int, float), "a number"),
     str: ((str, type(Path())), "text"),
+    list: ((list, tuple), "a list of texts"),
+    dict: ((dict, str), "a dict, JSON or a file with it"),
 }
 
 

@@ -76,6 +76,7 @@ from mminstruct.errors import (
     RunStopped,
     StoreError,
     StoreUnusable,
+    TransientError,
     UsageError,
     lacking,
 )
@@ -133,7 +134,8 @@ def run(arguments: Sequence[str]) -> int:
             return STOPPED
         if isinstance(known, RunStopped | BackendError | HubError | StoreError | OSError):
             kept = "What was stored is kept" if isinstance(known, StoreError) else _kept(args)
-            _say(f"{kept}; run the same command again to go on.")
+            again = "" if _is_refusal(error) else "; run the same command again to go on"
+            _say(f"{kept}{again}.")
             return STOPPED
         return USAGE
     finally:
@@ -147,13 +149,27 @@ def _kept(args: argparse.Namespace) -> str:
     return kept
 
 
-def _known(error: BaseException) -> Exception | None:
-    """The error to tell the user among an exception and what caused it, or None."""
+def _causes(error: BaseException) -> list[BaseException]:
+    """An exception and what caused it."""
     seen: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and current not in seen:
         seen.append(current)
         current = current.__cause__ or current.__context__
+    return seen
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether a server said no to what would be asked again in the same words."""
+    first = next((e for e in reversed(_causes(error)) if isinstance(e, BackendError)), None)
+    if isinstance(first, TransientError):
+        return first.cause in ("bad_body", "no_api")
+    return first is not None
+
+
+def _known(error: BaseException) -> Exception | None:
+    """The error to tell the user among an exception and what caused it, or None."""
+    seen = _causes(error)
     ours = [e for e in seen if isinstance(e, MMInstructError)]
     if ours:
         return next((e for e in ours if isinstance(e, StoreError | NoRows)), ours[0])
@@ -395,6 +411,8 @@ _RUNTIME_FLAGS: dict[str, dict[str, Any]] = {
     "timeout": {"type": float, "metavar": "S", "dest": "timeout_s", "help": "longest wait for one "
                 "answer in seconds (default: 600)"},
     "max_retries": {"type": int, "metavar": "N", "help": "tries after the first (default: 8)"},
+    "max_pause": {"type": float, "metavar": "S", "dest": "max_pause_s", "help": "longest pause "
+                  "a server may ask for in seconds; a longer one ends the run (default: 3600)"},
     "batch_api": {"action": "store_const", "const": True, "help": "openai: through the Batch API, "
                   "half the price, within a day; may be stopped and run again at any time"},
     "yes": {"action": "store_true", "help": "go on without a question, whatever it may cost"},
@@ -429,8 +447,11 @@ def _own_flags(options: Mapping[str, tuple[Any, tuple[str, ...]]]) -> dict[str, 
         settings: dict[str, Any] = {"help": f"{', '.join(owners)}: {option.help}"}
         if option.type is bool:
             settings.update(action="store_const", const=True)
+        elif option.type is list:
+            settings.update(action="append", metavar="TEXT")
         else:
-            settings.update(type=option.type, choices=option.choices)
+            kind = str if option.type is dict else option.type
+            settings.update(type=kind, choices=option.choices)
             if option.choices is None:
                 settings["metavar"] = "N" if option.type in (int, float) else "TEXT"
         flags[name] = settings
@@ -504,11 +525,12 @@ def _generate(args: argparse.Namespace) -> int:
     code = _left_out(outcome)
     if report.failures:
         first = next(entry for entry in report.details if entry["outcome"] == "failed")
-        _say(
-            f"{report.failures.total()} requests got no answer; "
-            "run the same command again to ask for those, and for no other. "
-            f"The first: {first['detail']}"
-        )
+        refused = report.failures["refused"]
+        left = report.failures.total() - refused
+        told = [f"{left} requests got no answer; run the same command again to ask for those"]
+        told = told if left else []
+        told += [f"{refused} requests were refused, as they would be again"] if refused else []
+        _say(f"{'. '.join(told)}. The first: {first['detail']}")
         return INCOMPLETE
     return code
 
@@ -623,7 +645,7 @@ def _config(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
             name: getattr(args, name)
             for name in ("context_window", "types", "splits", "limit", "temperature", "top_p")
             + ("model_id", "licenses", "commercial")
-            + ("max_tokens", "seed", "max_concurrency", "timeout_s", "max_retries")
+            + ("max_tokens", "seed", "max_concurrency", "timeout_s", "max_retries", "max_pause_s")
             + tuple(_BUDGET_FLAGS)
             + (() if args.dry_run else ("batch_api", *_RATE_FLAGS, *backends.engine_options()))
         },
@@ -659,6 +681,8 @@ def _prepare(builder: InstructBuilder) -> None:
             with contextlib.suppress(OSError):
                 sys.stderr.write("\n")
             _say(f"stopping; {in_flight} answers are on their way (Ctrl-C again: leave now)")
+        if builder.stats.retries:
+            _say(f"{builder.stats.retries:,} retries, the last for: {builder.stats.retried_for}")
         raise KeyboardInterrupt
 
     is_heard = before is not signal.SIG_IGN  # a shell has jobs in its background ignore it
@@ -796,7 +820,7 @@ def _quiet() -> None:
     datasets.utils.logging.set_verbosity_error()
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    for name in ("backends", "batch", "builder", "hub", "release"):
+    for name in ("backends", "batch", "builder", "client", "hub", "release"):
         notes = logging.getLogger(f"mminstruct.{name}")
         notes.handlers, notes.propagate = [_Notes(logging.INFO)], False
         notes.setLevel(logging.INFO)

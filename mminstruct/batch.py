@@ -56,15 +56,10 @@ import openai
 from filelock import FileLock, Timeout
 from openai.types import Batch, FileDeleted, FileObject
 
-from mminstruct.backends.openai import (
-    OpenAIBackend,
-    normal_base_url,
-    payload,
-    read_body,
-    status_error,
-)
+from mminstruct.backends._chat import read_body
+from mminstruct.backends._refusals import Dialect, error_of, read_refusal
+from mminstruct.backends.openai import OpenAIBackend, normal_base_url, payload
 from mminstruct.client import (
-    LONGEST_WAIT_S,
     MAYBE_PAID,
     Attempt,
     Failed,
@@ -83,6 +78,7 @@ from mminstruct.errors import (
     RunStopped,
     StoreError,
     TransientError,
+    Withheld,
 )
 from mminstruct.limits import Budget
 from mminstruct.resources import shown
@@ -305,9 +301,10 @@ class _Run:
         # Of OpenAI's models, all know the newer name of the limit and some know nothing else, nor
         # temperature and top_p, which are 1 for all of them where they are left out.
         official = endpoint == normal_base_url(None)
-        implied = ("temperature", "top_p") if official else ()
+        implied = frozenset(("temperature", "top_p") if official else ())
         if limit_field is None:
             limit_field = "max_completion_tokens" if official else "max_tokens"
+        dialect = Dialect(limit_field, implied)
         failed: Counter[str] = Counter()
         seen: set[bytes] = set()
         full = self._at_bound and self._budget is not None and self._budget.left < _WORTH_A_BATCH
@@ -345,7 +342,9 @@ class _Run:
                             self._at_bound = True
                             continue
                         self._scopes[key] = attempt.scope
-                        body = payload(model, request, limit_field=limit_field, implied=implied)
+                        body = payload(
+                            model, request, dialect=dialect, extra=self._backend.extra_body
+                        )
                         line = _line(key, body)
                         if draft.is_full(len(line), self._file_requests, self._limits.file_bytes):
                             yield draft.closed()
@@ -808,7 +807,7 @@ class _Run:
                 result = await self._once(api_call, timeout_s)
             except TransientError as error:
                 wait_s = self._policy.wait_s(min(retry, 30), error.retry_after_s, self._rng)
-                if patient and (error.retry_after_s or 0.0) > LONGEST_WAIT_S:
+                if patient and (error.retry_after_s or 0.0) > self._policy.max_pause_s:
                     raise too_long_a_pause(error) from error
                 if not patient and wait_s > _IMPATIENT_S:
                     raise
@@ -973,12 +972,7 @@ class _Line(msgspec.Struct):
     error: _Error | None = None
 
 
-class _ErrorBody(msgspec.Struct):
-    error: _Error | None = None
-
-
 _line_decoder = msgspec.json.Decoder(_Line)
-_error_decoder = msgspec.json.Decoder(_ErrorBody)
 
 
 class _Results:
@@ -1076,12 +1070,9 @@ def _completion(line: _Line, redacted: Callable[[str], str]) -> Completion:
     status, body = line.response.status_code, bytes(line.response.body)
     if status == 200:
         return read_body(body, redacted=redacted)
-    try:
-        error = _error_decoder.decode(body).error or _Error()
-    except msgspec.DecodeError:
-        error = _Error()
-    words = redacted(error.message or body.decode(errors="replace"))[:_WORDS_SHOWN]
-    found = status_error(status, words, {}, where="the batch", code=str(error.code or ""))
+    found = error_of(read_refusal(status, body, redacted), {}, where="the batch")
+    if isinstance(found, Withheld):
+        return Completion(found.words, "content_filter", 0, 0)
     if isinstance(found, BackendUnusable):
         raise TransientError(str(found), cause=f"http_{status}")
     raise found

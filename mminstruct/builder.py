@@ -33,7 +33,7 @@ from datasets.exceptions import DatasetsError
 
 from mminstruct import backends, estimate, generate, licenses, notes, prompts, sources, splits
 from mminstruct.backends import Backend, BackendOptions
-from mminstruct.client import NOT_SENT, Client, Failed, RetryPolicy, Stats
+from mminstruct.client import LONGEST_WAIT_S, NOT_SENT, Client, Failed, RetryPolicy, Stats
 from mminstruct.download import fetch, is_fetched
 from mminstruct.errors import (
     MMInstructError,
@@ -109,6 +109,7 @@ class InstructConfig(datasets.BuilderConfig):
         tokens_per_minute: of prompts and answers, likewise.
         timeout_s: longest wait for an answer, seconds.
         max_retries: tries after a request's first.
+        max_pause_s: longest pause that a server may ask for, seconds; a longer one ends the run.
         batch_api: ask through OpenAI's Batch API: half the price, within a day.
         partial: send nothing; the rows are those whose answers are in the store by now.
         max_requests: answers that a run pays for at most; None is any number.
@@ -143,6 +144,7 @@ class InstructConfig(datasets.BuilderConfig):
     tokens_per_minute: float | None = None
     timeout_s: float = 600.0
     max_retries: int = 8
+    max_pause_s: float = LONGEST_WAIT_S
     batch_api: bool = False
     partial: bool = False
     max_requests: int | None = None
@@ -205,6 +207,7 @@ class InstructConfig(datasets.BuilderConfig):
             ("tokens_per_minute", 1, None),
             ("context_window", 1, None),
             ("max_retries", 0, None),
+            ("max_pause_s", 0, None),
             ("max_requests", 0, None),
             ("max_cost", 0, None),
             ("price_in", 0, None),
@@ -918,7 +921,9 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
 
     def _policy(self) -> RetryPolicy:
         config = self.config
-        return self.policy or RetryPolicy(config.max_retries, finish_s=config.timeout_s)
+        return self.policy or RetryPolicy(
+            config.max_retries, max_pause_s=config.max_pause_s, finish_s=config.timeout_s
+        )
 
     def store_path(self) -> Path:
         """The file of finished answers."""
@@ -975,6 +980,8 @@ _KINDS: dict[type, tuple[tuple[type, ...], str]] = {
     int: ((int,), "an integer"),
     float: ((int, float), "a number"),
     str: ((str, type(Path())), "text"),
+    list: ((list, tuple), "a list of texts"),
+    dict: ((dict, str), "a dict, JSON or a file with it"),
 }
 
 

@@ -77,7 +77,9 @@ from mminstruct.errors import (
     RunStopped,
     StoreError,
     StoreUnusable,
+    TransientError,
     UsageError,
+    causes,
     lacking,
     to_tell,
 )
@@ -124,7 +126,7 @@ def run(arguments: Sequence[str]) -> int:
         code: int = args.command(args)
         return code
     except KeyboardInterrupt as interrupt:
-        _say(f"stopped. {_kept(args)}; {_how_to_go_on(args)}.")
+        _say(f"stopped. {_kept(args)}{_how_to_go_on(args, interrupt)}.")
         return _ENDED_BY.get("".join(interrupt.args), INTERRUPTED)
     except Exception as error:  # noqa: BLE001 (the one place: below here it is a traceback)
         known = to_tell(error)
@@ -137,7 +139,7 @@ def run(arguments: Sequence[str]) -> int:
             return STOPPED
         if isinstance(known, RunStopped | BackendError | HubError | StoreError | OSError):
             kept = "What was stored is kept" if isinstance(known, StoreError) else _kept(args)
-            _say(f"{kept}; {_how_to_go_on(args)}.")
+            _say(f"{kept}{_how_to_go_on(args, error)}.")
             return STOPPED
         return USAGE
     finally:
@@ -151,12 +153,20 @@ def _kept(args: argparse.Namespace) -> str:
     return kept
 
 
-def _how_to_go_on(args: argparse.Namespace) -> str:
-    """What to do after a run that stopped."""
-    again = "run the same command again to go on"
+def _how_to_go_on(args: argparse.Namespace, error: BaseException) -> str:
+    """What to do after a run that stopped, as the rest of a sentence."""
+    ways = [] if _is_refusal(error) else ["run the same command again to go on"]
     if any(stats.answered or stats.stored for stats in getattr(args, "stats", ())):
-        again += ", or with --partial to write what is complete"
-    return again
+        ways.append("run it with --partial to write what is complete")
+    return f"; {', or '.join(ways)}" if ways else ""
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether a server said no to what would be asked again in the same words."""
+    first = next((e for e in reversed(causes(error)) if isinstance(e, BackendError)), None)
+    if isinstance(first, TransientError):
+        return first.cause in ("bad_body", "no_api")
+    return first is not None
 
 
 def _heard() -> Iterator[signal.Signals]:
@@ -396,6 +406,8 @@ _RUNTIME_FLAGS: dict[str, dict[str, Any]] = {
     "timeout": {"type": float, "metavar": "S", "dest": "timeout_s", "help": "longest wait for one "
                 "answer in seconds (default: 600)"},
     "max_retries": {"type": int, "metavar": "N", "help": "tries after the first (default: 8)"},
+    "max_pause": {"type": float, "metavar": "S", "dest": "max_pause_s", "help": "longest pause "
+                  "a server may ask for in seconds; a longer one ends the run (default: 3600)"},
     "batch_api": {"action": "store_const", "const": True, "help": "openai: through the Batch API, "
                   "half the price, within a day; may be stopped and run again at any time"},
     "yes": {"action": "store_true", "help": "go on without a question, whatever it may cost"},
@@ -432,8 +444,11 @@ def _own_flags(options: Mapping[str, tuple[Any, tuple[str, ...]]]) -> dict[str, 
         settings: dict[str, Any] = {"help": f"{', '.join(owners)}: {option.help}"}
         if option.type is bool:
             settings.update(action="store_const", const=True)
+        elif option.type is list:
+            settings.update(action="append", metavar="TEXT")
         else:
-            settings.update(type=option.type, choices=option.choices)
+            kind = str if option.type is dict else option.type
+            settings.update(type=kind, choices=option.choices)
             if option.choices is None:
                 settings["metavar"] = "N" if option.type in (int, float) else "TEXT"
         flags[name] = settings
@@ -526,11 +541,12 @@ def _generate(args: argparse.Namespace) -> int:
         return INCOMPLETE
     if report.failures:
         first = next(entry for entry in report.entries() if entry["outcome"] == "failed")
-        _say(
-            f"{report.failures.total()} requests got no answer; "
-            "run the same command again to ask for those, and for no other. "
-            f"The first: {first['detail']}"
-        )
+        refused = report.failures["refused"]
+        left = report.failures.total() - refused
+        told = [f"{left} requests got no answer; run the same command again to ask for those"]
+        told = told if left else []
+        told += [f"{refused} requests were refused, as they would be again"] if refused else []
+        _say(f"{'. '.join(told)}. The first: {first['detail']}")
         return INCOMPLETE
     return code
 
@@ -663,7 +679,7 @@ def _config(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
             name: getattr(args, name)
             for name in ("context_window", "types", "splits", "limit", "temperature", "top_p")
             + ("model_id", "licenses", "commercial")
-            + ("max_tokens", "seed", "max_concurrency", "timeout_s", "max_retries")
+            + ("max_tokens", "seed", "max_concurrency", "timeout_s", "max_retries", "max_pause_s")
             + ("partial", *_BUDGET_FLAGS)
             + (() if args.dry_run else ("batch_api", *_RATE_FLAGS, *backends.engine_options()))
         },
@@ -699,6 +715,8 @@ def _prepare(builder: InstructBuilder) -> None:
             with contextlib.suppress(OSError):
                 sys.stderr.write("\n")
             _say(f"stopping; {in_flight} answers are on their way (Ctrl-C again: leave now)")
+        if builder.stats.retries:
+            _say(f"{builder.stats.retries:,} retries, the last for: {builder.stats.retried_for}")
         raise KeyboardInterrupt
 
     builder.tells = False
@@ -841,7 +859,7 @@ def _quiet() -> None:
     notes = logging.getLogger("mminstruct")
     notes.handlers, notes.propagate = [_Notes(logging.INFO)], False
     notes.setLevel(logging.WARNING)
-    for name in ("backends", "batch", "builder", "hub", "release"):
+    for name in ("backends", "batch", "builder", "client", "hub", "release"):
         logging.getLogger(f"mminstruct.{name}").setLevel(logging.INFO)
 
 

@@ -14,12 +14,15 @@ files, and so that callers need no loop. What it promises:
   as long as max_tokens bounds what a model thinks, too;
 - the same request is asked for once, however many rows need its answer at the same time;
 - one request that is refused costs itself and nothing else;
-- answers that are all empty, because the model thinks for longer than its answers may be, end the
-  run after some of them;
-- requests go one by one until the first answer. A wrong key, an unknown model or a server that is
-  down thus ends the run after a few attempts instead of after thousands. Where the store holds
-  answers of this model, the ones left may be those that fail for good, and only a server that
-  can't be reached or that knows neither key nor model ends the run.
+- answers that are all empty, because the model thinks for longer than its answers may be, and
+  prompts that a server cuts without a word end the run after some of them;
+- what a refusal says of a window is kept in mind: prompts that are longer for sure aren't sent;
+- an empty answer of a server counts as none: the next run asks again;
+- requests go one by one until the first answer. A wrong key, an unknown model, a server that is
+  down or one that is no such server thus ends the run after a few attempts instead of after
+  thousands. A request that hangs holds up no other. Where the store holds answers of this model,
+  the ones left may be those that fail for good, and only a server that can't be reached or that
+  knows neither key nor model ends the run.
 """
 
 from __future__ import annotations
@@ -51,8 +54,10 @@ from mminstruct.errors import (
     RunStopped,
     StoreError,
     TransientError,
+    Withheld,
 )
-from mminstruct.limits import Budget, Gate, Limiter, Quotas, Rates, Sent
+from mminstruct.limits import Budget, Gate, Limiter, Quotas, Rates, Sent, until
+from mminstruct.parse import ONLY_THOUGHTS
 from mminstruct.prompts import Prompt
 from mminstruct.responses import ResponseStore, Scope, key_of
 from mminstruct.schema import Completion, Request, Sampling
@@ -64,9 +69,23 @@ _log = logging.getLogger(__name__)
 _FAILED_AT_START = 3
 _FAILED_IN_A_ROW = 100
 _CONNECTION_TRIES_AT_START = 3
+# At the start, of what is the same at the next try, mostly; and how long others wait for the first.
+_TRIES_AT_START = 2
+_SAME_AGAIN = ("bad_body", "no_api", "http_500")
+_PATIENCE_S = 15.0
+# Of a failure of one such cause, while others are answered.
+_OWN_TRIES = 5
 # Each of these may be paid for, and none of them more than the next one.
 _TIMEOUTS = 3
 _EMPTY_IN_A_ROW = 30
+# Prompts in a row of which a server counts the same, no more than this share of our count, and no
+# less than the smallest window: one that says 100 each time doesn't count.
+_CUT_SHARE = 0.7
+_LEAST_WINDOW = 512
+_CUT_TOLD = 5
+_CUT_IN_A_ROW = 30
+# What is longer than a refused prompt by so much, in our count, is refused, too.
+_SURELY = 1.05
 _USELESS = 100
 _DRAIN_STREAM_S = 5.0
 LONGEST_WAIT_S = 3600.0
@@ -88,6 +107,7 @@ class RetryPolicy:
         max_retries: tries after the first one.
         base_s: mean wait before the first retry; it doubles with each.
         cap_s: longest wait of our own choosing; a server's Retry-After may be longer.
+        max_pause_s: longest pause that a server may ask for; a longer one ends the run.
         drain_s: how long an interrupted run waits for the answers in flight, which are paid for.
         finish_s: how long a run does so that stopped by itself, and that nobody waits for.
     """
@@ -95,6 +115,7 @@ class RetryPolicy:
     max_retries: int = 8
     base_s: float = 0.5
     cap_s: float = 60.0
+    max_pause_s: float = LONGEST_WAIT_S
     drain_s: float = 60.0
     finish_s: float = 600.0
 
@@ -119,6 +140,7 @@ class Stats:
         answered: answers that were paid for in this run.
         sent: attempts, retries included.
         retries: attempts after a request's first.
+        retried_for: why, the last time, in a word or a status.
         in_flight: attempts being waited for now.
         rejected: answers that gave no row, by reason.
         failed: requests without an answer, by cause.
@@ -127,6 +149,8 @@ class Stats:
         started_s: monotonic time of the first request.
         waiting_for: what holds the whole run up, in parts of the progress line.
         held_by: what holds requests back at present, such as ``paced 5.0/s``; empty if nothing.
+        paused_until_s: monotonic time until which a server wants to be left alone.
+        waiting_since_s: monotonic times at which the requests in flight were sent.
     """
 
     total: int | None = None
@@ -134,6 +158,7 @@ class Stats:
     answered: int = 0
     sent: int = 0
     retries: int = 0
+    retried_for: str = ""
     in_flight: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
@@ -142,6 +167,14 @@ class Stats:
     started_s: float | None = None
     waiting_for: tuple[str, ...] = ()
     held_by: str = ""
+    paused_until_s: float = -math.inf
+    waiting_since_s: dict[object, float] = field(default_factory=dict)
+
+    @property
+    def oldest_s(self) -> float:
+        """Seconds for which the oldest request in flight has been waiting; 0 without any."""
+        now = time.monotonic()
+        return now - min((now, *self.waiting_since_s.copy().values()))
 
     @property
     def done(self) -> int:
@@ -237,6 +270,7 @@ class Client:
         self._rates = rates
         self._servers: tuple[Backend, ...] = ()
         self._remotes: tuple[Remote, ...] = ()
+        self._identities = identities_of(backend)
         self._unknown_at: set[int] = set()
         self._gate: Gate
         self._unsaved = 0
@@ -246,8 +280,14 @@ class Client:
         self._end: asyncio.Future[None] = self._loop.create_future()
         self._started = False
         self._failed_at_start = 0
+        self._starting: Attempt | None = None
+        self._hanging = 0
         self._failed_in_a_row = 0
         self._empty_in_a_row = 0
+        self._cut_at, self._cut_in_a_row = 0, 0
+        # Tokens, by our count, from which a prompt is too long for sure, by what its answer needs.
+        self._too_long_from: dict[int, float] = {}
+        self._why_too_long = ""
         self._answered_before = self.stats.answered
         self._left: Counter[str] = Counter()
         self._useless: dict[str, Counter[str]] = {}
@@ -407,8 +447,7 @@ class Client:
         if self.stats.started_s is None:
             self.stats.started_s = time.monotonic()
         attempts = [Attempt(job, self.backend, self._identity) for job in jobs]
-        found = self._look_up([a.key for a in attempts if a.key is not None])
-        outcomes = [self._stored(attempt, found) for attempt in attempts]
+        outcomes = self._stored(attempts)
         waiting = [i for i, outcome in enumerate(outcomes) if outcome is None]
         # A failure of one ends the wait, not the others: they may be paid for.
         tasks = [self._spawn(self._outcome(attempts[i])) for i in waiting]
@@ -420,12 +459,18 @@ class Client:
         keys = {Attempt(job, self.backend, self._identity).key for job in jobs} - {None}
         return len(self._look_up([key for key in keys if key is not None])) == len(keys)
 
-    def _stored(self, attempt: Attempt, found: Mapping[bytes, Completion]) -> Outcome | None:
-        completion = found.get(attempt.key) if attempt.key is not None else None
-        if completion is None or attempt.prompt is None:
-            return None
-        self.stats.stored += 1
-        return Answered(attempt.prompt, completion)
+    def _stored(self, attempts: Sequence[Attempt]) -> list[Outcome | None]:
+        """What the store has of some attempts."""
+        try:
+            found = find_stored(self.store, attempts, self._identities)
+        except StoreError as error:
+            self._stop(error)
+            raise
+        self.stats.stored += sum(completion is not None for completion in found)
+        return [
+            Answered(attempt.prompt, completion) if attempt.prompt and completion else None
+            for attempt, completion in zip(attempts, found, strict=True)
+        ]
 
     def _look_up(self, keys: Sequence[bytes]) -> dict[bytes, Completion]:
         try:
@@ -435,18 +480,25 @@ class Client:
             raise
 
     async def _outcome(self, attempt: Attempt) -> Outcome:
+        try:
+            return await self._shortened(attempt)
+        finally:
+            self._let_start(attempt)
+
+    async def _shortened(self, attempt: Attempt) -> Outcome:
+        """The outcome of an attempt in the longest form that the server takes."""
         while attempt.prompt and attempt.request and attempt.key:
             if self._failures is not None and attempt.key not in self._failures:
                 return self._shorter(attempt) or self._unsent()
             try:
-                completion = await self._answer(attempt.key, attempt.request, attempt.scope)
+                completion = await self._answer(attempt.key, attempt.request, attempt)
             except ContextTooLong as error:
+                self._note_window(attempt, error)
                 attempt.why_too_long = f"even the shortest prompt is too long: {error}"
                 attempt.shorten(error.room)
-                if attempt.key is not None:
-                    stored = self._stored(attempt, self._look_up([attempt.key]))
-                    if stored is not None:
-                        return stored
+                (stored,) = self._stored([attempt])
+                if stored is not None:
+                    return stored
                 continue
             except RequestRefused as error:
                 return self._failed("refused", error)
@@ -460,17 +512,28 @@ class Client:
         """The answer to a shorter prompt, where a server found the longer ones too long."""
         while attempt.key is not None:
             attempt.shorten()
-            if attempt.key is not None:
-                stored = self._stored(attempt, self._look_up([attempt.key]))
-                if stored is not None:
-                    return stored
+            (stored,) = self._stored([attempt])
+            if stored is not None:
+                return stored
         return None
 
     def _unsent(self) -> Failed:
         self.stats.failed[NOT_SENT] += 1
         return _NOT_SENT
 
-    async def _answer(self, key: bytes, request: Request, scope: Scope | None) -> Completion:
+    def _note_window(self, attempt: Attempt, error: ContextTooLong) -> None:
+        """Keep in mind how long a prompt is that is too long for sure, by our own count."""
+        if attempt.request is None or (error.room is not None and error.room >= attempt.wanted):
+            return
+        tokens = float(rough_tokens(attempt.request.messages))
+        if error.window is not None and error.room is not None:
+            tokens *= (error.window - attempt.wanted) / (error.window - error.room)
+        known = self._too_long_from.get(attempt.wanted, math.inf)
+        if _SURELY * tokens < known:
+            self._too_long_from[attempt.wanted] = _SURELY * tokens
+            self._why_too_long = str(error)
+
+    async def _answer(self, key: bytes, request: Request, attempt: Attempt) -> Completion:
         """One answer, stored; whoever needs the same one meanwhile waits for it, too."""
         if self._failures is not None:
             failure = self._failures[key]
@@ -484,9 +547,15 @@ class Client:
             return completion
         mine = self._asking[key] = self._loop.create_future()
         try:
-            completion = await self._ask(request, scope)
+            completion = await self._ask(request, attempt)
+            self.stats.prompt_tokens += completion.prompt_tokens or 0
+            self.stats.completion_tokens += completion.completion_tokens or 0
+            self._look_for_text(completion, request)
+            if self._remotes and _is_void(completion):
+                raise TransientError("the server's answer is empty", cause="empty")
             self._unsaved += 1
             try:
+                scope = attempt.scope if completion.completion_tokens else None
                 await self.store.put(key, completion, scope)
             finally:
                 self._unsaved -= 1
@@ -502,9 +571,7 @@ class Client:
             del self._asking[key]
             mine.cancel()  # nothing happens if it has a result
         self.stats.answered += 1
-        self.stats.prompt_tokens += completion.prompt_tokens or 0
-        self.stats.completion_tokens += completion.completion_tokens or 0
-        self._look_for_text(completion, request)
+        self._look_for_cuts(completion, request)
         return completion
 
     def _look_for_text(self, completion: Completion, request: Request) -> None:
@@ -518,32 +585,83 @@ class Client:
                 f"; the model used up max_tokens ({request.sampling.max_tokens:,}) before it wrote "
                 "any text, as models do that think first: raise --max_tokens"
             )
+        elif completion.only_thoughts:
+            words += f"; {ONLY_THOUGHTS}"
         else:
-            words += (
-                "; has the server the chat template of its model? What it answered is stored: once "
-                "it is repaired, give another, new --response_store to ask again"
-            )
+            words += "; has the server the chat template of its model?"
         self._stop(NoRows(f"{words} (finish reason {completion.finish_reason!r})"))
 
-    async def _ask(self, request: Request, scope: Scope | None) -> Completion:
-        """One answer, with retries; until there has been one, requests go one by one."""
-        if self._started:
-            return await self._with_retries(request)
-        async with self._start:
-            first = None if self._started else await self._first(request, scope)
-        return first if first is not None else await self._with_retries(request)
+    def _look_for_cuts(self, completion: Completion, request: Request) -> None:
+        """Warn, then stop, where a server counts the same for prompts that are far longer."""
+        counted, ours = completion.prompt_tokens, rough_tokens(request.messages)
+        if not self._remotes or not _LEAST_WINDOW <= (counted or 0) <= _CUT_SHARE * ours:
+            return
+        self._cut_in_a_row = self._cut_in_a_row + 1 if counted == self._cut_at else 1
+        self._cut_at = counted or 0
+        words = (
+            f"the server counts {counted:,} tokens in every prompt, where there are about {ours:,}:"
+            " it leaves the rest out. Start it with a larger context (OLLAMA_CONTEXT_LENGTH for "
+            f"Ollama), or give --context_window {counted}"
+        )
+        if self._cut_in_a_row == _CUT_TOLD:
+            _log.warning(words)
+        if self._cut_in_a_row == _CUT_IN_A_ROW:
+            self._stop(NoRows(f"{words}; a new --response_store asks again for what was answered"))
 
-    async def _first(self, request: Request, scope: Scope | None) -> Completion:
+    async def _ask(self, request: Request, attempt: Attempt) -> Completion:
+        """One answer, with retries; until there has been one, requests go one by one.
+
+        One that is too long goes on in its shorter form. One that hangs, or fails as it may alone,
+        lets others try before it goes on.
+        """
+        tries = _Tries(self._answers, attempt.wanted)
+        while not self._started:
+            if self._starting is not attempt:
+                await self._start.acquire()
+                self._starting = attempt
+            if self._started:
+                break
+            patience = self._loop.call_later(_PATIENCE_S, self._lose_patience, attempt)
+            try:  # what is too long keeps its turn
+                completion = await self._first(request, attempt.scope, tries)
+            finally:
+                patience.cancel()
+            self._let_start(attempt)
+            if completion is not None:
+                return completion
+        self._let_start(attempt)
+        return await self._with_retries(request, tries)
+
+    def _lose_patience(self, attempt: Attempt) -> None:
+        """Let another request try beside one that hangs, but no herd of them."""
+        if self._hanging < _FAILED_AT_START - 1:
+            self._hanging += 1
+            self._let_start(attempt)
+
+    def _let_start(self, attempt: Attempt) -> None:
+        """Let the next request try, if it was this one's turn."""
+        if self._starting is attempt:
+            self._starting = None
+            self._start.release()
+
+    async def _first(
+        self, request: Request, scope: Scope | None, tries: _Tries
+    ) -> Completion | None:
+        """The answer of a request at the start, or None if it is to go on later."""
         try:
-            completion = await self._with_retries(request)
+            completion = await self._with_retries(request, tries)
         except ContextTooLong:
             raise
         except (RequestRefused, TransientError) as error:
-            self._failed_at_start += 1
-            before = self._was_answered(scope)
-            if self._is_hopeless(error, before):
-                raise self._stop(error) from error
-            self._started = before
+            is_left = isinstance(error, TransientError) and not tries.is_over
+            if not self._started:
+                self._failed_at_start += 1
+                before = self._was_answered(scope)
+                if self._is_hopeless(error, before):
+                    raise self._stop(error) from error
+                self._started = before
+            if is_left:
+                return None
             raise
         self._started = True
         return completion
@@ -551,7 +669,9 @@ class Client:
     def _is_hopeless(self, error: RequestRefused | TransientError, before: bool) -> bool:
         """Whether a failure at the start says that no request can succeed."""
         if isinstance(error, TransientError):
-            known = error.cause == "unreachable" or (error.cause == "timeout" and not before)
+            known = error.cause == "unreachable" or (
+                error.cause in ("timeout", "bad_body", "no_api") and not before
+            )
         else:
             # Moderation refuses single requests with a 403, too, which a rerun may begin with.
             known = error.unknown_here and not (before and error.status == 403)
@@ -563,8 +683,10 @@ class Client:
             return True
         return scope is not None and self.store.lengths(scope).count > 0
 
-    async def _with_retries(self, request: Request) -> Completion:
-        attempts = _Tries(self._answers)
+    async def _with_retries(self, request: Request, attempts: _Tries) -> Completion:
+        too_long_from = self._too_long_from.get(attempts.wanted)
+        if too_long_from is not None and rough_tokens(request.messages) >= too_long_from:
+            raise ContextTooLong(self._why_too_long)
         while True:
             try:
                 completion = await self._once(request, attempts)
@@ -582,11 +704,14 @@ class Client:
                 self._failed_in_a_row = 0
                 return completion
             self.stats.retries += 1
+            self.stats.retried_for = attempts.failed_by.removeprefix("http_").replace("_", " ")
             if wait_s > 0:
                 await self._pause(wait_s)
 
     def _wait_s(self, error: TransientError, attempts: _Tries) -> float:
         """Seconds before the next attempt; raises what a request that is given up ends with."""
+        attempts.alike = attempts.alike + 1 if attempts.failed_by == error.cause else 1
+        attempts.failed_by = error.cause
         if error.cause == "timeout" or attempts.in_vain:
             attempts.timeouts += 1
         if (
@@ -601,17 +726,30 @@ class Client:
             and self._gate.resumes_s({attempts.refused_by}) <= LONGEST_WAIT_S
         ):
             retry_after_s = None  # that server is paused anyway, and another one will take it
-        if (retry_after_s or 0.0) > LONGEST_WAIT_S:
+        if (retry_after_s or 0.0) > self._policy.max_pause_s:
             raise self._stop(too_long_a_pause(error)) from error
-        at_start = not self._started and error.cause == "unreachable"
-        limit = _CONNECTION_TRIES_AT_START - 1 if at_start else self._policy.max_retries
-        is_last = attempts.retries >= min(limit, self._policy.max_retries)
-        if is_last or attempts.timeouts >= _TIMEOUTS:
+        if retry_after_s is not None:
+            paused_until_s = time.monotonic() + retry_after_s
+            self.stats.paused_until_s = max(self.stats.paused_until_s, paused_until_s)
+        attempts.is_over = (
+            attempts.retries >= self._policy.max_retries
+            or attempts.timeouts >= _TIMEOUTS
+            or (self._answers > attempts.answers_before and _is_its_own(error, attempts))
+        )
+        if attempts.is_over or (not self._started and self._is_enough(error, attempts)):
             self._count_failure(error, attempts.answers_before)
             raise error
         attempts.gone.clear()
         attempts.retries += 1
         return self._policy.wait_s(attempts.retries - 1, retry_after_s, self._rng)
+
+    def _is_enough(self, error: TransientError, attempts: _Tries) -> bool:
+        """Whether a request at the start has been tried often enough to try another."""
+        if error.cause == "timeout" or attempts.in_vain:
+            return True  # however often, each may be paid for
+        if error.cause == "unreachable":
+            return attempts.retries + 1 >= _CONNECTION_TRIES_AT_START
+        return error.cause in _SAME_AGAIN and attempts.alike >= _TRIES_AT_START
 
     async def _once(self, request: Request, attempts: _Tries) -> Completion:
         most_usd = await self._reserve(request)
@@ -649,7 +787,7 @@ class Client:
         self.stats.in_flight += 1
         server = self._servers[sent.server]
         before = self._told(sent.server)
-        cause = "not_sent"
+        cause, this = "not_sent", object()
         try:
             # A slow disk holds back what is sent: no more than this is lost if the machine dies.
             while self._unsaved >= self.backend.parallel:
@@ -658,6 +796,7 @@ class Client:
                 if self._stopped is not None:
                     raise RunStopped(str(self._stopped)) from self._stopped
             begun_s, attempts.refused_by, attempts.in_vain = time.monotonic(), None, False
+            self.stats.waiting_since_s[this] = begun_s
             completion = await server.complete(request)
         except TransientError as error:
             cause = error.cause
@@ -674,6 +813,10 @@ class Client:
                     error.retry_after_s = _used_up_s(news)
                 self._gate.refused(sent, error.retry_after_s, news)
             raise
+        except Withheld as error:  # an answer, too, which would be the same again
+            cause = ""
+            self._gate.answered(sent, used=0.0)
+            return Completion(error.words, "content_filter", 0, 0)
         except RequestRefused as error:
             if error.unknown_here and self._is_left_out(sent.server, error, attempts):
                 cause = "unknown_here"
@@ -685,9 +828,12 @@ class Client:
             cause = ""
             used, told = _used(completion), self._told(sent.server)
             self._gate.answered(sent, used=used, quotas=None if told is before else told)
+            if told is not None and len(self._remotes) == 1:
+                self._mind_allowance(told)
             return completion
         finally:
             self.stats.in_flight -= 1
+            self.stats.waiting_since_s.pop(this, None)
             if cause:
                 self._gate.failed(sent, cause)
             self.stats.held_by = self._gate.words()
@@ -701,6 +847,13 @@ class Client:
             self._unknown_at.add(server)
             _log.warning("left out for now: %s", error)
         return True
+
+    def _mind_allowance(self, told: Quotas) -> None:
+        """Stop the run where an allowance is used up for longer than it may pause."""
+        used_up_s = _used_up_s(told) or 0.0
+        if used_up_s > self._policy.max_pause_s:
+            words = f"the server's allowance is used up until {until(used_up_s)}"
+            self._stop(RunStopped(f"{words}; --max_pause {used_up_s:.0f} waits for it"))
 
     def _told(self, server: int) -> Quotas | None:
         return self._remotes[server].rate_limits if self._remotes else None
@@ -828,21 +981,89 @@ class _Tries:
 
     Attributes:
         answers_before: answers that had come when it was first sent.
+        wanted: tokens that its answer has to have room for.
         sent: attempts.
         retries: attempts after a failure that may be the request's own.
         timeouts: of all of them.
         gone: servers that didn't answer it, since the last of those.
         refused_by: the server that refused the last one for now, if that is how it ended.
         in_vain: whether a gateway waited for the last one's answer in vain, which may be paid for.
+        failed_by: cause of the last failure.
+        alike: failures of the same cause, up to it.
+        is_over: whether it was the last attempt.
     """
 
     answers_before: int
+    wanted: int
     sent: int = 0
     retries: int = 0
     timeouts: int = 0
     gone: set[int] = field(default_factory=set)
     refused_by: int | None = None
     in_vain: bool = False
+    failed_by: str = ""
+    alike: int = 0
+    is_over: bool = False
+
+
+def _is_its_own(error: TransientError, attempts: _Tries) -> bool:
+    """Whether what failed has failed often enough, where others are answered meanwhile."""
+    if attempts.timeouts:
+        return attempts.timeouts >= _TIMEOUTS - 1
+    return error.cause in _SAME_AGAIN and attempts.alike >= _OWN_TRIES
+
+
+def _is_void(completion: Completion) -> bool:
+    """Whether an answer is none, and another time may be one."""
+    ended = completion.finish_reason in ("stop", "other")
+    return ended and not completion.only_thoughts and not completion.text.strip()
+
+
+def identities_of(backend: Backend) -> list[dict[str, str]]:
+    """What answers are known by: the backend's own, then those of its other servers."""
+    others = backend.replicas[1:] if isinstance(backend, Remote) else ()
+    return [backend.identity(), *(replica.identity() for replica in others)]
+
+
+def find_stored(
+    store: ResponseStore, attempts: Sequence[Attempt], identities: Sequence[Mapping[str, str]]
+) -> list[Completion | None]:
+    """What a store has for some attempts, under their keys or under others that are as good.
+
+    Those are the keys of the other servers that the run has, in whatever order they were given
+    then, and for answers that ended by themselves those of a lower max_tokens.
+
+    Args:
+        store: open.
+        attempts: at their present length.
+        identities: of all servers; the attempts' own is the first.
+
+    Raises:
+        StoreError: it can't be read.
+    """
+    found = store.get_many([a.key for a in attempts if a.key is not None])
+    results = [found.get(a.key) if a.key is not None else None for a in attempts]
+    others: dict[bytes, tuple[int, bool]] = {}
+    lower: dict[Scope, list[int]] = {}
+    for number, (attempt, result) in enumerate(zip(attempts, results, strict=True)):
+        request, scope = attempt.request, attempt.scope
+        if result is not None or request is None:
+            continue
+        limits = [request.sampling.max_tokens]
+        if scope is not None and limits[0] == scope.max_tokens:
+            if scope not in lower:
+                lower[scope] = store.lower_limits(scope)
+            limits += lower[scope]
+        for limit in limits:
+            sampling = replace(request.sampling, max_tokens=limit)
+            for identity in identities[0 if limit != limits[0] else 1 :]:
+                key = key_of(identity, Request(request.messages, sampling))
+                others[key] = number, limit != limits[0]
+    for key, completion in (store.get_many(list(others)) if others else {}).items():
+        number, has_to_end = others[key]
+        if completion.finish_reason == "stop" or not has_to_end:
+            results[number] = completion
+    return results
 
 
 def _used_up_s(told: Quotas) -> float | None:
@@ -856,8 +1077,11 @@ def _used_up_s(told: Quotas) -> float | None:
 
 def too_long_a_pause(error: TransientError) -> RunStopped:
     """What a run ends with whose server asks for hours."""
-    hours = f"{(error.retry_after_s or 0.0) / 3600:.1f} hours"
-    return RunStopped(f"{error}; the server asks for a pause of {hours}")
+    wait_s = error.retry_after_s or 0.0
+    return RunStopped(
+        f"{error}; the server asks for a pause of {wait_s / 3600:.1f} hours, until "
+        f"{until(wait_s)}; --max_pause {math.ceil(wait_s)} waits for it"
+    )
 
 
 def worst_case_usd(budget: Budget, backend: Backend, request: Request) -> float:
@@ -922,7 +1146,7 @@ class Attempt:
         """
         if room is not None and self.prompt and self.request:
             sampling = self.request.sampling
-            if self._wanted <= room < sampling.max_tokens:
+            if self.wanted <= room < sampling.max_tokens:
                 self._take(self.prompt, replace(sampling, max_tokens=room))
                 return
         self.prompt, self.request, self.key = None, None, None
@@ -938,7 +1162,8 @@ class Attempt:
         self.key = key_of(self._identity, self.request)
 
     @property
-    def _wanted(self) -> int:
+    def wanted(self) -> int:
+        """Tokens that an answer has to have room for."""
         return min(self._job.min_answer_tokens, self._job.sampling.max_tokens)
 
     def _sampling_in_window(self, prompt: Prompt) -> Sampling | None:
@@ -948,10 +1173,10 @@ class Attempt:
             return sampling
         tokens = most_tokens(self._backend, prompt.messages)
         room = window - tokens
-        if room < self._wanted:
+        if room < self.wanted:
             self.why_too_long = (
                 f"the shortest prompt has {tokens} tokens, which leaves {max(room, 0)} of the "
-                f"window's {window} for an answer that needs {self._wanted}"
+                f"window's {window} for an answer that needs {self.wanted}"
             )
             return None
         return sampling if room >= sampling.max_tokens else replace(sampling, max_tokens=room)

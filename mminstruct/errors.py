@@ -7,7 +7,8 @@ MMInstructError            anything this package raises on purpose
 │   └── DownloadError      a file that could not be fetched, or arrived with other bytes
 ├── BackendError           an LLM that could not be reached or did not answer
 │   ├── RequestRefused     this one request was refused for good (one row is lost, the run goes on)
-│   │   └── ContextTooLong the prompt does not fit the model's window
+│   │   ├── ContextTooLong the prompt does not fit the model's window
+│   │   └── Withheld       a filter took the prompt, or its answer
 │   ├── TransientError     worth another try: rate limits, 5xx, dropped connections, damaged bodies
 │   └── BackendUnusable    no request can succeed: wrong key, unknown model, nobody listening
 ├── HubError               the Hub refused a release or could not be reached
@@ -70,12 +71,27 @@ class ContextTooLong(RequestRefused):
     """The prompt and its answer do not fit the model's context window.
 
     Attributes:
-        room: tokens that the window leaves for an answer to this prompt, or None if unknown.
+        room: tokens that the window leaves for an answer to this prompt, or None if unknown; less
+            than none where the prompt alone is longer.
+        window: tokens that it has, or None if unknown.
     """
 
-    def __init__(self, message: str, *, room: int | None = None) -> None:
+    def __init__(self, message: str, *, room: int | None = None, window: int | None = None) -> None:
         super().__init__(message)
         self.room = room
+        self.window = window
+
+
+class Withheld(RequestRefused):
+    """A filter of the server took the prompt or its answer, and would again.
+
+    Attributes:
+        words: the server's alone.
+    """
+
+    def __init__(self, message: str, *, words: str) -> None:
+        super().__init__(message)
+        self.words = words
 
 
 class TransientError(BackendError):
@@ -127,13 +143,19 @@ def lacking(path: Path) -> str:
     return f" (there is no folder {missing[-1]})" if missing else ""
 
 
-def to_tell(error: BaseException) -> Exception | None:
-    """The error to tell the user among an exception and what caused it, or None."""
+def causes(error: BaseException) -> list[BaseException]:
+    """An exception and what caused it, the last cause at the end."""
     seen: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and current not in seen:
         seen.append(current)
         current = current.__cause__ or current.__context__
+    return seen
+
+
+def to_tell(error: BaseException) -> Exception | None:
+    """The error to tell the user among an exception and what caused it, or None."""
+    seen = causes(error)
     ours = [e for e in seen if isinstance(e, MMInstructError)]
     if ours:
         return next((e for e in ours if isinstance(e, StoreError | NoRows)), ours[0])

@@ -29,7 +29,7 @@ import datasets
 
 from mminstruct import generate, licenses
 from mminstruct.backends import ROUGH_ERROR, Backend, Counting, Remote, rough_tokens
-from mminstruct.client import Attempt
+from mminstruct.client import Attempt, find_stored, identities_of
 from mminstruct.errors import UsageError
 from mminstruct.generate import Plan
 from mminstruct.limits import Rates
@@ -377,7 +377,7 @@ def _estimate(
     look_at_all = sum(len(part.requests) for part in asked) <= sizes.all_up_to
     size = max(sizes.sample_of_type, sizes.sample // max(1, len(asked)))
     with ResponseStore(terms.store, read_only=True) as store:
-        look = _Look(terms.backend.identity(), fitted, counted, store, sizes.pilot)
+        look = _Look(identities_of(terms.backend), fitted, counted, store, sizes.pilot)
         parts = tuple(
             _part(look, part, len(part.requests) if look_at_all else size) for part in asked
         )
@@ -413,7 +413,7 @@ class _ByGuess:
 class _Look:
     """What requests are looked at with, and the keys of those seen before."""
 
-    identity: Mapping[str, str]
+    identities: Sequence[Mapping[str, str]]
     fitted: Counting  # what prompts have to fit
     counted: Counting  # what counts their tokens
     store: ResponseStore
@@ -425,14 +425,13 @@ class _Look:
         for start in range(0, len(requests), _CHUNK):
             some = requests.select(range(start, min(start + _CHUNK, len(requests))))
             jobs = generate.jobs(some, plan)
-            attempts = [Attempt(job, self.fitted, self.identity) for job in jobs]
-            found = self.store.get_many([a.key for a in attempts if a.key is not None])
-            for attempt in attempts:
+            attempts = [Attempt(job, self.fitted, self.identities[0]) for job in jobs]
+            found = find_stored(self.store, attempts, self.identities)
+            for attempt, stored in zip(attempts, found, strict=True):
                 if attempt.key is None or attempt.prompt is None:
                     yield _Seen(0, False, False, None)
                     continue
                 tokens = self.counted.count_tokens(attempt.prompt.messages)
-                stored = found.get(attempt.key)
                 yield _Seen(tokens, True, attempt.key in self.keys, stored)
                 self.keys.add(attempt.key)
 

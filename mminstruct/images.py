@@ -31,7 +31,7 @@ import aiohttp
 import httpx2
 from PIL import Image, ImageOps
 
-from mminstruct.backends.openai import retry_after
+from mminstruct.backends._refusals import retry_after
 from mminstruct.client import RetryPolicy
 from mminstruct.errors import RunStopped, UsageError
 

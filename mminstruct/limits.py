@@ -39,7 +39,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from filelock import FileLock
@@ -161,7 +161,7 @@ def _quota(headers: Mapping[str, str], kind: str, now_s: float) -> Quota | None:
         limit, remaining = (
             _number(headers.get(spelling.format(n))) for n in ("limit", "remaining")
         )
-        reset_s = _seconds(headers.get(spelling.format("reset")), now_s)
+        reset_s = read_seconds(headers.get(spelling.format("reset")), now_s)
         if limit and remaining is not None and reset_s is not None:
             return Quota(limit, min(remaining, limit), reset_s)
     return None
@@ -175,11 +175,12 @@ def _number(text: str | None) -> float | None:
     return value if math.isfinite(value) and value >= 0 else None
 
 
+_LONGEST_TOLD_S = 366 * 86400.0
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
 
-def _seconds(text: str | None, now_s: float) -> float | None:
+def read_seconds(text: str | None, now_s: float) -> float | None:
     """``6m0s``, ``12ms``, seconds, seconds or milliseconds since the epoch, or an ISO time."""
     if not text:
         return None
@@ -196,6 +197,13 @@ def _seconds(text: str | None, now_s: float) -> float | None:
     except (ValueError, OverflowError, OSError):
         return None
     return max(0.0, when_s - now_s)
+
+
+def until(seconds: float) -> str:
+    """When a wait ends, as a clock shows it: ``07:00``, or with the day if that is another."""
+    now = datetime.now()
+    end = now + timedelta(seconds=min(seconds, _LONGEST_TOLD_S))
+    return end.strftime("%H:%M" if end.date() == now.date() else "%Y-%m-%d %H:%M")
 
 
 class _Bucket:

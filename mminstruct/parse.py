@@ -20,7 +20,9 @@ Every defect that models show has one defined result:
     special tokens (<|im_end|>, </s>)     leading ones are removed, with the role that they name;
                                           the text ends at the first other; what follows is noted
     <think> ... </think>, [THINK] ...,    removed; unfinished: rejected
-    <|START_THINKING|> ...
+    <|START_THINKING|> ..., <details>
+    with a summary of thoughts, channels
+    whose tokens were taken out
     channels (<|channel|>analysis, final) the final one is read; without one: rejected
     Windows newlines                      read as newlines
     byte order marks and zero-width       removed where a line begins with them
@@ -124,6 +126,15 @@ _THINK = re.compile(
     r"|\u25c1(?P<finished>/?)think\u25b7",  # Kimi's
     re.IGNORECASE,
 )
+# What servers make of thoughts at the start of an answer: details for a page, Ollama's own words,
+# and what is left of gpt-oss's channels without their tokens.
+_DETAILS = r"<details\b[^>]*>\s*<summary>[^<]*(?i:thought|thinking|reasoning)"
+_LEAKING = re.compile(rf"\s*(?:analysis(?=[A-Z])|{_DETAILS}|Thinking\.\.\.\n)")
+_LEAKED = re.compile(
+    rf"\A\s*(?:analysis.*?assistantfinal|{_DETAILS}.*?</details>"
+    r"|Thinking\.\.\.\n.*?\.\.\.done thinking\.)\s*",
+    re.DOTALL,
+)
 _WRAPPER = re.compile(
     r"<(?P<end>/?)(?P<name>(?:final_)?answer|final|response|output|result|conversation|dialogue"
     r"|description|turns?)>",
@@ -181,7 +192,13 @@ _TEXT_LABEL = re.compile(
 )
 _BLANK = re.compile(r"\s+")
 _INVISIBLE = re.compile(r"^[ \t\ufeff\u200b]*[\ufeff\u200b]", re.MULTILINE)
+ONLY_THOUGHTS = (
+    "the server gave what the model thought (reasoning_content) and no answer; give --extra_body "
+    """'{"chat_template_kwargs": {"enable_thinking": false}}' or '{"reasoning_effort": "low"}', """
+    "or a higher --max_tokens"
+)
 _NEAR = 80  # characters
+_SAID = 300
 # In words. "It is on the left." may well be said twice.
 _SHORT_ANSWER = 5
 _SHORT_SENTENCE = 15
@@ -220,7 +237,8 @@ def parse(
     """
     kind = config.types[type_name]
     if completion.finish_reason == "content_filter":
-        return Rejected("content_filter", "the server withheld the answer")
+        said = f": {completion.text[:_SAID]}" if completion.text else ""
+        return Rejected("content_filter", f"the server withheld the answer{said}")
     # Most answers lack what a step looks for, and to look for one character costs next to nothing.
     text = completion.text
     if "\r" in text:
@@ -228,7 +246,11 @@ def parse(
     if "\ufeff" in text or "\u200b" in text:
         text = _INVISIBLE.sub("", text)
     notes: list[str] = []
-    spoken = _without_reasoning(text) if any(map(text.__contains__, "<[\u25c1")) else text
+    spoken: str | None = _LEAKED.sub("", text)
+    if _LEAKING.match(text) and spoken == text:
+        spoken = None
+    elif any(map(text.__contains__, "<[\u25c1")):
+        spoken = _without_reasoning(spoken or "")
     if spoken is None:
         return Rejected("unfinished_reasoning", "the reasoning block is not closed")
     if "<" in spoken or "[" in spoken:
@@ -238,7 +260,10 @@ def parse(
         text = _unwrapped(text, notes).strip()
     truncated = completion.finish_reason == "length"
     if not text and truncated:
-        return Rejected("truncated", "the token limit was used up before there was any text")
+        hint = f"; {ONLY_THOUGHTS}" if completion.only_thoughts else ""
+        return Rejected("truncated", f"the token limit was used up before there was any text{hint}")
+    if not text and completion.only_thoughts:
+        return Rejected("only_thoughts", ONLY_THOUGHTS)
     if not text:
         return Rejected("empty", "the answer is empty")
     if kind.answer_form == "text":

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TextIO
 
 from mminstruct.client import Stats
+from mminstruct.limits import until
 from mminstruct.resources import printable
 
 _REFRESH_S = 0.2
@@ -18,6 +19,8 @@ _LOG_EVERY_S = 30.0
 _RATE_OVER_S = 30.0
 # Fewer answers say little of how long the rest will take.
 _TELLING = 3
+# For shorter an answer, or a pause, is not worth a word.
+_LONG_S = 15.0
 
 
 def describe(stats: Stats, *, rate: float | None, width: int = 200) -> str:
@@ -36,13 +39,18 @@ def describe(stats: Stats, *, rate: float | None, width: int = 200) -> str:
             parts.append(f"{duration((stats.total - stats.done) / rate)} left")
     if stats.in_flight:
         parts.append(f"{stats.in_flight} in flight")
-    if stats.held_by:
+    if stats.oldest_s >= _LONG_S:
+        parts.append(f"oldest has waited {duration(stats.oldest_s)}")
+    paused_s = stats.paused_until_s - time.monotonic()
+    if paused_s >= _LONG_S:
+        parts.insert(1, f"paused until {until(paused_s)}, {duration(paused_s)}")
+    elif stats.held_by:
         parts.append(stats.held_by)
     for count, word in (
         (stats.failed.total(), "failed"),
         (stats.rejected.total(), "rejected"),
         (stats.stored, "stored"),
-        (stats.retries, "retries"),
+        (stats.retries, f"retries: {stats.retried_for}" if stats.retried_for else "retries"),
     ):
         if count:
             parts.append(f"{count:,} {word}")

@@ -239,6 +239,20 @@ class ResponseStore:
             raise self._explained(error) from error
         return Lengths(*row) if row else Lengths()
 
+    def lower_limits(self, scope: Scope) -> list[int]:
+        """The lower max_tokens under which there are answers of a scope's kind."""
+        if self._reader is None:
+            raise StoreError("the response store is not open")
+        try:
+            rows = self._reader.execute(
+                "SELECT max_tokens FROM lengths WHERE (prompt_config, type, model) = (?, ?, ?) "
+                "AND max_tokens < ?",
+                astuple(scope),
+            )
+            return [limit for (limit,) in rows]
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+
     async def put(self, key: bytes, completion: Completion, scope: Scope | None = None) -> None:
         """Return once the completion is on disk, and its length added to those of its scope.
 

@@ -108,12 +108,13 @@ class Option:
     """Something that some sources, or some backends, can be asked for and others can't.
 
     Attributes:
-        type: of its value; ``bool`` makes a flag without a value.
+        type: of its value; ``bool`` makes a flag without a value, ``list`` one that may be given
+            again, ``dict`` takes JSON or a file with it.
         help: in a line.
         choices: the values it takes, or None for any.
     """
 
-    type: type[bool] | type[int] | type[float] | type[str]
+    type: type[bool] | type[int] | type[float] | type[str] | type[list[str]] | type[dict[str, Any]]
     help: str
     choices: tuple[str, ...] | None = None
 
@@ -169,6 +170,7 @@ class Completion:
         prompt_tokens: as the engine counted them, or None.
         completion_tokens: as the engine counted them, or None.
         model: what the engine says answered, or None.
+        only_thoughts: the server gave what the model thought, and no text.
     """
 
     text: str
@@ -176,6 +178,7 @@ class Completion:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     model: str | None = None
+    only_thoughts: bool = False
 
 
 _context_encoder = msgspec.json.Encoder()

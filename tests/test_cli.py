@@ -469,7 +469,8 @@ def test_failed_requests_give_exit_code_1_a_count_and_the_rest(
     assert generate("COCO2017", "--output_path", "o.jsonl", server=server) == 1
     error = capsys.readouterr().err
     assert "3 failed (refused 3)" in error
-    assert "run the same command again" in error
+    assert "3 requests were refused, as they would be again" in error
+    assert "run the same command again" not in error
     assert f"The first: {server.url} answered 400: not this one" in error
     assert len((folder / "o.jsonl").read_text().splitlines()) == 3
     assert len((folder / "o.jsonl.rejected.jsonl").read_text().splitlines()) == 3

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from pathlib import Path
@@ -18,19 +19,20 @@ from typing import Any
 import pytest
 from loopback import DROP, LoopbackServer, chat_completion
 
+from mminstruct import client as client_module
 from mminstruct.backends import BackendOptions
+from mminstruct.backends._refusals import retry_after
 from mminstruct.backends.openai import (
     OpenAIBackend,
     create,
     normal_base_url,
     public_url,
-    retry_after,
 )
 from mminstruct.client import Answered, Client, Failed, Job, Outcome, RetryPolicy, Stats
 from mminstruct.errors import RunStopped, UsageError
 from mminstruct.limits import Budget
 from mminstruct.prompts import Prompt
-from mminstruct.responses import ResponseStore
+from mminstruct.responses import ResponseStore, Scope
 from mminstruct.schema import Message, Sampling
 
 QUICK = RetryPolicy(max_retries=3, base_s=0.01, cap_s=0.05)
@@ -368,19 +370,24 @@ def test_a_server_that_goes_away_and_comes_back_costs_nothing(store_path: Path) 
 @pytest.mark.parametrize(
     ("message", "finish", "expected"),
     [
-        ({"content": ""}, "stop", ("", "stop")),
-        ({"content": None}, "stop", ("", "stop")),
-        ({}, "stop", ("", "stop")),
         ({"content": "half a", "extra": {"field": [1]}}, "length", ("half a", "length")),
         ({"content": ""}, "content_filter", ("", "content_filter")),
-        ({"content": None, "refusal": "I can't."}, "stop", ("", "content_filter")),
+        ({"content": None, "refusal": "I can't."}, "stop", ("I can't.", "content_filter")),
         ({"content": "half a"}, "model_length", ("half a", "length")),
         ({"content": "half a"}, "MAX_TOKENS", ("half a", "length")),
         ({"content": "half a"}, "model_context_window_exceeded", ("half a", "length")),
         ({"content": ""}, "sensitive", ("", "content_filter")),
         (None, "content_filter", ("", "content_filter")),
-        ({"content": "x"}, "eos_token", ("x", "other")),
-        ({"content": "x"}, None, ("x", "stop")),
+        ({"content": "x"}, "eos_token", ("x", "stop")),
+        ({"content": "x"}, "odd", ("x", "other")),
+        ({"content": "x"}, {"type": "stop", "matched": 151645}, ("x", "stop")),
+        ({"content": None}, "RECITATION", ("", "content_filter")),
+        ({"content": "A dog."}, None, ("A dog.", "stop")),
+        ({"content": "A dog and a"}, None, ("A dog and a", "length")),
+        ("A dog.", "stop", ("A dog.", "stop")),
+        ({"content": ["A ", "dog."]}, "stop", ("A dog.", "stop")),
+        ({"content": {"type": "output_text", "text": "A dog."}}, "stop", ("A dog.", "stop")),
+        ({"content": None, "reasoning_content": "Hm."}, "stop", ("", "stop")),
         (
             {
                 "content": [
@@ -399,8 +406,8 @@ def test_a_server_that_goes_away_and_comes_back_costs_nothing(store_path: Path) 
 def test_whatever_ends_an_answer_it_is_an_answer_and_is_paid_for_once(
     server: LoopbackServer,
     store_path: Path,
-    message: dict[str, Any] | None,
-    finish: str | None,
+    message: dict[str, Any] | str | None,
+    finish: str | dict[str, Any] | None,
     expected: tuple[str, str],
 ) -> None:
     server.answer = lambda server, body: {
@@ -649,7 +656,7 @@ def test_a_prompt_too_long_for_the_server_is_sent_in_its_shorter_form(
         (
             "This model's maximum context length is 1000 tokens and your request has 1200 input "
             "tokens.",
-            [("long", 1024), ("short", 1024)],
+            [("so much longer than it may be", 1024), ("short", 1024)],
         ),
     ],
     ids=["vllm", "openai", "vllm_at_least", "no_room"],
@@ -662,7 +669,7 @@ def test_the_room_that_a_server_tells_bounds_the_answer_before_the_prompt_is_cut
         if (asked(body), body["max_tokens"]) == asked_for[0]
         else well(body)
     )
-    assert len(Run([job("long", "short")], server.url, store_path).texts) == 1
+    assert len(Run([job(asked_for[0][0], "short")], server.url, store_path).texts) == 1
     assert [(asked(body), body["max_tokens"]) for body in server.bodies] == asked_for
 
 
@@ -720,7 +727,7 @@ def test_a_model_that_takes_no_temperature_of_ours_is_told_of_with_what_to_do(
     jobs = [job(f"scene {n}", sampling=Sampling(0.7)) for n in range(20)]
     with pytest.raises(RunStopped, match=r"does not support 0\.7\. \(give --temperature 1\)"):
         Run(jobs, server.url, store_path)
-    assert len(server.bodies) == 3
+    assert len(server.bodies) == 1
 
 
 def test_no_more_requests_are_in_flight_than_asked_for(
@@ -1094,3 +1101,327 @@ def test_servers_that_all_ask_for_a_pause_of_hours_end_the_run(store_path: Path)
     ):
         client.submit(scenes(4)).result(PATIENCE_S)
     assert len(one.bodies) == len(other.bodies) == 1
+
+
+def frames(*events: Any) -> str:
+    """Server-sent events."""
+    return ": wait\n\n" + "".join(f"data: {json.dumps(e)}\n\n" for e in events) + "data: [DONE]\n\n"
+
+
+def piece(text: str, finish: str | None = None) -> dict[str, Any]:
+    """A piece of a streamed answer."""
+    return {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish}]}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"choices": [{"text": "A dog\tsat.", "finish_reason": "stop"}]},
+        json.dumps(chat_completion("A dog\tsat.")).replace("\\t", "\t"),
+        frames(chat_completion("A dog\tsat.")),
+        frames(piece("A dog"), piece("\tsat."), piece("", "stop"), {"choices": [], "usage": {}}),
+    ],
+    ids=["completion", "raw_tab", "one_event", "stream"],
+)
+def test_an_answer_in_another_form_is_read(
+    server: LoopbackServer, store_path: Path, body: Any
+) -> None:
+    server.answer = lambda server, asked_for: body
+    assert Run([job("first")], server.url, store_path).texts == ["A dog\tsat."]
+    assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        gzip.compress(json.dumps(chat_completion("A dog.")).encode()),
+        json.dumps(chat_completion("A dog.")).replace("loopback", "caf\xe9").encode("latin-1"),
+    ],
+    ids=["gzip_unlabelled", "latin1"],
+)
+def test_an_answer_in_another_encoding_is_read(store_path: Path, raw: bytes) -> None:
+    with raw_server([_HEAD + b"Content-Length: %d\r\n\r\n" % len(raw) + raw]) as url:
+        assert Run([job("first")], url, store_path).texts == ["A dog."]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("<html><title>Open WebUI</title>Sign in</html>", "Open WebUI Sign in; no OpenAI API at"),
+        ('{"answer": "in a form of its own"}', "not a chat completion: .*in a form of its own"),
+    ],
+    ids=["page", "own_form"],
+)
+def test_a_body_that_never_gets_better_ends_the_run_after_two_tries(
+    server: LoopbackServer, store_path: Path, body: str, words: str
+) -> None:
+    server.answer = lambda server, asked_for: (200, {}, body)
+    with pytest.raises(RunStopped, match=words):
+        Run(scenes(20), server.url, store_path)
+    assert server.asked == ["first", "first"]
+
+
+def test_half_a_stream_is_asked_for_again(server: LoopbackServer, store_path: Path) -> None:
+    server.answer = well_but((200, {}, frames(piece("half an ans"))))
+    assert Run([job("first")], server.url, store_path).texts == ["re first"]
+
+
+@pytest.mark.parametrize("status", [404, 405, 501])
+def test_an_address_without_the_api_is_asked_once(
+    server: LoopbackServer, store_path: Path, status: int
+) -> None:
+    server.answer = lambda server, asked_for: (status, {}, {"detail": "not here"})
+    with pytest.raises(RunStopped, match="no OpenAI API at this address; some have it at /api/v1"):
+        Run(scenes(20), server.url, store_path)
+    assert len(server.bodies) == 1
+
+
+def test_a_redirect_keeps_the_prompt_on_the_same_server(
+    server: LoopbackServer, store_path: Path
+) -> None:
+    here = f"{server.url}/chat/completions"
+    server.answer = lambda server, body: (
+        (302, {"Location": f"{here}?moved=1"}, "")
+        if "moved" not in server.queries[-1]
+        else well(body)
+    )
+    assert len(Run(scenes(5), server.url, store_path).texts) == 5
+    assert len(server.bodies) == 6
+    server.answer = lambda server, body: (
+        307,
+        {"Location": here.replace("127.0.0.1", "localhost")},
+        "",
+    )
+    with pytest.raises(RunStopped, match=r"redirects to http://localhost:.*another server"):
+        Run([job("new")], server.url, store_path)
+
+
+def test_a_prompt_that_a_filter_takes_is_its_rows_refusal_and_is_asked_once(
+    server: LoopbackServer, store_path: Path
+) -> None:
+    filtered = (400, {}, error_body("not for us, says the policy", code="content_filter"))
+    server.answer = lambda server, body: filtered if asked(body) < "scene 2" else well(body)
+    for _ in range(2):
+        outcomes = Run(scenes(4), server.url, store_path).outcomes
+        found = [(o.completion.finish_reason, o.completion.text) for o in outcomes]  # type: ignore[union-attr]
+        refused = ("content_filter", "not for us, says the policy")
+        assert found == [refused, refused, ("stop", "re scene 2"), ("stop", "re scene 3")]
+    assert len(server.bodies) == 4
+
+
+def test_an_empty_answer_is_asked_for_again_by_the_next_run(
+    server: LoopbackServer, store_path: Path
+) -> None:
+    server.answer = lambda server, body: chat_completion("")
+    (failed,) = Run([job("first")], server.url, store_path).failures
+    assert (failed.cause, failed.message) == ("empty", "the server's answer is empty")
+    server.answer = lambda server, body: well(body)
+    assert Run([job("first")], server.url, store_path).texts == ["re first"]
+    assert len(server.bodies) == 2
+
+
+def test_a_window_is_learnt_once_for_prompts_that_are_clearly_longer(
+    server: LoopbackServer, store_path: Path
+) -> None:
+    refusal = (400, {}, error_body("Prompt exceeds max length"))
+    server.answer = lambda server, body: refusal if asked(body).count("word") > 25 else well(body)
+    jobs = [job(*(f"{n} " + "word " * length for length in (90, 60, 30, 10))) for n in range(40)]
+    assert len(Run(jobs, server.url, store_path).texts) == 40
+    lengths = [text.count("word") for text in server.asked]
+    assert lengths[:4] == [90, 60, 30, 10]
+    assert lengths.count(90) + lengths.count(60) == 2
+    assert lengths.count(10) == 40
+
+
+def test_a_system_prompt_that_is_refused_goes_before_the_first_words_for_good(
+    server: LoopbackServer, store_path: Path
+) -> None:
+    server.answer = lambda server, body: (
+        (400, {}, error_body("System role not supported"))
+        if body["messages"][0]["role"] == "system"
+        else well(body)
+    )
+    messages = (Message("system", "Be brief."), Message("user", "What is it?"))
+    prompt = Prompt(messages, few_shots=0)
+    jobs = [Job(lambda: iter([prompt]), Sampling(0.0, seed=n), 1) for n in range(3)]
+    texts = Run(jobs, server.url, store_path).texts
+    assert texts == ["re Be brief.\n\nWhat is it?"] * 3
+    assert len(server.bodies) == 4
+
+
+@pytest.mark.parametrize(
+    ("asked_for", "answers", "stops"),
+    [
+        ("mistralai/Mistral-7B-Instruct-v0.2", ["gpt-4o"], True),
+        ("m", ["gpt-4o", "meta-llama/llama-3-8b"], True),
+        ("m", ["gemma-3-1b-it-qat:2"], False),
+        ("gpt-4o", ["gpt-4o-2024-08-06"], False),
+        ("mistral-small", ["/models/Mistral-Small-24B.gguf"], False),
+    ],
+)
+def test_another_model_than_the_one_asked_for_ends_the_run(
+    server: LoopbackServer, store_path: Path, asked_for: str, answers: list[str], stops: bool
+) -> None:
+    server.answer = lambda server, body: {
+        **well(body),
+        "model": answers[len(server.bodies) % len(answers)],
+    }
+    options = BackendOptions(model=asked_for, base_urls=(server.url,))
+    with Client(OpenAIBackend(options, api_key=None), ResponseStore(store_path)) as client:
+        future = client.submit(scenes(6))
+        if not stops:
+            assert len(future.result(PATIENCE_S)) == 6
+            return
+        with pytest.raises(RunStopped, match="rows can name one model and its terms"):
+            future.result(PATIENCE_S)
+
+
+def test_prompts_that_a_server_cuts_are_warned_of_and_then_end_the_run(
+    server: LoopbackServer, store_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    usage = {"prompt_tokens": 1026, "completion_tokens": 20}
+    server.answer = lambda server, body: {**well(body), "usage": usage}
+    jobs = [job(f"{n} " + "word " * 2000) for n in range(100)]
+    with pytest.raises(
+        RunStopped, match="counts 1,026 tokens in every prompt.*--context_window 1026"
+    ):
+        Run(jobs, server.url, store_path, max_concurrency=1)
+    assert [r.message.partition(" tokens")[0] for r in caplog.records] == [
+        "the server counts 1,026"
+    ]
+    assert len(server.bodies) <= 32
+
+
+def test_one_request_that_hangs_first_holds_up_no_other(
+    server: LoopbackServer, store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "_PATIENCE_S", 0.05)
+    others_done = asyncio.Event()
+
+    async def answer(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        if asked(body) == "first":
+            await others_done.wait()
+        elif asked(body) == "scene 4":
+            others_done.set()
+        return well(body)
+
+    server.answer = answer
+    assert len(Run(scenes(5), server.url, store_path, max_concurrency=2).texts) == 5
+    assert server.asked.count("first") == 1
+
+
+@pytest.mark.parametrize("cause", [500, "page"])
+def test_what_fails_alone_is_given_up_while_others_are_answered(
+    server: LoopbackServer, store_path: Path, cause: object
+) -> None:
+    fault = (
+        (500, {}, error_body("list index out of range")) if cause == 500 else (200, {}, "<html>")
+    )
+    server.answer = lambda server, body: fault if asked(body) == "scene 3" else well(body)
+    policy = RetryPolicy(max_retries=50, base_s=0.01, cap_s=0.05)
+    run = Run(scenes(9), server.url, store_path, policy=policy)
+    assert [len(run.texts), len(run.failures)] == [8, 1]
+    assert server.asked.count("scene 3") == 5
+    assert run.stats.retried_for == ("500" if cause == 500 else "no api")
+
+
+@pytest.mark.parametrize(("max_pause_s", "waits"), [(1.0, False), (3.0, True)])
+def test_a_pause_is_kept_to_unless_it_is_longer_than_it_may_be(
+    server: LoopbackServer, store_path: Path, max_pause_s: float, waits: bool
+) -> None:
+    server.answer = well_but((429, {"Retry-After": "2"}, error_body("slow down")))
+    policy = RetryPolicy(base_s=0.01, max_pause_s=max_pause_s)
+    if waits:
+        assert Run([job("first")], server.url, store_path, policy=policy).texts == ["re first"]
+        return
+    with pytest.raises(RunStopped, match=r"until \d\d:\d\d; --max_pause 2 waits for it"):
+        Run([job("first")], server.url, store_path, policy=policy)
+
+
+@pytest.mark.parametrize("reset", ["2h", "99999999"])
+def test_an_allowance_that_is_used_up_for_hours_ends_the_run(
+    server: LoopbackServer, store_path: Path, reset: str
+) -> None:
+    told = {"x-ratelimit-limit-requests": "50", "x-ratelimit-remaining-requests": "0"}
+    told["x-ratelimit-reset-requests"] = reset
+    server.answer = lambda server, body: (200, told, well(body))
+    with pytest.raises(RunStopped, match="allowance is used up until .*--max_pause"):
+        Run(scenes(5), server.url, store_path)
+
+
+def test_a_higher_limit_pays_for_answers_that_were_cut_alone(
+    server: LoopbackServer, store_path: Path
+) -> None:
+    server.answer = lambda server, body: chat_completion(
+        f"re {asked(body)}", finish_reason="length" if asked(body) == "scene 1" else "stop"
+    )
+    for limit, sent in ((100, 3), (200, 4), (50, 7)):
+        scope = Scope("config", "conversation", "m", limit)
+        jobs = [
+            replace(job(f"scene {n}", sampling=Sampling(0.0, 1.0, limit)), scope=scope)
+            for n in range(3)
+        ]
+        assert len(Run(jobs, server.url, store_path).texts) == 3
+        assert len(server.bodies) == sent
+
+
+def test_another_order_of_servers_pays_for_nothing(
+    server: LoopbackServer, store_path: Path
+) -> None:
+    server.answer = lambda server, body: well(body)
+    with LoopbackServer(lambda server, body: well(body)) as other:
+        for urls in ((server.url, other.url), (other.url, server.url)):
+            options = BackendOptions(model="m", base_urls=urls)
+            with Client(OpenAIBackend(options, api_key=None), ResponseStore(store_path)) as client:
+                assert len(client.submit(scenes(8)).result(PATIENCE_S)) == 8
+            assert len(server.bodies) + len(other.bodies) == 8
+
+
+def test_further_fields_and_headers_are_sent_and_known_but_for_secrets(
+    server: LoopbackServer, store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GATEWAY_KEY", "gateway-secret-1")
+    engine = {
+        "extra_body": '{"chat_template_kwargs": {"enable_thinking": false}}',
+        "header": ["api-key=$GATEWAY_KEY", "x-team=vision"],
+    }
+    bare = BackendOptions(model="m", base_urls=(server.url,))
+    identity = OpenAIBackend(bare, api_key=None).identity()
+    assert identity.keys() == {"backend", "endpoint", "model"}
+    backend = OpenAIBackend(replace(bare, engine=engine), api_key=None)
+    assert backend.identity() == {
+        **identity,
+        "extra_body": '{"chat_template_kwargs":{"enable_thinking":false}}',
+        "header": '["x-team=vision"]',
+    }
+    server.answer = lambda server, body: (400, {}, error_body("no gateway-secret-1 here"))
+    with (
+        pytest.raises(RunStopped, match=r"no \*\*\* here"),
+        Client(backend, ResponseStore(store_path), policy=QUICK) as client,
+    ):
+        client.submit(scenes(4)).result(PATIENCE_S)
+    assert server.bodies[0]["chat_template_kwargs"] == {"enable_thinking": False}
+    assert server.headers[0]["api-key"] == "gateway-secret-1"
+    assert server.headers[0]["x-team"] == "vision"
+
+
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [
+        ({"extra_body": "{no json"}, "extra_body: not JSON"),
+        ({"extra_body": "[1]"}, "extra_body: "),
+        ({"extra_body": {"temperature": 0}}, "'temperature' is said with --temperature"),
+        ({"extra_body": "missing.json"}, "extra_body: .*No such file"),
+        ({"header": ["api-key=sk-written-out"]}, r"--header 'api-key=\$VARIABLE'"),
+        ({"header": ["x-team"]}, "expected NAME=VALUE"),
+        ({"header": ["api-key=$NOT_SET_ANYWHERE"]}, "variable .NOT_SET_ANYWHERE is not set"),
+    ],
+    ids=str,
+)
+def test_fields_and_headers_that_cannot_be_sent_are_refused(
+    engine: dict[str, Any], words: str
+) -> None:
+    options = BackendOptions(model="m", base_urls=("http://h/v1",), engine=engine)
+    with pytest.raises(UsageError, match=words) as caught:
+        create(options)
+    assert "written-out" not in str(caught.value)

@@ -156,7 +156,7 @@ def test_the_same_holds_where_some_requests_fail_for_good(
     assert ended.code == 1
     rows = f"{REQUESTS - len(refused)} rows, {len(refused)} failed (refused {len(refused)})"
     assert rows in ended.err
-    assert f"{len(refused)} requests got no answer; run the same command again" in ended.err
+    assert f"{len(refused)} requests were refused, as they would be again" in ended.err
     server.bodies.clear()
 
     # Again: each of those once, no other, and the same output.

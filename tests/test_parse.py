@@ -706,6 +706,12 @@ def test_special_tokens_alone_are_an_empty_answer(form: str, token: str) -> None
         "<|channel>thought\nQuestion: One?\nAnswer: No.<channel|>",
         "One.<think>two</think>three</think>\n",
         "<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        "analysisWe need two turns. Question: One?assistantfinal",
+        "analysis\nTwo turns will do. assistantfinal\n",
+        "analysisTwo.assistantcommentaryWell.assistantfinal",
+        "<details>\n<summary>Thought for 5 seconds</summary>\n> Two turns.\n</details>\n",
+        '<details type="reasoning" done="true">\n<summary>Thinking</summary>Two.</details>\n\n',
+        "Thinking...\nTwo turns will do.\n...done thinking.\n\n",
         "<|channel|>analysis<|message|>Question: One?\nAnswer: No.<|end|><|start|>assistant"
         "<|channel|>final<|message|>",
         "<|channel|>final<|message|>",
@@ -727,6 +733,9 @@ def test_finished_reasoning_is_removed(
 def test_unfinished_reasoning_is_rejected(form: str, finish_reason: FinishReason) -> None:
     for start in (
         "<think>\n",
+        "analysisWe need two turns.\n",
+        "<details>\n<summary>Thinking</summary>\n",
+        "Thinking...\n",
         "[THINK]",
         "<thought>",
         "<reasoning>",
@@ -1158,3 +1167,17 @@ def test_doubtful_labels_stand_beside_sure_ones_where_an_answer_needs_a_question
     text = f"Person: {BUS[0]}\nAI: {BUS[1]}\n\nPerson: {STREET[0]}\nAI: {STREET[1]}"
     parsed = read(f"{text}\n\nQuestion: And now?")
     assert parsed == Parsed((Turn(*BUS), Turn(*STREET)), ("unanswered_question",))
+
+
+def test_thoughts_without_an_answer_are_named_with_what_to_try() -> None:
+    for text, finish, reason in (("", "stop", "only_thoughts"), (" ", "length", "truncated")):
+        completion = Completion(text, finish, only_thoughts=True)  # type: ignore[arg-type]
+        found = parse(completion, CONFIG, "turns")
+        assert reason_of(found) == reason
+        assert isinstance(found, Rejected)
+        assert "--extra_body" in found.detail
+
+
+def test_what_a_filter_says_is_told() -> None:
+    found = read("Not for us.", finish_reason="content_filter")
+    assert found == Rejected("content_filter", "the server withheld the answer: Not for us.")

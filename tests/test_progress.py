@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 import time
 from collections import Counter
@@ -98,6 +99,23 @@ def test_what_holds_requests_back_is_shown() -> None:
     assert describe(stats, rate=4.9, width=80) == (
         "50/1,000  4.9/s, 3m13s left, 64 in flight, paced 5.0/s, 4 retries"
     )
+
+
+def test_why_requests_are_retried_and_how_long_the_oldest_waits_is_shown() -> None:
+    stats = Stats(total=12, in_flight=2, retries=6, retried_for="501")
+    now = time.monotonic()
+    stats.waiting_since_s.update(old=now - 75.5, new=now - 1.0)
+    assert describe(stats, rate=None) == (
+        "0/12  2 in flight, oldest has waited 1m15s, 6 retries: 501"
+    )
+
+
+def test_a_long_pause_is_shown_with_its_end() -> None:
+    pause_s = 6 * 3600 + 12 * 60 + 30
+    stats = Stats(total=12, answered=5, retries=1, held_by="paused 60s")
+    stats.paused_until_s = time.monotonic() + pause_s
+    line = describe(stats, rate=None)
+    assert re.fullmatch(r"5/12  paused until (\d{4}-\d\d-\d\d )?\d\d:\d\d, 6h12m, 1 retries", line)
 
 
 def test_a_line_without_news_is_short() -> None:

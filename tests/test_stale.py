@@ -284,7 +284,9 @@ def test_an_answer_that_gives_no_row_is_paid_for_once(
 ) -> None:
     well = server.answer
     server.answer = lambda server, body: (
-        chat_completion("") if "scene 4," in body["messages"][-1]["content"] else well(server, body)
+        chat_completion("No.")
+        if "scene 4," in body["messages"][-1]["content"]
+        else well(server, body)
     )
     assert len(load(tiny_coco)) == REQUESTS - 3
     assert len(load.sent) == REQUESTS

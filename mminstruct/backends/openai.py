@@ -17,22 +17,13 @@ import asyncio
 import base64
 import json
 import logging
-import math
 import os
 import re
 import time
-from collections.abc import (
-    AsyncIterable,
-    Awaitable,
-    Callable,
-    Collection,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from email.utils import parsedate_to_datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 from urllib.parse import parse_qsl, unquote, urljoin, urlsplit, urlunsplit
@@ -42,22 +33,24 @@ import httpx2
 import msgspec
 import openai
 
-from mminstruct.backends import BackendOptions, _tokens
+from mminstruct.backends import BackendOptions, _names, _tokens
+from mminstruct.backends._chat import read_body
+from mminstruct.backends._refusals import Dialect, Refusal, error_of, read_refusal
+from mminstruct.backends._templates import without_system
 from mminstruct.errors import (
     BackendError,
     BackendUnusable,
-    ContextTooLong,
     RequestRefused,
     TransientError,
     UsageError,
 )
 from mminstruct.limits import Quotas, read_quotas
-from mminstruct.schema import Completion, FinishReason, Message, Request
+from mminstruct.resources import shown
+from mminstruct.schema import Completion, Message, Option, Request, canonical_json
 
 _T = TypeVar("_T")
 
 _OFFICIAL_URL = "https://api.openai.com/v1"
-_WORDS_SHOWN = 500
 _CONNECT_TIMEOUT_S = 30.0
 # Longer than connecting may take, which is to be told from a slow answer.
 _PROBE_TIMEOUT_S = _CONNECT_TIMEOUT_S + 10.0
@@ -65,91 +58,29 @@ _PROBE_TIMEOUT_S = _CONNECT_TIMEOUT_S + 10.0
 _MOST_BYTES = 32 * 2**20
 # Shorter values of a query are hardly secret, and would blot out ordinary words.
 _SHORTEST_SECRET = 6
-_TOO_LONG = re.compile(
-    r"context_length_exceeded|maximum context length|context (?:length|window|size)"
-    r"|prompt is too long|too many (?:input )?tokens|max_model_len"
-    r"|`inputs` tokens \+ `max_new_tokens` must be <=",
-    re.IGNORECASE,
-)
-# Where a refusal says how long the window and the prompt are. "At least 3073 input tokens" is what
-# the answer that was asked for leaves, not the prompt's length.
-_WINDOW = re.compile(r"maximum context length (?:is|of) (\d+)", re.IGNORECASE)
-_PROMPT = re.compile(
-    r"(?<!at least )\b(\d+) (?:input tokens|in the (?:messages|prompt|input)|of text input)",
-    re.IGNORECASE,
-)
-# What servers call the ends of an answer, in lower case.
-_FINISH: dict[str, FinishReason] = {
-    "stop": "stop",
-    "eos": "stop",
-    "length": "length",
-    "max_tokens": "length",
-    "max_output_tokens": "length",
-    "model_length": "length",
-    "content_filter": "content_filter",
-    "safety": "content_filter",
-    "sensitive": "content_filter",
-    "model_context_window_exceeded": "length",
+MOST_LESSONS = 8
+"""Redirects and refused fields that one request may teach."""
+_NEWS_SHOWN = 200
+# What a request says in its own words, and by what flag it is said otherwise.
+_OURS = {
+    "model": "--model",
+    "messages": "--prompt_config",
+    "temperature": "--temperature",
+    "top_p": "--top_p",
+    "max_tokens": "--max_tokens",
+    "max_completion_tokens": "--max_tokens",
+    "seed": "--seed",
 }
-# The server gave up half-way: what there is of the answer isn't one.
-_UNFINISHED = (
-    "error",
-    "abort",
-    "aborted",
-    "cancelled",
-    "insufficient_system_resource",
-    "network_error",
-)
+_SECRET_NAME = re.compile(r"key|token|auth|secret|cookie|password|credential", re.IGNORECASE)
 
+OPTIONS = {
+    "extra_body": Option(dict, "further fields of every request, as JSON or in a JSON file, "
+                         """such as '{"chat_template_kwargs": {"enable_thinking": false}}'"""),
+    "header": Option(list, "NAME=VALUE, sent with every request; may be given again; a secret is "
+                     "'NAME=$VARIABLE', and its value is written nowhere"),
+}  # fmt: skip
 
-class _Part(msgspec.Struct):
-    type: str = "text"
-    text: str | None = None
-
-
-class _Message(msgspec.Struct):
-    # Some reasoning models answer with parts: what was thought, and the text.
-    content: str | list[_Part] | None = None
-    refusal: str | None = None
-
-    @property
-    def text(self) -> str:
-        """The answer alone."""
-        if isinstance(self.content, list):
-            return "".join(part.text or "" for part in self.content if part.type == "text")
-        return self.content or ""
-
-
-class _Choice(msgspec.Struct):
-    # Some services leave it out where a filter has taken the answer.
-    message: _Message | None = None
-    finish_reason: str | None = None
-    # Of a gateway that lost its upstream half-way, after it had sent the 200.
-    error: msgspec.Raw = msgspec.Raw(b"null")
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: float | None = None
-    completion_tokens: float | None = None
-    total_tokens: float | None = None
-
-
-class _Error(msgspec.Struct):
-    code: str | int | None = None
-    message: str | None = None
-
-
-class _Body(msgspec.Struct):
-    choices: list[_Choice] | None = None
-    model: str | None = None
-    # Read apart: an answer that was paid for isn't worth less for a count that makes no sense.
-    usage: msgspec.Raw = msgspec.Raw(b"null")
-    error: msgspec.Raw = msgspec.Raw(b"null")
-
-
-_decoder = msgspec.json.Decoder(_Body)
-_error_decoder = msgspec.json.Decoder(_Error | str | None)
-_usage_decoder = msgspec.json.Decoder(_Usage | None)
+_log = logging.getLogger(__name__)
 _encoder = msgspec.json.Encoder()
 
 
@@ -254,135 +185,95 @@ def payload(
     model: str,
     request: Request,
     *,
-    limit_field: str = "max_tokens",
-    implied: Collection[str] = (),
+    dialect: Dialect | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The body of the POST, with a seed only if there is one: some servers refuse the field.
 
     Args:
         model: its name at the server.
         request: what to ask.
-        limit_field: name of the field for the answer's longest length.
-        implied: of ``temperature`` and ``top_p`` those that are left out where they are 1.
+        dialect: how the server wants to be asked.
+        extra: further fields.
     """
-    sampling = request.sampling
+    sampling, dialect = request.sampling, dialect or Dialect()
     body: dict[str, Any] = {
         "model": model,
-        "messages": request.messages,
+        "messages": request.messages if dialect.system else without_system(request.messages),
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
-        limit_field: sampling.max_tokens,
+        dialect.limit_field: sampling.max_tokens,
     }
-    for name in implied:
+    for name in dialect.implied:
         if body[name] == 1.0:
             del body[name]
     if sampling.seed is not None:
         body["seed"] = sampling.seed
-    return body
+    if dialect.stream:
+        body["stream"] = True
+    return {**body, **(extra or {})}
 
 
-def read_body(body: bytes, *, redacted: Callable[[str], str] = str) -> Completion:
-    """The completion in a response's body.
-
-    Args:
-        body: as it came.
-        redacted: takes secrets out of what an error shows of the body.
+def read_extra(given: dict[str, Any] | str | None) -> dict[str, Any]:
+    """The fields in ``--extra_body``: JSON, or the path of a file with it.
 
     Raises:
-        TransientError: it isn't one: damaged JSON, no choices.
-        BackendError: it tells of an error, which has the meaning it would have as a status.
+        UsageError: it is neither, or says what a flag says.
     """
-    try:
+    if given is None:
+        return {}
+    found: Any = given
+    if isinstance(given, str):
         try:
-            answer = _decoder.decode(body)
-        except msgspec.DecodeError:
-            answer = _decoder.decode(_mended(body))
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise TransientError(
-            f"the server's answer is not a chat completion ({error}): {_excerpt(body, redacted)!r}",
-            cause="bad_body",
-        ) from error
-    if not answer.choices:
-        raise _error_within(answer.error, redacted) or TransientError(
-            f"the server's answer has no choices: {_excerpt(body, redacted)!r}", cause="bad_body"
-        )
-    choice = answer.choices[0]
-    message = choice.message
-    failed = _error_within(choice.error, redacted)
-    if failed is None and not (message and message.text and choice.finish_reason):
-        failed = _error_within(answer.error, redacted)
-    if failed is not None:
-        raise failed
-    ended = (choice.finish_reason or "stop").lower()
-    if message is None and _FINISH.get(ended) != "content_filter":
-        raise TransientError(
-            f"the server's answer has no message: {_excerpt(body, redacted)!r}", cause="bad_body"
-        )
-    message = message or _Message()
-    if ended in _UNFINISHED:
-        raise TransientError(f"the server ended its answer with {ended!r}", cause="unfinished")
-    prompt_tokens, completion_tokens = _usage(answer.usage)
-    finish = _FINISH.get(ended, "other")
-    text = message.text
-    if message.refusal and not text:
-        finish = "content_filter"
-    return Completion(
-        text=text,
-        finish_reason=finish,
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
-        model=answer.model,
-    )
+            text = given if "{" in given else Path(given).expanduser().read_text("utf-8")
+            found = json.loads(text)
+        except OSError as error:
+            raise UsageError(f"extra_body: {shown(Path(given))}: {error.strerror}") from error
+        except ValueError as error:
+            raise UsageError(f"extra_body: not JSON ({error}): {given!r}") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"extra_body: expected a JSON object, got {found!r}")
+    for name in sorted(found.keys() & _OURS.keys()):
+        raise UsageError(f"extra_body: {name!r} is said with {_OURS[name]}; leave it out here")
+    return found
 
 
-def _excerpt(body: bytes, redacted: Callable[[str], str]) -> str:
-    return redacted(body.decode(errors="replace"))[:_WORDS_SHOWN]
+def read_headers(given: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
+    """The headers in ``--header``, each ``NAME=VALUE`` or ``NAME=$VARIABLE``.
+
+    Raises:
+        UsageError: one isn't, can't be sent, or has a secret written out.
+    """
+    headers = {}
+    for entry in given:
+        name, _, value = entry.partition("=")
+        if not re.fullmatch(r"[\w-]+", name) or not value:
+            raise UsageError(f"header: expected NAME=VALUE or NAME='$VARIABLE', got {name!r}")
+        if value.startswith("$"):
+            secret = key_from(environment, value[1:].strip("{}"))
+            if secret is None:
+                raise UsageError(f"header {name}: the variable {value} is not set; set it")
+            value = secret
+        elif _SECRET_NAME.search(name):
+            raise UsageError(
+                f"header {name}: a secret comes from an environment variable, in single quotes, "
+                f"--header '{name}=$VARIABLE', so that it is written nowhere"
+            )
+        headers[name] = value
+    return headers
 
 
-def _error_within(raw: msgspec.Raw, redacted: Callable[[str], str]) -> BackendError | None:
-    """The error that an answer of status 200 tells of, if it does."""
-    try:
-        error = _error_decoder.decode(raw)
-    except msgspec.DecodeError:
-        error = _excerpt(bytes(raw), redacted)
-    if not error:
+def redirect_of(url: str, location: str) -> str | None:
+    """Where a server sends a request on to; None if that isn't the same server.
+
+    Another one gets no prompt that nobody meant for it.
+    """
+    target = urljoin(url, location)
+    before, after = urlsplit(url), urlsplit(target)
+    if before.hostname != after.hostname:
         return None
-    if isinstance(error, str):
-        error = _Error(message=error)
-    code = str(error.code or "")
-    status = int(code) if re.fullmatch(r"[45]\d\d", code) else 502
-    words = redacted(error.message or "no words")[:_WORDS_SHOWN]
-    return status_error(status, words, {}, where="the server, within a 200,", code=code)
-
-
-def _usage(raw: msgspec.Raw) -> tuple[int | None, int | None]:
-    """Tokens of prompt and answer that are paid for, as far as the counts make sense.
-
-    Some services leave what a model thought out of the answer's count; in the total it is.
-    """
-    try:
-        usage = _usage_decoder.decode(raw) or _Usage()
-    except msgspec.DecodeError:
-        return None, None
-    prompt, answer = _tokens.plausible(usage.prompt_tokens, usage.completion_tokens)
-    if prompt is None or answer is None:
-        return None, None
-    _, thought_too = _tokens.plausible(prompt, (usage.total_tokens or 0) - prompt)
-    return prompt, max(answer, thought_too or 0)
-
-
-def _mended(body: bytes) -> bytes:
-    """The JSON without what some servers write into it that JSON has not.
-
-    There is U+FFFD for half a character that stands alone, and null for NaN and infinite numbers.
-    """
-
-    def number(text: str) -> float | None:
-        return value if math.isfinite(value := float(text)) else None
-
-    read = json.loads(body, parse_float=number, parse_constant=lambda name: None)
-    text = json.dumps(read, ensure_ascii=False)
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+    secured = before.scheme == "http" and after.scheme == "https"
+    return target if secured or before[:2] == after[:2] else None
 
 
 class OpenAIBackend:
@@ -396,12 +287,19 @@ class OpenAIBackend:
         self._options = options
         self._api_key = api_key
         self._secrets = sorted(secrets_of(self._base_url, api_key), key=len, reverse=True)
+        self.extra_body = read_extra(options.engine.get("extra_body"))
+        own = tuple(options.engine.get("header") or ())
+        own_headers = read_headers(own, os.environ)
+        self._said = sorted(entry for entry in own if "=$" not in entry)
+        self._secrets += [own_headers[e.partition("=")[0]] for e in own if "=$" in e]
         self._headers = {
             "Content-Type": "application/json",
             "Authorization": authorization(self._base_url, api_key) or openai.Omit(),
+            **own_headers,
         }
-        self._limit_field = "max_tokens"
-        self._implied: frozenset[str] = frozenset()
+        self._dialect = Dialect()
+        self._path = "/chat/completions"
+        self._answers_as: str | None = None
         self._client: openai.AsyncOpenAI | None = None
         self._served_model = options.model or ""
         self.model = _public_name(self._served_model)
@@ -427,11 +325,16 @@ class OpenAIBackend:
 
     def identity(self) -> dict[str, str]:
         """Endpoint and model name; what a server loads under that name it alone knows."""
-        return {
+        identity = {
             "backend": self.name,
             "endpoint": public_url(self._base_url),
             "model": self._served_model,
         }
+        # Absent where nothing was said, so that answers of before count.
+        for name, said in (("extra_body", self.extra_body), ("header", self._said)):
+            if said:
+                identity[name] = canonical_json(said).decode()
+        return identity
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """OpenAI's own count for its models, if their tokenizer can be had; else approximate."""
@@ -460,6 +363,7 @@ class OpenAIBackend:
             default_query=dict(parse_qsl(urlsplit(self._base_url).query, keep_blank_values=True)),
             max_retries=0,
             http_client=openai.DefaultAioHttpClient(
+                follow_redirects=False,  # `_follow` does it, which keeps the POST
                 timeout=httpx2.Timeout(None, connect=_CONNECT_TIMEOUT_S),
                 limits=httpx2.Limits(
                     max_connections=connections, max_keepalive_connections=connections
@@ -481,50 +385,99 @@ class OpenAIBackend:
 
     async def complete(self, request: Request) -> Completion:
         """One answer; errors as in `mminstruct.backends.Backend.complete`."""
-        while True:
-            dialect = self._limit_field, self._implied
+        for _ in range(MOST_LESSONS):
+            before = self._dialect, self._path
             try:
                 return await self._post(request)
-            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                self._learn(f"{error} {_words(error)}", request)
-                if dialect == (self._limit_field, self._implied):
-                    raise self._mapped(error, request) from error
+            except openai.APIStatusError as error:
+                refusal = read_refusal(error.status_code, error.response.content, self.redacted)
+                self._follow(error.response)
+                self._learn(refusal, request)
+                if before == (self._dialect, self._path):
+                    raise self._refused(refusal, error.response.headers, request) from error
             except _FAILURES as error:
                 raise self._mapped(error) from error
+        raise TransientError(f"{self._where}: sends requests in a circle", cause="no_api")
 
-    def _learn(self, words: str, request: Request) -> None:
-        """Note what a refusal says about the fields that the model knows.
+    def _follow(self, response: httpx2.Response) -> None:
+        """Take the place that a request was redirected to.
 
-        OpenAI's reasoning models know the answer's limit only under its newer name, and take
-        neither temperature nor top_p, not even where it is 1, which is what they do anyway.
+        Raises:
+            RequestRefused: it is another server.
         """
-        if "max_completion_tokens" in words:
-            self._limit_field = "max_completion_tokens"
-        sampling = request.sampling
-        for name, value in (("temperature", sampling.temperature), ("top_p", sampling.top_p)):
-            if value == 1.0 and name in words:
-                self._implied |= {name}
+        location = response.headers.get("location")
+        if not (300 <= response.status_code < 400 and location):
+            return
+        target = redirect_of(str(response.url), location)
+        if target is None:
+            elsewhere = public_url(urljoin(str(response.url), location))
+            raise RequestRefused(
+                f"{self._where} answered {response.status_code}: it redirects to {elsewhere}, "
+                "another server; give that with --openai_base_url if it is the one",
+                unknown_here=True,
+                status=response.status_code,
+            )
+        self._path = target
+
+    def _learn(self, refusal: Refusal, request: Request) -> None:
+        """Note what a refusal says of how the server wants to be asked."""
+        before = self._dialect
+        self._dialect = before.learn(refusal, request.sampling)
+        if self._dialect != before:
+            news = self._dialect.news(before)
+            _log.info(f"{self._where}: {news} (it answered: {refusal.words[:_NEWS_SHOWN]})")
 
     async def _post(self, request: Request) -> Completion:
         if self._client is None:
             raise BackendUnusable("the backend is not open")
+        body = payload(self._served_model, request, dialect=self._dialect, extra=self.extra_body)
         post = self._client.post(
-            "/chat/completions",
-            content=_encoder.encode(
-                payload(
-                    self._served_model,
-                    request,
-                    limit_field=self._limit_field,
-                    implied=self._implied,
-                )
-            ),
+            self._path,
+            content=_encoder.encode(body),
             options={"headers": self._headers},
             cast_to=httpx2.Response,
         )
         # Not the transport's timeout: that starts again with every byte.
         response = await asyncio.wait_for(post, self.timeout_s)
         self._hear(response.headers)
-        return read_body(response.content, redacted=self.redacted)
+        completion = read_body(
+            response.content,
+            redacted=self.redacted,
+            where=self._where,
+            lost=self._lost,
+            max_tokens=request.sampling.max_tokens,
+        )
+        self._check_model(completion.model)
+        return completion
+
+    @property
+    def _where(self) -> str:
+        return public_url(self._base_url)
+
+    @property
+    def _lost(self) -> str:
+        """What to do where no API is at the address."""
+        missing = "/v1" not in self._base_url
+        hint = "with /v1?" if missing else "some have it at /api/v1 or /openai/v1"
+        return f"no OpenAI API at this address; {hint}"
+
+    def _check_model(self, answers_as: str | None) -> None:
+        """Raise BackendUnusable where another model answers than rows would say.
+
+        A server may call its model as it likes, but not by the name of another.
+        """
+        if answers_as is None:
+            return
+        for asked in (self._served_model, self._answers_as or ""):
+            if _names.contradict(asked, answers_as):
+                raise BackendUnusable(
+                    f"{self._where} was asked for {self._served_model!r}"
+                    f"{f' and answered as {asked!r}' if asked != self._served_model else ''}, and "
+                    f"now {answers_as!r} answers; rows can name one model and its terms: give "
+                    "--model as the server names what really answers"
+                )
+        if self._answers_as is None and _names.families(answers_as):
+            self._answers_as = answers_as
 
     async def _read(self, response: httpx2.Response) -> None:
         """Read a body before the SDK does, which knows no bound; or refuse to be led elsewhere."""
@@ -539,18 +492,19 @@ class OpenAIBackend:
         if told is not None:
             self.rate_limits = told
 
-    def _mapped(self, error: Exception, request: Request | None = None) -> BackendError:
-        """Ours for one of `_FAILURES`, and for a request that was refused, how to put it."""
-        where = public_url(self._base_url)
+    def _refused(
+        self, refusal: Refusal, headers: Mapping[str, str], request: Request | None = None
+    ) -> BackendError:
+        self._hear(headers)
+        sampling = request.sampling if request else None
+        return error_of(refusal, headers, where=self._where, sampling=sampling, lost=self._lost)
+
+    def _mapped(self, error: Exception) -> BackendError:
+        """Ours for one of `_FAILURES`."""
         if isinstance(error, openai.APIStatusError):
-            self._hear(error.response.headers)
-            return status_error(
-                error.status_code,
-                self.redacted(_words(error))[:_WORDS_SHOWN] + _advice(error, request),
-                error.response.headers,
-                where=where,
-                code=f"{error.code or ''} {error.type or ''}",
-            )
+            refusal = read_refusal(error.status_code, error.response.content, self.redacted)
+            return self._refused(refusal, error.response.headers)
+        where = self._where
         if isinstance(error, asyncio.TimeoutError):
             words = f"{where}: no answer within {self.timeout_s:g} s (--timeout)"
             return TransientError(words, cause="timeout")
@@ -576,7 +530,7 @@ class OpenAIBackend:
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         if self._client is None:
             raise BackendUnusable("the backend is not open")
-        headers = {"Authorization": self._headers["Authorization"]}
+        headers = {name: it for name, it in self._headers.items() if name != "Content-Type"}
         try:
             return await asyncio.wait_for(api_call(self._client, headers), timeout_s)
         except _FAILURES as error:
@@ -694,64 +648,3 @@ def secrets_of(base_url: str, api_key: str | None) -> Iterator[str]:
     found = [parts.netloc.rpartition("@")[0], parts.password, parts.query]
     found += [value for _, value in parse_qsl(parts.query) if len(value) >= _SHORTEST_SECRET]
     yield from (secret for secret in (*found, api_key) if secret)
-
-
-def status_error(
-    status: int, words: str, headers: Mapping[str, str], *, where: str, code: str = ""
-) -> BackendError:
-    """The error for an HTTP status, with the server's words."""
-    message = f"{where} answered {status}: {words}"
-    if status in (400, 413, 422) and _TOO_LONG.search(f"{code} {words}"):
-        return ContextTooLong(message, room=_room(words))
-    if status == 429 and "insufficient_quota" in f"{code} {words}":
-        return BackendUnusable(f"{message}; the account has no credit left")
-    if status in (408, 409, 425, 429) or status >= 500:
-        return TransientError(message, cause=f"http_{status}", retry_after_s=retry_after(headers))
-    if status == 402:
-        return BackendUnusable(f"{message}; the account has no credit left")
-    if status == 401:
-        return BackendUnusable(f"{message}; check OPENAI_API_KEY")
-    return RequestRefused(message, unknown_here=status in (403, 404), status=status)
-
-
-def _room(words: str) -> int | None:
-    """Tokens that the window leaves for the answer, as far as the refusal says."""
-    window, prompt = _WINDOW.search(words), _PROMPT.search(words)
-    return max(0, int(window[1]) - int(prompt[1])) if window and prompt else None
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the server asks to wait: ``retry-after-ms``, else ``Retry-After``, else None.
-
-    **Source:** RFC 9110 section 10.2.3 (seconds or an HTTP date).
-    """
-    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers.get(name, "")) * unit_s
-        except ValueError:
-            continue
-        if math.isfinite(seconds):
-            return max(0.0, seconds)
-    try:
-        when = parsedate_to_datetime(headers.get("retry-after", ""))
-    except (TypeError, ValueError):
-        return None
-    return max(0.0, when.timestamp() - time.time())
-
-
-def _advice(error: openai.APIStatusError, request: Request | None) -> str:
-    """What to do where a model takes no temperature or top_p but its own."""
-    if request is not None and str(error.code).startswith("unsupported_"):
-        for name in ("temperature", "top_p"):
-            if error.param == name:
-                return f" (give --{name} 1)"
-    return ""
-
-
-def _words(error: openai.APIStatusError) -> str:
-    body = error.body
-    detail: object = body
-    if isinstance(body, dict):
-        detail = body.get("message") or body.get("detail") or body.get("error") or body
-    text = detail if isinstance(detail, str) else str(detail or error.message)
-    return " ".join(text.split())

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import logging
 import os
 import re
 import time
@@ -38,28 +39,37 @@ from urllib.parse import urlsplit, urlunsplit
 import aiohttp
 import httpx2
 import msgspec
-import pydantic
 
-from mminstruct.backends import BackendOptions, _tokens
+from mminstruct.backends import BackendOptions
+from mminstruct.backends._chat import read_body
+from mminstruct.backends._refusals import (
+    WORDS_SHOWN,
+    Dialect,
+    Refusal,
+    error_of,
+    read_refusal,
+    retry_after,
+)
+from mminstruct.backends._templates import without_system
 from mminstruct.backends.openai import (
+    MOST_LESSONS,
     authorization,
     bounded,
     check_length,
     check_redirect,
     key_from,
     public_url,
-    retry_after,
+    redirect_of,
     secrets_of,
 )
 from mminstruct.errors import (
     BackendError,
     BackendUnusable,
-    ContextTooLong,
     RequestRefused,
     TransientError,
     UsageError,
 )
-from mminstruct.schema import Completion, FinishReason, Message, Request, Sampling
+from mminstruct.schema import Completion, Message, Request, Sampling
 
 if TYPE_CHECKING:
     from text_generation.types import ChatRequest
@@ -70,22 +80,15 @@ _ASKING_TIMEOUT_S = 30.0
 _CONNECT_TIMEOUT_S = 30.0
 # An estimate counts thousands of prompts; one refusal by a busy server doesn't end it.
 _COUNTING_PAUSES_S = (0.5, 1.0, 2.0, 4.0)
-_WORDS_SHOWN = 500
-_ROOM = re.compile(r"must be <= (\d+)\. Given: (\d+) `inputs` tokens")
-_TOO_LONG = re.compile(r"`inputs` (?:tokens \+|must have less than)|`max_new_tokens` must be <=")
-_FINISH: dict[str, FinishReason] = {
-    "stop": "stop",
-    "eos_token": "stop",
-    "stop_sequence": "stop",
-    "length": "length",
-}
+_log = logging.getLogger(__name__)
+_LOST = "no TGI server at this address; others are reached with --model_source openai"
 
 
 class Served(msgspec.Struct, frozen=True):
     """What a server's ``/info`` says of it, as far as it matters here."""
 
     model_id: str
-    max_total_tokens: int
+    max_total_tokens: int | None = None
     model_sha: str | None = None
     model_dtype: str | None = None
     max_concurrent_requests: int = 128
@@ -124,7 +127,7 @@ class Endpoint:
         """The start of a text in one line and without secrets."""
         for secret in self.secrets:
             text = text.replace(secret, "***")
-        return " ".join(text.split())[:_WORDS_SHOWN]
+        return " ".join(text.split())[:WORDS_SHOWN]
 
 
 def create(options: BackendOptions) -> TGIBackend:
@@ -209,7 +212,10 @@ def ask_served(server: Endpoint) -> Served:
         BackendUnusable: it isn't a TGI server, or wants a key.
     """
     with httpx2.Client(
-        headers=server.headers, timeout=_ASKING_TIMEOUT_S, event_hooks={"response": [_read_bounded]}
+        headers=server.headers,
+        timeout=_ASKING_TIMEOUT_S,
+        follow_redirects=True,
+        event_hooks={"response": [_read_bounded]},
     ) as client:
         try:
             health = client.get(f"{server.url}/health")
@@ -235,8 +241,9 @@ def ask_served(server: Endpoint) -> Served:
         return _served_decoder.decode(info.content)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BackendUnusable(
-            f"{server.url}: not a TGI server ({info.url.path} answered {info.status_code}); other "
-            "servers are reached with --model_source openai --openai_base_url URL"
+            f"{server.url}: not a TGI server ({info.url.path} answered {info.status_code}); one "
+            "without /info, or another, is reached with --model_source openai --model NAME "
+            f"--openai_base_url {server.url}/v1"
         ) from error
 
 
@@ -270,86 +277,15 @@ def payload(messages: Sequence[Message], sampling: Sampling) -> ChatRequest:
     )
 
 
-def read_body(body: bytes, server: Endpoint) -> Completion:
-    """The completion in the body of a 200, with the model as the server names it.
-
-    Raises:
-        TransientError: it isn't one.
-    """
-    from text_generation import types
-
-    try:
-        answer = types.ChatComplete.model_validate_json(body)
-    except pydantic.ValidationError as error:
-        words = server.redacted(body.decode(errors="replace"))
-        raise TransientError(
-            f"{server.url}: the answer is not a chat completion: {words!r}", cause="bad_body"
-        ) from error
-    if not answer.choices:
-        raise TransientError(f"{server.url}: the answer has no choices", cause="bad_body")
-    choice = answer.choices[0]
-    usage = answer.usage if isinstance(answer.usage, dict) else {}
-    prompt_tokens, completion_tokens = _tokens.plausible(
-        usage.get("prompt_tokens"), usage.get("completion_tokens")
-    )
-    return Completion(
-        text=choice.message.content or "",
-        finish_reason=_FINISH.get(choice.finish_reason, "other"),
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
-        model=answer.model,
-    )
-
-
-def read_error(
-    status: int, body: bytes, headers: Mapping[str, str], server: Endpoint
+def error_at(
+    server: Endpoint, refusal: Refusal, headers: Mapping[str, str], sampling: Sampling
 ) -> BackendError:
-    """The error in the body of anything but a 200.
-
-    TGI's own are JSON with an ``error_type``; what stands before a server answers in its own way.
-    """
-    from text_generation import errors
-
-    fields = _error_fields(body)
-    words = server.redacted(fields["error"])
-    message = f"{server.url} answered {status}: {words}"
-    if status == 401:
-        return BackendUnusable(_no_access(server, status))
-    if status == 403:  # to the package a shard that isn't ready, as at a service long gone
-        return RequestRefused(_no_access(server, status), unknown_here=True)
-    error = errors.parse_error(status, fields)
-    if status == 413 or (isinstance(error, errors.ValidationError) and _TOO_LONG.search(words)):
-        return ContextTooLong(message, room=_room(words))
-    again = (
-        errors.OverloadedError,
-        errors.RateLimitExceededError,
-        errors.GenerationError,
-        errors.IncompleteGenerationError,
-        errors.ShardNotReadyError,
-        errors.ShardTimeoutError,
-    )
-    if isinstance(error, again) or status in (408, 425, 429) or status >= 500:
-        return TransientError(message, cause=f"http_{status}", retry_after_s=retry_after(headers))
-    # A model without a chat template, or with one that knows no system prompt, answers nobody.
-    hopeless = isinstance(error, errors.NotFoundError) or fields["error_type"] == "template_error"
-    return RequestRefused(message, unknown_here=hopeless)
-
-
-def _error_fields(body: bytes) -> dict[str, str]:
-    """``error`` and ``error_type`` of a body; of one that isn't TGI's the words, and no type."""
-    try:
-        found = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        found = None
-    if not isinstance(found, dict) or not isinstance(found.get("error"), str):
-        found = {"error": body.decode(errors="replace").strip() or "(no words)"}
-    return {"error": found["error"], "error_type": str(found.get("error_type", ""))}
-
-
-def _room(words: str) -> int | None:
-    """Tokens that the window leaves for the answer, as far as the refusal says."""
-    found = _ROOM.search(words)
-    return max(0, int(found[1]) - int(found[2])) if found else None
+    """The error that a refusal by a server, or by what stands before it, is here."""
+    if refusal.status == 401:
+        return BackendUnusable(_no_access(server, 401))
+    if refusal.status == 403 and not refusal.is_page:
+        return RequestRefused(_no_access(server, 403), unknown_here=True)
+    return error_of(refusal, headers, where=server.url, sampling=sampling, lost=_LOST)
 
 
 def _no_access(server: Endpoint, status: int) -> str:
@@ -389,6 +325,8 @@ class TGIBackend:
         self._count = lru_cache(maxsize=1024)(self._ask_count)
         self._checking: asyncio.Lock | None = None
         self._is_checked = False
+        self._url = f"{self._server.url}/v1/chat/completions"
+        self._dialect = Dialect()
         self._replicas: tuple[TGIBackend, ...] = (self,)
         if own == 0:
             others = range(1, len(servers))
@@ -473,7 +411,7 @@ class TGIBackend:
             reason = self._server.redacted(str(error))
             raise BackendUnusable(f"{url}: tokens can't be counted: {reason}") from error
         advice = "; a TGI server counts tokens from 2.3 on" if answer.status_code == 404 else ""
-        words = self._server.redacted(_error_fields(answer.content)["error"])
+        words = read_refusal(answer.status_code, answer.content, self._server.redacted).words
         raise BackendUnusable(f"{url} answered {answer.status_code}: {words}{advice}")
 
     async def __aenter__(self) -> TGIBackend:
@@ -513,20 +451,48 @@ class TGIBackend:
         if self._session is None:
             raise BackendUnusable("the backend is not open")
         await self._check()
-        asked = payload(request.messages, request.sampling).model_dump_json(exclude_none=True)
-        url = f"{self._server.url}/v1/chat/completions"
-        try:
-            async with self._session.post(url, data=asked.encode()) as response:
-                status, headers = response.status, response.headers
-                body = await bounded(response.content.iter_any(), self._server.url)
-        except (asyncio.TimeoutError, aiohttp.ClientError) as error:
-            raise self._no_answer(error) from error
-        if status != 200:
-            raise read_error(status, body, headers, self._server)
-        completion = read_body(body, self._server)
+        for _ in range(MOST_LESSONS):
+            before = self._url, self._dialect
+            status, headers, body = await self._post(request)
+            if status == 200:
+                break
+            refusal = read_refusal(status, body, self._server.redacted)
+            self._learn(refusal, headers, request)
+            if before == (self._url, self._dialect):
+                raise error_at(self._server, refusal, headers, request.sampling)
+        completion = read_body(
+            body,
+            redacted=self._server.redacted,
+            where=self._server.url,
+            lost=_LOST,
+            max_tokens=request.sampling.max_tokens,
+        )
         if completion.model != self._known().model_id:
             raise self._changed(completion.model)
         return replace(completion, model=self.model)
+
+    def _learn(self, refusal: Refusal, headers: Mapping[str, str], request: Request) -> None:
+        """Take the place that a request was sent on to, and go without a system prompt."""
+        if 300 <= refusal.status < 400:
+            self._url = redirect_of(self._url, headers.get("location", "")) or self._url
+        learned = self._dialect.learn(refusal, request.sampling)
+        if learned.system != self._dialect.system:
+            _log.info(f"{self._server.url}: {learned.news(self._dialect)}")
+            self._dialect = replace(self._dialect, system=learned.system)
+
+    async def _post(self, request: Request) -> tuple[int, Mapping[str, str], bytes]:
+        """Status, headers and body of an answer."""
+        messages = request.messages
+        if not self._dialect.system:
+            messages = without_system(messages)
+        asked = payload(messages, request.sampling).model_dump_json(exclude_none=True).encode()
+        assert self._session is not None
+        try:
+            async with self._session.post(self._url, data=asked, allow_redirects=False) as response:
+                body = await bounded(response.content.iter_any(), self._server.url)
+                return response.status, response.headers, body
+        except (asyncio.TimeoutError, aiohttp.ClientError) as error:
+            raise self._no_answer(error) from error
 
     def _known(self) -> Served:
         """What the answers are known by, which all servers have to run."""

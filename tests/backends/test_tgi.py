@@ -311,7 +311,7 @@ def test_a_window_of_ones_own_is_refused(server: TGIServer) -> None:
         ((424, {}, "shard is not ready"), "http_424", "shard is not ready"),
         ((504, {}, "<html>Gateway\nTimeout</html>"), "http_504", "Gateway Timeout"),
         ((502, {}, ""), "http_502", "(no words)"),
-        ((200, {}, "<html>welcome</html>"), "bad_body", "not a chat completion"),
+        ((200, {}, "<html>welcome</html>"), "no_api", "no TGI server at this address"),
         ((200, {}, '{"id": "'), "bad_body", "not a chat completion"),
         (DROP, "dropped", "http://127.0.0.1"),
     ],

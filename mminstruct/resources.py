@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -33,6 +34,15 @@ def check_writable(folder: Path, output: Path) -> None:
             pass
     except OSError as error:
         raise UsageError(f"output path {output}: {error.strerror}") from error
+
+
+def keep(file: Path, text: str) -> None:
+    """Write a small file of a cache; one that can't be written costs time and nothing else."""
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(file)
 
 
 def shown(path: Path) -> str:

@@ -7,12 +7,11 @@ into columns at once: neither the file's bytes nor an object per annotation are 
 
 from __future__ import annotations
 
-import os
 import re
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Generic, Protocol, TypedDict, TypeVar
 
@@ -20,7 +19,7 @@ import msgspec
 import xxhash
 
 from mminstruct.errors import SourceError
-from mminstruct.resources import shown
+from mminstruct.resources import keep, shown
 
 _CHUNK_BYTES = 1 << 20
 _LARGE_BYTES = 1 << 26
@@ -103,11 +102,7 @@ def _digest(path: Path) -> str:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     if kept is not None:
-        with suppress(OSError):  # a cache that can't be written costs time and nothing else
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            partial = kept.with_suffix(f".{os.getpid()}")
-            partial.write_text(digest.hexdigest(), encoding="ascii")
-            partial.replace(kept)
+        keep(kept, digest.hexdigest())
     return digest.hexdigest()
 
 

@@ -36,7 +36,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any, Literal, get_args
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import datasets
 import fsspec
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from mminstruct.images import Fetching, Wanted  # with an HTTP client, for fetching alone
 
 Row = Mapping[str, Any]
-_Rows = datasets.Dataset | datasets.IterableDataset | list[str]  # or Parquet files
+_Rows: TypeAlias = "datasets.Dataset | datasets.IterableDataset | list[str]"  # Parquet files
 Images = Literal["none", "url", "path", "embed"]
 IMAGES: tuple[Images, ...] = get_args(Images)
 """``none``: file names as rows have them; ``url``: their addresses; ``path``: files in a folder;
@@ -530,7 +530,8 @@ def _batches(rows: _Rows) -> Iterator[pa.RecordBatch | pa.Table]:
         return
     for file in rows:
         with fsspec.open(file, "rb") as opened:
-            yield from pq.ParquetFile(opened).iter_batches(_ROWS_PER_BATCH, use_threads=False)
+            parquet = pq.ParquetFile(opened, pre_buffer=False)
+            yield from parquet.iter_batches(_ROWS_PER_BATCH, use_threads=False)
 
 
 def _rows(splits: Iterable[tuple[str, _Rows]]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -19,19 +19,20 @@ _RATE_OVER_S = 30.0
 # Fewer answers say little of how long the rest will take.
 _TELLING = 3
 # In this time the end that is told comes near to a new guess, all but a third of the way.
-_SMOOTH_S = 10.0
+_SMOOTH_S = 30.0
 
 
 class Pace:
     """How fast answers come, and when the last one will.
 
-    What an engine computes side by side is done at nearly the same time, all of it slow at first.
-    So a rate is over two answers for each request in flight at least, an end is told when all that
-    were sent at first are answered, and it moves evenly from one guess to the next.
+    What an engine computes side by side is done at nearly the same time, and the first of it takes
+    longest. So a rate is over one answer for each request in flight at least, an end is told when
+    the rate is no more one since the start, and moves evenly from one guess to the next.
     """
 
     def __init__(self, started_s: float) -> None:
-        self._seen: deque[tuple[float, int]] = deque([(started_s, 0)])
+        self._seen = deque([(started_s, 0)])
+        self._started_s = started_s
         self._side_by_side = 0
         self._end_s: float | None = None
         self._told_s = started_s
@@ -56,7 +57,7 @@ class Pace:
             return None
         guess_s = now + (stats.total - stats.done) / rate
         if self._end_s is None:
-            if stats.answered < stats.in_flight:
+            if self._seen[0][0] == self._started_s:
                 return None
             self._end_s = guess_s
         self._end_s += (guess_s - self._end_s) * -math.expm1((self._told_s - now) / _SMOOTH_S)

@@ -2,12 +2,24 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DEMO := $(VENV)/.demo
 STAMP := $(VENV)/.installed
+
+define NEXT
+
+SmolLM2-135M is a toy: it shows the form, and most of what it says is wrong. Read demo_out/README.md
+for what came out; the rows are below demo_out/data. With a real model, at any OpenAI-compatible
+server (put its address and model in):
+
+  $(BIN)/mminstruct generate SAMPLE --limit 4 --model_source openai --openai_base_url http://localhost:8000/v1 --model NAME --show 3 --output_path real_out
+endef
+export NEXT
 
 .PHONY: demo test check bench compat clean
 
-demo: $(STAMP)  ## four drawn scenes, three instruction types, SmolLM2-135M on the CPU
+demo: $(DEMO)  ## four drawn scenes, three instruction types, SmolLM2-135M on the CPU
 	$(BIN)/mminstruct generate SAMPLE --limit 4 --max_tokens 320 --seed 1 --show 3 --output_path demo_out
+	@echo "$$NEXT"
 
 test: $(STAMP)  ## the whole test suite
 	$(BIN)/python -m pytest -q
@@ -27,13 +39,20 @@ bench: $(STAMP)  ## requests/s, stored reruns, annotation reading, each beside i
 	$(BIN)/python benchmarks/gguf_engines.py
 	$(BIN)/python benchmarks/transformers_engines.py
 
-compat: $(STAMP)  ## the oldest and newest supported lines of datasets, and the extra tgi, each by itself
+compat: $(STAMP)  ## supported lines of datasets and the extra tgi, each by itself; the network on uvloop
 	$(BIN)/nox -s compat
+	$(BIN)/python -m pytest -q --uvloop tests/test_client.py tests/test_faults.py tests/test_batch.py
 
 clean:
 	rm -rf $(VENV) demo_out bench_out dist
 
-$(STAMP): pyproject.toml
+$(DEMO): pyproject.toml
+	@echo "Installing what the demo needs into $(VENV): a minute, or five where llama.cpp has to be compiled."
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e ".[demo]"
+	touch $@
+
+$(STAMP): $(DEMO)
+	@echo "Installing what tests and checks need besides, torch among it: some minutes."
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	touch $@

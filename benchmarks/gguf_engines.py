@@ -33,6 +33,7 @@ from typing import Any
 
 from mminstruct import backends, prompts, sources
 from mminstruct.backends import BackendOptions
+from mminstruct.backends._trial import model_params
 from mminstruct.backends.llama_cpp import bundled_model
 from mminstruct.schema import Request, Sampling
 from mminstruct.sources import ReadReport
@@ -213,6 +214,7 @@ def _typical(images: list[list[Request]], args: argparse.Namespace) -> list[list
 def _serial(args: argparse.Namespace) -> Ask:
     import llama_cpp
 
+    llama_cpp.llama_cpp.llama_model_default_params = model_params  # which Llama begins with
     threads = {"n_threads": args.threads, "n_threads_batch": args.threads}
     llama = llama_cpp.Llama(str(args.model), n_ctx=8192, verbose=False, **threads)
 
@@ -230,6 +232,7 @@ def _server(args: argparse.Namespace) -> Ask:
     params.n_parallel = args.parallel
     params.n_ctx = SERVER_CELLS_PER_SLOT * args.parallel
     params.verbosity = -1
+    params.no_extra_bufts = not model_params().use_extra_bufts
     if args.threads:
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = args.threads
     server = xllamacpp.Server(params)

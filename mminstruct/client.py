@@ -262,9 +262,7 @@ class Client:
         self._identity = backend.identity()
         self._rng = random.Random()  # noqa: S311
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="llm-client", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run_loop, name="llm-client", daemon=True)
         self._budget = budget if budget is not None and budget.bounded else None
         self._paying = asyncio.Lock()
         self._rates = rates
@@ -945,10 +943,23 @@ class Client:
             future.cancel()
             raise
 
+    def _run_loop(self) -> None:
+        self._loop.run_forever()
+        close_loop(self._loop)
+
     def _stop_loop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        self._loop.close()
+
+
+def close_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancel what is left on a loop that doesn't run, and close it."""
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    if left:
+        loop.run_until_complete(asyncio.wait(left))
+    loop.close()
 
 
 # The open ones. They know nothing of who uses them, so a stream is garbage all the same.

@@ -41,9 +41,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any, Literal, get_args
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import datasets
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.exceptions import DatasetsError
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from mminstruct.images import Fetching, Wanted  # with an HTTP client, for fetching alone
 
 Row = Mapping[str, Any]
+_Rows: TypeAlias = "datasets.Dataset | datasets.IterableDataset | list[str]"  # Parquet files
 Images = Literal["none", "url", "path", "embed"]
 IMAGES: tuple[Images, ...] = get_args(Images)
 """``none``: file names as rows have them; ``url``: their addresses; ``path``: files in a folder;
@@ -507,7 +509,7 @@ def export(
             f"image_folder {pictures.folder}: no such folder{lacking(pictures.folder)}"
         )
     streams = _streams(str(dataset), types, splits)
-    pictures.features = streams[0][1].features or FEATURES
+    pictures.features = _features(streams[0][1])
     terms = _terms(str(dataset), registry)
     if commercial and not terms.text:
         why = "may not be used commercially" if terms.text is False else "is not known to be free"
@@ -582,7 +584,7 @@ def _license_filter(
 
 def _streams(
     dataset: str, types: Sequence[str] | None, splits: Sequence[str] | None
-) -> list[tuple[str, datasets.IterableDataset]]:
+) -> list[tuple[str, _Rows]]:
     """Name and rows of each split, one instruction type after the other."""
     try:
         if Path(dataset).is_file():
@@ -600,7 +602,7 @@ def _streams(
                     f"{dataset} has no instruction type {name!r}{did_you_mean(name, known)}"
                 )
         chosen = dict.fromkeys(types or (["default"] if "default" in configs else known))
-        found = [datasets.load_dataset(dataset, name, streaming=True) for name in chosen]
+        found = [_by_split(datasets.load_dataset_builder(dataset, name)) for name in chosen]
     except (OSError, ValueError, DatasetsError, HfHubHTTPError) as error:
         raise UsageError(
             f"{dataset}: expected a dataset repository, as `mminstruct generate` writes it, or "
@@ -615,14 +617,48 @@ def _streams(
     return [(split, parts[split]) for split in wanted for parts in found if split in parts]
 
 
-def _rows(
-    splits: Iterable[tuple[str, datasets.Dataset | datasets.IterableDataset]],
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _by_split(builder: datasets.DatasetBuilder) -> Mapping[str, _Rows]:
+    """The rows of each split of one instruction type."""
+    named = builder.config.data_files or {}
+    files = {str(split): list(map(str, of)) for split, of in named.items()}
+    if files and all(file.endswith(".parquet") for of in files.values() for file in of):
+        return files
+    return builder.as_streaming_dataset()  # type: ignore[no-any-return]
+
+
+def _features(rows: _Rows) -> datasets.Features:
+    """The columns of some rows; those of `FEATURES` where the rows don't say."""
+    if not isinstance(rows, list):
+        return rows.features or FEATURES
+    try:
+        with fsspec.open(rows[0], "rb") as opened:
+            return datasets.Features.from_arrow_schema(pq.read_schema(opened))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UsageError(f"{rows[0]}: can't be read as Parquet, got: {error}") from error
+
+
+def _batches(rows: _Rows) -> Iterator[pa.RecordBatch | pa.Table]:
+    """Rows a thousand at a time.
+
+    Parquet is read by this thread alone: streamed by `datasets`, it is read by threads of Arrow's
+    that call Python, and where one still does when the process ends, that dies by SIGABRT.
+    **Source:** https://github.com/huggingface/datasets/issues/7566
+    """
+    if not isinstance(rows, list):
+        yield from rows.with_format("arrow").iter(_ROWS_PER_BATCH)
+        return
+    for file in rows:
+        with fsspec.open(file, "rb") as opened:
+            parquet = pq.ParquetFile(opened, pre_buffer=False)
+            yield from parquet.iter_batches(_ROWS_PER_BATCH, use_threads=False)
+
+
+def _rows(splits: Iterable[tuple[str, _Rows]]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each row, after the name of its split."""
     for split, rows in splits:
         try:
-            for batch in rows.with_format("arrow").iter(_ROWS_PER_BATCH):
-                lacking = [name for name in _NEEDED if name not in batch.column_names]
+            for batch in _batches(rows):
+                lacking = [name for name in _NEEDED if name not in batch.schema.names]
                 if lacking:
                     raise UsageError(
                         f"split {split!r}: expected rows as `mminstruct generate` writes them, "
@@ -630,7 +666,7 @@ def _rows(
                     )
                 for row in batch.to_pylist():
                     yield split, row
-        except (pa.ArrowInvalid, DatasetsError, HfHubHTTPError) as error:
+        except (pa.ArrowInvalid, OSError, DatasetsError, HfHubHTTPError) as error:
             raise UsageError(f"split {split!r}: its rows can't be read, got: {error}") from error
 
 

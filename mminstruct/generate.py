@@ -33,7 +33,7 @@ from datasets import Features, Value
 from filelock import FileLock
 
 from mminstruct import licenses, prompts, sources
-from mminstruct.client import NOT_SENT, Answered, Client, Job, Outcome
+from mminstruct.client import NOT_SENT, Answered, Client, Job, Outcome, close_loop
 from mminstruct.parse import Parsed, Rejected, parse
 from mminstruct.prompts import PromptConfig
 from mminstruct.responses import Scope
@@ -454,7 +454,7 @@ def map_requests(
     finally:
         gc.unfreeze()
         for loop in loops:
-            _close(loop)  # `map` makes one and leaves it open
+            close_loop(loop)  # `map` makes one and leaves it open
     return mapped.with_format(None)
 
 
@@ -514,16 +514,6 @@ def _join(thread: ThreadPoolExecutor) -> None:
             interrupt = again
     if interrupt is not None:
         raise interrupt
-
-
-def _close(loop: asyncio.AbstractEventLoop) -> None:
-    """Cancel what is left on a loop that doesn't run, and close it."""
-    left = asyncio.all_tasks(loop)
-    for task in left:
-        task.cancel()
-    if left:
-        loop.run_until_complete(asyncio.wait(left))
-    loop.close()
 
 
 def stream_requests(

@@ -819,6 +819,7 @@ class Gate:
         self._clock = clock
         self._waiting: deque[_Waiter] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        self._wakes_s = math.inf
         self._closed: Exception | None = None
 
     @property
@@ -923,7 +924,7 @@ class Gate:
             server, wait_s = self._choose(now, waiter)
             shared_s = self._shared_s(now, waiter)
             if max(wait_s, shared_s) > 0:
-                self._wake_in(max(wait_s, shared_s))
+                self._wake_at(now, now + max(wait_s, shared_s))
                 # What all share would never suffice for one that is passed over.
                 if not waiter.avoid or shared_s > 0 or len(self._limiters) == 1:
                     break
@@ -956,18 +957,17 @@ class Gate:
                 wait_s = max(wait_s, bucket.wait_s(now, amount))
         return wait_s
 
-    def _wake_in(self, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
+    def _wake_at(self, now: float, when_s: float) -> None:
+        """Look again then, or before; loops differ in what their timers tell."""
+        if when_s >= self._wakes_s:
+            return
         if self._timer is not None:
-            if not self._timer.cancelled() and self._timer.when() <= loop.time() + seconds:
-                return
             self._timer.cancel()
-            self._timer = None
-        if seconds < math.inf:
-            self._timer = loop.call_later(seconds, self._wake)
+        self._wakes_s = when_s
+        self._timer = asyncio.get_running_loop().call_later(when_s - now, self._wake)
 
     def _wake(self) -> None:
-        self._timer = None
+        self._wakes_s = math.inf
         self._let_out()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import threading
 import time
@@ -21,22 +22,70 @@ _RATE_OVER_S = 30.0
 _TELLING = 3
 # For shorter an answer, or a pause, is not worth a word.
 _LONG_S = 15.0
+# In this time the end that is told comes near to a new guess, all but a third of the way.
+_SMOOTH_S = 30.0
 
 
-def describe(stats: Stats, *, rate: float | None, width: int = 200) -> str:
+class Pace:
+    """How fast answers come, and when the last one will.
+
+    What an engine computes side by side is done at nearly the same time, and the first of it takes
+    longest. So a rate is over one answer for each request in flight at least, an end is told when
+    the rate is no more one since the start, and moves evenly from one guess to the next.
+    """
+
+    def __init__(self, started_s: float) -> None:
+        self._seen = deque([(started_s, 0)])
+        self._started_s = started_s
+        self._side_by_side = 0
+        self._end_s: float | None = None
+        self._told_s = started_s
+
+    def rate(self, stats: Stats, now: float) -> float | None:
+        """Answers per second lately, or None; what the store had is not a rate."""
+        answered = stats.answered
+        self._side_by_side = max(self._side_by_side, stats.in_flight)
+        if answered > self._seen[-1][1]:
+            self._seen.append((now, answered))
+        while len(self._seen) > 2 and (
+            now - self._seen[0][0] > _RATE_OVER_S
+            and answered - self._seen[1][1] >= self._side_by_side
+        ):
+            self._seen.popleft()
+        then, before = self._seen[0]
+        return (answered - before) / (now - then) if answered >= _TELLING and now > then else None
+
+    def left_s(self, stats: Stats, rate: float | None, now: float) -> float | None:
+        """Seconds until all have come to an end, or None where that isn't known."""
+        if not rate or stats.total is None:
+            return None
+        guess_s = now + (stats.total - stats.done) / rate
+        if self._end_s is None:
+            if self._seen[0][0] == self._started_s:
+                return None
+            self._end_s = guess_s
+        self._end_s += (guess_s - self._end_s) * -math.expm1((self._told_s - now) / _SMOOTH_S)
+        self._told_s = now
+        return max(0.0, self._end_s - now)
+
+
+def describe(
+    stats: Stats, *, rate: float | None, left_s: float | None = None, width: int = 200
+) -> str:
     """The line: as many of its parts as fit into ``width`` columns, the most important first.
 
     Args:
         stats: the counters.
         rate: answers per second lately, or None if there was none yet.
+        left_s: until all have come to an end, or None where that isn't known.
         width: columns.
     """
     total = "?" if stats.total is None else f"{stats.total:,}"
     parts = [f"{stats.done:,}/{total}", *stats.waiting_for]
     if rate and not stats.waiting_for:
         parts.append(f"{rate:.1f}/s" if rate >= 1 else f"{rate * 60:.1f}/min")
-        if stats.total is not None and stats.total > stats.done:
-            parts.append(f"{duration((stats.total - stats.done) / rate)} left")
+        if left_s is not None and stats.total != stats.done:
+            parts.append(f"{duration(left_s)} left")
     if stats.in_flight:
         parts.append(f"{stats.in_flight} in flight")
     if stats.oldest_s >= _LONG_S:
@@ -97,7 +146,7 @@ class ProgressLine:
         self._terminal = stream.isatty()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="progress", daemon=True)
-        self._seen: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
+        self._pace: Pace | None = None
 
     def __enter__(self) -> ProgressLine:
         self._thread.start()
@@ -126,8 +175,16 @@ class ProgressLine:
                 self._write()
 
     def _write(self, *, final: bool = False) -> None:
-        rate = self._mean_rate() if final else self._rate()
-        line = describe(self._stats, rate=rate, width=self._width())
+        now, started_s = time.monotonic(), self._stats.started_s
+        assert started_s is not None
+        if self._pace is None:
+            self._pace = Pace(started_s)
+        rate, left_s = self._pace.rate(self._stats, now), None
+        if final:
+            rate = self._stats.answered / max(now - started_s, 1e-6)
+        else:
+            left_s = self._pace.left_s(self._stats, rate, now)
+        line = describe(self._stats, rate=rate, left_s=left_s, width=self._width())
         shown = f"\r\x1b[K{line}" + ("\n" if final else "") if self._terminal else f"{line}\n"
         with contextlib.suppress(OSError):  # a terminal that hung up ends no run
             self._stream.write(shown)
@@ -135,21 +192,3 @@ class ProgressLine:
 
     def _width(self) -> int:
         return shutil.get_terminal_size((80, 24)).columns - 1 if self._terminal else 200
-
-    def _mean_rate(self) -> float | None:
-        started_s, answered = self._stats.started_s, self._stats.answered
-        elapsed_s = time.monotonic() - started_s if started_s is not None else 0.0
-        return answered / elapsed_s if answered and elapsed_s else None
-
-    def _rate(self) -> float | None:
-        """Answers per second over the last half minute; what the store had is not a rate."""
-        now, answered = time.monotonic(), self._stats.answered
-        self._seen.append((now, answered))
-        while len(self._seen) > 2 and now - self._seen[0][0] > _RATE_OVER_S:
-            self._seen.popleft()
-        if answered < _TELLING:
-            return None
-        then, before = self._seen[0]
-        if answered > before and now > then:
-            return (answered - before) / (now - then)
-        return self._mean_rate()

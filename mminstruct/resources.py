@@ -11,6 +11,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +51,15 @@ def write_lines(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
             path.unlink(missing_ok=True)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def keep(file: Path, text: str) -> None:
+    """Write a small file of a cache; one that can't be written costs time and nothing else."""
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(file)
 
 
 def shown(path: Path) -> str:

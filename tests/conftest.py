@@ -22,12 +22,29 @@ from tokenizer_files import write_tokenizer_files  # noqa: E402
 
 os.environ["TIKTOKEN_CACHE_DIR"] = str(write_tokenizer_files(Path(_HOME.name) / "tiktoken"))
 
+import asyncio  # noqa: E402
 import json  # noqa: E402
+import warnings  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
 from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
 from loopback import LoopbackServer  # noqa: E402
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--uvloop`` runs everything on its event loops, as a program that installed it does."""
+    parser.addoption("--uvloop", action="store_true")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let asyncio make the loops that were asked for."""
+    if config.getoption("--uvloop"):
+        import uvloop
+
+        with warnings.catch_warnings():  # policies go from Python 3.16 on
+            warnings.simplefilter("ignore", DeprecationWarning)
+            asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 
 
 @pytest.fixture(autouse=True)

@@ -24,11 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.parquet as pq
 import pytest
 import webdataset
 import yaml
 from aiohttp import web
 from conftest import coco_files
+from fsspec.implementations.local import LocalFileOpener
 from hub_server import TOKEN, HubServer
 from huggingface_hub.errors import LocalEntryNotFoundError
 from hypothesis import given, settings
@@ -1219,6 +1221,53 @@ def test_damaged_parquet_is_an_error_of_one_line(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="got: "):
             export.export(out, "jsonl", output_path=tmp_path / "x.jsonl")
     assert files_below(tmp_path) == [f"out/{name}" for name in files_below(out)]
+
+
+def many_motions(folder: Path) -> Path:
+    """A release of several row groups, the second row of which no trainer of images takes."""
+    rows = [row(1)] + [row(n, modality="motion", image=None) for n in range(2, 6000)]
+    out = repository(folder, {"train": rows[:1]})
+    (file,) = out.rglob("*.parquet")
+    pq.write_table(dataset(rows).data.table, file, row_group_size=500)
+    return out
+
+
+def test_parquet_is_read_by_the_thread_that_asks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Arrow's own, in the midst of it when a process ends, would end that by SIGABRT.
+    readers, seek = set(), LocalFileOpener.seek
+
+    def noted(file: Any, *where: int) -> Any:
+        readers.add(threading.get_ident())
+        return seek(file, *where)
+
+    monkeypatch.setattr(LocalFileOpener, "seek", noted)
+    out = many_motions(tmp_path / "out")
+    assert export.export(out, "jsonl", output_path=tmp_path / "x.jsonl").rows == 5999
+    assert readers == {threading.get_ident()}
+
+
+REFUSED = """
+import os, sys
+from mminstruct import cli
+for _ in range(6):
+    if not (child := os.fork()):
+        cli.main(["export", sys.argv[1], "--format", "messages", "--output_path", sys.argv[2]])
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_an_export_that_is_refused_in_the_midst_of_its_rows_ends_with_its_exit_code(
+    tmp_path: Path,
+) -> None:
+    out, path = many_motions(tmp_path / "out"), tmp_path / "x.jsonl"
+    ended = subprocess.run(
+        [sys.executable, "-c", REFUSED, str(out), str(path)], capture_output=True, text=True
+    )
+    assert ended.stdout.split() == ["2"] * 6
+    assert ended.stderr.count("is about motion; use the format jsonl") == 6
+    assert "terminate" not in ended.stderr
 
 
 def test_licences_are_a_choice_without_fetching_too(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import heapq
 import math
 import pickle
 import random
+import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from mminstruct.limits import (
     Quotas,
     Rates,
     Sent,
+    _Bucket,
     read_quotas,
 )
 
@@ -596,6 +598,21 @@ def test_a_dead_server_is_left_out_and_probed_until_it_answers() -> None:
         assert not dead.dead
 
     asyncio.run(run())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="uvloop isn't for Windows")
+def test_waits_too_short_for_the_timers_of_uvloop_are_waited_for_in_turn() -> None:
+    import uvloop
+
+    async def run() -> None:
+        gate = Gate([Limiter(8, adaptive=False)], 8, Rates(requests_per_minute=600_000))
+        for _ in range(3):  # more than a second's worth at once would wait longer
+            gate._requests = _Bucket(10_000.0, 1.0)
+            await asyncio.gather(*(gate.enter() for _ in range(2)))
+
+    loop = uvloop.new_event_loop()
+    loop.run_until_complete(asyncio.wait_for(run(), 60))
+    loop.close()
 
 
 def test_whoever_waits_at_a_gate_that_closes_gets_its_error() -> None:

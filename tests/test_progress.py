@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import heapq
 import io
+import random
 import re
 import threading
 import time
+from bisect import bisect_right
 from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mminstruct.client import Stats
-from mminstruct.progress import ProgressLine, describe, duration, short
+from mminstruct.progress import Pace, ProgressLine, describe, duration, short
 
 counts = st.one_of(st.integers(0, 20), st.integers(0, 10**13))
 
@@ -44,7 +49,7 @@ def busy(size: int) -> Stats:
 def test_the_line_fits_the_terminal_whatever_the_counters(
     size: int, rate: float | None, width: int
 ) -> None:
-    line = describe(busy(size), rate=rate, width=width)
+    line = describe(busy(size), rate=rate, left_s=rate and size / rate, width=width)
     assert 0 < len(line) <= width
     assert "\n" not in line
 
@@ -69,7 +74,7 @@ def test_the_line_fits_the_terminal_whatever_the_counters(
 def test_the_line_is_one_line_of_80_columns_for_any_counters(
     stats: Stats, rate: float | None
 ) -> None:
-    line = describe(stats, rate=rate, width=80)
+    line = describe(stats, rate=rate, left_s=rate, width=80)
     assert line.startswith(f"{stats.done:,}/")
     assert len(line) <= 80
     assert line == line.strip()
@@ -88,7 +93,7 @@ def test_the_line_has_all_that_is_known() -> None:
         prompt_tokens=95_000,
         completion_tokens=15_000,
     )
-    assert describe(stats, rate=2.5) == (
+    assert describe(stats, rate=2.5, left_s=298.4) == (
         "254/1,000  2.5/s, 4m58s left, 64 in flight, 3 failed, 3 rejected, 200 stored, 4 retries, "
         "95.0k+15.0k tokens"
     )
@@ -96,7 +101,7 @@ def test_the_line_has_all_that_is_known() -> None:
 
 def test_what_holds_requests_back_is_shown() -> None:
     stats = Stats(total=1000, answered=50, in_flight=64, held_by="paced 5.0/s", retries=4)
-    assert describe(stats, rate=4.9, width=80) == (
+    assert describe(stats, rate=4.9, left_s=193.9, width=80) == (
         "50/1,000  4.9/s, 3m13s left, 64 in flight, paced 5.0/s, 4 retries"
     )
 
@@ -124,27 +129,85 @@ def test_a_line_without_news_is_short() -> None:
 
 
 def test_a_slow_rate_is_one_per_minute() -> None:
-    assert describe(Stats(total=10, answered=4), rate=0.1) == "4/10  6.0/min, 1m00s left"
+    ten = Stats(total=10, answered=4)
+    assert describe(ten, rate=0.1, left_s=60) == "4/10  6.0/min, 1m00s left"
     assert describe(Stats(answered=4), rate=1.0) == "4/?  1.0/s"
 
 
 def test_how_long_it_takes_is_not_guessed_from_an_answer_or_two() -> None:
-    stats = Stats(total=12, answered=2, started_s=time.monotonic() - 60)
-    line = ProgressLine(stats, Terminal())
-    assert line._rate() is None
+    stats, pace = Stats(total=12, answered=2), Pace(0.0)
+    assert pace.rate(stats, 10.0) is None
     stats.answered = 3
-    assert line._rate() is not None
+    assert pace.rate(stats, 20.0) == 3 / 20
+    assert pace.left_s(stats, 3 / 20, 20.0) is None
+
+
+def told(ends_s: Sequence[float], side_by_side: int) -> list[tuple[float, float]]:
+    """Each second, the time that is really left and the one that is told, if one is."""
+    stats, pace, told = Stats(total=len(ends_s)), Pace(0.0), []
+    for tick in range(int(5 * ends_s[-1])):
+        now = tick / 5
+        stats.answered = bisect_right(ends_s, now)
+        stats.in_flight = min(side_by_side, len(ends_s) - stats.answered)
+        left_s = pace.left_s(stats, pace.rate(stats, now), now)
+        if tick % 5 == 0 and left_s is not None:
+            told.append((ends_s[-1] - now, left_s))
+    return told
+
+
+def herds(requests: int, slots: int, first_s: float) -> list[float]:
+    """When an engine has answered requests that it computes side by side."""
+    rng, free = random.Random(0), [first_s] * slots
+    ends = []
+    for _ in range(requests):
+        begun = heapq.heappop(free)
+        ends.append(begun + rng.uniform(12, 22))
+        heapq.heappush(free, ends[-1])
+    return sorted(ends)
+
+
+@pytest.mark.parametrize(("requests", "slots"), [(30, 8), (60, 8), (300, 8), (300, 32)])
+def test_the_time_left_of_an_engine_that_begins_slowly_does_not_jump(
+    requests: int, slots: int
+) -> None:
+    lines = told(herds(requests, slots, first_s=15.0), side_by_side=slots + 2)
+    assert len(lines) > 40
+    for (_, before_s), (left_s, told_s) in pairwise(lines):
+        assert abs(before_s - 1 - told_s) < 0.04 * max(30.0, before_s)
+        assert abs(told_s - left_s) < 0.25 * (left_s + 20)
+
+
+def test_the_end_is_not_guessed_from_the_answers_that_an_engine_began_with() -> None:
+    assert told(herds(12, slots=8, first_s=30.0)[:10], side_by_side=10) == []
+
+
+def test_what_the_store_had_makes_no_time_left_shorter() -> None:
+    stats, pace = Stats(total=1000, stored=880), Pace(0.0)
+    for stats.answered, now in ((1, 1.0), (20, 11.0), (60, 31.0)):
+        rate = pace.rate(stats, now)
+    assert rate == 59 / 30
+    assert pace.left_s(stats, rate, now) == pytest.approx((1000 - 940) / rate)
+
+
+def test_a_run_that_stands_still_is_seen_to() -> None:
+    stats, pace = Stats(total=100, in_flight=5), Pace(0.0)
+    left = []
+    for stats.answered, now in ((1, 1.0), (50, 50.0), (50, 60.0), (50, 100.0), (50, 1000.0)):
+        left.append(pace.left_s(stats, pace.rate(stats, now), now))
+    assert left[:2] == [None, 50.0]
+    assert left[2] < left[3] < left[4]
+    assert left[4] == pytest.approx(1000, rel=0.05)
 
 
 def test_nothing_is_left_at_the_end() -> None:
-    assert "left" not in describe(Stats(total=4, answered=4), rate=3.0)
+    assert "left" not in describe(Stats(total=4, answered=4), rate=3.0, left_s=2.0)
 
 
 def test_what_does_not_fit_is_left_out_as_a_whole() -> None:
     stats = busy(1_000)
-    whole = describe(stats, rate=2.0).replace("  ", ", ").split(", ")
+    whole = describe(stats, rate=2.0, left_s=9.0).replace("  ", ", ").split(", ")
     for width in range(30, 120):
-        parts = describe(stats, rate=2.0, width=width).replace("  ", ", ").split(", ")
+        parts = describe(stats, rate=2.0, left_s=9.0, width=width).replace("  ", ", ").split(", ")
         assert set(parts) <= set(whole)
 
 

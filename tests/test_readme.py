@@ -27,6 +27,7 @@ from mminstruct import cli
 from mminstruct.backends import llama_cpp
 
 ROOT = Path(__file__).parents[1]
+PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BASH = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -147,7 +148,34 @@ def test_the_python_of_the_readme_works(
     assert names["ds"][0]["license"] == "cc-by-4.0"
 
 
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
 def test_make_targets_of_the_readme_exist() -> None:
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"make (\w+)", README):
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+        assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), target
+
+
+def test_what_the_demo_says_to_type_next_works(folder: Path, server: LoopbackServer) -> None:
+    real, demo = re.findall(r"\$\(BIN\)/mminstruct (.+)", MAKEFILE)
+    assert cli.run([*shlex.split(demo), "--dry_run"]) == cli.DONE
+    real = real.replace("http://localhost:8000/v1", server.url)
+    assert cli.run([*shlex.split(real), "--response_store", "r.sqlite"]) == cli.DONE
+    assert len(server.bodies) == 4 * 3
+    for output in ("demo_out", "real_out"):
+        assert (folder / output / "README.md").is_file()
+        assert list((folder / output / "data").rglob("*.parquet"))
+
+
+def test_the_demo_installs_no_more_than_it_needs() -> None:
+    # In an order that lets `make test` add the rest to the same folder.
+    recipes = {
+        target: subprocess.run(
+            ["make", "--dry-run", "--always-make", target], cwd=ROOT, capture_output=True, text=True
+        ).stdout
+        for target in ("demo", "test")
+    }
+    installs = {t: re.findall(r'install .*"\.\[(\w+)\]"', text) for t, text in recipes.items()}
+    assert installs == {"demo": ["demo"], "test": ["demo", "dev"]}
+    extras = re.findall(r"^(\w[\w-]*) = \[(.*)\]$", PYPROJECT, re.MULTILINE)
+    assert "torch" not in dict(extras)["demo"] + dict(extras)["llama-cpp"]

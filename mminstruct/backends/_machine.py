@@ -1,4 +1,4 @@
-"""Memory and CPU cores that this process may use: a container may have less than its machine.
+"""Memory and CPU cores that this process may use, as a container may have fewer, and their kind.
 
 **Source:** https://docs.kernel.org/admin-guide/cgroup-v2.html (``memory.max``, ``memory.current``,
 ``memory.stat``, ``cpu.max``) and .../cgroup-v1/ for the older names.
@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 _GROUPS = Path("/sys/fs/cgroup")
 _OWN_GROUPS = Path("/proc/self/cgroup")
+_PROCESSORS = Path("/proc/cpuinfo")
+_KIND_OF_PROCESSOR = ("model name", "flags", "CPU implementer", "CPU part", "Features")
 
 
 def total_bytes() -> int:
@@ -37,6 +40,17 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         usable = len(os.sched_getaffinity(0))
     return max(1, min([usable, *map(math.ceil, _core_bounds())]))
+
+
+def processor() -> str:
+    """What tells kinds of processors apart: the name and what it can compute."""
+    with contextlib.suppress(OSError):
+        first, _, _ = _PROCESSORS.read_text().partition("\n\n")
+        # Others say how fast it is just now, or which of several.
+        lines = [line for line in first.splitlines() if line.startswith(_KIND_OF_PROCESSOR)]
+        if lines:
+            return "\n".join(lines)
+    return f"{platform.machine()} {platform.processor()}"  # not Linux
 
 
 def _memory_bounds() -> Iterator[tuple[int, int]]:

@@ -58,7 +58,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from mminstruct.backends import BackendOptions, _machine
+from mminstruct.backends import BackendOptions, _machine, _trial
 from mminstruct.backends._templates import spelling, strftime_now, unspelt, without_system
 from mminstruct.errors import (
     BackendError,
@@ -69,6 +69,7 @@ from mminstruct.errors import (
     UsageError,
     lacking,
 )
+from mminstruct.resources import shown
 from mminstruct.schema import Completion, FinishReason, Message, Option, Request, Sampling, digest
 
 _log = logging.getLogger(__name__)
@@ -277,6 +278,14 @@ class LlamaCppBackend:
         )
 
     async def __aenter__(self) -> LlamaCppBackend:
+        vocabulary = await asyncio.to_thread(lambda: self._vocabulary)
+        await _trial.run(
+            self._path,
+            model=self._options.model or shown(self._path),
+            kind=vocabulary.kind,
+            gpu_layers=self._gpu_layers,
+            threads=self._threads,
+        )
         self._engine = await asyncio.to_thread(self._start)
         return self
 
@@ -313,6 +322,10 @@ class LlamaCppBackend:
         layers: int | None = self._options.engine.get("n_gpu_layers")
         return -1 if layers is None else layers
 
+    @property
+    def _threads(self) -> int:
+        return self._options.engine.get("n_threads") or _machine.cores()
+
     def _start(self) -> _Engine:
         model = _load(self._path, vocab_only=False, gpu_layers=self._gpu_layers)
         own = (self._slots + _OPENINGS) * self.context_window  # all that sequences could ever fill
@@ -325,7 +338,7 @@ class LlamaCppBackend:
             cells=cells,
             fewest_cells=self.context_window if asked is None else cells,
             is_pool=self._is_on_gpu or cells < own,
-            threads=self._options.engine.get("n_threads") or _machine.cores(),
+            threads=self._threads,
         )
 
     def _default_cells(self, model: Any, own: int) -> int:
@@ -371,6 +384,7 @@ class _Vocabulary:
             ) from error
         self._formatter.strftime_now = strftime_now
         architecture = metadata.get("general.architecture")
+        self.kind = f"{architecture} {metadata.get('general.file_type')}"
         self.trained_window = int(metadata.get(f"{architecture}.context_length", 0))
         self._shared = lru_cache(maxsize=64)(self._shared_tokens)
 
@@ -810,9 +824,8 @@ def _load(path: Path, *, vocab_only: bool, gpu_layers: int = 0) -> Any:
     import llama_cpp
     from llama_cpp._internals import LlamaModel
 
-    llama_cpp.llama_backend_init()
     llama_cpp.llama_log_set(_log_callback(), None)
-    params = llama_cpp.llama_model_default_params()
+    params = _trial.model_params()
     params.vocab_only = vocab_only
     params.n_gpu_layers = gpu_layers
     _errors.clear()

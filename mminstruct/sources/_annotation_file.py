@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import codecs
 import gzip
-import os
 import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, Generic, Protocol, TypeAlias, TypedDict, TypeVar, cast
@@ -23,7 +22,7 @@ import msgspec
 import xxhash
 
 from mminstruct.errors import SourceError
-from mminstruct.resources import shown
+from mminstruct.resources import keep, shown
 from mminstruct.sources import ReadReport
 from mminstruct.sources._tolerance import OWN_DATA, kind_of, kind_of_annotation, loads, tidied
 from mminstruct.sources._unpacked import unpacked
@@ -216,11 +215,7 @@ def _digest(path: Path) -> str:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     if kept is not None:
-        with suppress(OSError):  # a cache that can't be written costs time and nothing else
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            partial = kept.with_suffix(f".{os.getpid()}")
-            partial.write_text(digest.hexdigest(), encoding="ascii")
-            partial.replace(kept)
+        keep(kept, digest.hexdigest())
     return digest.hexdigest()
 
 

@@ -280,6 +280,7 @@ def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="expected a file, got a pipe"):
         write(pipe, {"train": dataset([row(1)])}, "jsonl")
     assert pipe.is_fifo()
+    pipe = pipe.rename(tmp_path / "pipe")
     with pytest.raises(UsageError, match="expected a folder, got a pipe"):
         export.check_output(pipe, "webdataset")
     with pytest.raises(UsageError, match="expected a file, got a device"):

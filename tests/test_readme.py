@@ -1,4 +1,4 @@
-"""Every command and example of the README, run as it stands.
+"""Every command and example of the README and of the pages about runs and releases, as it stands.
 
 What is added, and only then: the address of a loopback server, a bound on the length of answers
 of the real model, a file in the place of a model that would be downloaded, and the place of the
@@ -8,6 +8,7 @@ response store.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -29,12 +30,15 @@ from mminstruct.backends import llama_cpp
 ROOT = Path(__file__).parents[1]
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BASH = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-COMMANDS = [line for line in BASH.splitlines() if line.startswith("mminstruct ")]
+PAGES = README + "".join(
+    (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("running", "releases")
+)
+BASH = "\n".join(re.findall(r"```bash\n(.*?)```", PAGES, re.DOTALL))
+PYTHON = re.findall(r"```python\n(.*?)```", PAGES, re.DOTALL)
+COMMANDS = list(dict.fromkeys(line for line in BASH.splitlines() if line.startswith("mminstruct ")))
 FLAGS = [
     flag
-    for row in re.findall(r"^\| (`--.*?) \|", README, re.MULTILINE)
+    for row in re.findall(r"^\| (`--.*?) \|", PAGES, re.MULTILINE)
     for flag in re.findall(r"`(.*?)`", row)
 ]
 TELLING = ("show", "license", "estimate")
@@ -75,7 +79,7 @@ def test_a_command_of_the_readme_generates(
             arguments[arguments.index("http://localhost:8080")] = tgi.url
             assert cli.run(arguments) == cli.DONE
         return
-    if "openai" not in command:
+    if "openai" not in command and "--dry_run" not in command:
         arguments += shlex.split(BOUNDED)
     if "huggingface" in command:
         arguments += ["--prompt_config", "llava_smallcontext"]  # half the tokens
@@ -84,8 +88,20 @@ def test_a_command_of_the_readme_generates(
         assert server.headers[0]["Authorization"] == "Bearer sk-for-the-loopback-server"
     else:
         assert not server.bodies
-    written = "instruct.jsonl" if "jsonl" in command else "instruct/README.md"
+    folder_name = "look" if "--dry_run" in command else "instruct"
+    written = "instruct.jsonl" if "jsonl" in command else f"{folder_name}/README.md"
     assert (folder / written).is_file()
+
+
+def test_the_first_screen_works_from_top_to_bottom(folder: Path, server: LoopbackServer) -> None:
+    start = README.partition("## Start\n")[2].partition("\n## ")[0]
+    install, *commands = "".join(re.findall(r"```bash\n(.*?)```", start, re.DOTALL)).splitlines()
+    assert install == "pip install mminstruct"
+    for command in commands:
+        arguments = shlex.split(command.replace("http://localhost:8000/v1", server.url))[1:]
+        assert cli.run(arguments) == cli.DONE, command
+    assert len(server.bodies) == 3  # one image, three types
+    assert json.loads((folder / "instruct.llava-instruct.json").read_text())
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.split()[1] in ("export", "push")])
@@ -141,7 +157,7 @@ def test_the_python_of_the_readme_works(
     # The README's reader has the annotations downloaded; here they lie in ./cache.
     (code,) = PYTHON
     code = code.replace("http://localhost:8000/v1", server.url)
-    code = code.replace("limit=1000", "limit=1000, data_dir='cache', response_store='r.sqlite'")
+    code = code.replace("limit=10", "limit=10, data_dir='cache', response_store='r.sqlite'")
     names: dict[str, datasets.Dataset] = {}
     exec(compile(code, "README.md", "exec"), names)  # noqa: S102
     assert len(names["ds"]) == 1

@@ -197,7 +197,9 @@ def test_ctrl_c_ends_a_trial(trials: Trials) -> None:
         time.sleep(0.05)
     (child,) = trials.children
     running.send_signal(signal.SIGINT)
-    assert finish(running).code == 130
+    ended = finish(running)
+    assert ended.code == 130
+    assert "pending" not in ended.err  # nothing is left on a loop
     while time.monotonic() < until_s:  # it dies as fast as the machine allows
         try:
             os.kill(child, 0)

@@ -137,7 +137,9 @@ def test_commercial_rows_are_not_taken_for_others_and_no_answer_is_paid_twice(
     assert run(server, "--commercial") == 0
     assert run(server) == 0
     assert numbers(folder) == list(range(1, 10))
-    assert run(server, "--commercial") == 0
+    assert run(server, "--commercial") == cli.USAGE  # rows would be lost
+    assert numbers(folder) == list(range(1, 10))
+    assert run(server, "--commercial --overwrite") == 0
     assert numbers(folder) == USABLE
     assert len(server.bodies) == 9
 
@@ -191,7 +193,8 @@ def test_entries_of_ones_own_change_the_licence_column_and_pay_for_nothing_twice
     (folder / "mine.yaml").write_text(yaml.safe_dump({"models": [group], "licenses": [image]}))
     assert run(server, model="no/such-model") == 0
     assert {row["license"] for row in rows(folder)} == {"unknown"}
-    assert run(server, "--licenses mine.yaml --commercial", model="no/such-model") == 0
+    more = "--licenses mine.yaml --commercial --overwrite"
+    assert run(server, more, model="no/such-model") == 0
     assert {row["license"] for row in rows(folder)} == {"cc-by-4.0"}
     assert numbers(folder) == [2, *USABLE]
     assert run(server, f"--model_id {FREE}", model="no/such-model") == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -302,7 +303,7 @@ def test_a_note_on_a_model_is_told() -> None:
         ({"terms": [{k: v for k, v in TERMS.items() if k != "clause"}]}, "clause: this key is mis"),
         ({"terms": [{**TERMS, "output_training": "free"}]}, "terms.0.output_training.*'free'"),
         ({"terms": [{**TERMS, "hub": "llama9"}]}, r"'acme-terms' has hub 'llama9'.*did you mean"),
-        ({"terms": [TERMS, TERMS]}, "terms: 'acme-terms' is given twice"),
+        ({"terms": [TERMS, deepcopy(TERMS)]}, "terms: 'acme-terms' is given twice"),
         ({"models": [GROUP]}, "'acme/model-1' has terms 'acme-terms', which is not known"),
         ({"terms": [TERMS], "models": [{**GROUP, "chat": {"model-1": 7}}]}, "models.0.chat"),
         ({"terms": [TERMS], "models": [{**GROUP, "chat": {"a/b": -1}}]}, "greater than 0"),

@@ -459,7 +459,6 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         self, *args: Any, config_name: str | None = None, split: Any = None, **kwargs: Any
     ) -> None:
         self.announced = False
-        self._forks = False
         self._read_splits: dict[str, tuple[datasets.Dataset, str, ReadReport]] = {}
         self._split = splits.specs(split)
         names = [splits.name_of(spec) for spec in self._split]
@@ -625,7 +624,6 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             RunStopped: there is no row at all.
         """
         notes.show()
-        self._forks = (kwargs.get("num_proc") or 1) > 1
         ready = Path(output_dir or self._output_dir)
         if any(_unfinished(Report.read(path)) for path in sorted(ready.glob(_REPORTS))):
             kwargs["download_mode"] = datasets.DownloadMode.REUSE_CACHE_IF_EXISTS
@@ -740,7 +738,6 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         if self.stats.total is None:
             self.stats.total = sum(len(g.gen_kwargs["requests"]) for g in generators)
         if not self.announced:
-            self._forks |= dl_manager.is_streaming  # whoever reads a stream may fork
             announce([self])
         self._read_splits = {}  # else each process would get them once more
         self._failures = {} if self.config.partial else None
@@ -964,8 +961,7 @@ def announce(builders: Sequence[InstructBuilder]) -> Estimate:
     _log.warning(str(use_of(builders, verdict)))
     _log.warning(f"model {plan.model}; licence of the text: {verdict.name}")
     asked = [part for builder in builders for part in builder.asked()]
-    may_load = not any(builder._forks for builder in builders)
-    found = estimate.glance(asked, builders[0].terms(), may_load=may_load)
+    found = estimate.glance(asked, builders[0].terms())
     if not configs[0].partial:
         _log.warning(found.line())  # seen by whoever has set up logging, too
     for builder in builders:

@@ -59,7 +59,6 @@ class _Sizes(NamedTuple):
 
 _ALL = _Sizes(math.inf)
 _GLANCE = _Sizes(600, 300, 20, 50)
-_FEW = _Sizes(40, 30, 10, 10)  # a model's own tokenizer takes milliseconds for each
 _NONE = _Sizes(0, 0, 0, 0)
 
 
@@ -275,12 +274,10 @@ class Estimate:
     def line(self) -> str:
         """How many requests, what is stored of them, and what the rest costs, in one line."""
         stored, cost = self.total("stored"), self.own_cost_usd
-        said = [f"{self.requests:,} requests to {self.terms.backend.model}"]
+        to = f"{self.requests:,} requests to {self.terms.backend.model}"
+        said = [f"{to}, {_whole(stored)} stored"]
         if not self.total("left").high:
-            return f"{said[0]}, {_whole(stored)} stored: none is left to send"
-        # Where nothing is known of them there is no word.
-        if (stored.low, stored.high) != (0, min(self.requests, self.in_store)) or not stored.high:
-            said.append(f"{_whole(stored)} stored")
+            return f"{said[0]}: none is left to send"
         if cost is None:
             said.append("cost unknown" + " (--price_in, --price_out)" * self.terms.is_charged)
         else:
@@ -353,22 +350,22 @@ def estimate(
     return replace(found, requests_per_second=requests_per_second)
 
 
-def glance(asked: Sequence[Asked], terms: Terms, *, may_load: bool) -> Estimate:
+def glance(asked: Sequence[Asked], terms: Terms) -> Estimate:
     """As `estimate`, within a moment and with wider intervals; no server is asked.
+
+    Nor is a model in this process, which may take long to load, and costs nothing: of its answers
+    it is known how many there are of a kind.
 
     Args:
         asked: by source, split and type.
         terms: under which a run asks.
-        may_load: whether a model in this process may load its tokenizer, which processes that are
-            forked afterwards would inherit. Without it, what is stored isn't looked up.
 
     Raises:
         StoreError: the response store can't be read.
     """
+    sizes = _GLANCE if isinstance(terms.backend, Remote) else _NONE
     by_guess = _ByGuess(terms.context_window)
-    if isinstance(terms.backend, Remote):
-        return _estimate(asked, terms, by_guess, by_guess, _GLANCE)
-    return _estimate(asked, terms, terms.backend, by_guess, _FEW if may_load else _NONE)
+    return _estimate(asked, terms, by_guess, by_guess, sizes)
 
 
 def _estimate(
@@ -454,7 +451,8 @@ def _part(look: _Look, asked: Asked, size: int) -> Part:
     if len(chosen) == total:
         figures = _figures_of_all(seen, scale, each)
     else:
-        figures = _figures_of_sample(seen, pilot, total, len(look.store), scale, each)
+        most_stored = len(look.store) if chosen else lengths.count
+        figures = _figures_of_sample(seen, pilot, total, most_stored, scale, each)
     return Part(
         type=name,
         requests=total,

@@ -227,7 +227,7 @@ def test_a_model_in_this_process_costs_nothing(
     assert cli.run(["generate", *arguments, "--limit", "2"]) == cli.DONE
     assert "6 requests to scripted, 0 stored, no cost" in capsys.readouterr().err
     assert cli.run(["generate", *arguments]) == cli.DONE
-    assert "9 requests to scripted, 6 stored, no cost" in capsys.readouterr().err
+    assert "9 requests to scripted, 0 to 6 stored, no cost" in capsys.readouterr().err
 
 
 def on_a_terminal(keys: bytes, *arguments: str) -> tuple[int, str]:

@@ -323,6 +323,10 @@ class InstructConfig(datasets.BuilderConfig):
             UsageError: there is none.
         """
         contexts, report = generate.contexts_dataset(source, files, split, cache_dir)
+        for reason in report.skipped:
+            level = logging.INFO if reason in report.harmless else logging.WARNING
+            words = f"{source.info.name}, split {split!r}: left out {report.line(reason)}"
+            _log.log(level, words)
         if not len(contexts):
             lines = "; ".join(map(report.line, report.skipped)) or "there is none in the files"
             raise UsageError(
@@ -818,11 +822,6 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         types = prompts.type_names(config, self.config.type_names())
         files = self._files(source, split, downloads, sending=sending)
         contexts, report = self.config.contexts(source, files, split, Path(self._cache_dir_root))
-        if split not in self.read_report:
-            for reason in report.skipped:
-                level = logging.INFO if reason in report.harmless else logging.WARNING
-                words = f"{source.info.name}, split {split!r}: left out {report.line(reason)}"
-                _log.log(level, words)
         self.read_report[split] = report
         kept = self.config.registry().image_use() if self.config.commercial else None
         read = generate.contexts_key(source, files)

@@ -624,7 +624,8 @@ class Client:
                 completion = await self._first(request, attempt.scope, tries)
             finally:
                 patience.cancel()
-            self._let_start(attempt)
+            # Once one is answered, none has to wait for whose turn it is.
+            self._let_start(self._starting if self._started else attempt)
             if completion is not None:
                 return completion
         self._let_start(attempt)
@@ -636,9 +637,9 @@ class Client:
             self._hanging += 1
             self._let_start(attempt)
 
-    def _let_start(self, attempt: Attempt) -> None:
+    def _let_start(self, attempt: Attempt | None) -> None:
         """Let the next request try, if it was this one's turn."""
-        if self._starting is attempt:
+        if attempt is not None and self._starting is attempt:
             self._starting = None
             self._start.release()
 

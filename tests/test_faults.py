@@ -1310,6 +1310,28 @@ def test_one_request_that_hangs_first_holds_up_no_other(
     assert server.asked.count("first") == 1
 
 
+def test_once_a_slow_first_request_is_answered_none_waits_for_the_one_that_came_beside_it(
+    server: LoopbackServer, store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "_PATIENCE_S", 0.05)
+    beside, others_done = asyncio.Event(), asyncio.Event()
+
+    async def answer(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        number = len(server.bodies)
+        if number == 1:
+            await beside.wait()
+        elif number == client_module._FAILED_AT_START:  # the last that may try beside it
+            beside.set()
+            await asyncio.wait_for(others_done.wait(), 30)
+        elif number == 8:
+            others_done.set()
+        return well(body)
+
+    server.answer = answer
+    assert len(Run(scenes(8), server.url, store_path, max_concurrency=8).texts) == 8
+    assert len(server.bodies) == 8
+
+
 @pytest.mark.parametrize("cause", [500, "page"])
 def test_what_fails_alone_is_given_up_while_others_are_answered(
     server: LoopbackServer, store_path: Path, cause: object

@@ -22,7 +22,7 @@ demo: $(DEMO)  ## four drawn scenes, three instruction types, SmolLM2-135M on th
 	@echo "$$NEXT"
 
 test: $(STAMP)  ## the whole test suite
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 check: $(STAMP)  ## style, types, layers
 	$(BIN)/ruff check .
@@ -41,7 +41,7 @@ bench: $(STAMP)  ## requests/s, stored reruns, annotation reading, each beside i
 
 compat: $(STAMP)  ## supported lines of datasets and the extra tgi, each by itself; the network on uvloop
 	$(BIN)/nox -s compat
-	$(BIN)/python -m pytest -q --uvloop tests/test_client.py tests/test_faults.py tests/test_batch.py
+	$(BIN)/python -m pytest -q -n 2 --uvloop tests/test_client.py tests/test_faults.py
 
 clean:
 	rm -rf $(VENV) demo_out bench_out dist

@@ -1457,9 +1457,9 @@ def test_a_missing_image_gives_exit_code_1(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["out", "--format", "lava"], "invalid choice: 'lava'"),
+        (["out", "--format", "lava"], "got 'lava' (did you mean 'lavin'"),
         (["out"], "--format"),
-        (["out", "--format", "jsonl", "--images", "some"], "invalid choice: 'some'"),
+        (["out", "--format", "jsonl", "--images", "some"], "got 'some'; choose from"),
         (["out", "--format", "jsonl", "--max_sise", "1"], "did you mean '--max_size'"),
         (["out", "--format", "jsonl", "--max_size", "big"], "--max_size"),
     ],

@@ -254,7 +254,7 @@ def test_what_is_complete_is_written_on_request_and_completed_later(
     coco_files(folder / "cache", 6)
     server.answer = ends_badly(2)
     assert generate(server, "--max_requests", "4", "--max_concurrency", "1") == cli.STOPPED
-    assert "go on, or with --partial to write what is complete." in capsys.readouterr().err
+    assert "go on, or run it with --partial to write what is complete." in capsys.readouterr().err
     assert (len(server.bodies), Path("instruct").exists()) == (4, False)
     assert generate(server, "--partial") == cli.INCOMPLETE
     said = capsys.readouterr().err

@@ -439,7 +439,8 @@ for number in range(1, 100):
     child = os.fork()
     if not child:
         die_at(number)
-        release.write({"train": dataset([row(2), row(3)])}, path, origin(), Report())
+        new = {"train": dataset([row(2), row(3)])}
+        release.write(new, path, origin(), Report(), overwrite=True)
         os._exit(0)
     if os.waitpid(child, 0)[1] == 0:
         break

@@ -226,7 +226,9 @@ _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
         _HEAD + b"Content-Length: 5000\r\n\r\n" + _BODY,
         _HEAD + b"Transfer-Encoding: chunked\r\n\r\n20\r\n" + _BODY[:32] + b"\r\n",
         _HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n" + _BODY,
-        _HEAD + b"Content-Encoding: gzip\r\nConnection: close\r\n\r\n" + gzip.compress(_BODY)[:40],
+        _HEAD
+        + b"Content-Encoding: gzip\r\nConnection: close\r\n\r\n"
+        + gzip.compress(_BODY, mtime=0)[:40],
         b"HTTP/1.1 500 Oh\r\nContent-Length: 50\r\n\r\nshort",
     ],
     ids=str,
@@ -1134,7 +1136,7 @@ def test_an_answer_in_another_form_is_read(
 @pytest.mark.parametrize(
     "raw",
     [
-        gzip.compress(json.dumps(chat_completion("A dog.")).encode()),
+        gzip.compress(json.dumps(chat_completion("A dog.")).encode(), mtime=0),
         json.dumps(chat_completion("A dog.")).replace("loopback", "caf\xe9").encode("latin-1"),
     ],
     ids=["gzip_unlabelled", "latin1"],

@@ -628,6 +628,9 @@ class Client:
             self._let_start(self._starting if self._started else attempt)
             if completion is not None:
                 return completion
+            tries.retries += 1
+            self.stats.retries += 1
+            await self._pause(self._policy.wait_s(tries.retries - 1, None, self._rng))
         self._let_start(attempt)
         return await self._with_retries(request, tries)
 
@@ -929,6 +932,8 @@ class Client:
                 f"{self.stats.in_flight:,}",
             )
         await asyncio.sleep(0)  # lets the last answers reach the store's queue
+        while self._unsaved and drain_s > 0:  # and the disk, to be counted
+            await asyncio.sleep(0.01)
         tasks = {task for task in self._tasks if not task.done()}
         for task in tasks:
             task.cancel()

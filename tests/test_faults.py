@@ -1194,7 +1194,7 @@ def test_a_redirect_keeps_the_prompt_on_the_same_server(
         {"Location": here.replace("127.0.0.1", "localhost")},
         "",
     )
-    with pytest.raises(RunStopped, match=r"redirects to http://localhost:.*another server"):
+    with pytest.raises(RunStopped, match=r"redirects to http://localhost:.*where the prompts"):
         Run([job("new")], server.url, store_path)
 
 

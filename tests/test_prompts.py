@@ -449,11 +449,16 @@ def test_a_key_that_is_given_twice_is_an_error(tmp_path: Path, twice: str, key: 
 def test_a_merge_key_of_yaml_is_said_not_to_be_supported(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("a: &a {x: 1}\nb: {<<: *a, y: 2}\n")
-    with pytest.raises(ConfigError, match=r"'<<' is not supported; write the keys out") as caught:
+    with pytest.raises(
+        ConfigError, match=r"'\*a' repeats a list or mapping; write it out"
+    ) as caught:
         strict_yaml.read(path)
     assert "line 2" in str(caught.value)
-    path.write_text("a: &a {x: 1}\nb: *a\n'<<': 3\n")
-    assert strict_yaml.read(path) == {"a": {"x": 1}, "b": {"x": 1}, "<<": 3}
+    path.write_text("b: {<<: {x: 1}, y: 2}\n")
+    with pytest.raises(ConfigError, match=r"'<<' is not supported; write the keys out"):
+        strict_yaml.read(path)
+    path.write_text("a: &a text\nb: *a\n'<<': 3\n")
+    assert strict_yaml.read(path) == {"a": "text", "b": "text", "<<": 3}
 
 
 def test_extends_merges_mappings_and_replaces_everything_else(tmp_path: Path) -> None:

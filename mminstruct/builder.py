@@ -693,9 +693,9 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             if self.info.splits is not None:
                 self.info.splits.pop(split, None)
         if self.report.failures:
-            again = "without partial, " if self.report.unsent else ""
+            again = "without partial " if self.report.unsent else ""
             warnings.warn(
-                f"{summary(self.report)}. Load again, {again}to ask for what failed, and for that "
+                f"{summary(self.report)}. Load again {again}to ask for what failed, and for that "
                 "alone.",
                 IncompleteWarning,
                 stacklevel=2,

@@ -306,7 +306,7 @@ def test_the_store_alone_gives_the_same_rows_and_counts_again(
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always", IncompleteWarning)
             rows = load(COCO, split="train", data_dir=data_dir, cache=tmp_path, **settings)
-        assert bool(warned) == refusing
+        assert bool(warned) == refusing, [str(warning.message) for warning in warned]
         counts = [p.read_text("utf-8") for p in (tmp_path / "cache").rglob("report-*.json")]
         runs.append((rows.to_list(), counts, len(server.bodies) - sent))
         shutil.rmtree(tmp_path / "cache")

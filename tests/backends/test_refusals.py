@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from mminstruct.backends._chat import read_body
 from mminstruct.backends._refusals import Dialect, advice, error_of, kind_of, read_refusal
-from mminstruct.errors import BackendUnusable, ContextTooLong, RequestRefused, TransientError
+from mminstruct.errors import (
+    BackendError,
+    BackendUnusable,
+    ContextTooLong,
+    RequestRefused,
+    TransientError,
+)
 from mminstruct.schema import Sampling
 
 OURS = Sampling(0.7, 1.0, 1024)
@@ -241,3 +249,43 @@ def test_what_changes_answers_ends_with_the_flag_to_type(
     error = error_of(refusal, {}, where="h", sampling=sampling)
     assert isinstance(error, RequestRefused)
     assert error.unknown_here == bool(flag)
+
+
+BODIES = [
+    {"choices": [{"message": {"role": "assistant", "content": "A dog."}, "finish_reason": "stop"}],
+     "usage": {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}, "model": "m"},
+    {"choices": [{"message": {"content": [{"type": "text", "text": "A dog."}]}}]},
+    {"error": {"message": "This model's maximum context length is 512 tokens", "code": 400}},
+    {"object": "error", "detail": [{"loc": ["body"], "msg": "no"}], "status": 422},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(BODIES)))
+def test_no_mutated_body_ends_in_another_error_than_ours(number: int) -> None:
+    random_, whole = random.Random(number), json.dumps(BODIES[number]).encode()
+    pieces = (
+        b"null",
+        b"[]",
+        b"{}",
+        b"-1e999",
+        b'"\\ud800"',
+        b"\xff\x00\x1b",
+        b'data: {"',
+        b"<html>",
+    )
+    answered = 0
+    for _ in range(400):
+        body = bytearray(whole)
+        for _ in range(random_.randint(1, 4)):
+            at, end = sorted(random_.choices(range(len(body) + 1), k=2))
+            body[at : min(end, at + 12)] = random_.choice((*pieces, b"", body[at:end]))
+        try:
+            assert isinstance(read_body(bytes(body)).text, str)
+            answered += 1
+        except BackendError as error:
+            assert str(error)
+        for status in (200, 400, 404, 429, 500):
+            refusal = read_refusal(status, bytes(body))
+            assert isinstance(error_of(refusal, {}, where="here", sampling=OURS), BackendError)
+            Dialect().learn(refusal, OURS)
+    assert answered < 400

@@ -1089,7 +1089,7 @@ def test_what_cannot_be_loaded_is_told_before_anything_is_sent(
 def test_options_that_do_not_fit_a_folder_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="revision: 'tiny-chat' is on this machine"):
         create(folder, revision="main")
-    with pytest.raises(UsageError, match="chat_template 'no.jinja': No such file"):
+    with pytest.raises(UsageError, match=r"chat_template .*no\.jinja.*: No such file"):
         create(folder, chat_template=str(tmp_path / "no.jinja"))
 
 

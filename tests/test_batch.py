@@ -374,7 +374,8 @@ def test_two_runs_at_once_share_their_batches(
     store = ("--batch_api", "--response_store", str(tmp_path / "shared.sqlite"))
     places = [Place(tmp_path / name, data, COMMAND) for name in ("one", "two")]
     runs = [places[0].start(there.url, *store), places[1].start(there.url, *store, *more)]
-    assert [finish(run).code for run in runs] == [0, 0]
+    ended = [finish(run) for run in runs]
+    assert [run.code for run in ended] == [0, 0], "\n".join(run.err for run in ended)
     assert len(submissions(there)) == len(set(submissions(there))) == REQUESTS
     assert places[0].output_digest() == undisturbed[1]
     if not more:

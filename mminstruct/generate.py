@@ -134,7 +134,11 @@ _PROVENANCE = list(_RESULT_SCHEMA.field("provenance").type)
 _CREDIT = list(_RESULT_SCHEMA.field("image_credit").type)
 _CONTEXT_SCHEMA = pa.schema([("id", pa.string()), ("context", pa.string())])
 _CONTEXTS_PER_BATCH = 1000
-_CODE = ("*.py", "sources/*.py", "annotations/*.py")
+MAKES_ROWS = (
+    *("annotations/*.py", "sources/*.py", "prompts.py", "parse.py", "generate.py"),
+    *("schema.py", "strict_yaml.py", "splits.py", "client.py", "builder.py"),
+)
+"""The code between annotation files and rows, relative to the package."""
 
 
 @dataclass(frozen=True)
@@ -284,7 +288,7 @@ class Report:
 
 @lru_cache(maxsize=1)
 def code_version() -> str:
-    """Digest of the code between annotation files and rows, so that no cache goes stale.
+    """Digest of `MAKES_ROWS`, so that no cache goes stale.
 
     Of backends and licences rows take values, which are in keys themselves. Stored answers don't
     depend on it: what was paid for survives any change of the code.
@@ -294,7 +298,7 @@ def code_version() -> str:
 
 def digest_of_code(package: Path) -> str:
     """As `code_version`, of the package in a folder."""
-    files = [f for pattern in _CODE for f in package.glob(pattern)]
+    files = {f for pattern in MAKES_ROWS for f in package.glob(pattern)}
     return digest({str(f.relative_to(package)): f.read_text("utf-8") for f in sorted(files)})[:16]
 
 

@@ -354,16 +354,31 @@ def test_an_option_of_a_source_takes_effect_in_a_cache_that_was_filled_without_i
             assert asked_about(name, every_file, cache, **options) == expected
 
 
-def test_the_version_of_the_code_covers_all_that_makes_contexts_prompts_and_rows(
+# No change of these changes a row whose answer is the same; a new module is named in `MAKES_ROWS`
+# or here.
+MAKES_NO_ROWS = {
+    *("__init__.py", "__main__.py", "version.py", "errors.py", "notes.py", "resources.py"),
+    *("arguments.py", "batch.py", "cards.py", "cli.py", "download.py", "estimate.py", "export.py"),
+    *("hub.py", "images.py", "limits.py", "loading.py", "preview.py", "pricing.py", "progress.py"),
+    *("provenance.py", "release.py", "replacing.py", "responses.py"),
+    *("backends/", "licenses/", "sample/"),
+}
+
+
+def test_the_version_of_the_code_goes_by_all_that_makes_rows_and_by_nothing_else(
     tmp_path: Path,
 ) -> None:
     package = tmp_path / "mminstruct"
     shutil.copytree(Path(mminstruct.__file__).parent, package)
-    versions = [generate.code_version()]
-    assert generate.digest_of_code(package) == versions[0]
-    for folder in (".", "sources", "annotations"):
-        for module in sorted((package / folder).glob("*.py")):
-            with module.open("a", encoding="utf-8") as file:
-                file.write("# edited\n")
-            versions.append(generate.digest_of_code(package))
-    assert len(set(versions)) == len(versions)
+    before = generate.code_version()
+    assert generate.digest_of_code(package) == before
+    unseen = set()
+    for module in sorted(package.rglob("*.py")):
+        with module.open("a", encoding="utf-8") as file:
+            file.write("# edited\n")
+        after = generate.digest_of_code(package)
+        if after == before:
+            name = module.relative_to(package).as_posix()
+            unseen.add(next((f for f in MAKES_NO_ROWS if name.startswith(f)), name))
+        before = after
+    assert unseen == MAKES_NO_ROWS

@@ -19,11 +19,13 @@ import asyncio
 import errno
 import hashlib
 import logging
+import os
 import queue
 import sqlite3
 import threading
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -461,12 +463,13 @@ def _settle(futures: Iterable[asyncio.Future[None]], failure: StoreError | None)
 
 def _connect(path: Path) -> sqlite3.Connection:
     try:
-        connection = sqlite3.connect(
-            path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-        )
-        try:
-            # SQLite waits for no lock while it changes the journal mode, so ours is needed here.
-            with FileLock(f"{path}.lock", timeout=_BUSY_TIMEOUT_S):
+        # SQLite waits for no lock while it changes the journal mode, so ours is needed here, and
+        # before there is a file that others could read.
+        with FileLock(f"{path}.lock", timeout=_BUSY_TIMEOUT_S):
+            connection = sqlite3.connect(
+                path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+            )
+            try:
                 version = _check(connection, path)
                 connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
                 connection.execute("PRAGMA journal_mode = WAL")
@@ -474,9 +477,9 @@ def _connect(path: Path) -> sqlite3.Connection:
                 connection.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
                 if version < _SCHEMA_VERSION:
                     _create(connection, version)
-        except BaseException:
-            connection.close()
-            raise
+            except BaseException:
+                connection.close()
+                raise
     except (sqlite3.Error, OSError) as error:
         # The words of an OSError name the file with the home folder in full.
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
@@ -493,18 +496,23 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _connect_read_only(path: Path) -> sqlite3.Connection:
-    """A connection that changes nothing; to an empty store in memory if there is no file."""
+    """A connection that changes nothing; to an empty store in memory if there is none yet."""
     try:
-        if not path.exists() or not path.stat().st_size:
-            connection = sqlite3.connect(":memory:", isolation_level=None)
-            _create(connection, 0)
-            return connection
+        if not path.exists():
+            return _empty()
         uri = path.resolve().as_uri() + "?mode=ro"
-        try:
-            connection, version = _opened(uri, path)
-        except sqlite3.OperationalError:
-            # A folder that can't be written to has no room for the index of the WAL.
-            connection, version = _opened(f"{uri}&immutable=1", path)
+        # One that is being made is waited for: reading it would keep SQLite from making it.
+        with _lock(path):
+            try:
+                connection, version = _opened(uri, path)
+            except sqlite3.OperationalError as error:
+                if _is_locked(error):
+                    raise
+                # A folder that can't be written to has no room for the index of the WAL.
+                connection, version = _opened(f"{uri}&immutable=1", path)
+        if version == 0:
+            connection.close()
+            return _empty()
         if version < 2:
             connection.execute(f"CREATE TEMP TABLE {_LENGTHS}")
         if version < 3:
@@ -518,6 +526,18 @@ def _connect_read_only(path: Path) -> sqlite3.Connection:
             f"response store {shown(path)}: {reason}; "
             "give a writable SQLite file or a new one with --response_store"
         ) from error
+    return connection
+
+
+def _lock(path: Path) -> FileLock | nullcontext[None]:
+    """That under which a store is made; none where it isn't ours to take, or nobody has."""
+    lock = f"{path}.lock"
+    return FileLock(lock, timeout=_BUSY_TIMEOUT_S) if os.access(lock, os.W_OK) else nullcontext()
+
+
+def _empty() -> sqlite3.Connection:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    _create(connection, 0)
     return connection
 
 

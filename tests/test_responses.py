@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -701,3 +702,35 @@ def test_a_store_with_a_full_disk_fails_at_once_and_for_all(tmp_path: Path) -> N
     assert {type(result) for result in (*results, *later)} == {StoreError}
     with ResponseStore(path) as store:
         assert len(store) == 50
+
+
+def test_a_store_that_is_being_made_can_be_read(tmp_path: Path) -> None:
+    def read(path: Path, start: threading.Barrier) -> int:
+        start.wait(10)
+        for _ in range(20):
+            with ResponseStore(path, read_only=True) as store:
+                store.get_many([key(1)])
+        return 1
+
+    def make(path: Path, start: threading.Barrier) -> int:
+        start.wait(10)
+        with ResponseStore(path) as store:
+            put_all(store, list(answers(1)))
+            return len(store)
+
+    with ThreadPoolExecutor(4) as pool:
+        for n in range(15):
+            start = threading.Barrier(4)
+            path = tmp_path / f"{n}.sqlite"
+            working = [pool.submit(work, path, start) for work in (read, make, read, read)]
+            assert [future.result(60) for future in working] == [1, 1, 1, 1]
+
+
+def test_a_file_without_tables_yet_reads_as_an_empty_store(tmp_path: Path) -> None:
+    path = tmp_path / "r.sqlite"
+    with closing(sqlite3.connect(path)) as begun:
+        begun.execute("PRAGMA journal_mode = WAL")
+        begun.execute("PRAGMA user_version = 0")
+    with ResponseStore(path, read_only=True) as store:
+        assert store.get_many([key(1)]) == {}
+        assert len(store) == 0

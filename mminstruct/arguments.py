@@ -2,7 +2,7 @@
 
 A flag of several values ends at the next flag, at a source, and before a word that it doesn't know
 where the command still lacks one. ``@FILE`` stands for the words in a file, ``--config FILE`` for
-the flags in one.
+the sources and flags in one.
 """
 
 from __future__ import annotations
@@ -111,28 +111,36 @@ class Parser(argparse.ArgumentParser):
                         break
                     values.append(words.popleft())
                 given.append((action, values))
-        self._deal(given, others)
-        for action, values in list(given):
-            if action.dest == "config":
-                given += self._flags_in("".join(values), {action.dest for action, _ in given})
-        return given, others, unknown
+        from_file = self._deal(given, others)
+        return given + from_file, others, unknown
 
-    def _deal(self, given: _Given, others: list[str]) -> None:
-        """Give words after a flag of several values back that aren't the flag's."""
+    def _deal(self, given: _Given, others: list[str]) -> _Given:
+        """Give words after a flag of several values back that aren't the flag's.
+
+        Returns:
+            The flags in files; the sources in them are among the other words then.
+        """
         places = [action for action in self._actions if not action.option_strings]
         takes_sources = bool(places) and places[0].dest == "sources"
-        doubtful: list[tuple[list[str], str]] = []
-        for action, values in given:
-            if action.nargs != "+":
-                continue
-            values[:] = [value for word in values for value in word.split(",") if value]
-            for number, value in enumerate(values[1:], 1):
-                if takes_sources and _is_source(value):
-                    others += values[number:]
-                    del values[number:]
-                    break
-                if value not in _known(action.dest, given):
-                    doubtful.append((values, value))
+        several = [(action.dest, values) for action, values in given if action.nargs == "+"]
+        for _, values in several:
+            values[:] = _separated(values)
+            if takes_sources:
+                first = next((n for n, v in enumerate(values) if n and _is_source(v)), len(values))
+                others += values[first:]
+                del values[first:]
+        taken = {action.dest for action, _ in given}
+        taken |= {places[0].dest for word in others if takes_sources and _is_source(word)}
+        files = [value for action, values in given if action.dest == "config" for value in values]
+        found = [flag for file in files for flag in self._flags_in(file, taken)]
+        others += [word for action, values in found if action in places for word in values]
+        found = [(action, values) for action, values in found if action not in places]
+        doubtful = [
+            (values, value)
+            for flag, values in several
+            for value in values[1:]
+            if value not in _known(flag, given + found)
+        ]
         free = (1 if takes_sources and places[0].nargs == "+" else len(places)) - len(others)
         if 0 < free < len(doubtful):
             named = " and ".join(repr(value) for _, value in doubtful)
@@ -143,10 +151,12 @@ class Parser(argparse.ArgumentParser):
             others.append(value)
         if takes_sources:
             others.sort(key=lambda word: not _is_source(word))
+        return found
 
     def _flags_in(self, file: str, given: Collection[str]) -> Iterator[tuple[Any, list[str]]]:
-        """The flags in a YAML file that aren't given on the line, which goes before it."""
+        """Sources and flags in a YAML file that aren't given on the line, which goes before it."""
         known = {flag[2:]: self._option_string_actions[flag] for flag in self.flags()}
+        known |= {action.dest: action for action in self._actions if action.dest == "sources"}
         for key in ("config", "help"):
             known.pop(key, None)
         for key, value in strict_yaml.read(Path(file).expanduser()).items():
@@ -159,7 +169,8 @@ class Parser(argparse.ArgumentParser):
                 expected = "true or false" if is_switch else "a text, a number or a list of them"
                 raise UsageError(f"{file}: {key}: expected {expected}, got {value!r}")
             if action.dest not in given and value is not False:
-                yield action, [] if is_switch else list(map(str, values))
+                words = [] if is_switch else list(map(str, values))
+                yield action, _separated(words) if action.nargs == "+" else words
 
 
 def _written(given: _Given) -> Iterator[str]:
@@ -170,6 +181,11 @@ def _written(given: _Given) -> Iterator[str]:
             yield from (flag, *values)
         else:
             yield from (f"{flag}={value}" for value in values)
+
+
+def _separated(words: list[str]) -> list[str]:
+    """The values of a flag that takes several, with commas between them or without."""
+    return [value.strip() for word in words for value in word.split(",") if value.strip()]
 
 
 def _is_flag(word: str) -> bool:

@@ -301,7 +301,10 @@ def _add_run_arguments(parser: Parser) -> None:
 
 _SEVERAL = {"nargs": "+", "action": "extend"}
 _CONFIG_FLAG: dict[str, dict[str, Any]] = {
-    "config": {"metavar": "FILE", "help": "YAML with flags, which those of the line go before"},
+    "config": {
+        "metavar": "FILE",
+        "help": "YAML with sources and flags; those of the line go before",
+    },
 }
 _MODEL_FLAGS: dict[str, dict[str, Any]] = {
     "model_source": {

@@ -519,6 +519,8 @@ def export(
             "(mminstruct license names some)"
         )
     made = _made_of(str(dataset), types, splits, [*allowed, *(["commercial rows"] * commercial)])
+    if fetching is not None and fetching.max_size is not None:
+        made = {**made, "max_size": fetching.max_size}
     replacing.check(path, made_at(path), made, overwrite=overwrite)
     if images != "embed":
         return _write(_rows(streams), path, form, pictures, terms, made)

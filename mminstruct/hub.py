@@ -237,12 +237,13 @@ def _addressed(folder: Path, repo_id: str) -> dict[str, bytes]:
 
 
 def _without_answers(rejected: Path) -> bytes:
-    """What gave no row, without the answers: nobody has looked at what is in them."""
+    """What gave no row, without answers and details that quote them: nobody has looked at them."""
     kept = io.BytesIO()
     try:
         with rejected.open(encoding="utf-8") as lines:
             for entry in map(dict, map(json.loads, lines)):
-                entry.pop("answer", None)
+                for name in ("answer", "detail"):
+                    entry.pop(name, None)
                 kept.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
     except (ValueError, TypeError) as error:
         raise UsageError(

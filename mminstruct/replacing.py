@@ -16,7 +16,7 @@ from mminstruct.errors import UsageError
 Made = Mapping[str, Any]
 """How rows were made and which there are, by the names in `_SAME`, `_NO_LESS` and ``requests``."""
 
-_SAME = ("backend", "model", "sampling", "image_licenses")
+_SAME = ("backend", "model", "sampling", "image_licenses", "max_size")
 _NO_LESS = ("sources", "prompt_configs", "types", "splits")
 SAMPLING = ("temperature", "top_p", "max_tokens")
 """What answers were drawn with, besides the seed."""

@@ -146,8 +146,37 @@ def test_flags_come_from_a_file_and_those_of_the_line_go_before(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    ("line", "sources", "types"),
+    [
+        ("generate", ["COCO2017", "LVIS"], ["a", "b"]),
+        ("license", ["COCO2017", "LVIS"], ["a", "b"]),
+        ("generate SAMPLE", ["SAMPLE"], ["a", "b"]),
+        ("generate --types conversation SAMPLE", ["SAMPLE"], ["conversation"]),
+        ("generate --types conversation mine", ["COCO2017", "LVIS"], ["conversation", "mine"]),
+        ("generate COCO2071", ["COCO2017", "LVIS", "COCO2071"], ["a", "b"]),  # refused later
+    ],
+)
+def test_sources_come_from_a_file_unless_the_line_has_some(
+    line: str, sources: list[str], types: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("sources: [COCO2017, LVIS]\ntypes: a, b\n")
+    args = parsed(f"{line} --config {file}")
+    assert (args.sources, args.types) == (sources, types)
+
+
+def test_an_id_stands_beside_a_source_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("sources: COCO2017\n")
+    args = parsed(f"show 42 --config {file}")
+    assert (args.sources, args.id) == (["COCO2017"], "42")
+    assert parsed(f"show --config {file}").id is None
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("sources: true", "sources: expected a text, a number or a list of them, got True"),
         ("modle: x", "unknown key 'modle' (did you mean 'model'?)"),
         ("config: other.yaml", "unknown key 'config'"),
         ("dry_run: 1", "dry_run: expected true or false, got 1"),

@@ -259,8 +259,9 @@ def test_a_second_push_with_more_rows_is_a_new_revision_without_leftovers(
 ) -> None:
     folder = tmp_path / "out"
     few = made([row(1), row(2), row(1, "detail")])
-    left_out = {"id": "1", "type": "detail", "outcome": "rejected", "reason": "leak", "detail": ""}
-    report = Report(files=lines([{**left_out, "answer": "as it was"}]))
+    left_out = {"id": "1", "type": "detail", "outcome": "rejected", "reason": "repetition"}
+    told = {"answer": "as it was", "detail": "answer given again: 'as it was'"}
+    report = Report(files=lines([{**left_out, **told}]))
     assert shell.push(written(folder, few, report), "user/name", "--revision", "v1.0").code == 0
     repo = server.repos["user/name"]
     assert "as it was" in (tmp_path / "out" / "rejected.jsonl").read_text()
@@ -334,10 +335,11 @@ def test_what_else_is_in_the_folder_stays_there_as_no_verdict_covers_it(
     for name in ("data/conversation/older.parquet", "images/1.jpg", ".env"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("mine")
+    (folder / "left_out.jsonl").write_text('{"examples": ["42"]}\n')  # ours, and for nobody else
     ended = shell.push(folder, "user/name")
     assert ended.code == 0
     names = ".env, data/conversation/older.parquet, images/1.jpg"
-    assert f"not pushed, as mminstruct did not write them: {names}" in ended.err
+    assert f"not pushed, as mminstruct did not write them: {names}\n" in ended.err
     assert server.repos["user/name"].head.files.keys() - {".gitattributes"} == wanted
 
 

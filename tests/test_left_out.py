@@ -170,6 +170,16 @@ def test_a_run_that_lost_more_than_half_of_its_images_stops_before_it_sends_anyt
     assert (server.bodies, Path("instruct").exists()) == ([], False)
 
 
+@pytest.mark.parametrize("more", [{}, {"num_proc": 2}, {"streaming": True}])
+def test_a_load_that_lost_more_than_half_of_its_images_sends_nothing(
+    more: dict[str, Any], tmp_path: Path, server: LoopbackServer
+) -> None:
+    coco_files(tmp_path / "coco", 5, edit=uncaptioned(1, 4, 5))
+    with pytest.raises(SourceError, match="3 of 5 images can't be used, more than half"):
+        list(load(server, tmp_path, limit=1, **more))
+    assert server.bodies == []
+
+
 @pytest.mark.parametrize("output", ["out", "out.jsonl"])
 def test_rejected_answers_can_be_read(
     output: str, folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -259,6 +260,7 @@ def on_a_terminal(keys: bytes, *arguments: str) -> tuple[int, str]:
     ("keys", "code", "sent"),
     [
         (b"\n", cli.USAGE, 0),
+        (b"\x04", cli.USAGE, 0),  # Ctrl-D
         (b"y\n", cli.DONE, TRAIN),
     ],
 )
@@ -271,10 +273,24 @@ def test_a_large_run_asks_on_a_terminal(
     assert (found, len(server.bodies)) == (code, sent), shown
     before, _, after = shown.partition("mminstruct: go on? [y/N] ")
     line = before.splitlines()[-1].removeprefix("\x1b[K")
-    assert line.startswith("mminstruct: 3 requests to m, 0 stored, cost $")
+    assert re.fullmatch(r"mminstruct: 3 requests to m, 0 stored, cost \$[\d,.]+ to \$[\d,.]+", line)
     assert len(line) <= 80
     refused = "mminstruct: nothing was sent; --limit 100 asks for less, --yes goes on"
     assert (refused in after) == (sent == 0)
+
+
+def test_a_terminal_shows_why_requests_are_retried(folder: Path, server: LoopbackServer) -> None:
+    def answer(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        return (503, {}, {"error": "busy"}) if len(server.bodies) < 3 else well(server, body)
+
+    well, server.answer = server.answer, answer
+    arguments = ["COCO2017", "--model_source", "openai", "--model", "m", "--types", "conversation"]
+    arguments += ["--openai_base_url", server.url, "--response_store", "r.sqlite", "--limit", "1"]
+    code, shown = on_a_terminal(b"", *arguments)
+    assert code == cli.DONE, shown
+    frames = [f.strip() for f in re.split(r"\r|\x1b\[K|\n", shown) if re.match(r"[01]/1\b", f)]
+    assert re.fullmatch(r"1/1  .*, 2 retries: 503, 100\+20 tokens", frames[-1])
+    assert max(map(len, frames)) < 80
 
 
 def test_a_large_run_without_a_terminal_goes_on_and_says_so(
@@ -333,27 +349,23 @@ def test_a_run_is_large_above_20_dollars_or_20000_paid_requests(
 
 
 class Site(LoopbackServer):
-    """Answers GET requests as a test says, by the end of the path; others as if it had none.
+    """Has a list of models as a test says, and no GET of anything else.
 
     Attributes:
-        pages: end of a path -> status, content type and text.
-        looked: the paths of GET requests.
+        models: its status and text.
+        looked: how often that was asked for.
     """
 
-    pages: dict[str, tuple[int, str, str]]
-    looked: list[str]
+    models: tuple[int, str] = (405, "Method Not Allowed")
+    looked = 0
 
     def add_routes(self, app: web.Application) -> None:
-        self.pages, self.looked = {}, []
-        for name in ("models", "chat/completions"):
-            app.router.add_get(f"/v1/{name}", self._look)
+        app.router.add_get("/v1/models", self._look)
 
     async def _look(self, request: web.Request) -> web.Response:
-        self.looked.append(request.path)
-        found = next((p for end, p in self.pages.items() if request.path.endswith(end)), None)
-        if found is None:
-            raise web.HTTPMethodNotAllowed("GET", ["POST"])
-        status, kind, text = found
+        self.looked += 1
+        status, text = self.models
+        kind = "text/html" if text.startswith("<") else "application/json"
         return web.Response(status=status, content_type=kind, text=text)
 
 
@@ -363,41 +375,56 @@ def site() -> Iterator[Site]:
         yield running
 
 
-HTML, JSON = "text/html", "application/json"
 PAGE = "<!doctype html><title>Welcome</title>"
+NO_MESSAGES = (400, '{"error": {"message": "messages: field required"}}')
+LIST = (200, '{"data": []}')
+LOST = "; no OpenAI API at this address; some have it at /api/v1 or /openai/v1"
 
 
 @pytest.mark.parametrize(
-    ("pages", "words"),
+    ("models", "empty", "words"),
     [
-        ({}, None),
-        ({"models": (200, JSON, '{"data": []}')}, None),
-        ({"models": (404, JSON, '{"detail": "Not Found"}')}, None),
-        ({"models": (404, HTML, PAGE)}, None),
-        ({"models": (503, JSON, '{"error": "Loading model"}')}, None),
-        ({"": (502, HTML, PAGE)}, None),
-        ({"models": (403, JSON, "{}")}, None),
-        ({"models": (401, JSON, '{"error": {"message": "Missing scopes: api.model.read"}}')}, None),
+        (LIST, None, None),
+        ((403, "{}"), None, None),
+        ((503, '{"error": "Loading model"}'), None, None),
+        ((502, PAGE), None, None),
+        ((401, '{"error": {"message": "Missing scopes: api.model.read"}}'), None, None),
         (
-            {"models": (401, JSON, '{"error": {"message": "Incorrect key"}}')},
+            (401, '{"error": {"message": "Incorrect key"}}'),
+            None,
             "/v1 answered 401: Incorrect key; check OPENAI_API_KEY",
         ),
-        ({"": (404, HTML, PAGE)}, "/v1: no OpenAI API at this address, which answers with a web"),
-        ({"": (200, HTML, PAGE)}, "/v1: no OpenAI API at this address, which answers with a web"),
+        ((405, "Method Not Allowed"), NO_MESSAGES, None),
+        ((404, '{"detail": "Not Found"}'), NO_MESSAGES, None),
+        ((404, PAGE), NO_MESSAGES, None),  # Express says so of any path that it doesn't know
+        ((404, PAGE), (422, '{"detail": "model: field required"}'), None),
+        ((404, PAGE), (404, '{"error": "The model does not exist"}'), None),
+        ((404, PAGE), (503, '{"error": "Loading model"}'), None),
+        ((404, PAGE), (404, PAGE), "/v1 answered 404: Welcome" + LOST),
+        ((200, PAGE), (200, PAGE), "/v1 answered 200: Welcome" + LOST),
+        ((200, PAGE), (405, '{"detail": "Not Allowed"}'), "/v1 answered 405: Not Allowed" + LOST),
+        ((404, '{"detail": "No"}'), (404, '{"detail": "No"}'), "/v1 answered 404: No" + LOST),
+        ((501, "Unsupported"), (501, "Unsupported"), "/v1 answered 501: Unsupported" + LOST),
     ],
 )
 def test_a_server_is_tried_before_annotations_are_fetched(
-    pages: Any, words: str | None, folder: Path, site: Site, capsys: pytest.CaptureFixture[str]
+    models: tuple[int, str],
+    empty: tuple[int, str] | None,
+    words: str | None,
+    folder: Path,
+    site: Site,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    site.pages = pages
+    site.models = models
+    site.answer = lambda server, body: empty and (empty[0], {}, empty[1])
     (folder / "cache").rename(folder / "elsewhere")
     assert generate(site) == cli.STOPPED
     said = capsys.readouterr().err
     # Downloads are switched off in tests: who comes to them is told so.
     assert ("not fetched, because HF_HUB_OFFLINE" in said) == (words is None), said
     assert words is None or words in said
-    assert site.looked
-    assert site.bodies == []
+    assert site.looked == 1
+    assert site.bodies == ([{}] if empty else [])
 
 
 def test_a_server_that_nobody_answers_at_ends_a_load_before_a_download(
@@ -409,7 +436,7 @@ def test_a_server_that_nobody_answers_at_ends_a_load_before_a_download(
         load(site, base_url=url, data_dir=None, split="train")
     with pytest.raises(DownloadError, match="not fetched, because HF_HUB_OFFLINE"):
         load(site, base_url=[url, site.url], data_dir=None, split="train")
-    assert site.looked == ["/v1/models"]
+    assert site.looked == 1
 
 
 def test_no_server_is_tried_where_nothing_is_fetched_or_sent(
@@ -420,4 +447,4 @@ def test_no_server_is_tried_where_nothing_is_fetched_or_sent(
     (folder / "cache").rename(folder / "elsewhere")
     assert cli.run(["estimate", "COCO2017", *where]) == 3
     assert "not fetched, because HF_HUB_OFFLINE" in capsys.readouterr().err
-    assert site.looked == []
+    assert site.looked == 0

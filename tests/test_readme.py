@@ -93,6 +93,14 @@ def test_a_command_of_the_readme_generates(
     assert (folder / written).is_file()
 
 
+def test_what_the_readme_sends_is_bounded_and_goes_to_ones_own_server_first() -> None:
+    sending = [c for c in COMMANDS if c.split()[1] == "generate" and "--dry_run" not in c]
+    assert len(sending) > 5
+    assert [command for command in sending if "--limit " not in command] == []
+    assert "--openai_base_url http://localhost:8000/v1" in sending[0]
+    assert [code for code in PYTHON if "limit=" not in code or "localhost" not in code] == []
+
+
 def test_the_first_screen_works_from_top_to_bottom(folder: Path, server: LoopbackServer) -> None:
     start = README.partition("## Start\n")[2].partition("\n## ")[0]
     install, *commands = "".join(re.findall(r"```bash\n(.*?)```", start, re.DOTALL)).splitlines()

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from conftest import coco_files
 from instruct_rows import dataset, row, rows_of
@@ -61,6 +62,7 @@ def test_the_same_or_more_of_it_and_anything_after_a_dry_run_take_the_place(
         ({"splits": ["validation"]}, "it has the splits train, which would be lost"),
         ({"requests": 5}, "it was made from 6 requests, and this run has 5"),
         ({"image_licenses": ["commercial"]}, "its image_licenses None, got commercial"),
+        ({"max_size": 64}, "its max_size None, got 64"),
     ],
 )
 def test_something_else_or_less_takes_the_place_only_if_asked_for(
@@ -141,6 +143,37 @@ def test_an_export_of_another_release_or_of_a_part_is_refused_until_it_is_asked_
         assert Path("x.jsonl").read_bytes() == written
     assert cli.run(["export", "two", *one[2:], "--overwrite"]) == cli.DONE
     assert len(Path("x.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("output_format", ["webdataset", "parquet"])
+def test_shards_of_another_release_or_of_larger_images_are_not_replaced_unasked(
+    output_format: str,
+    tmp_path: Path,
+    server: LoopbackServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    for model in ("m", "n"):
+        where = f"--model {model} --openai_base_url {server.url} --output_path {model}"
+        asked = f"generate SAMPLE --limit 1 --types conversation --model_source openai {where}"
+        assert cli.run([*asked.split(), "--response_store", "s.sqlite"]) == cli.DONE
+    to = ["--format", output_format, "--images", "embed", "--output_path", "x"]
+    for _ in range(2):
+        assert cli.run(["export", "m", *to]) == cli.DONE
+    before = {path: path.read_bytes() for path in Path("x").iterdir()}
+    for arguments, words in (
+        (["n", *to], "its model m, got n"),
+        (["m", *to, "--max_size", "64"], "its max_size None, got 64"),
+    ):
+        capsys.readouterr()
+        assert cli.run(["export", *arguments]) == cli.USAGE
+        assert words in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in Path("x").iterdir()} == before
+        assert cli.run(["export", *arguments, "--overwrite"]) == cli.DONE
+        assert {path: path.read_bytes() for path in Path("x").iterdir()} != before
+        assert cli.run(["export", "m", *to, "--overwrite"]) == cli.DONE
 
 
 def test_a_dry_run_is_not_exported_over_the_rows_of_a_model(

@@ -203,6 +203,34 @@ def test_all_places_say_the_same(
     assert len(server.bodies) == 2 * len(images)  # nothing was asked for twice
 
 
+def test_license_gives_the_shares_of_a_source_whose_files_are_at_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def edit(*files: Any) -> None:
+        for file in files:
+            for image, license in zip(file["images"], (FREE, BARRED, BARRED), strict=True):
+                image["license"] = license
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    command = "license COCO2017 OPENIMAGESV7 --model Qwen/Qwen3-8B --json"
+    for are_there in (False, True):
+        if are_there:
+            coco_files(tmp_path / "cache", 3, edit=edit)
+        assert cli.run(command.split()) == cli.DONE
+        told = json.loads(capsys.readouterr().out)
+        coco, open_images = told["images"]
+        assert "CC-BY-2.0, as published" in open_images or "cc-by-2.0, as published" in open_images
+        if are_there:
+            assert coco == (
+                "COCO2017, train: CC-BY-NC-2.0 2, CC-BY-2.0 1, counted in the annotation files"
+            )
+        else:
+            assert coco.startswith("COCO2017, train: ")
+            assert "; not counted, as the annotation files are not in " in coco
+        assert told["use"] is None
+
+
 def written(folder: Path, *rows: dict[str, Any], **of: Any) -> Path:
     """A release of some rows."""
     release.write({"train": dataset(list(rows))}, folder, origin(**of))
@@ -232,24 +260,25 @@ def test_no_page_or_source_claims_shares_of_licences() -> None:
             assert claim not in words
 
 
-@pytest.mark.parametrize("output_format", ["llava-instruct", "sharegpt", "messages", "lavin"])
+@pytest.mark.parametrize("output_format", export.FILE_FORMATS)
 def test_a_record_says_what_its_row_may_be_used_for(tmp_path: Path, output_format: str) -> None:
     rows = (*TWO, row(3, image_license=None, commercial_use=None))
     outcome = export.export(
         written(tmp_path / "out", *rows), output_format, output_path=tmp_path / "x.json"
     )
     text = outcome.path.read_text()
-    if output_format == "messages":
+    if export.FORMATS[output_format].layout == "lines":
         records = [json.loads(line) for line in text.splitlines()]
     elif output_format == "lavin":
         records = json.loads(text)["all"][::2]  # one a turn, of two
     else:
         records = json.loads(text)
-    assert [(r["image_license"], r["commercial_use"]) for r in records] == [
-        ("CC-BY-2.0", True),
-        ("CC-BY-NC-2.0", False),
-        ("unknown", False),
-    ]
+    unknown = (None, None) if output_format == "jsonl" else ("unknown", False)  # rows as they are
+    uses = [("CC-BY-2.0", True), ("CC-BY-NC-2.0", False), unknown]
+    if output_format == "axolotl":  # opens whatever is called image_... as an image
+        assert not any("image_license" in record for record in records)
+        uses = [(None, use) for _, use in uses]
+    assert [(r.get("image_license"), r["commercial_use"]) for r in records] == uses
     assert {r["license"] for r in records} == {"cc-by-4.0"}
     assert outcome.use == Use(
         True, Counter(free=1, barred=1, unknown=1), dict(free=1, barred=1, unknown=1)

@@ -35,7 +35,7 @@ import openai
 
 from mminstruct.backends import BackendOptions, _names, _tokens
 from mminstruct.backends._chat import read_body
-from mminstruct.backends._refusals import Dialect, Refusal, error_of, read_refusal
+from mminstruct.backends._refusals import Dialect, Refusal, error_of, kind_of, read_refusal
 from mminstruct.backends._templates import without_system
 from mminstruct.errors import (
     BackendError,
@@ -537,38 +537,41 @@ class OpenAIBackend:
             raise self._mapped(error) from error
 
     async def probe(self) -> None:
-        """Raise BackendUnusable where no request can succeed, as far as a look or two tell.
+        """Raise BackendUnusable where no request can succeed, as far as two small ones tell.
 
-        A server needs no list of models, and may be busy or loading one. But who has a page for
-        people in the place of that list and of the API is no server of models.
+        A server needs no list of models, and may be busy or loading one. Where it has no list, a
+        request without a word in it, which costs nothing, tells whether the API is there.
         """
+
+        def look(api: openai.AsyncOpenAI, headers: dict[str, Any]) -> Awaitable[httpx2.Response]:
+            return api.get("/models", cast_to=httpx2.Response, options={"headers": headers})
+
+        def ask(api: openai.AsyncOpenAI, _: dict[str, Any]) -> Awaitable[httpx2.Response]:
+            options: Any = {"headers": self._headers}
+            return api.post(self._path, content=b"{}", cast_to=httpx2.Response, options=options)
+
         async with self:
-            if await self._is_page("/models") and await self._is_page("/chat/completions"):
-                raise BackendUnusable(
-                    f"{public_url(self._base_url)}: no OpenAI API at this address, which answers "
-                    "with a web page; give the API's own, such as http://localhost:8000/v1"
-                )
+            if await self._missing(look) and (missing := await self._missing(ask)):
+                raise BackendUnusable(str(missing))
 
-    async def _is_page(self, path: str) -> bool:
-        """Whether a GET brings HTML; a wrong key, and that nobody is there, is raised."""
-
-        def get(api: openai.AsyncOpenAI, headers: dict[str, Any]) -> Awaitable[httpx2.Response]:
-            return api.get(path, cast_to=httpx2.Response, options={"headers": headers})
-
+    async def _missing(
+        self, api_call: Callable[[openai.AsyncOpenAI, Any], Awaitable[httpx2.Response]]
+    ) -> BackendError | None:
+        """What the answer is if no API is there; a wrong key, and that nobody is, is raised."""
         try:
-            response = await self.call(get, timeout_s=_PROBE_TIMEOUT_S)
+            response = await self.call(api_call, timeout_s=_PROBE_TIMEOUT_S)
         except BackendError as error:
             if isinstance(error, TransientError) and error.cause == "unreachable":
                 raise BackendUnusable(f"{error}; start the server, or give its URL") from error
             refusal = error.__cause__
             if not isinstance(refusal, openai.APIStatusError):
-                return False
+                return None
             # A key may be one for completions alone.
             if refusal.status_code == 401 and "scope" not in str(error):
                 raise
             response = refusal.response
-        is_html = "html" in response.headers.get("content-type", "")
-        return is_html and response.status_code < 500  # a gateway has a page for its failures
+        found = read_refusal(response.status_code, response.content, self.redacted)
+        return self._refused(found, response.headers) if kind_of(found) == "no_api" else None
 
     def redacted(self, text: str) -> str:
         """The text without anything that is secret."""

@@ -41,6 +41,8 @@ _DAMAGED = (
 _SUFFIXES = {".json", ".jsonl", ".csv", ".txt", ".gz", ".zip", ".xml", ".tsv", ".parquet"}
 _NAMED, _LOOKED_AT = 8, 10_000
 _UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
+PART = re.compile(r"(.+)-(\d{5})-of-(00\d{3})(\..+)")
+"""The name of a part of a file, ``name-00000-of-00010.jsonl``: stem, number, how many, suffixes."""
 _ANNOTATIONS_START = re.compile(rb'"annotations"\s*:\s*\[')
 _ANNOTATION_BORDER = re.compile(rb"\}\s*,\s*\{")
 
@@ -149,18 +151,43 @@ def find(place: Path, name: str) -> Iterator[Path]:
     Or packed as ``.gz``. In a zip it may lie in any folder, and its path goes through the zip's.
     """
     names = (name, f"{name}.gz")
-    if not place.is_file():
+    if place.is_file():
+        yield from _find_in_file(place, names.__contains__)
+    else:
         yield from (place / name for name in names if (place / name).is_file())
-        return
-    if place.name in names:
+
+
+def find_first(places: Iterable[Path], *names: str) -> Path | None:
+    """The first file of one of these names, each looked for as by `find`, or None."""
+    found = (path for place in places for name in names for path in find(place, name))
+    return next(found, None)
+
+
+def find_parts(place: Path, name: str) -> Iterator[Path]:
+    """The parts of a file of that name that are there, as `PART` says, looked for as by `find`."""
+
+    def is_wanted(file_name: str) -> bool:
+        part = PART.fullmatch(file_name)
+        return part is not None and part[1] + part[4] in (name, f"{name}.gz")
+
+    if place.is_file():
+        yield from _find_in_file(place, is_wanted)
+    else:
+        near = place.glob(f"{name.partition('.')[0]}-*")
+        yield from sorted(path for path in near if is_wanted(path.name) and path.is_file())
+
+
+def _find_in_file(place: Path, is_wanted: Callable[[str], bool]) -> Iterator[Path]:
+    if is_wanted(place.name):
         yield place
         return
     if place.suffix.lower() != ".zip" and not zipfile.is_zipfile(place):
         return
     with _wrapped_errors(place), zipfile.ZipFile(place) as archive:
-        members = [m for m in archive.namelist() if m.rpartition("/")[2] in names]
+        members = [m for m in archive.namelist() if is_wanted(m.rpartition("/")[2])]
     # The published folder first; "__MACOSX/._name" has another name.
-    yield from (place / m for m in sorted(members, key=lambda m: (m != f"annotations/{name}", m)))
+    members.sort(key=lambda m: (m.rpartition("/")[0] != "annotations", m))
+    yield from (place / m for m in members)
 
 
 def not_found(

@@ -227,6 +227,14 @@ def test_a_folder_never_has_the_name_of_a_file(
 
 
 @pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ([], "NAME"),
+        (["--model", "llama3:8b"], "llama3:8b"),
+        (["--model", "my model"], "'my model'"),
+    ],
+)
+@pytest.mark.parametrize(
     ("name", "url"),
     [
         *(("vllm", "http://localhost:8000/v1"), ("Ollama", "http://localhost:11434/v1")),
@@ -236,10 +244,10 @@ def test_a_folder_never_has_the_name_of_a_file(
     ],
 )
 def test_a_server_by_its_name_is_answered_with_the_flags_to_type(
-    name: str, url: str, capsys: pytest.CaptureFixture[str]
+    name: str, url: str, given: list[str], named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run(["generate", "SAMPLE", "--model_source", name]) == cli.USAGE
-    said = f"--model_source openai --openai_base_url {url} --model NAME\n"
+    assert cli.run(["generate", "SAMPLE", "--model_source", name, *given]) == cli.USAGE
+    said = f"--model_source openai --openai_base_url {url} --model {named}\n"
     assert capsys.readouterr().err.endswith(f"{name!r}: it speaks OpenAI's API; give {said}")
 
 

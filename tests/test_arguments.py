@@ -369,13 +369,18 @@ def test_bash_completes_a_line() -> None:
     assert ended.stdout.split() == ["ms-swift"]
 
 
-def test_ctrl_c_while_modules_are_loaded_ends_in_peace(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "command", [("-c", "from mminstruct_command import main; main()"), ("-m", "mminstruct")]
+)
+def test_ctrl_c_while_modules_are_loaded_ends_in_peace(
+    command: tuple[str, str], tmp_path: Path
+) -> None:
     started = tmp_path / "started"
     (tmp_path / "datasets.py").write_text(  # takes a while to load
         f"import time, pathlib\npathlib.Path({str(started)!r}).touch()\ntime.sleep(60)\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", "from mminstruct_command import main; main()", "list"],
+        [sys.executable, *command, "list"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -163,7 +163,7 @@ class CocoSource:
         """Folders and archives to look into, the preferred one first."""
         if data_dir.is_file():
             return [data_dir]
-        inside = sorted(folders(data_dir, "annotations"), key=lambda p: p.name != "annotations")
+        inside = sorted(folders([data_dir], "annotations"), key=lambda p: p.name != "annotations")
         return inside + [folder / self._archive_name for folder in inside]
 
 

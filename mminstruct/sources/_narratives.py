@@ -8,7 +8,7 @@ which nobody needs here: the typed decoder steps over them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -42,16 +42,12 @@ _CORPORA = ("mscoco_", "open_images_", "flick30k_", "flickr30k_", "ade20k_")
 _decoder = msgspec.json.Decoder(Narrative)
 
 
-def locate(places: Iterable[Path], captions: str) -> dict[str, Path]:
-    """Role -> file, of the file of captions alone, or the one with all that was recorded.
+def locate(places: Sequence[Path], captions: str) -> dict[str, Path]:
+    """Role -> file, of the file of captions alone, or the one with traces, which may be in parts.
 
-    The latter may be in parts, each of which has a role that begins with ``narratives``.
-
-    Args:
-        places: folders, zips or files.
-        captions: the published name of the file of captions alone.
+    Each role begins with ``narratives``. Of the former, the published name is given.
     """
-    places, full = list(places), captions.replace("_captions.", "_localized_narratives.")
+    full = captions.replace("_captions.", "_localized_narratives.")
     if path := find_first(places, captions) or find_first(places, full):
         return {"narratives": path}
     found = (path for place in reversed(places) for path in find_parts(place, full))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 from mminstruct.annotations import narratives
@@ -60,8 +59,8 @@ class CocoNarrativesSource:
     def locate(self, places: Sequence[Path], split: str) -> Files | None:
         """The split's file or its parts, given itself or in a folder or one folder deeper."""
         name = self.file_names(split)["narratives"]
-        near = (folders(place, "localized_narratives", "annotations") for place in places)
-        found = _narratives.locate(chain.from_iterable(near), name)
+        near = folders(places, "localized_narratives", "annotations")
+        found = _narratives.locate(near, name)
         return Files(found, fingerprint(found)) if found else None
 
     def read(self, files: Files, report: ReadReport) -> Iterator[Context]:

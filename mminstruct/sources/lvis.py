@@ -138,9 +138,8 @@ class LvisSource:
     def locate(self, places: Sequence[Path], split: str) -> Files | None:
         """The split's file or its zip, in a folder or in its ``annotations`` or ``lvis``."""
         name = self.file_names(split)["instances"]
-        near = (folders(place, "annotations", "lvis") for place in places)
-        inside = (p for own in near for p in own + [folder / f"{name}.zip" for folder in own])
-        path = find_first(inside, name)
+        near = folders(places, "annotations", "lvis")
+        path = find_first([*near, *(folder / f"{name}.zip" for folder in near)], name)
         return Files({"instances": path}, fingerprint({"instances": path})) if path else None
 
     def read(self, files: Files, report: ReadReport) -> Iterator[Context]:

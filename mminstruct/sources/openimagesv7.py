@@ -141,7 +141,7 @@ class OpenImagesSource:
             SourceError: some of them are there and others are not.
         """
         urls = self._urls(split)
-        near = [folder for place in places for folder in folders(place, "openimagesv7")]
+        near = folders(places, "openimagesv7")
         found = _narratives.locate(near, self.file_names(split)["narratives"])
         found |= {role: path for role, url in urls.items() if (path := _find(near, url))}
         # The class names are shared by all splits.
@@ -149,9 +149,10 @@ class OpenImagesSource:
             return None
         needed = [role for role in urls if role not in _OPTIONAL or found.keys() & _OPTIONAL[role]]
         if missing := [urls[role] for role in needed if role not in found]:
+            name, there = PurePosixPath(missing[0]).name, len(urls.keys() & found)
             raise SourceError(
-                f"{PurePosixPath(missing[0]).name}: missing, got {len(found)} of the {len(urls)} "
-                f"files of OPENIMAGESV7, split {split!r}, in {', '.join(map(shown, places))}. "
+                f"{name}: missing, got {there} of the {len(urls)} files of OPENIMAGESV7, "
+                f"split {split!r}, in {', '.join(map(shown, places))}. "
                 f"Put there: {' '.join(missing)}"
             )
         return Files(found, fingerprint(found))

@@ -4,7 +4,14 @@ Importing it lets `datasets.load_dataset` find the builders:
 ``load_dataset("builders/coco2014_llava")``.
 """
 
+import sys
 from typing import TYPE_CHECKING, Any
+
+# Of ``python -m mminstruct``, this is loaded first, and takes seconds.
+if sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)] == "mminstruct":
+    from mminstruct_command import end_in_peace
+
+    end_in_peace()
 
 from mminstruct.loading import register
 from mminstruct.version import __version__

@@ -1,5 +1,5 @@
 """``python -m mminstruct``."""
 
-from mminstruct.cli import main
+from mminstruct_command import main
 
 main()

@@ -48,7 +48,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import IO, Any, Literal, TypeVar
 
 import httpx2
 import msgspec
@@ -58,7 +58,7 @@ from openai.types import Batch, FileDeleted, FileObject
 
 from mminstruct.backends._chat import read_body
 from mminstruct.backends._refusals import Dialect, error_of, read_refusal
-from mminstruct.backends.openai import OpenAIBackend, normal_base_url, payload
+from mminstruct.backends.openai import MOST_BYTES, OpenAIBackend, normal_base_url, payload
 from mminstruct.client import (
     MAYBE_PAID,
     Attempt,
@@ -110,6 +110,7 @@ _WORDS_SHOWN = 500
 # Once a bound was reached, so much of it has to be left for another batch.
 _WORTH_A_BATCH = 0.1
 _QUEUE_FULL = re.compile(r"token_limit_exceeded|enqueued token", re.IGNORECASE)
+_CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*"([0-9a-f]+)"')
 _NO_CREDIT = re.compile(r"insufficient_quota|billing_hard_limit", re.IGNORECASE)
 
 
@@ -691,8 +692,8 @@ class _Run:
         await self._call(download, timeout_s=math.inf)
 
     async def _store_lines(self, path: Path, results: _Results) -> None:
-        with path.open("rb") as lines:
-            while chunk := list(islice(lines, _LINES_AT_A_TIME)):
+        with path.open("rb") as file:
+            for chunk in _chunks(file):
                 answers = dict(results.read(chunk, self._backend.redacted))
                 there = self._store.get_many(list(answers))
                 new = {key: value for key, value in answers.items() if key not in there}
@@ -1009,7 +1010,7 @@ class _Results:
             if not line.strip():
                 continue
             try:
-                entry = _line_decoder.decode(line)
+                entry = _entry(line)
             except (msgspec.DecodeError, UnicodeDecodeError):
                 self.damaged += 1
                 continue
@@ -1059,6 +1060,34 @@ class _Results:
     def is_damaged(self) -> bool:
         """Whether there may be more in the files than could be read."""
         return bool(self.unknown or self.damaged)
+
+
+def _chunks(file: IO[bytes]) -> Iterator[list[bytes]]:
+    """A file's lines, some at a time; of one that is longer than any answer, the start alone."""
+    chunk: list[bytes] = []
+    left = MOST_BYTES
+    while line := file.readline(MOST_BYTES + 1):
+        chunk.append(line)
+        left -= len(line)
+        while line and not line.endswith(b"\n"):
+            line = file.readline(MOST_BYTES)
+        if left <= 0 or len(chunk) == _LINES_AT_A_TIME:
+            yield chunk
+            chunk, left = [], MOST_BYTES
+    if chunk:
+        yield chunk
+
+
+def _entry(line: bytes) -> _Line:
+    """What a line says, or, of the start of one that is too long, whose it is.
+
+    Raises:
+        msgspec.DecodeError: nothing that can be read.
+    """
+    if len(line) > MOST_BYTES and (named := _CUSTOM_ID.search(line)):
+        words = f"the answer is longer than {MOST_BYTES:,} bytes"
+        return _Line(named[1].decode(), error=_Error("bad_body", words))
+    return _line_decoder.decode(line)
 
 
 def _completion(line: _Line, redacted: Callable[[str], str]) -> Completion:

@@ -227,6 +227,14 @@ def test_a_folder_never_has_the_name_of_a_file(
 
 
 @pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ([], "NAME"),
+        (["--model", "llama3:8b"], "llama3:8b"),
+        (["--model", "my model"], "'my model'"),
+    ],
+)
+@pytest.mark.parametrize(
     ("name", "url"),
     [
         *(("vllm", "http://localhost:8000/v1"), ("Ollama", "http://localhost:11434/v1")),
@@ -236,10 +244,10 @@ def test_a_folder_never_has_the_name_of_a_file(
     ],
 )
 def test_a_server_by_its_name_is_answered_with_the_flags_to_type(
-    name: str, url: str, capsys: pytest.CaptureFixture[str]
+    name: str, url: str, given: list[str], named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run(["generate", "SAMPLE", "--model_source", name]) == cli.USAGE
-    said = f"--model_source openai --openai_base_url {url} --model NAME\n"
+    assert cli.run(["generate", "SAMPLE", "--model_source", name, *given]) == cli.USAGE
+    said = f"--model_source openai --openai_base_url {url} --model {named}\n"
     assert capsys.readouterr().err.endswith(f"{name!r}: it speaks OpenAI's API; give {said}")
 
 
@@ -361,13 +369,18 @@ def test_bash_completes_a_line() -> None:
     assert ended.stdout.split() == ["ms-swift"]
 
 
-def test_ctrl_c_while_modules_are_loaded_ends_in_peace(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "command", [("-c", "from mminstruct_command import main; main()"), ("-m", "mminstruct")]
+)
+def test_ctrl_c_while_modules_are_loaded_ends_in_peace(
+    command: tuple[str, str], tmp_path: Path
+) -> None:
     started = tmp_path / "started"
     (tmp_path / "datasets.py").write_text(  # takes a while to load
         f"import time, pathlib\npathlib.Path({str(started)!r}).touch()\ntime.sleep(60)\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", "from mminstruct_command import main; main()", "list"],
+        [sys.executable, *command, "list"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -1040,6 +1040,32 @@ def test_damaged_lines_and_lines_about_unknown_requests_are_left_out(
     assert len(prepared(builder(server, tmp_path, data))) == REQUESTS
 
 
+def test_a_line_longer_than_any_answer_is_that_requests_failure_alone(
+    server: BatchServer, tmp_path: Path, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd = iter([(200, chat_completion("x" * 34 * 2**20))])
+    server.line = lambda body: next(odd, (200, chat_completion(turns_for(body))))
+    made = builder(server, tmp_path, data, max_requests=REQUESTS)
+    with caplog.at_level(logging.WARNING, "mminstruct.batch"):
+        assert len(incomplete(made)) == REQUESTS - 1
+    assert made.report.failures == {"bad_body": 1}
+    assert (
+        "1 answers can't be read, the first: the answer is longer than 33,554,432 bytes"
+        in caplog.text
+    )
+    assert made.budget.spent.requests == REQUESTS, "it is paid for"
+
+
+def test_of_a_line_that_has_no_end_only_its_start_is_held(tmp_path: Path) -> None:
+    with (tmp_path / "results.jsonl").open("w+b") as file:
+        file.write(b"first\n{")
+        file.seek(2 * 2**26)  # zeros that take no room
+        file.write(b"\nlast")
+        file.seek(0)
+        chunks = list(batch._chunks(file))
+    assert [[len(line) for line in chunk] for chunk in chunks] == [[6, 2**25 + 1], [4]]
+
+
 def test_a_batch_that_fails_its_validation_is_shown_and_submitted_again_by_a_rerun(
     server: BatchServer, tmp_path: Path, data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -38,6 +38,7 @@ from hypothesis import strategies as st
 from image_server import ImageServer, dropped, endless, picture, served, until_gone
 from instruct_rows import ANSWER, QUESTION, dataset, lines, row, rows_of
 from PIL import Image
+from public_network import NOT_ALLOWED
 from running import COMMAND, PATIENCE_S, finish
 
 from mminstruct import cli, export, licenses, replacing
@@ -964,6 +965,43 @@ def test_an_image_in_this_machine_or_a_private_network_is_not_asked_for(
     with pytest.raises(UsageError, match=r"a private network \(--private_addresses .* 1"):
         embed(tmp_path, rows, fetching=replace(AT_ONCE, private_addresses=False))
     assert server.asked_for == {}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="takes a network of its own")
+@pytest.mark.parametrize("allowed", [False, True])
+def test_an_image_that_redirects_inwards_is_left_out_without_a_look(
+    allowed: bool, tmp_path: Path
+) -> None:
+    inwards = ("127.0.0.1", "169.254.169.254", "10.1.2.3")
+    paths = ["1.jpg", *(f"to/{host}" for host in ("8.8.8.8", *inwards))]
+    rows = [row(n, image_url=f"http://8.8.8.8/{path}") for n, path in enumerate(paths)]
+    out = repository(tmp_path / "out", {"train": rows})
+    more = ["--private_addresses"] if allowed else []
+    environment = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
+    script = Path(__file__).with_name("public_network.py")
+    process = subprocess.Popen(
+        [*(sys.executable, script, "export", out, "--format", "messages"), "--images=embed", *more],
+        env={**environment, "HF_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    ended = finish(process)
+    if ended.code == NOT_ALLOWED:
+        pytest.skip(f"no network of its own: {ended.out}")
+    assert ended.code == 0, ended.err
+    asked = [["8.8.8.8", f"/{path}"] for path in ("1.jpg", *paths)]
+    if allowed:
+        asked += [[host, "/1.jpg"] for host in inwards]
+    assert json.loads(ended.out) == {
+        "code": cli.DONE if allowed else cli.INCOMPLETE,
+        "asked": sorted(asked),
+    }
+    left_out = "3 left out (its address leads into this machine or a private network"
+    assert (left_out in ended.err) is not allowed
+    rows_left = len(json_lines(tmp_path / "out.messages.jsonl"))
+    assert rows_left == (5 if allowed else 2)
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def create(name: str, options: BackendOptions) -> Backend:
     Raises:
         UsageError: there is none, the options don't fit it, or its package isn't installed.
     """
-    found = _find(name)
+    found = _find(name, options)
     known = _options(found)
     for option in options.engine:
         if option not in known:
@@ -203,7 +203,7 @@ def create(name: str, options: BackendOptions) -> Backend:
 def check(name: str, options: BackendOptions) -> None:
     """Raise UsageError for what a run lacks that no server has to be asked for, such as a key."""
     missing: Callable[[BackendOptions], None] | None
-    missing = getattr(_module(_find(name)), "check", None)
+    missing = getattr(_module(_find(name, options)), "check", None)
     if missing is not None:
         missing(options)
 
@@ -215,19 +215,19 @@ def probe(name: str, options: BackendOptions) -> None:
         BackendUnusable: none is an API that takes the key.
     """
     ask: Callable[[BackendOptions], None] | None
-    ask = getattr(_module(_find(name)), "probe", None)
+    ask = getattr(_module(_find(name, options)), "probe", None)
     if ask is not None:
         ask(options)
 
 
-def _find(name: str) -> str:
+def _find(name: str, options: BackendOptions) -> str:
     wanted = name.replace(".", "_").replace("-", "_").lower()
     if wanted in names():
         return wanted
     for known in names():
         if wanted in getattr(_module(known), "ALIASES", ()):
             return known
-    if (flags := usual_flags(wanted)) is not None:
+    if (flags := usual_flags(wanted, options.model)) is not None:
         raise UsageError(f"model source {name!r}: it speaks OpenAI's API; give {flags}")
     raise UsageError(f"unknown model source {name!r}{did_you_mean(wanted, names())}")
 

@@ -3,6 +3,8 @@
 **Source:** each one's own documentation, read in 2026.
 """
 
+import shlex
+
 SERVERS = {
     "openai": "https://api.openai.com/v1",
     "anthropic": "https://api.anthropic.com/v1",
@@ -24,7 +26,8 @@ SERVERS = {
 """Name, as it would be typed for a model source, without signs -> base URL."""
 
 
-def usual_flags(name: str) -> str | None:
-    """The flags for a server of that name, or None if there is none here."""
+def usual_flags(name: str, model: str | None) -> str | None:
+    """The flags for a model at a server of that name, or None if there is none here."""
     url = SERVERS.get(name.replace("_", ""))
-    return url and f"--model_source openai --openai_base_url {url} --model NAME"
+    named = shlex.quote(model or "NAME")
+    return url and f"--model_source openai --openai_base_url {url} --model {named}"

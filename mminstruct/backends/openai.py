@@ -55,7 +55,7 @@ _CONNECT_TIMEOUT_S = 30.0
 # Longer than connecting may take, which is to be told from a slow answer.
 _PROBE_TIMEOUT_S = _CONNECT_TIMEOUT_S + 10.0
 # A long answer has a megabyte.
-_MOST_BYTES = 32 * 2**20
+MOST_BYTES = 32 * 2**20
 # Shorter values of a query are hardly secret, and would blot out ordinary words.
 _SHORTEST_SECRET = 6
 MOST_LESSONS = 8
@@ -630,9 +630,9 @@ async def bounded(chunks: AsyncIterable[bytes], where: str) -> bytes:
 
 def check_length(length: int, where: str) -> None:
     """Raise TransientError for a body that is longer than any answer, in bytes."""
-    if length > _MOST_BYTES:
+    if length > MOST_BYTES:
         raise TransientError(
-            f"{where}: the answer is longer than {_MOST_BYTES:,} bytes", cause="bad_body"
+            f"{where}: the answer is longer than {MOST_BYTES:,} bytes", cause="bad_body"
         )
 
 

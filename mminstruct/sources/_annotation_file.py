@@ -41,6 +41,8 @@ _DAMAGED = (
 _SUFFIXES = {".json", ".jsonl", ".csv", ".txt", ".gz", ".zip", ".xml", ".tsv", ".parquet"}
 _NAMED, _LOOKED_AT = 8, 10_000
 _UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
+PART = re.compile(r"(.+)-(\d{5})-of-(00\d{3})(\..+)")
+"""The name of a part of a file, ``name-00000-of-00010.jsonl``: stem, number, how many, suffixes."""
 _ANNOTATIONS_START = re.compile(rb'"annotations"\s*:\s*\[')
 _ANNOTATION_BORDER = re.compile(rb"\}\s*,\s*\{")
 
@@ -135,12 +137,15 @@ class _Tolerant(Generic[_File, _Columns]):
 _NOUNS = {"images": "image", "categories": "category", "licenses": "licence"}
 
 
-def folders(place: Path, *known: str) -> list[Path]:
-    """A place and the folders in it, those of known names first; of a file, itself."""
-    if not place.is_dir():
-        return [place]
-    first = [place / name for name in known]
-    return [place, *first, *sorted(p for p in place.iterdir() if p.is_dir() and p not in first)]
+def folders(places: Iterable[Path], *known: str) -> list[Path]:
+    """Each place and the folders in it, those of known names first; of a file, itself."""
+    found = []
+    for place in places:
+        found.append(place)
+        if place.is_dir():
+            first = [place / name for name in known]
+            found += [*first, *sorted(p for p in place.iterdir() if p.is_dir() and p not in first)]
+    return found
 
 
 def find(place: Path, name: str) -> Iterator[Path]:
@@ -149,18 +154,43 @@ def find(place: Path, name: str) -> Iterator[Path]:
     Or packed as ``.gz``. In a zip it may lie in any folder, and its path goes through the zip's.
     """
     names = (name, f"{name}.gz")
-    if not place.is_file():
+    if place.is_file():
+        yield from _find_in_file(place, names.__contains__)
+    else:
         yield from (place / name for name in names if (place / name).is_file())
-        return
-    if place.name in names:
+
+
+def find_first(places: Iterable[Path], *names: str) -> Path | None:
+    """The first file of one of these names, each looked for as by `find`, or None."""
+    found = (path for place in places for name in names for path in find(place, name))
+    return next(found, None)
+
+
+def find_parts(place: Path, name: str) -> Iterator[Path]:
+    """The parts of a file of that name that are there, as `PART` says, looked for as by `find`."""
+
+    def is_part(file_name: str) -> bool:
+        part = PART.fullmatch(file_name)
+        return part is not None and part[1] + part[4] in (name, f"{name}.gz")
+
+    if place.is_file():
+        yield from _find_in_file(place, is_part)
+    else:
+        near = place.glob(f"{name.partition('.')[0]}-*")
+        yield from (path for path in near if is_part(path.name) and path.is_file())
+
+
+def _find_in_file(place: Path, is_wanted: Callable[[str], bool]) -> Iterator[Path]:
+    if is_wanted(place.name):
         yield place
         return
     if place.suffix.lower() != ".zip" and not zipfile.is_zipfile(place):
         return
-    with _wrapped_errors(place), zipfile.ZipFile(place) as archive:
-        members = [m for m in archive.namelist() if m.rpartition("/")[2] in names]
+    with wrapped_errors(place), zipfile.ZipFile(place) as archive:
+        members = [m for m in archive.namelist() if is_wanted(m.rpartition("/")[2])]
     # The published folder first; "__MACOSX/._name" has another name.
-    yield from (place / m for m in sorted(members, key=lambda m: (m != f"annotations/{name}", m)))
+    members.sort(key=lambda m: (m.rpartition("/")[0] != "annotations", m))
+    yield from (place / m for m in members)
 
 
 def not_found(
@@ -223,7 +253,7 @@ def _kept_digest(path: Path) -> Path | None:
     """Where a large file's digest is kept: whatever changes the file changes this place."""
     from huggingface_hub.constants import HF_HOME
 
-    with _wrapped_errors(path):
+    with wrapped_errors(path):
         archive = _archive_of(path)
         status = (archive or path).stat()
     if status.st_size < _LARGE_BYTES:
@@ -448,16 +478,16 @@ def reader(place: Path) -> Callable[[str], bytes | None]:
     if place.is_dir():
 
         def from_folder(name: str) -> bytes | None:
-            with _wrapped_errors(place / name):
+            with wrapped_errors(place / name):
                 return (place / name).read_bytes() if (place / name).is_file() else None
 
         return from_folder
-    with _wrapped_errors(place):
+    with wrapped_errors(place):
         archive = zipfile.ZipFile(place)
     members = {member.rpartition("/")[2]: member for member in archive.namelist()}
 
     def from_zip(name: str) -> bytes | None:
-        with _wrapped_errors(place):
+        with wrapped_errors(place):
             return archive.read(members[name]) if name in members else None
 
     return from_zip
@@ -475,7 +505,7 @@ def _not_utf8(name: str, error: UnicodeDecodeError) -> SourceError:
 @contextmanager
 def _unpacked(path: Path) -> Iterator[IO[bytes]]:
     """A file or what a .gz packs, or the member of a zip if its path goes through one."""
-    with _wrapped_errors(path):
+    with wrapped_errors(path):
         archive = _archive_of(path)
         is_packed = path.suffix.lower() == ".gz"
         if archive is not None:
@@ -492,7 +522,8 @@ def _unpacked(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _wrapped_errors(path: Path) -> Iterator[None]:
+def wrapped_errors(path: Path) -> Iterator[None]:
+    """Raise SourceError for what goes wrong while a file is read."""
     try:
         yield
     except _DAMAGED as error:

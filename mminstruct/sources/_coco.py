@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from mminstruct.errors import SourceError, UsageError, did_you_mean
 from mminstruct.schema import Box, Context
 from mminstruct.sources import Download, Files, ReadReport, SourceInfo
-from mminstruct.sources._annotation_file import AnnotationFile, Layout, decode, find, folders
+from mminstruct.sources._annotation_file import AnnotationFile, Layout, decode, find_first, folders
 from mminstruct.sources._annotation_file import fingerprint as fingerprint
 from mminstruct.sources._coco_own import check_own
 from mminstruct.sources._image_licenses import ImageSize, License, Licenses, Photo
@@ -120,11 +120,7 @@ class CocoSource:
         """
         wanted = self.file_names(split)
         places = [inside for place in places for inside in self._places(place)]
-        found = {
-            role: path
-            for role, name in wanted.items()
-            if (path := next((p for place in places for p in find(place, name)), None))
-        }
+        found = {role: path for role, name in wanted.items() if (path := find_first(places, name))}
         if not found:
             return None
         if missing := [wanted[role] for role in wanted if role not in found]:
@@ -167,7 +163,7 @@ class CocoSource:
         """Folders and archives to look into, the preferred one first."""
         if data_dir.is_file():
             return [data_dir]
-        inside = sorted(folders(data_dir, "annotations"), key=lambda p: p.name != "annotations")
+        inside = sorted(folders([data_dir], "annotations"), key=lambda p: p.name != "annotations")
         return inside + [folder / self._archive_name for folder in inside]
 
 

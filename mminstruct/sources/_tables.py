@@ -362,11 +362,6 @@ def _offsets(text: pa.Array) -> NDArray[np.int32]:
 def _explained(path: Path, columns: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        raise SourceError(
-            f"{path.name}: can't be read, got '{error.strerror or error}' against a readable file "
-            "expected. Check that it exists and its permissions."
-        ) from error
     except (pa.ArrowInvalid, KeyError, UnicodeDecodeError, csv.Error) as error:
         expected = f"the columns {', '.join(columns)} in UTF-8" if columns else "a table in UTF-8"
         # Arrow counts rows from the start of a piece, which would mislead.

@@ -31,7 +31,7 @@ from mminstruct.errors import SourceError, UsageError, did_you_mean
 from mminstruct.resources import shown
 from mminstruct.schema import Context, Media, Option
 from mminstruct.sources import Download, Files, ReadReport, SourceInfo
-from mminstruct.sources._annotation_file import folders, reader, text_of
+from mminstruct.sources._annotation_file import folders, reader, text_of, wrapped_errors
 from mminstruct.sources._tolerance import OWN_DATA
 
 OPTIONS = {
@@ -244,7 +244,7 @@ def _groups(place: Path) -> Iterator[list[Path]]:
     known = [place / name for name in _FOLDERS]
     above = [place.parent] if place.name in _FOLDERS else []
     yield [*known, *above]
-    yield from ([folder] for folder in folders(place) if folder not in known)
+    yield from ([folder] for folder in folders([place]) if folder not in known)
 
 
 def _first(group: Sequence[Path], *names: str) -> Path | None:
@@ -401,11 +401,6 @@ def _fingerprint(paths: dict[str, Path]) -> str:
         pattern = "*.npy" if role == "joints" else "*.txt"
         for file in sorted(path.glob(pattern)) if path.is_dir() else [path]:
             whole.update(f"{role} {file.name if path.is_dir() else ''}\n".encode())
-            try:
+            with wrapped_errors(file):
                 whole.update(file.read_bytes())
-            except OSError as error:
-                raise SourceError(
-                    f"{file.name}: can't be read, got '{error.strerror}' against a readable file "
-                    "expected. Check its permissions."
-                ) from error
     return whole.hexdigest()

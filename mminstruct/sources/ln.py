@@ -15,7 +15,7 @@ from mminstruct.annotations import narratives
 from mminstruct.errors import UsageError, did_you_mean
 from mminstruct.schema import Context, Media
 from mminstruct.sources import Download, Files, ReadReport, SourceInfo, _narratives
-from mminstruct.sources._annotation_file import find, fingerprint, folders
+from mminstruct.sources._annotation_file import fingerprint, folders
 
 _FILE_SPLIT = {"train": "train", "validation": "val"}
 
@@ -57,13 +57,11 @@ class CocoNarrativesSource:
         return (Download(f"{_narratives.URL}/{self.file_names(split)['narratives']}"),)
 
     def locate(self, places: Sequence[Path], split: str) -> Files | None:
-        """The split's file, given itself or in a folder or its ``localized_narratives``."""
+        """The split's file or its parts, given itself or in a folder or one folder deeper."""
         name = self.file_names(split)["narratives"]
-        for place in places:
-            for folder in folders(place, "localized_narratives", "annotations"):
-                if path := next(find(folder, name), None):
-                    return Files({"narratives": path}, fingerprint({"narratives": path}))
-        return None
+        near = folders(places, "localized_narratives", "annotations")
+        found = _narratives.locate(near, name)
+        return Files(found, fingerprint(found)) if found else None
 
     def read(self, files: Files, report: ReadReport) -> Iterator[Context]:
         """The images that have a narrative, in ascending order of their id.
@@ -73,8 +71,7 @@ class CocoNarrativesSource:
         Raises:
             SourceError: most lines aren't narratives, or are of other images than COCO's.
         """
-        path = files.paths["narratives"]
-        texts = _narratives.read(path, "mscoco_", _number, "up to twelve digits", report)
+        texts = _narratives.read(files, "mscoco_", _number, "up to twelve digits", report)
         for number in sorted(texts):
             report.contexts += 1
             items = tuple(narratives.Item(text) for text in texts[number])

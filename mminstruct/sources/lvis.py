@@ -23,7 +23,7 @@ from mminstruct.sources._annotation_file import (
     AnnotationFile,
     Layout,
     decode,
-    find,
+    find_first,
     fingerprint,
     folders,
 )
@@ -138,12 +138,9 @@ class LvisSource:
     def locate(self, places: Sequence[Path], split: str) -> Files | None:
         """The split's file or its zip, in a folder or in its ``annotations`` or ``lvis``."""
         name = self.file_names(split)["instances"]
-        for place in places:
-            near = folders(place, "annotations", "lvis")
-            for inside in near + [folder / f"{name}.zip" for folder in near]:
-                if path := next(find(inside, name), None):
-                    return Files({"instances": path}, fingerprint({"instances": path}))
-        return None
+        near = folders(places, "annotations", "lvis")
+        path = find_first([*near, *(folder / f"{name}.zip" for folder in near)], name)
+        return Files({"instances": path}, fingerprint({"instances": path})) if path else None
 
     def read(self, files: Files, report: ReadReport) -> Iterator[Context]:
         """The images with a box or an absent category, in ascending order of their id.

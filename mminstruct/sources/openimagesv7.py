@@ -14,7 +14,7 @@ Images: listed as CC BY 2.0, each with its author.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
@@ -30,7 +30,7 @@ from mminstruct.errors import SourceError, UsageError, did_you_mean
 from mminstruct.resources import shown
 from mminstruct.schema import Box, Context, Media, Option
 from mminstruct.sources import Download, Files, ReadReport, SourceInfo, _narratives
-from mminstruct.sources._annotation_file import find, fingerprint, folders
+from mminstruct.sources._annotation_file import find_first, fingerprint, folders
 from mminstruct.sources._image_licenses import spdx_of
 from mminstruct.sources._tables import (
     ID_FORM,
@@ -141,15 +141,18 @@ class OpenImagesSource:
             SourceError: some of them are there and others are not.
         """
         urls = self._urls(split)
-        found = {role: path for role, url in urls.items() if (path := _find(places, url))}
+        near = folders(places, "openimagesv7")
+        found = _narratives.locate(near, self.file_names(split)["narratives"])
+        found |= {role: path for role, url in urls.items() if (path := _find(near, url))}
         # The class names are shared by all splits.
         if not found.keys() - _SHARED_ROLES:
             return None
         needed = [role for role in urls if role not in _OPTIONAL or found.keys() & _OPTIONAL[role]]
         if missing := [urls[role] for role in needed if role not in found]:
+            name, there = PurePosixPath(missing[0]).name, len(urls.keys() & found)
             raise SourceError(
-                f"{PurePosixPath(missing[0]).name}: missing, got {len(found)} of the {len(urls)} "
-                f"files of OPENIMAGESV7, split {split!r}, in {', '.join(map(shown, places))}. "
+                f"{name}: missing, got {there} of the {len(urls)} files of OPENIMAGESV7, "
+                f"split {split!r}, in {', '.join(map(shown, places))}. "
                 f"Put there: {' '.join(missing)}"
             )
         return Files(found, fingerprint(found))
@@ -161,7 +164,7 @@ class OpenImagesSource:
             SourceError: a file is damaged.
         """
         paths = files.paths
-        texts = _narratives.read(paths["narratives"], "open_images_", image_id, ID_FORM, report)
+        texts = _narratives.read(files, "open_images_", image_id, ID_FORM, report)
         ids = np.array(sorted(texts), dtype=np.uint64)
         classes = _Names(names(paths["classes"]))
         media = _media(paths["images"], ids, report)
@@ -245,12 +248,10 @@ _OPTIONAL: dict[str, set[str]] = {
 }
 
 
-def _find(places: Sequence[Path], url: str) -> Path | None:
+def _find(places: Iterable[Path], url: str) -> Path | None:
     """The file of that name in one of the places, or where its publisher has it below them."""
     below = PurePosixPath(url.removeprefix(f"{_URL}/").removeprefix(f"{_narratives.URL}/"))
-    near = (folder for place in places for folder in folders(place, "openimagesv7"))
-    found = (p for folder in near for name in (below.name, str(below)) for p in find(folder, name))
-    return next(found, None)
+    return find_first(places, below.name, str(below))
 
 
 class _Names:

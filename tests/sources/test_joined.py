@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import zipfile
 from pathlib import Path
@@ -82,6 +83,27 @@ def test_narratives_of_coco_have_ids_without_zeros_and_contexts_have_twelve_digi
     assert [item.text for item in one.annotations["narratives"]] == ["A hill.", "Some trees."]
     assert other.annotations["narratives"] == (narratives.Item("A harbour."),)
     assert other.media.file_name == "000000137576.jpg"
+
+
+@pytest.mark.parametrize("form", ["folder", "files", "zip"])
+def test_parts_of_the_narratives_may_be_packed_or_given_themselves(
+    form: str, tmp_path: Path
+) -> None:
+    parts = [tmp_path / f"coco_train_localized_narratives-0000{n}-of-00002.jsonl" for n in (0, 1)]
+    parts[0].write_text(narrative_lines(("42", "A hill.")))
+    packed = parts[1].with_name(f"{parts[1].name}.gz")
+    packed.write_bytes(gzip.compress(narrative_lines(("42", "Some trees.")).encode()))
+    places = {"folder": [tmp_path], "files": [parts[0], packed], "zip": [tmp_path / "both.zip"]}
+    with zipfile.ZipFile(tmp_path / "both.zip", "w") as archive:
+        for path in (parts[0], packed):
+            archive.write(path, f"narratives/{path.name}")
+    if form == "zip":
+        parts[0].unlink()
+    files, report = LN.locate(places[form], "train"), ReadReport()
+    assert files is not None
+    (context,) = LN.read(files, report)
+    assert [item.text for item in context.annotations["narratives"]] == ["A hill.", "Some trees."]
+    assert report.skipped == {}
 
 
 @pytest.mark.parametrize("image_id", ["00000000aaaa", "", "-1", "1" * 13, "٤٢"])

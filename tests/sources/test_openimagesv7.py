@@ -431,6 +431,37 @@ def test_a_missing_file_is_named_with_its_address(tmp_path: Path) -> None:
         SOURCE.locate([tmp_path], "validation")
 
 
+def test_narratives_with_traces_in_parts_are_read_as_far_as_they_are_there(tmp_path: Path) -> None:
+    write(tmp_path)
+    alone = tmp_path / "open_images_validation_captions.jsonl"
+    stem = "open_images_validation_localized_narratives"
+    parts = {
+        2: [narrative(TWO, "A cat.", traces=[[{"x": 0.1, "y": 0.2, "t": 0.0}]])],
+        0: [narrative(ONE, "A dog."), narrative(TWO, "A cat.")],
+    }
+    for number, lines in parts.items():
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / f"{stem}-0000{number}-of-00004.jsonl").write_text(text)
+    files, report = located(tmp_path), ReadReport()
+    assert files.paths["narratives"] == alone  # all of it, and shorter
+    alone.rename(tmp_path / "elsewhere.jsonl")
+    files = located(tmp_path)
+    assert [
+        (context.id, [item.text for item in context.annotations["narratives"]])
+        for context in SOURCE.read(files, report)
+    ] == [(ONE, ["A dog."]), (TWO, ["A cat."])]
+    missing = "file of narratives that isn't there"
+    assert report.skipped[missing] == 2
+    assert report.examples[missing] == [f"{stem}: 00001, 00003 of 00004"]
+    assert missing in report.faults()
+    assert report.skipped["repeated narrative"] == 1
+    # Without the second part, they are others.
+    (tmp_path / f"{stem}-00002-of-00004.jsonl").unlink()
+    assert located(tmp_path).fingerprint != files.fingerprint
+    alone.with_name(f"{stem}.jsonl").write_text(json.dumps(narrative(ONE, "The whole.")))
+    assert located(tmp_path).paths["narratives"].name == f"{stem}.jsonl"
+
+
 def test_an_unknown_split_is_an_error() -> None:
     with pytest.raises(UsageError, match="'val'.*validation"):
         SOURCE.downloads("val")

@@ -32,10 +32,13 @@ from server import serve
 
 from mminstruct.backends import BackendOptions
 from mminstruct.backends.openai import OpenAIBackend
-from mminstruct.client import Answered, Client, Job, Stats
-from mminstruct.limits import Gate, Limiter
-from mminstruct.prompts import Prompt
-from mminstruct.responses import ResponseStore
+from mminstruct.completions.client import Client
+from mminstruct.completions.gate import Gate
+from mminstruct.completions.job import Answered, Job
+from mminstruct.completions.limiter import Limiter
+from mminstruct.completions.stats import Stats
+from mminstruct.completions.store import ResponseStore
+from mminstruct.prompts.messages import Prompt
 from mminstruct.schema import Message, Sampling
 
 

@@ -94,13 +94,14 @@ def _measured(started_s: float, contexts: int) -> dict[str, Any]:
 def _ours(folder: Path) -> dict[str, Any]:
     """What a run does before its first request; the first time it writes the contexts."""
     started_s = time.perf_counter()
-    from mminstruct import generate, sources
+    from mminstruct import sources
+    from mminstruct.rows.contexts import contexts_dataset
 
     source = sources.get("OPENIMAGESV7")
     files = source.locate([folder], "train")
     if files is None:
         raise SystemExit(f"no files in {folder}")
-    contexts, _ = generate.contexts_dataset(source, files, "train", folder / "cache")
+    contexts, _ = contexts_dataset(source, files, "train", folder / "cache")
     return _measured(started_s, len(contexts))
 
 

@@ -17,7 +17,7 @@ from mminstruct.loading import register
 from mminstruct.version import __version__
 
 if TYPE_CHECKING:
-    from mminstruct.hub import push_to_hub
+    from mminstruct.releases.hub import push_to_hub
 
 __all__ = ["__version__", "push_to_hub"]
 
@@ -27,7 +27,7 @@ register()
 def __getattr__(name: str) -> Any:
     # Not needed to load a builder, and what it imports takes a while.
     if name == "push_to_hub":
-        from mminstruct.hub import push_to_hub
+        from mminstruct.releases.hub import push_to_hub
 
         return push_to_hub
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

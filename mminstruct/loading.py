@@ -20,9 +20,10 @@ from typing import Any
 import datasets.inspect
 import datasets.load
 
-from mminstruct import generate, resources
+from mminstruct import resources
 from mminstruct.builder import InstructBuilder
 from mminstruct.errors import UsageError, did_you_mean
+from mminstruct.rows.plan import code_version
 
 _PACKAGE = "mminstruct_builders"
 
@@ -81,7 +82,7 @@ def find(source: str, prompt_config: str) -> Path | None:
 
 def script_hash(script: Path) -> str:
     """Digest of a builder script and of the code it runs on."""
-    content = script.read_bytes() + generate.code_version().encode()
+    content = script.read_bytes() + code_version().encode()
     return hashlib.sha256(content).hexdigest()[:16]
 
 

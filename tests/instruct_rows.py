@@ -10,7 +10,7 @@ from typing import Any
 
 import datasets
 
-from mminstruct.generate import FEATURES
+from mminstruct.rows.columns import FEATURES
 
 TYPES = ("conversation", "detail", "complex_reasoning")
 QUESTION, ANSWER = (

@@ -8,7 +8,7 @@ from typing import Any
 from instruct_rows import TYPES
 
 from mminstruct import licenses, prompts
-from mminstruct.cards import Origin
+from mminstruct.releases.origin import Origin
 from mminstruct.sources import SourceInfo
 
 COCO = SourceInfo(

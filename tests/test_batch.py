@@ -22,12 +22,15 @@ from loopback import DROP, LoopbackServer, chat_completion, turns_for
 from running import Place, finish
 from test_llmock import llmock
 
-from mminstruct import batch, loading
-from mminstruct.batch import Limits
+from mminstruct import loading
 from mminstruct.builder import IncompleteWarning, InstructBuilder
-from mminstruct.client import RetryPolicy, Stats
+from mminstruct.completions.batch_api import run
+from mminstruct.completions.batch_api import run as batch
+from mminstruct.completions.batch_api.drafts import Limits
+from mminstruct.completions.stats import Stats
 from mminstruct.errors import BackendUnusable, MMInstructError, RunStopped, UsageError
-from mminstruct.progress import describe
+from mminstruct.reports.progress import describe
+from mminstruct.transport import RetryPolicy
 
 IMAGES = 6
 REQUESTS = 3 * IMAGES
@@ -36,7 +39,8 @@ FILES = 3  # of seven, seven and four requests
 COMMAND = (
     sys.executable,
     "-c",
-    "from mminstruct.batch import Limits; from mminstruct.builder import InstructBuilder; "
+    "from mminstruct.completions.batch_api.drafts import Limits; "
+    "from mminstruct.builder import InstructBuilder; "
     f"InstructBuilder.batch_limits = {QUICK!r}; from mminstruct.cli import main; main()",
 )
 PATIENCE_S = 60
@@ -515,7 +519,10 @@ def test_answers_that_cannot_be_read_in_a_run_are_read_in_the_next(
 ) -> None:
     server.event = lambda step, number: reply if step == "content:before" else None
     quick = Limits(requests=18, poll_s=0.02, settle_s=0.2)
-    with caplog.at_level(logging.WARNING, "mminstruct.batch"), pytest.raises(RunStopped):
+    with (
+        caplog.at_level(logging.WARNING, "mminstruct.completions.batch_api.run"),
+        pytest.raises(RunStopped),
+    ):
         prepared(builder(server, tmp_path, data, quick))
     assert "18 requests have no answer: answers of batch batch_1" in caplog.text
     assert "run the same command again for them" in caplog.text
@@ -560,7 +567,7 @@ def test_answers_that_are_gone_are_asked_for_again_by_the_next_run(
     monkeypatch.setattr(batch, "_GONE_AFTER_S", 0.0)
     no_first_output(server)
     quick = Limits(requests=7, poll_s=0.02, settle_s=0.2)
-    with caplog.at_level(logging.WARNING, "mminstruct.batch"):
+    with caplog.at_level(logging.WARNING, "mminstruct.completions.batch_api.run"):
         made = builder(server, tmp_path, data, quick)
         assert len(incomplete(made)) == REQUESTS - 7
     assert made.report.failures == {"unread": 7}
@@ -693,7 +700,7 @@ def test_an_output_file_that_never_appears_is_not_deleted(
 def test_a_batch_that_the_server_does_not_know_keeps_no_other_from_being_fetched(
     server: BatchServer, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def submitted_only(run: batch._Run, scratch: Any) -> None:
+    async def submitted_only(run: run._Run, scratch: Any) -> None:
         async with run._locked():
             await run._look(scratch)
             await run._submit(scratch)
@@ -701,7 +708,7 @@ def test_a_batch_that_the_server_does_not_know_keeps_no_other_from_being_fetched
 
     server.polls = 10**9
     with monkeypatch.context() as patch, pytest.raises(RunStopped, match="interrupted"):
-        patch.setattr(batch._Run, "_rounds", submitted_only)
+        patch.setattr(run._Run, "_rounds", submitted_only)
         prepared(builder(server, tmp_path, data))
     del server.batches["batch_1"]
     for made in server.batches.values():
@@ -1010,7 +1017,7 @@ def test_answers_of_a_form_nobody_knows_count_as_paid_and_their_files_are_kept(
     odd = iter([(200, {"choices": [{"message": {"content": 7}}]})] * 2)
     server.line = lambda body: next(odd, (200, chat_completion(turns_for(body))))
     made = builder(server, tmp_path, data, max_requests=REQUESTS)
-    with caplog.at_level(logging.WARNING, "mminstruct.batch"):
+    with caplog.at_level(logging.WARNING, "mminstruct.completions.batch_api.run"):
         assert len(incomplete(made)) == REQUESTS - 2
     assert made.report.failures == {"bad_body": 2}
     assert "batch batch_1: 2 answers can't be read" in caplog.text
@@ -1031,7 +1038,7 @@ def test_damaged_lines_and_lines_about_unknown_requests_are_left_out(
     )
     server.line = lambda body: next(odd, (200, chat_completion(turns_for(body))))
     made = builder(server, tmp_path, data)
-    with caplog.at_level(logging.WARNING, "mminstruct.batch"):
+    with caplog.at_level(logging.WARNING, "mminstruct.completions.batch_api.run"):
         assert len(incomplete(made)) == REQUESTS - 4
     assert made.report.failures == {"no_answer": 4}
     assert "left out 2 lines about unknown requests and 2 damaged lines" in caplog.text
@@ -1046,7 +1053,7 @@ def test_a_line_longer_than_any_answer_is_that_requests_failure_alone(
     odd = iter([(200, chat_completion("x" * 34 * 2**20))])
     server.line = lambda body: next(odd, (200, chat_completion(turns_for(body))))
     made = builder(server, tmp_path, data, max_requests=REQUESTS)
-    with caplog.at_level(logging.WARNING, "mminstruct.batch"):
+    with caplog.at_level(logging.WARNING, "mminstruct.completions.batch_api.run"):
         assert len(incomplete(made)) == REQUESTS - 1
     assert made.report.failures == {"bad_body": 1}
     assert (
@@ -1062,7 +1069,7 @@ def test_of_a_line_that_has_no_end_only_its_start_is_held(tmp_path: Path) -> Non
         file.seek(2 * 2**26)  # zeros that take no room
         file.write(b"\nlast")
         file.seek(0)
-        chunks = list(batch._chunks(file))
+        chunks = list(run._chunks(file))
     assert [[len(line) for line in chunk] for chunk in chunks] == [[6, 2**25 + 1], [4]]
 
 
@@ -1072,7 +1079,7 @@ def test_a_batch_that_fails_its_validation_is_shown_and_submitted_again_by_a_rer
     server.errors = [{"code": "bad_model", "message": "m has no batches", "line": 3}]
     server.end = lambda batch: "failed" if batch["id"] == "batch_2" else "completed"
     made = builder(server, tmp_path, data)
-    with caplog.at_level(logging.WARNING, "mminstruct.batch"):
+    with caplog.at_level(logging.WARNING, "mminstruct.completions.batch_api.run"):
         assert len(incomplete(made)) == REQUESTS - 7
     assert made.report.failures == {"batch_failed": 7}
     assert "7 requests got no answer: batch batch_2: bad_model: m has no batches (line 3)" in (

@@ -23,7 +23,7 @@ import mminstruct
 from mminstruct import loading, prompts, resources, sources
 from mminstruct.builder import IncompleteWarning
 from mminstruct.errors import MMInstructError, RunStopped, UsageError
-from mminstruct.generate import FEATURES
+from mminstruct.rows.columns import FEATURES
 
 COCO = "builders/coco2017_llava"
 TYPES = ["conversation", "detail_description", "complex_reasoning"]

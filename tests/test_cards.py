@@ -27,14 +27,18 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from origins import COCO, DAY, origin
 
-from mminstruct import cards, cli, licenses, loading, prompts, release, resources, sources
-from mminstruct.cards import Contents, DataFile, Origin
+from mminstruct import cli, licenses, loading, prompts, resources, sources
+from mminstruct.cli import app, generate
 from mminstruct.errors import ConfigError
-from mminstruct.generate import FEATURES, Report
 from mminstruct.licenses import Part, Use
+from mminstruct.releases import cards, croissant, markdown, notices, pages, repository
+from mminstruct.releases.origin import Contents, DataFile, Origin
+from mminstruct.rows import columns
+from mminstruct.rows.columns import FEATURES
+from mminstruct.rows.report import Report
 
 TEMPLATE = (resources.folder("cards") / "template.md").read_text(encoding="utf-8")
-PAGE = cards.Page(about="Invented.", uses="Nothing.", limits="All.")
+PAGE = pages.Page(about="Invented.", uses="Nothing.", limits="All.")
 FILES = {
     "conversation": {"train": ["data/conversation/train-00000-of-00001.parquet"]},
     "detail": {
@@ -321,7 +325,7 @@ def test_what_was_not_recorded_is_not_claimed() -> None:
     card = cards.card(TEMPLATE, [PAGE], "out", ALLOWED, contents_of())
     assert table_of(card, "type")[0] == ["conversation", "5", "0", "not recorded", "not recorded"]
     assert "The command that made it was not recorded." in card
-    found = json.loads(cards.provenance(ALLOWED, contents_of()))
+    found = json.loads(notices.provenance(ALLOWED, contents_of()))
     assert found["rejected"] is found["failed"] is found["command"] is None
 
 
@@ -367,9 +371,9 @@ def test_the_command_is_shown_as_it_has_to_be_typed() -> None:
 def test_a_release_for_the_hub_is_read_from_there() -> None:
     by = origin(repo_id="somebody/something")
     assert 'load_dataset("somebody/something", "conversation")' in card_of(by)
-    croissant = json.loads(cards.croissant([PAGE], "out", by, contents_of()))
-    assert croissant["url"] == "https://huggingface.co/datasets/somebody/something"
-    assert croissant["creator"]["name"] == "somebody"
+    found = json.loads(croissant.croissant([PAGE], "out", by, contents_of()))
+    assert found["url"] == "https://huggingface.co/datasets/somebody/something"
+    assert found["creator"]["name"] == "somebody"
 
 
 @pytest.mark.parametrize("name", ["out", "my data", 'say "hi"', "back\\slash", "d\u00e9j\u00e0"])
@@ -384,7 +388,7 @@ def test_the_example_in_a_card_is_valid_python_for_any_folder(name: str) -> None
 
 
 def test_every_column_of_a_row_is_described() -> None:
-    assert list(cards.COLUMNS) == list(FEATURES)
+    assert list(columns.COLUMNS) == list(FEATURES)
     assert [line[0] for line in table_of(card_of(ALLOWED), "column")] == list(FEATURES)
 
 
@@ -396,7 +400,7 @@ def test_every_builder_has_a_page_and_every_page_a_builder() -> None:
 @pytest.mark.parametrize("name", loading.names())
 def test_a_page_says_what_it_is_what_it_is_good_for_and_its_limits(name: str) -> None:
     text = (resources.folder("cards") / f"{name}.md").read_text(encoding="utf-8")
-    page = cards.page(text, name)
+    page = pages.page(text, name)
     assert min(map(len, (page.about, page.uses, page.limits))) > 50
     assert {token.type for token in tokens_of(text)} <= {
         *("heading_open", "heading_close", "inline", "paragraph_open", "paragraph_close")
@@ -417,13 +421,13 @@ def test_a_page_says_what_it_is_what_it_is_good_for_and_its_limits(name: str) ->
 )
 def test_a_page_with_other_sections_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="cards/x.md: got .* against What it is, Good for, Known"):
-        cards.page(text, "cards/x.md")
+        pages.page(text, "cards/x.md")
 
 
 @pytest.mark.parametrize("name", ["LVIS", "COCO2014+LN", "HUMANML3D"])
 def test_a_pair_without_a_builder_gets_words_from_the_source_itself(name: str) -> None:
     source = sources.get(name).info
-    page = cards.general_page(source, prompts.load(source.prompt_config))
+    page = pages.general_page(source, prompts.load(source.prompt_config))
     for part in source.parts or (source,):
         assert part.description.split(".")[0] in page.about
     assert f"{source.modality}s" in page.limits
@@ -465,7 +469,7 @@ def test_the_card_of_a_run_is_whole_and_read_by_the_hub(
     assert {t.type for t in inline(tokens_of(text))} <= INLINE
     if name is not None:
         page = (resources.folder("cards") / f"{name}.md").read_text(encoding="utf-8")
-        assert cards.page(page, name).about in text
+        assert pages.page(page, name).about in text
     info = sources.get(source).info
     for part in info.parts or (info,):
         assert part.attribution.split(" (")[0] in (path / "ATTRIBUTION.md").read_text("utf-8")
@@ -523,7 +527,7 @@ def test_the_command_line_of_mlcroissant_validates_a_description(
 
 
 def test_the_columns_of_croissant_are_those_of_the_rows() -> None:
-    described = json.loads(cards.croissant([PAGE], "out", ALLOWED, contents_of()))
+    described = json.loads(croissant.croissant([PAGE], "out", ALLOWED, contents_of()))
     for records in described["recordSet"]:
         fields = {field["name"]: field for field in records["field"]}
         assert list(fields) == list(FEATURES)
@@ -542,7 +546,9 @@ def test_columns_that_croissant_has_no_word_for_are_left_out() -> None:
             "at": datasets.Value("timestamp[s]"),
         }
     )
-    described = json.loads(cards.croissant([PAGE], "out", ALLOWED, contents_of(features=features)))
+    described = json.loads(
+        croissant.croissant([PAGE], "out", ALLOWED, contents_of(features=features))
+    )
     fields = described["recordSet"][0]["field"]
     assert [field["name"] for field in fields] == ["id", "scores"]
     assert (fields[1]["dataType"], fields[1]["isArray"]) == ("sc:Float", True)
@@ -597,15 +603,15 @@ def test_a_card_has_the_command_that_makes_the_rows_again(
 
 def test_a_file_of_this_machine_is_named_without_its_place(tmp_path: Path) -> None:
     (tmp_path / "weights.gguf").touch()
-    parser = cli._parser()
+    parser = app.make_parser()
     for model, named in ((tmp_path / "weights.gguf", "weights.gguf"), (tmp_path, "DIR")):
         args = parser.parse_args(["generate", "SAMPLE", "--model", str(model)])
-        command = cli._command_again(args, licenses.load(), None)
+        command = generate.command_again(args, licenses.load(), None)
         assert command == f"mminstruct generate SAMPLE --model {named}"
 
 
 def test_a_private_server_is_not_named_and_a_known_service_is() -> None:
-    parser = cli._parser()
+    parser = app.make_parser()
     urls = {
         "http://10.1.2.3:8000/v1": "URL",
         "https://user:secret@llm.corp.test/v1?token=t": "URL",
@@ -614,7 +620,7 @@ def test_a_private_server_is_not_named_and_a_known_service_is() -> None:
     for url, named in urls.items():
         arguments = ["generate", "SAMPLE", "--model_source", "openai", "--openai_base_url", url]
         args = parser.parse_args([*arguments, "--openai_base_url", "http://other.test"])
-        command = cli._command_again(args, licenses.load(), None)
+        command = generate.command_again(args, licenses.load(), None)
         assert command.split()[3:] == ["--model_source", "openai", "--openai_base_url", named]
 
 
@@ -629,9 +635,9 @@ def test_a_server_from_the_environment_is_in_the_command_that_makes_it_again(
     url: str, named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", url)
-    args = cli._parser().parse_args(["generate", "SAMPLE", "--model_source", "openai"])
+    args = app.make_parser().parse_args(["generate", "SAMPLE", "--model_source", "openai"])
     registry = licenses.load()
-    command = cli._command_again(args, registry, registry.endpoint_names([url]))
+    command = generate.command_again(args, registry, registry.endpoint_names([url]))
     assert command.split()[3:] == ["--model_source", "openai", "--openai_base_url", named]
 
 
@@ -726,7 +732,7 @@ def told(words: list[str]) -> tuple[Origin, Contents, Report]:
         command=f"mminstruct generate COCO2017 --model {json.dumps(model)}",
     )
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    credit = dict.fromkeys(cards.CREDIT_COLUMNS, "x") | {
+    credit = dict.fromkeys(columns.CREDIT_COLUMNS, "x") | {
         "media": f"m {media}", "title": f"t {title}", "author": f"a {author}",
         "landing_url": url, "author_url": url, "license": f"l {license}", "license_url": url,
     }  # fmt: skip
@@ -746,10 +752,10 @@ def documents(words: list[str]) -> dict[str, str]:
     by, contents, report = told(words)
     return {
         "README.md": cards.card(TEMPLATE, [PAGE], "out", by, contents, report),
-        "ATTRIBUTION.md": cards.attribution(by, contents),
-        "LICENSE": cards.license_text(by, contents.use),
-        "provenance.json": cards.provenance(by, contents, report),
-        "croissant.json": cards.croissant([PAGE], "out", by, contents),
+        "ATTRIBUTION.md": notices.attribution(by, contents),
+        "LICENSE": notices.license_text(by, contents.use),
+        "provenance.json": notices.provenance(by, contents, report),
+        "croissant.json": croissant.croissant([PAGE], "out", by, contents),
     }
 
 
@@ -786,11 +792,11 @@ def test_nothing_that_comes_from_outside_can_break_what_is_written(words: list[s
 @settings(deadline=None, max_examples=300)
 @given(outside)
 def test_escaped_text_is_read_as_it_was(text: str) -> None:
-    line = cards._line(text)
-    head = f"| h |\n|---|\n| {cards._markdown(text)} |\n"
+    line = markdown.to_line(text)
+    head = f"| h |\n|---|\n| {markdown.to_markdown(text)} |\n"
     (cell,) = (shown_all(t) for t in tokens_of(head) if t.type == "inline" and t.content != "h")
     assert cell == line
-    (words, *more) = (t for t in tokens_of(cards._markdown(text) or "x") if t.type == "inline")
+    (words, *more) = (t for t in tokens_of(markdown.to_markdown(text) or "x") if t.type == "inline")
     assert not more
     assert shown_all(words) == (line or "x")
 
@@ -802,8 +808,8 @@ def shown_all(token: Token) -> str:
 @settings(deadline=None, max_examples=300)
 @given(st.text(), st.sampled_from(["text", "bash"]))
 def test_a_block_of_code_ends_where_its_text_does(text: str, language: str) -> None:
-    text = "\n".join(map(cards._line, text.splitlines()))
-    (fence,) = tokens_of(cards._fenced(text, language))
+    text = "\n".join(map(markdown.to_line, text.splitlines()))
+    (fence,) = tokens_of(markdown.fence(text, language))
     assert (fence.type, fence.info, fence.content) == ("fence", language, f"{text}\n")
 
 
@@ -817,7 +823,7 @@ def test_a_release_of_hostile_rows_is_loaded_and_validated(tmp_path: Path) -> No
     by, _, report = told(words)
     messages = [{"role": "user", "content": words[0]}, {"role": "assistant", "content": words[0]}]
     rows = [row(n, kind, messages=messages, media=words[0]) for n in (1, 2) for kind in TYPES]
-    release.write({"train": dataset(rows)}, tmp_path, by, report)
+    repository.write({"train": dataset(rows)}, tmp_path, by, report)
     assert len(datasets.load_dataset(str(tmp_path), "detail", split="train")) == 2
     command = [sys.executable, "-W", "ignore", "-c", VALIDATE, str(tmp_path / "croissant.json")]
     ended = subprocess.run(command, capture_output=True, text=True)

@@ -21,6 +21,8 @@ from loopback import LoopbackServer, chat_completion, turns_for
 from running import COMMAND
 
 from mminstruct import cli
+from mminstruct.cli.arguments import USAGE
+from mminstruct.cli.console import DONE, INCOMPLETE, STOPPED, UNREAD
 
 
 @pytest.fixture
@@ -71,7 +73,7 @@ def test_a_source_that_is_given_twice_is_taken_once(
         told = []
         for names in (["COCO2017"], twice):
             capsys.readouterr()
-            assert cli.run([command, *names, *more, "--json"]) == cli.DONE
+            assert cli.run([command, *names, *more, "--json"]) == DONE
             told.append(capsys.readouterr().out)
         assert told[0] == told[1]
 
@@ -202,12 +204,12 @@ def test_everything_there_is_can_be_listed(capsys: pytest.CaptureFixture[str]) -
 
 
 UNREAD = {
-    "list": cli.UNREAD,
-    "show COCO2017": cli.UNREAD,
-    "license SAMPLE": cli.UNREAD,
-    "estimate COCO2017 --dry_run": cli.UNREAD,
-    "generate COCO2017 --dry_run --show 6": cli.DONE,
-    "generate --help": cli.DONE,
+    "list": UNREAD,
+    "show COCO2017": UNREAD,
+    "license SAMPLE": UNREAD,
+    "estimate COCO2017 --dry_run": UNREAD,
+    "generate COCO2017 --dry_run --show 6": DONE,
+    "generate --help": DONE,
 }
 
 
@@ -238,7 +240,7 @@ def test_what_a_terminal_has_no_character_for_is_escaped(encoding: str, folder: 
             env={**os.environ, "PYTHONIOENCODING": encoding},
             cwd=folder,
         )
-        assert (ended.returncode, ended.stderr) == (cli.DONE, b"")
+        assert (ended.returncode, ended.stderr) == (DONE, b"")
         out = ended.stdout.decode(encoding)
         if more:
             assert json.loads(out)["context"]["captions"][0] == "A caf\u00e9, \u8d64\u3044."
@@ -425,7 +427,7 @@ def test_where_a_place_is_given_nothing_else_is_read(
         (folder / "own" / "deep" / "_annotations.coco.json").write_text("{}")
         (folder / "own" / "image.jpg").write_bytes(b"")
     arguments = ["--model_source", "fake", "--dataset_storage_path", "own"]
-    assert cli.run(["generate", "COCO2017", *arguments]) == cli.USAGE
+    assert cli.run(["generate", "COCO2017", *arguments]) == USAGE
     said = capsys.readouterr().err
     got = "has deep/_annotations.coco.json" if is_there else "isn't there"
     assert (
@@ -439,10 +441,10 @@ def test_another_split_that_is_there_is_named(
 ) -> None:
     coco_files(folder / "own", 2, split="val")
     arguments = ["--model_source", "fake", "--dataset_storage_path", "own"]
-    assert cli.run(["generate", "COCO2017", *arguments]) == cli.USAGE
+    assert cli.run(["generate", "COCO2017", *arguments]) == USAGE
     said = capsys.readouterr().err
     assert "The split 'validation' is there (--splits validation)." in said
-    assert cli.run(["generate", "COCO2017+LVIS", *arguments, "--splits", "validation"]) == cli.USAGE
+    assert cli.run(["generate", "COCO2017+LVIS", *arguments, "--splits", "validation"]) == USAGE
     assert "LVIS, split 'train': " in capsys.readouterr().err
 
 
@@ -450,7 +452,7 @@ def test_without_a_place_what_is_missing_in_the_default_one_is_downloaded(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    assert cli.run(["generate", "LN", "--model_source", "fake"]) == cli.STOPPED
+    assert cli.run(["generate", "LN", "--model_source", "fake"]) == STOPPED
     said = capsys.readouterr().err
     assert f"LN: no annotation files of split 'train' in {folder / 'cache'}; taking down" in said
     assert "not fetched, because HF_HUB_OFFLINE" in said
@@ -489,12 +491,12 @@ def test_rows_that_a_file_for_trainers_lacks_are_not_counted_as_written(
     server.answer = answer
     arguments = ["COCO2017", "--types", "conversation"]
     for path in ("o.json", "o.json"):
-        assert generate(*arguments, "--output_path", path, server=server) == cli.INCOMPLETE
+        assert generate(*arguments, "--output_path", path, server=server) == INCOMPLETE
         said = capsys.readouterr().err
         assert "1 rows, 1 left out (an empty message 1); written to o.json" in said
         assert "what was left out, and why, is in o.json.missing.jsonl" in said
         assert len(json.loads((folder / path).read_text())) == 1
-    assert generate(*arguments, "--output_path", "o.jsonl", server=server) == cli.DONE
+    assert generate(*arguments, "--output_path", "o.jsonl", server=server) == DONE
     assert "2 rows; written to o.jsonl" in capsys.readouterr().err
 
 
@@ -502,7 +504,7 @@ def test_a_model_that_thinks_for_all_its_tokens_ends_the_run_with_what_to_change
     folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.answer = lambda server, body: chat_completion("", finish_reason="length")
-    assert generate("SAMPLE", "--output_path", "o.jsonl", server=server) == cli.USAGE
+    assert generate("SAMPLE", "--output_path", "o.jsonl", server=server) == USAGE
     error = capsys.readouterr().err
     assert "30 answers in a row were empty; the model used up max_tokens (1,024)" in error
     assert "raise --max_tokens" in error
@@ -516,7 +518,7 @@ def test_answers_that_never_give_a_row_end_the_run_before_all_are_paid_for(
     coco_files(folder / "cache", 400)
     server.answer = lambda server, body: chat_completion("A nice text, but no conversation.")
     types = ["--types", "conversation", "--max_concurrency", "8"]
-    assert generate("COCO2017", "--output_path", "o.jsonl", *types, server=server) == cli.USAGE
+    assert generate("COCO2017", "--output_path", "o.jsonl", *types, server=server) == USAGE
     error = capsys.readouterr().err
     assert (
         "the first 100 answers of type 'conversation' gave no row (no_labels 100; the last" in error
@@ -524,7 +526,7 @@ def test_answers_that_never_give_a_row_end_the_run_before_all_are_paid_for(
     assert "leave the type out with --types" in error
     assert 100 <= (asked := len(server.bodies)) < 140
     # The same again is told sooner, and nothing is paid for twice.
-    assert generate("COCO2017", "--output_path", "o.jsonl", *types, server=server) == cli.USAGE
+    assert generate("COCO2017", "--output_path", "o.jsonl", *types, server=server) == USAGE
     assert asked < len(server.bodies) < asked + 40
     assert len({json.dumps(body["messages"]) for body in server.bodies}) == len(server.bodies)
 
@@ -543,7 +545,7 @@ def test_a_run_that_is_nearly_through_is_not_ended_for_a_type_without_rows(
 
     server.answer = answer
     types = ["--types", "conversation", "detail_description", "--max_concurrency", "8"]
-    assert generate("COCO2017", "--output_path", "o.jsonl", *types, server=server) == cli.DONE
+    assert generate("COCO2017", "--output_path", "o.jsonl", *types, server=server) == DONE
     assert "130 rows, 130 rejected (no_labels 130)" in capsys.readouterr().err
 
 
@@ -556,7 +558,7 @@ def test_one_answer_that_gives_a_row_lets_a_run_go_on(folder: Path, server: Loop
 
     server.answer = answer
     types = ["--types", "conversation", "--max_concurrency", "8"]
-    assert generate("COCO2017", "--output_path", "o.jsonl", *types, server=server) == cli.DONE
+    assert generate("COCO2017", "--output_path", "o.jsonl", *types, server=server) == DONE
     assert len((folder / "o.jsonl").read_text().splitlines()) == 1
 
 
@@ -565,7 +567,7 @@ def test_sources_are_all_read_before_any_of_them_costs_something(
 ) -> None:
     annotations = folder / "cache" / "annotations" / "captions_train2017.json"
     annotations.write_bytes(annotations.read_bytes()[:-20])
-    assert generate("COCO2014", "COCO2017", "--output_path", "o", server=server) == cli.USAGE
+    assert generate("COCO2014", "COCO2017", "--output_path", "o", server=server) == USAGE
     assert "captions_train2017.json" in capsys.readouterr().err
     assert server.bodies == []
 
@@ -580,9 +582,9 @@ def test_a_file_of_one_of_several_sources_is_not_joined_by_downloads_of_the_othe
         for path in (folder / "cache" / "annotations").glob("*2017.json"):
             file.write(path, f"annotations/{path.name}")
     arguments = ["--dataset_storage_path", str(archive), "--output_path", "o"]
-    assert generate("COCO2017", *arguments, server=server) == cli.DONE
+    assert generate("COCO2017", *arguments, server=server) == DONE
     server.bodies.clear()
-    assert generate("COCO2017", "LVIS", *arguments, server=server) == cli.USAGE
+    assert generate("COCO2017", "LVIS", *arguments, server=server) == USAGE
     said = capsys.readouterr().err
     assert f"LVIS, split 'train': {archive} is another file, against lvis_v1_train.json" in said
     assert server.bodies == []
@@ -608,7 +610,7 @@ def test_a_release_that_is_replaced_by_another_is_named(
     said = []
     for more in ("COCO2017", "COCO2017", "COCO2017 --limit 1", "COCO2014 --limit 1"):
         asked = [*more.split(), "--output_path", "out", "--overwrite"]
-        assert generate(*asked, server=server) == cli.DONE
+        assert generate(*asked, server=server) == DONE
         said += [line for line in capsys.readouterr().err.splitlines() if "replaces" in line]
     assert said == [
         "mminstruct: out: replaces a release of 6 rows of COCO2017 (model m) by one of 3 rows of "
@@ -631,7 +633,7 @@ def test_a_dry_run_replaces_what_a_dry_run_wrote_and_nothing_else(
     before = contents()
     capsys.readouterr()
     for more in ([], ["--model_id", "m"]):
-        assert generate("COCO2017", *arguments, *more, "--dry_run") == cli.USAGE
+        assert generate("COCO2017", *arguments, *more, "--dry_run") == USAGE
         error = capsys.readouterr().err
         assert f"output path {output}: a dry run would replace " in error
         assert "give another path with --output_path" in error
@@ -640,7 +642,7 @@ def test_a_dry_run_replaces_what_a_dry_run_wrote_and_nothing_else(
     for source in ("COCO2017", "COCO2014"):
         assert generate(source, *dry) == 0
     assert generate("COCO2017", *dry[:-1], server=server) == 0
-    assert generate("COCO2017", *dry) == cli.USAGE
+    assert generate("COCO2017", *dry) == USAGE
 
 
 def test_a_pair_without_a_script_is_generated_as_well(tmp_path: Path) -> None:
@@ -650,7 +652,7 @@ def test_a_pair_without_a_script_is_generated_as_well(tmp_path: Path) -> None:
     for prompt_config in ("llava_smallcontext", str(config)):
         out = tmp_path / "out.jsonl"
         arguments = ["generate", "SAMPLE", "--dry_run", "--limit", "1", "--output_path", str(out)]
-        assert cli.run([*arguments, "--prompt_config", prompt_config]) == cli.DONE
+        assert cli.run([*arguments, "--prompt_config", prompt_config]) == DONE
         rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
         assert [row["type"] for row in rows] == [
             "conversation",
@@ -667,13 +669,13 @@ def test_a_source_brings_its_own_prompt_config_and_options(tmp_path: Path) -> No
         ("coco2017+ln", "llava_joined"),
         ("HUMANML3D", "motion"),
     ):
-        assert cli.run(["generate", source, *arguments]) == cli.DONE
+        assert cli.run(["generate", source, *arguments]) == DONE
         row = json.loads(out.read_text(encoding="utf-8").splitlines()[0])
         assert row["provenance"]["prompt_config"] == prompt_config
 
 
 def test_an_option_of_another_source_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["generate", "SAMPLE", "--dry_run", "--motion_facts"]) == cli.USAGE
+    assert cli.run(["generate", "SAMPLE", "--dry_run", "--motion_facts"]) == USAGE
     assert "--motion_facts is an option of HUMANML3D, got SAMPLE" in capsys.readouterr().err
 
 
@@ -681,7 +683,7 @@ def test_motions_in_the_form_for_images_are_an_error_before_anything_is_asked(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments = ["generate", "HUMANML3D", "--dry_run", "--output_path", "x.json"]
-    assert cli.run(arguments) == cli.USAGE
+    assert cli.run(arguments) == USAGE
     assert "llava-instruct holds images, and HUMANML3D is about motion" in capsys.readouterr().err
 
 
@@ -693,8 +695,8 @@ def test_whoever_calls_it_has_the_signals_handled_as_before(
 
     before = signal.signal(signal.SIGTERM, mine)
     try:
-        assert cli.run(["list"]) == cli.DONE
-        assert cli.run(["show", "NOWHERE"]) == cli.USAGE
+        assert cli.run(["list"]) == DONE
+        assert cli.run(["show", "NOWHERE"]) == USAGE
         assert signal.getsignal(signal.SIGTERM) is mine
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -17,10 +17,13 @@ from typing import Any
 
 import pytest
 
-from mminstruct import client as client_module
 from mminstruct.backends import BackendOptions
 from mminstruct.backends.fake import FakeBackend
-from mminstruct.client import Answered, Client, Failed, Job, Outcome, RetryPolicy
+from mminstruct.completions import client as client_module
+from mminstruct.completions.budget import Budget
+from mminstruct.completions.client import Client
+from mminstruct.completions.job import Answered, Failed, Job, Outcome
+from mminstruct.completions.store import ResponseStore, Scope, key_of
 from mminstruct.errors import (
     BackendUnusable,
     ContextTooLong,
@@ -30,10 +33,9 @@ from mminstruct.errors import (
     StoreError,
     TransientError,
 )
-from mminstruct.limits import Budget
-from mminstruct.prompts import Prompt
-from mminstruct.responses import ResponseStore, Scope, key_of
+from mminstruct.prompts.messages import Prompt
 from mminstruct.schema import Completion, Message, Request, Sampling
+from mminstruct.transport import RetryPolicy
 
 QUICK = RetryPolicy(max_retries=4, base_s=0.001, cap_s=0.002)
 # Bounds hangs, nothing else.

@@ -20,9 +20,9 @@ from typing import Any
 import datasets
 import pytest
 
-from mminstruct import download as download_module
-from mminstruct.download import RETRY_DELAYS_S, fetch
 from mminstruct.errors import DownloadError
+from mminstruct.fetching import archives
+from mminstruct.fetching.archives import RETRY_DELAYS_S, fetch
 from mminstruct.sources import Download
 
 BODY = random.Random(1).randbytes(3_000_000)
@@ -449,7 +449,7 @@ def test_the_name_in_the_cache_is_the_last_part_of_the_address(
 
 def test_two_processes_fetch_a_file_once(server: Script, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from mminstruct.download import fetch;"
+        "import sys; from pathlib import Path; from mminstruct.fetching.archives import fetch;"
         "from mminstruct.sources import Download;"
         "url, size, md5, cache = sys.argv[1:];"
         "print('ready', flush=True);"
@@ -489,8 +489,8 @@ def test_a_second_fetch_waits_for_the_first_and_says_so(
                 said.set()
 
     listener = Listener()
-    download_module.logger.addHandler(listener)
-    caplog.set_level(logging.INFO, logger=download_module.logger.name)
+    archives.logger.addHandler(listener)
+    caplog.set_level(logging.INFO, logger=archives.logger.name)
     threads = [threading.Thread(target=get, args=(server, tmp_path)) for _ in range(2)]
     try:
         for thread in threads:
@@ -500,7 +500,7 @@ def test_a_second_fetch_waits_for_the_first_and_says_so(
     finally:
         for thread in threads:
             thread.join()
-        download_module.logger.removeHandler(listener)
+        archives.logger.removeHandler(listener)
     assert server.asked == [None]
 
 

@@ -19,6 +19,8 @@ from running import COMMAND, Place, finish
 from tokenizer_files import billed_prompt_tokens
 
 from mminstruct import cli
+from mminstruct.cli.arguments import USAGE
+from mminstruct.cli.console import STOPPED
 from mminstruct.errors import RunStopped
 
 TYPES = ("conversation", "detail_description", "complex_reasoning")
@@ -122,7 +124,7 @@ def test_it_counts_as_llama_cpp_does_to_the_token(
     before = estimate(*arguments)
     assert before["token_error"] == 0.0
     assert (before["cost_usd"], before["batch_cost_usd"]) == (0.0, None)
-    assert generate(*arguments) == cli.USAGE  # answers of one token are no rows
+    assert generate(*arguments) == USAGE  # answers of one token are no rows
     assert before["prompt_tokens"] == usage(folder / "r.sqlite")["prompt_tokens"]
     after = estimate(*arguments)
     assert after["stored"] == after["requests"] == 2
@@ -335,7 +337,7 @@ def test_the_price_of_openai_s_models_is_known_and_that_of_other_servers_is_not(
     assert (own["cost_usd"], own["batch_cost_usd"], own["seconds"]) == (None, None, None)
     assert cli.run(["estimate", "COCO2017", *at(server)]) == 0
     assert "give --price_in and --price_out" in " ".join(capsys.readouterr().out.split())
-    assert cli.run(["estimate", "COCO2017", *at(server), "--price_in", "1"]) == cli.USAGE
+    assert cli.run(["estimate", "COCO2017", *at(server), "--price_in", "1"]) == USAGE
 
 
 def test_the_lines_for_people_fit_a_terminal_and_say_what_is_approximate(
@@ -377,10 +379,10 @@ def test_a_run_stops_after_the_answers_it_may_pay_for_and_goes_on_when_run_again
     folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["COCO2017", *at(server)]
-    assert generate(*arguments, "--max_requests", "5") == cli.STOPPED
+    assert generate(*arguments, "--max_requests", "5") == STOPPED
     assert "max_requests 5" in " ".join(capsys.readouterr().err.split())
     assert len(server.bodies) == 5
-    assert generate(*arguments, "--max_requests", "5") == cli.STOPPED
+    assert generate(*arguments, "--max_requests", "5") == STOPPED
     assert len(server.bodies) == 10
     assert generate(*arguments, "--max_requests", "8") == 0
     assert len(server.bodies) == 18
@@ -400,11 +402,11 @@ def test_all_sources_and_splits_of_a_run_share_its_bound(
 
     coco_files(folder / "cache", 2, split="val", edit=other)
     arguments = ["COCO2017", *at(server), "--splits", "train", "validation", "--types", TYPES[0]]
-    assert generate(*arguments, "--max_requests", "7") == cli.STOPPED
+    assert generate(*arguments, "--max_requests", "7") == STOPPED
     assert len(server.bodies) == 7
     coco_files(folder / "cache", 2, year=2014, edit=other)
     arguments = ["COCO2014", "COCO2017", *at(server, "another"), "--types", TYPES[0]]
-    assert generate(*arguments, "--max_requests", "4") == cli.STOPPED
+    assert generate(*arguments, "--max_requests", "4") == STOPPED
     assert len(server.bodies) == 11
 
 
@@ -412,7 +414,7 @@ def test_a_run_costs_no_more_than_it_may(folder: Path, server: LoopbackServer) -
     server.answer = counting(as_openai_counts, answer_tokens=300)
     prices = ["--price_in", "1", "--price_out", "10", "--max_tokens", "400"]
     arguments = ["COCO2017", *at(server), *prices]
-    assert generate(*arguments, "--max_cost", "0.04") == cli.STOPPED
+    assert generate(*arguments, "--max_cost", "0.04") == STOPPED
     spent = usage(folder / "r.sqlite")
     cost = (spent["prompt_tokens"] + 10 * spent["completion_tokens"]) / 1e6
     assert 0.03 < cost <= 0.04
@@ -454,7 +456,7 @@ def test_a_bound_that_can_t_be_kept_is_refused_before_anything_is_sent(
     flags: list[str],
     words: str,
 ) -> None:
-    assert generate("COCO2017", *at(server), *flags) == cli.USAGE
+    assert generate("COCO2017", *at(server), *flags) == USAGE
     assert words in capsys.readouterr().err
     assert server.bodies == []
 

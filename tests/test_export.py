@@ -41,11 +41,14 @@ from PIL import Image
 from public_network import NOT_ALLOWED
 from running import COMMAND, PATIENCE_S, finish
 
-from mminstruct import cli, export, licenses, replacing
-from mminstruct.client import RetryPolicy
+from mminstruct import cli, export, licenses
+from mminstruct.cli.arguments import USAGE
+from mminstruct.cli.console import DONE, INCOMPLETE, INTERRUPTED, STOPPED, TERMINATED
 from mminstruct.errors import HubError, RunStopped, UsageError
-from mminstruct.generate import Report
-from mminstruct.images import Fetching, _public_socket
+from mminstruct.fetching.images import Fetching, _public_socket
+from mminstruct.rows import replacing
+from mminstruct.rows.report import Report
+from mminstruct.transport import RetryPolicy
 
 TRAINERS = sorted(export.FORMATS.keys() - {"jsonl", "webdataset", "parquet"})
 USES = ("license", "image_license", "commercial_use")
@@ -995,7 +998,7 @@ def test_an_image_that_redirects_inwards_is_left_out_without_a_look(
     if allowed:
         asked += [[host, "/1.jpg"] for host in inwards]
     assert json.loads(ended.out) == {
-        "code": cli.DONE if allowed else cli.INCOMPLETE,
+        "code": DONE if allowed else INCOMPLETE,
         "asked": sorted(asked),
     }
     left_out = "3 left out (its address leads into this machine or a private network"
@@ -1380,7 +1383,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: ImageServer)
             image["coco_url"] = server.address(image["file_name"])
 
     coco_files(tmp_path / "cache", 2, edit=at_server)
-    assert cli.run(["generate", "COCO2017", "--dry_run", "--output_path", "out"]) == cli.DONE
+    assert cli.run(["generate", "COCO2017", "--dry_run", "--output_path", "out"]) == DONE
     return tmp_path
 
 
@@ -1388,7 +1391,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: ImageServer)
 def test_a_command_line_writes_each_form(
     output_format: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run(["export", "out", "--format", output_format]) == cli.DONE
+    assert cli.run(["export", "out", "--format", output_format]) == DONE
     path = export.default_output("out", output_format)
     assert f"6 rows; written to {path}" in capsys.readouterr().err
     read = READERS[output_format](path, None)
@@ -1412,7 +1415,7 @@ def test_a_release_whose_licence_is_not_what_was_written_is_refused(
         file.write_text(
             text.replace(old, old.replace("unknown", "MIT").replace("not known", "yes"))
         )
-    assert cli.run(["export", "out", "--format", "jsonl"]) == cli.USAGE
+    assert cli.run(["export", "out", "--format", "jsonl"]) == USAGE
     error = capsys.readouterr().err
     said = {
         "missing": "out: LICENSE is missing; put it back or run mminstruct generate again",
@@ -1435,7 +1438,7 @@ def test_a_provenance_file_of_another_program_says_nothing_of_a_licence(tmp_path
 def test_generate_writes_the_same_files(output_format: str, folder: Path) -> None:
     cli.run(["export", "out", "--format", output_format, "--output_path", "a/out.json"])
     arguments = ["--output_format", output_format, "--output_path", "b/out.json"]
-    assert cli.run(["generate", "COCO2017", "--dry_run", *arguments]) == cli.DONE
+    assert cli.run(["generate", "COCO2017", "--dry_run", *arguments]) == DONE
     exported, generated = READERS[output_format], READERS[output_format]
     assert sorted(exported(Path("a/out.json"), None)) == sorted(generated(Path("b/out.json"), None))
 
@@ -1449,13 +1452,13 @@ def test_types_and_splits_are_a_choice(folder: Path) -> None:
         ["--types", *kinds, "--splits", "validation", "--output-path", "some.jsonl"],
         ["--splits", "validation", "--output_path", "some.jsonl", "--types", *kinds],
     ):
-        assert cli.run(["export", "both", "--format", "jsonl", *dashed]) == cli.DONE
+        assert cli.run(["export", "both", "--format", "jsonl", *dashed]) == DONE
         rows = json_lines(Path("some.jsonl"))
         assert [row["type"] for row in rows] == [kind for kind in kinds for _ in range(3)]
-    assert cli.run(["export", "both", "--format", "jsonl"]) == cli.DONE
+    assert cli.run(["export", "both", "--format", "jsonl"]) == DONE
     assert len(json_lines(Path("both.jsonl"))) == 15
     twice = ["--types", "conversation", "conversation", "--splits", "train", "train"]
-    assert cli.run(["export", "both", "--format", "jsonl", *twice]) == cli.DONE
+    assert cli.run(["export", "both", "--format", "jsonl", *twice]) == DONE
     assert len({row["id"] for row in json_lines(Path("both.jsonl"))}) == 2
     assert len(json_lines(Path("both.jsonl"))) == 2
 
@@ -1464,12 +1467,12 @@ def test_images_are_fetched_from_a_command_line(folder: Path, server: ImageServe
     arguments = ["--format", "webdataset", "--images", "embed", "--max-size", "32"]
     arguments += ["--private_addresses"]
     more = ["--max_concurrency", "2", "--timeout", "10", "--max_retries", "0"]
-    assert cli.run(["export", "out", *arguments, *more]) == cli.DONE
+    assert cli.run(["export", "out", *arguments, *more]) == DONE
     read = samples(Path("out-webdataset"))
     assert [sample["jpg"].size for sample in read] == [(32, 24)] * 6
     assert set(server.asked_for.values()) == {1}
     arguments[1] = "llava-instruct"
-    assert cli.run(["export", "out", *arguments, "--image_folder", "images"]) == cli.DONE
+    assert cli.run(["export", "out", *arguments, "--image_folder", "images"]) == DONE
     assert len(as_llava_reads(Path("out.llava-instruct.json"), Path("images-32px"))) == 6
     assert set(server.asked_for.values()) == {1}
 
@@ -1480,13 +1483,13 @@ def test_a_missing_image_gives_exit_code_1(
     server.answers[f"{2:012d}.jpg"] = [lambda request: web.Response(status=404)]
     arguments = ["export", "out", "--format", "messages"]
     fetched = ["--images", "embed", "--private_addresses"]
-    assert cli.run([*arguments, *fetched]) == cli.INCOMPLETE
+    assert cli.run([*arguments, *fetched]) == INCOMPLETE
     error = capsys.readouterr().err
     assert "3 rows, 3 left out (HTTP 404 3); written to out.messages.jsonl" in error
     assert "out.messages.jsonl.missing.jsonl" in error
     Path("images", f"{1:012d}.jpg").unlink()
     path = ["--images", "path", "--image-folder", "images"]
-    assert cli.run([*arguments, *path]) == cli.USAGE
+    assert cli.run([*arguments, *path]) == USAGE
     error = capsys.readouterr().err
     assert "no row would be left; 0 rows, 6 left out (no such file 6)" in error
     assert len(as_trl_reads(Path("out.messages.jsonl"), None)) == 3
@@ -1507,7 +1510,7 @@ def test_a_wrong_flag_exits_2(
 ) -> None:
     with pytest.raises(SystemExit) as exit_:
         cli.run(["export", *arguments])
-    assert exit_.value.code == cli.USAGE
+    assert exit_.value.code == USAGE
     assert words in capsys.readouterr().err
 
 
@@ -1550,7 +1553,7 @@ def test_what_a_user_can_fix_prints_one_line_and_exits_2(
     Path("foreign").mkdir()
     datasets.Dataset.from_dict({"text": ["a"]}).to_parquet("foreign/train.parquet")
     capsys.readouterr()
-    assert cli.run(["export", "--format", "jsonl", *arguments]) == cli.USAGE
+    assert cli.run(["export", "--format", "jsonl", *arguments]) == USAGE
     error = capsys.readouterr().err
     assert words in error
     assert "Traceback" not in error
@@ -1590,7 +1593,7 @@ def test_a_server_that_is_down_gives_exit_code_3(
         repository(tmp_path / "out", {"train": [row_at(gone, number) for number in range(30)]})
     arguments = ["--format", "jsonl", "--images", "embed", "--max_retries", "0"]
     arguments += ["--private_addresses"]
-    assert cli.run(["export", "out", *arguments]) == cli.STOPPED
+    assert cli.run(["export", "out", *arguments]) == STOPPED
     error = capsys.readouterr().err
     assert "in a row could not be fetched" in error
     assert "every image that was fetched is kept; run the same command again" in error
@@ -1607,7 +1610,7 @@ def test_an_export_that_is_interrupted_keeps_its_images(folder: Path, server: Im
     server.answers[f"{2:012d}.jpg"] = [block]
     command = (*COMMAND, "export", "out", "--format", "llava-instruct", "--images", "embed")
     command += ("--private_addresses",)
-    for number, code in ((signal.SIGINT, cli.INTERRUPTED), (signal.SIGTERM, cli.TERMINATED)):
+    for number, code in ((signal.SIGINT, INTERRUPTED), (signal.SIGTERM, TERMINATED)):
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -1623,7 +1626,7 @@ def test_an_export_that_is_interrupted_keeps_its_images(folder: Path, server: Im
         assert files_below(Path("images")) == [f"{1:012d}.jpg"]
         blocked.clear()
     server.answers.clear()
-    assert finish(subprocess.Popen(command, stderr=subprocess.PIPE, text=True)).code == cli.DONE
+    assert finish(subprocess.Popen(command, stderr=subprocess.PIPE, text=True)).code == DONE
     assert server.asked_for == {f"{1:012d}.jpg": 1, f"{2:012d}.jpg": 3}
     assert len(as_llava_reads(Path("out.llava-instruct.json"), Path("images"))) == 6
 
@@ -1657,7 +1660,7 @@ def test_the_page_has_a_command_and_a_way_with_images_for_every_form() -> None:
 def test_a_command_of_the_page_works(command: str, instruct: Path) -> None:
     arguments = shlex.split(command)[1:]
     own = ["--private_addresses"] if "embed" in arguments else []  # the images are on loopback
-    assert cli.run([*arguments, *own]) == cli.DONE
+    assert cli.run([*arguments, *own]) == DONE
     output = export.default_output("instruct", arguments[3])
     beside, whole = Path(f"{output}.LICENSE").read_text(), Path("instruct/LICENSE").read_text()
     if "--types" in command:

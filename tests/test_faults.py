@@ -19,21 +19,20 @@ from typing import Any
 import pytest
 from loopback import DROP, LoopbackServer, chat_completion
 
-from mminstruct import client as client_module
 from mminstruct.backends import BackendOptions
 from mminstruct.backends._refusals import retry_after
-from mminstruct.backends.openai import (
-    OpenAIBackend,
-    create,
-    normal_base_url,
-    public_url,
-)
-from mminstruct.client import Answered, Client, Failed, Job, Outcome, RetryPolicy, Stats
+from mminstruct.backends.openai import OpenAIBackend, create, normal_base_url
+from mminstruct.completions import client
+from mminstruct.completions import client as client_module
+from mminstruct.completions.budget import Budget
+from mminstruct.completions.client import Client
+from mminstruct.completions.job import Answered, Failed, Job, Outcome
+from mminstruct.completions.stats import Stats
+from mminstruct.completions.store import ResponseStore, Scope
 from mminstruct.errors import RunStopped, UsageError
-from mminstruct.limits import Budget
-from mminstruct.prompts import Prompt
-from mminstruct.responses import ResponseStore, Scope
+from mminstruct.prompts.messages import Prompt
 from mminstruct.schema import Message, Sampling
+from mminstruct.transport import RetryPolicy, public_url
 
 QUICK = RetryPolicy(max_retries=3, base_s=0.01, cap_s=0.05)
 # Bounds hangs, nothing else.
@@ -1322,7 +1321,7 @@ def test_once_a_slow_first_request_is_answered_none_waits_for_the_one_that_came_
         number = len(server.bodies)
         if number == 1:
             await beside.wait()
-        elif number == client_module._FAILED_AT_START:  # the last that may try beside it
+        elif number == client._FAILED_AT_START:  # the last that may try beside it
             beside.set()
             await asyncio.wait_for(others_done.wait(), 30)
         elif number == 8:

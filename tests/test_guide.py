@@ -14,6 +14,7 @@ import pytest
 from running import COMMAND
 
 from mminstruct import cli, sources
+from mminstruct.cli.console import DONE
 from mminstruct.errors import SourceError
 
 CHECKOUT = Path(__file__).parents[1]
@@ -47,7 +48,7 @@ def test_the_commands_of_the_guide_run(
     for line in lines:
         program, *arguments = shlex.split(line)
         assert program == "mminstruct"
-        assert cli.run(arguments) == cli.DONE, line
+        assert cli.run(arguments) == DONE, line
     shown = capsys.readouterr().out
     assert "gull: [0.484, 0.125, 0.625, 0.375]\ngull: [0.125, 0.417, 0.297, 0.604]" in shown
 
@@ -72,7 +73,7 @@ def test_a_builder_that_has_no_page_yet_gets_a_release_with_general_words(
         text=True,
         check=False,
     )
-    assert done.returncode == cli.DONE, done.stderr
+    assert done.returncode == DONE, done.stderr
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "Photos of birds with a caption each" in card
 

@@ -22,10 +22,11 @@ from instruct_rows import dataset, lines, row, rows_of
 from loopback import DROP
 from running import COMMAND, PATIENCE_S, Ended, finish
 
-from mminstruct import prompts, provenance, release
+from mminstruct import prompts
 from mminstruct.errors import UsageError
-from mminstruct.generate import Report
-from mminstruct.hub import push
+from mminstruct.releases import repository, tracing
+from mminstruct.releases.hub import push
+from mminstruct.rows.report import Report
 
 MODEL = "mistralai/Mistral-7B-Instruct-v0.2"
 LLAMA2, OPENAI = "meta-llama/Llama-2-70b-chat-hf", "https://api.openai.com/v1"
@@ -129,7 +130,7 @@ def written(
 ) -> Path:
     """A release of some rows."""
     splits = {"train": made(rows_of(range(1, 4))) if rows is None else rows}
-    release.write(splits, folder, provenance.trace(splits), report, overwrite=True)
+    repository.write(splits, folder, tracing.trace(splits), report, overwrite=True)
     return folder
 
 
@@ -502,8 +503,8 @@ def test_rows_made_of_what_may_not_be_passed_on_take_the_same(tmp_path: Path) ->
     rows = [row(1, source="HUMANML3D", license="other", commercial_use=False)]
     splits = {"train": made(rows)}
     folder = tmp_path / "out"
-    origin = provenance.trace(splits, source_options={"motion_facts": True})
-    release.write(splits, folder, origin)
+    origin = tracing.trace(splits, source_options={"motion_facts": True})
+    repository.write(splits, folder, origin)
     with pytest.raises(UsageError, match=r"what they were made from may not be passed on, or not"):
         push(folder, "user/name")
     with pytest.raises(UsageError, match="HF_HUB_OFFLINE is set"):

@@ -16,6 +16,8 @@ from loopback import LoopbackServer, chat_completion, turns_for
 
 from mminstruct import cli
 from mminstruct.builder import IncompleteWarning
+from mminstruct.cli.arguments import USAGE
+from mminstruct.cli.console import DONE, INCOMPLETE, STOPPED
 from mminstruct.errors import NoRows, RunStopped, SourceError
 from mminstruct.sources import ReadReport
 
@@ -140,7 +142,7 @@ def test_what_reading_left_out_is_told_and_listed_beside_the_rows(
     output: str, folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     coco_files(folder / "cache", 4, edit=uncaptioned(2, 3))
-    assert generate(server, "--output_path", output) == cli.DONE
+    assert generate(server, "--output_path", output) == DONE
     said = capsys.readouterr().err
     words = "COCO2017, split 'train': left out 2 x image without captions (000000000002)"
     assert said.count(f"mminstruct: {words}\n") == 1
@@ -163,7 +165,7 @@ def test_a_run_that_lost_more_than_half_of_its_images_stops_before_it_sends_anyt
 ) -> None:
     coco_files(folder / "cache", 5, edit=uncaptioned(1, 4, 5))
     for _ in range(2):  # what was read is kept, and so is the verdict on it
-        assert generate(server) == cli.USAGE
+        assert generate(server) == USAGE
         said = capsys.readouterr().err
         assert "3 of 5 images can't be used, more than half" in said
         assert "3 x image without captions (000000000001)" in said
@@ -186,7 +188,7 @@ def test_rejected_answers_can_be_read(
 ) -> None:
     coco_files(folder / "cache", 3)
     server.answer = ends_badly(2)
-    assert generate(server, "--output_path", output) == cli.DONE
+    assert generate(server, "--output_path", output) == DONE
     file = "out/rejected.jsonl" if output == "out" else "out.jsonl.rejected.jsonl"
     (entry,) = json_lines(folder / file)
     assert entry["id"] == f"coco2017-{2:012d}-conversation"
@@ -201,7 +203,7 @@ def test_the_answers_can_be_read_where_none_gave_a_row(
 ) -> None:
     coco_files(folder / "cache", 3)
     server.answer = ends_badly(1, 2, 3)
-    assert generate(server, "--output_path", "out") == cli.USAGE
+    assert generate(server, "--output_path", "out") == USAGE
     assert "The answers are in out.rejected.jsonl" in capsys.readouterr().err
     assert [entry["answer"][:4] for entry in json_lines(folder / "out.rejected.jsonl")] == (
         ["No: "] * 3
@@ -214,11 +216,11 @@ def test_the_answers_of_a_run_that_ended_early_can_be_read_with_partial(
 ) -> None:
     coco_files(folder / "cache", 260)
     server.answer = ends_badly(good=lambda body: "No")
-    assert generate(server, "--output_path", "out", "--max_concurrency", "4") == cli.USAGE
+    assert generate(server, "--output_path", "out", "--max_concurrency", "4") == USAGE
     assert "run the same command with --partial, which sends nothing" in capsys.readouterr().err
     asked = len(server.bodies)
     assert asked < 260
-    assert generate(server, "--output_path", "out", "--partial") == cli.USAGE
+    assert generate(server, "--output_path", "out", "--partial") == USAGE
     assert "The answers are in out.rejected.jsonl" in capsys.readouterr().err
     assert {entry["answer"] for entry in json_lines(folder / "out.rejected.jsonl")} == {"No"}
     assert len(server.bodies) == asked
@@ -250,11 +252,11 @@ def test_what_a_run_cost_is_told(
 ) -> None:
     coco_files(folder / "cache", 3)
     price = ["--price_in", "1000", "--price_out", "1000"]
-    assert generate(server, *price) == cli.DONE
+    assert generate(server, *price) == DONE
     assert "3 rows; 3 answers cost about $0.36; written to instruct" in capsys.readouterr().err
-    assert generate(server, *price) == cli.DONE
+    assert generate(server, *price) == DONE
     assert "mminstruct: 3 rows; written to instruct" in capsys.readouterr().err
-    assert generate(server, "--overwrite", "--temperature", "1") == cli.DONE
+    assert generate(server, "--overwrite", "--temperature", "1") == DONE
     assert "mminstruct: 3 rows; written to instruct" in capsys.readouterr().err  # price not known
 
 
@@ -263,10 +265,10 @@ def test_what_is_complete_is_written_on_request_and_completed_later(
 ) -> None:
     coco_files(folder / "cache", 6)
     server.answer = ends_badly(2)
-    assert generate(server, "--max_requests", "4", "--max_concurrency", "1") == cli.STOPPED
+    assert generate(server, "--max_requests", "4", "--max_concurrency", "1") == STOPPED
     assert "go on, or run it with --partial to write what is complete." in capsys.readouterr().err
     assert (len(server.bodies), Path("instruct").exists()) == (4, False)
-    assert generate(server, "--partial") == cli.INCOMPLETE
+    assert generate(server, "--partial") == INCOMPLETE
     said = capsys.readouterr().err
     assert "3 rows, 2 of 6 requests not asked yet, 1 rejected" in said
     assert "partial: the same command without --partial makes the rest" in said
@@ -278,7 +280,7 @@ def test_what_is_complete_is_written_on_request_and_completed_later(
     card = Path("instruct/README.md").read_text()
     assert "**Partial**: made when 4 of 6 requests were answered" in card
     assert "--partial" not in noted["command"]
-    assert generate(server) == cli.DONE
+    assert generate(server) == DONE
     assert (len(server.bodies), len(datasets.load_dataset("instruct", split="train"))) == (6, 5)
     assert json.loads(Path("instruct/provenance.json").read_text())["partial"] is None
     assert "Partial" not in Path("instruct/README.md").read_text()
@@ -296,10 +298,10 @@ def test_partial_needs_no_server_and_finds_answers_to_prompts_that_were_shortene
         return chat_completion(turns_for(body))
 
     server.answer = answer
-    assert generate(server, "--limit", "2") == cli.DONE
+    assert generate(server, "--limit", "2") == DONE
     server.__exit__(None, None, None)
     try:
-        assert generate(server, "--partial") == cli.INCOMPLETE
+        assert generate(server, "--partial") == INCOMPLETE
     finally:
         server.__init__()  # type: ignore[misc]
         server.__enter__()
@@ -310,7 +312,7 @@ def test_partial_without_a_stored_answer_says_so(
     folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     coco_files(folder / "cache", 2)
-    assert generate(server, "--partial") == cli.USAGE
+    assert generate(server, "--partial") == USAGE
     said = capsys.readouterr().err
     assert "2 of 2 requests not asked yet" in said
     assert "leave out partial (--partial) to ask for them" in said

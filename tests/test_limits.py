@@ -15,19 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from mminstruct.builder import InstructConfig
+from mminstruct.completions.buckets import Bucket, Rates
+from mminstruct.completions.budget import Budget
+from mminstruct.completions.gate import Gate
+from mminstruct.completions.limiter import Limiter, Sent
+from mminstruct.config import InstructConfig
 from mminstruct.errors import UsageError
-from mminstruct.limits import (
-    Budget,
-    Gate,
-    Limiter,
-    Quota,
-    Quotas,
-    Rates,
-    Sent,
-    _Bucket,
-    read_quotas,
-)
+from mminstruct.transport import Quota, Quotas, read_quotas
 
 RTT_S = 0.003
 
@@ -607,7 +601,7 @@ def test_waits_too_short_for_the_timers_of_uvloop_are_waited_for_in_turn() -> No
     async def run() -> None:
         gate = Gate([Limiter(8, adaptive=False)], 8, Rates(requests_per_minute=600_000))
         for _ in range(3):  # more than a second's worth at once would wait longer
-            gate._requests = _Bucket(10_000.0, 1.0)
+            gate._requests = Bucket(10_000.0, 1.0)
             await asyncio.gather(*(gate.enter() for _ in range(2)))
 
     loop = uvloop.new_event_loop()

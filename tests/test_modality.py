@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from mminstruct import annotations, cli, sources
+from mminstruct.cli.arguments import USAGE
+from mminstruct.cli.console import DONE
 
 SOURCE = '''
 """Recordings with timed sound events, a toy."""
@@ -105,7 +107,7 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_new_modality_is_shown_as_a_model_gets_it(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run(["show", *arguments]) == cli.DONE
+    assert cli.run(["show", *arguments]) == DONE
     text = capsys.readouterr().out
     assert text.startswith("audio clip-1 (clip-1.wav)\n")
     assert "What is to be heard:\n- at 2.0 s: a kettle whistling\n" in text
@@ -118,7 +120,7 @@ def test_a_new_modality_becomes_rows_that_name_its_file(
     arguments: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "out.jsonl"
-    assert cli.run(["generate", *arguments, "--dry_run", "--output_path", str(out)]) == cli.DONE
+    assert cli.run(["generate", *arguments, "--dry_run", "--output_path", str(out)]) == DONE
     (row,) = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert row["id"] == "toyaudio-clip-1-sounds"
     assert (row["modality"], row["media"], row["image"]) == ("audio", "clip-1.wav", None)
@@ -129,5 +131,5 @@ def test_an_annotation_that_its_kind_does_not_know_is_an_error(
 ) -> None:
     path = tmp_path / "toy.yaml"
     path.write_text(PROMPTS.replace("onset_s: 2.0", "start: 2.0"), encoding="utf-8")
-    assert cli.run(["show", *arguments]) == cli.USAGE
+    assert cli.run(["show", *arguments]) == USAGE
     assert "an item has name, onset_s, times" in capsys.readouterr().err

@@ -23,9 +23,12 @@ from running import COMMAND, PATIENCE_S
 
 from mminstruct import backends, cli
 from mminstruct.backends import BackendOptions
+from mminstruct.cli.arguments import USAGE
+from mminstruct.cli.console import DONE, STOPPED
+from mminstruct.completions.prices import Price
 from mminstruct.errors import BackendUnusable, DownloadError, UsageError
-from mminstruct.estimate import Estimate, Interval, Part, Terms
-from mminstruct.pricing import Price
+from mminstruct.reports.estimate import Estimate, Part, Terms
+from mminstruct.reports.intervals import Interval
 
 COCO = "builders/coco2017_llava"
 TRAIN, VALIDATION = 3, 2
@@ -203,10 +206,10 @@ def test_a_run_says_first_what_it_will_ask_for(
 
     server.answer = answer
     priced = ["--price_in", "1", "--price_out", "2"]
-    assert generate(server, "--limit", "1", *priced, "--max_concurrency", "1") == cli.DONE
+    assert generate(server, "--limit", "1", *priced, "--max_concurrency", "1") == DONE
     line = "mminstruct: 1 requests to m, 0 stored, cost $0.00"
     assert line in before[0].splitlines()[2]
-    assert generate(server, *priced, "--max_requests", "1") == cli.STOPPED
+    assert generate(server, *priced, "--max_requests", "1") == STOPPED
     assert "3 requests to m, 1 stored, cost $0.00" in before[1]
     assert ", stops at --max_requests 1\n" in before[1]
 
@@ -225,9 +228,9 @@ def test_a_model_in_this_process_costs_nothing(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["COCO2017", "--model_source", "fake", "--response_store", "r.sqlite"]
-    assert cli.run(["generate", *arguments, "--limit", "2"]) == cli.DONE
+    assert cli.run(["generate", *arguments, "--limit", "2"]) == DONE
     assert "6 requests to scripted, 0 stored, no cost" in capsys.readouterr().err
-    assert cli.run(["generate", *arguments]) == cli.DONE
+    assert cli.run(["generate", *arguments]) == DONE
     assert "9 requests to scripted, 0 to 6 stored, no cost" in capsys.readouterr().err
 
 
@@ -259,9 +262,9 @@ def on_a_terminal(keys: bytes, *arguments: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("keys", "code", "sent"),
     [
-        (b"\n", cli.USAGE, 0),
-        (b"\x04", cli.USAGE, 0),  # Ctrl-D
-        (b"y\n", cli.DONE, TRAIN),
+        (b"\n", USAGE, 0),
+        (b"\x04", USAGE, 0),  # Ctrl-D
+        (b"y\n", DONE, TRAIN),
     ],
 )
 def test_a_large_run_asks_on_a_terminal(
@@ -287,7 +290,7 @@ def test_a_terminal_shows_why_requests_are_retried(folder: Path, server: Loopbac
     arguments = ["COCO2017", "--model_source", "openai", "--model", "m", "--types", "conversation"]
     arguments += ["--openai_base_url", server.url, "--response_store", "r.sqlite", "--limit", "1"]
     code, shown = on_a_terminal(b"", *arguments)
-    assert code == cli.DONE, shown
+    assert code == DONE, shown
     frames = [f.strip() for f in re.split(r"\r|\x1b\[K|\n", shown) if re.match(r"[01]/1\b", f)]
     assert re.fullmatch(r"1/1  .*, 2 retries: 503, 100\+20 tokens", frames[-1])
     assert max(map(len, frames)) < 80
@@ -297,9 +300,9 @@ def test_a_large_run_without_a_terminal_goes_on_and_says_so(
     folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = "mminstruct: a large run goes on unasked, as there is no terminal; see --max_cost"
-    assert generate(server, *DEARLY, "--limit", "1") == cli.DONE
+    assert generate(server, *DEARLY, "--limit", "1") == DONE
     assert said in capsys.readouterr().err.splitlines()
-    assert generate(server, *DEARLY, "--yes") == cli.DONE
+    assert generate(server, *DEARLY, "--yes") == DONE
     assert said not in capsys.readouterr().err
 
 
@@ -309,7 +312,7 @@ def test_of_several_sources_the_sum_counts(
     coco_files(folder / "cache", VALIDATION, year=2014, edit=other)
     prices = ["--price_in", "0", "--price_out", "30000", "--max_tokens", "256"]
     for source, is_large in (("COCO2017", False), ("COCO2014 COCO2017", True)):
-        assert generate(server, *prices, "--limit", "2", source=source) == cli.DONE
+        assert generate(server, *prices, "--limit", "2", source=source) == DONE
         said = capsys.readouterr().err
         assert ("a large run" in said) == is_large, said
         assert said.count("requests to m") == 1
@@ -418,7 +421,7 @@ def test_a_server_is_tried_before_annotations_are_fetched(
     site.models = models
     site.answer = lambda server, body: empty and (empty[0], {}, empty[1])
     (folder / "cache").rename(folder / "elsewhere")
-    assert generate(site) == cli.STOPPED
+    assert generate(site) == STOPPED
     said = capsys.readouterr().err
     # Downloads are switched off in tests: who comes to them is told so.
     assert ("not fetched, because HF_HUB_OFFLINE" in said) == (words is None), said
@@ -442,7 +445,7 @@ def test_a_server_that_nobody_answers_at_ends_a_load_before_a_download(
 def test_no_server_is_tried_where_nothing_is_fetched_or_sent(
     folder: Path, site: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert generate(site) == cli.DONE
+    assert generate(site) == DONE
     where = ["--model_source", "openai", "--model", "m", "--openai_base_url", site.url]
     (folder / "cache").rename(folder / "elsewhere")
     assert cli.run(["estimate", "COCO2017", *where]) == 3

@@ -1,4 +1,4 @@
-"""Every row of the table in the docstring of `mminstruct.parse`, with what models really write."""
+"""Every row of the table in the docstring of `answers.parse`, with what models really write."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mminstruct.parse import Parsed, Rejected, parse
-from mminstruct.prompts import PromptConfig, format_turns
-from mminstruct.prompts import parse as parse_config
+from mminstruct.answers.flaws import Rejected
+from mminstruct.answers.parse import Parsed, parse
+from mminstruct.prompts.config import PromptConfig, format_turns
+from mminstruct.prompts.files import parse as parse_config
 from mminstruct.schema import Completion, FinishReason, Turn
 
 EXAMPLE_TURN = {"question": "What is the cat doing?", "answer": "The cat is asleep on a red sofa."}

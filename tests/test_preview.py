@@ -11,6 +11,8 @@ from conftest import coco_files
 from dummy_data import write_all
 
 from mminstruct import cli, prompts
+from mminstruct.cli.arguments import USAGE
+from mminstruct.cli.console import DONE
 from mminstruct.schema import decode_context
 
 
@@ -26,7 +28,7 @@ def show(data: Path, *arguments: str) -> int:
 def test_the_json_holds_the_context_and_what_a_model_gets(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert show(data, "OPENIMAGESV7", "0000000000000002", "--json") == cli.DONE
+    assert show(data, "OPENIMAGESV7", "0000000000000002", "--json") == DONE
     shown = json.loads(capsys.readouterr().out)
     context = decode_context(json.dumps(shown["context"]))
     config = prompts.load("openimagesv7")
@@ -43,7 +45,7 @@ def test_the_json_holds_the_context_and_what_a_model_gets(
 def test_without_an_id_the_first_context_is_shown_for_people(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert show(data, "coco2017+ln", "--types", "conversation") == cli.DONE
+    assert show(data, "coco2017+ln", "--types", "conversation") == DONE
     text = capsys.readouterr().out
     assert text.startswith("image 000000000001 (000000000001.jpg)\n  licence: CC-BY-2.0\n")
     assert text.count("\n=== ") == 1
@@ -56,12 +58,12 @@ def test_another_split_and_prompt_config_can_be_shown(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["COCO2014", "--splits", "validation", "--prompt_config", "llava_smallcontext"]
-    assert show(data, *arguments) == cli.DONE
+    assert show(data, *arguments) == DONE
     assert "COCO_val2014_000000000001.jpg" in capsys.readouterr().out
 
 
 def test_a_motion_says_what_it_is(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert show(data, "HUMANML3D", "000001") == cli.DONE
+    assert show(data, "HUMANML3D", "000001") == DONE
     text = capsys.readouterr().out
     assert text.startswith("motion 000001 (000001.npy)\n")
     assert text.rstrip().endswith("Measured:\n- Length: 3.5 s")
@@ -78,7 +80,7 @@ def test_a_motion_says_what_it_is(data: Path, capsys: pytest.CaptureFixture[str]
 def test_a_wrong_id_or_source_is_an_error(
     data: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    assert show(data, *arguments) == cli.USAGE
+    assert show(data, *arguments) == USAGE
     assert message in capsys.readouterr().err
 
 
@@ -89,7 +91,7 @@ def test_a_wrong_id_or_source_is_an_error(
 def test_an_id_may_lack_its_leading_zeros(
     data: Path, capsys: pytest.CaptureFixture[str], source: str, number: str, id: str
 ) -> None:
-    assert show(data, source, number) == cli.DONE
+    assert show(data, source, number) == DONE
     assert capsys.readouterr().out.split()[1] == id
 
 
@@ -97,7 +99,7 @@ def test_an_id_may_lack_its_leading_zeros(
 def test_few_of_many_ids_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], id: str
 ) -> None:
-    assert show(coco_files(tmp_path, 300), "COCO2017", id) == cli.USAGE
+    assert show(coco_files(tmp_path, 300), "COCO2017", id) == USAGE
     error = capsys.readouterr().err
     assert f"COCO2017 has no context {id!r}" in error
     assert 1 <= error.count("'000000000") - (id in error and id.startswith("0")) <= 3
@@ -110,8 +112,8 @@ def test_captions_do_not_control_the_terminal(
         captions["annotations"][0]["caption"] = "A \x1b[31mred\x00 caf\u00e9\x9b\u202e\u2066."
 
     data = coco_files(tmp_path, 1, edit=edit)
-    assert show(data, "COCO2017") == cli.DONE
+    assert show(data, "COCO2017") == DONE
     assert "- A \\x1b[31mred\\x00 caf\u00e9\\x9b\\u202e\\u2066.\n" in capsys.readouterr().out
-    assert show(data, "COCO2017", "--json") == cli.DONE
+    assert show(data, "COCO2017", "--json") == DONE
     shown = json.loads(capsys.readouterr().out)
     assert shown["context"]["captions"][0] == "A \x1b[31mred\x00 caf\u00e9\x9b\u202e\u2066."

@@ -17,8 +17,8 @@ from genai_prices.types import (
     TimeOfDateConstraint,
 )
 
+from mminstruct.completions.prices import price_of
 from mminstruct.errors import UsageError
-from mminstruct.pricing import price_of
 
 OPENAI = "https://api.openai.com/v1"
 

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mminstruct.client import Stats
-from mminstruct.progress import Pace, ProgressLine, describe, duration, short
+from mminstruct.completions.stats import Stats
+from mminstruct.reports.progress import Pace, ProgressLine, describe, duration, short
 
 counts = st.one_of(st.integers(0, 20), st.integers(0, 10**13))
 

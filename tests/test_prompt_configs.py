@@ -10,7 +10,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from mminstruct import annotations, parse, prompts, resources
+from mminstruct import annotations, prompts, resources
+from mminstruct.answers import parse
 from mminstruct.schema import Box, Completion, Context, Media, Turn
 
 FOLDER = resources.folder("prompt_configs")
@@ -140,7 +141,7 @@ def test_a_config_rejects_answers_that_speak_of_annotations(name: str) -> None:
         "As an AI language model, I don't see images.",
         "The dog is at [0.1, 0.25, 0.3, 0.4].",
     ):
-        assert prompts.find_leak(config, leak), leak
+        assert config.find_leak(leak), leak
 
 
 @every_config
@@ -155,7 +156,7 @@ def test_a_config_does_not_reject_innocent_answers(name: str) -> None:
         "A group of people (about ten) stands in front of a model of a ship.",
         "The scene is set in Spain, judging by the language on the signs.",
     ):
-        assert prompts.find_leak(config, innocent) is None
+        assert config.find_leak(innocent) is None
 
 
 @every_type
@@ -188,7 +189,7 @@ def test_an_example_obeys_the_rules_of_its_config(name: str, kind: str) -> None:
     config = prompts.load(name)
     for example in examples(name, kind):
         for text in (*(turn.question for turn in example.turns), *answers(example)):
-            assert prompts.find_leak(config, text) is None
+            assert config.find_leak(text) is None
         for answer in answers(example):
             assert len(answer.split()) >= config.types[kind].min_words
 
@@ -200,7 +201,7 @@ def test_the_questions_for_text_answers_are_distinct_and_leak_nothing(name: str,
     assert len(questions) == len({question.lower() for question in questions})
     for question in questions:
         assert question[-1] in ".?!"
-        assert prompts.find_leak(config, question) is None
+        assert config.find_leak(question) is None
 
 
 @every_type

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from mminstruct import prompts, resources, strict_yaml
 from mminstruct.annotations import labels, narratives
 from mminstruct.errors import ConfigError, UsageError
-from mminstruct.prompts import Example, ExampleBox, ExampleTurn, InstructionType, Rendering
+from mminstruct.prompts.config import Example, ExampleBox, ExampleTurn, InstructionType, Rendering
 from mminstruct.schema import Box, Context, Media, Message, Turn
 
 MINIMAL: dict[str, Any] = {
@@ -899,7 +899,7 @@ STRICT = prompts.parse(
     ],
 )
 def test_what_gives_the_annotations_away_is_found(text: str, leak: str) -> None:
-    assert prompts.find_leak(STRICT, text) == leak
+    assert STRICT.find_leak(text) == leak
 
 
 @pytest.mark.parametrize(
@@ -918,12 +918,12 @@ def test_what_gives_the_annotations_away_is_found(text: str, leak: str) -> None:
     ],
 )
 def test_what_only_looks_like_a_leak_is_none(text: str) -> None:
-    assert prompts.find_leak(STRICT, text) is None
+    assert STRICT.find_leak(text) is None
 
 
 def test_coordinates_can_be_allowed() -> None:
     config = prompts.parse({**MINIMAL, "forbid_coordinates": False}, where="x")
-    assert prompts.find_leak(config, "It is at [0.1, 0.2, 0.3, 0.4].") is None
+    assert config.find_leak("It is at [0.1, 0.2, 0.3, 0.4].") is None
 
 
 @pytest.mark.parametrize("opening", ["[", "(", "", "at [["])
@@ -933,7 +933,7 @@ def test_a_list_of_numbers_that_never_closes_is_searched_in_linear_time(
 ) -> None:
     """A pattern with two ways to match a number would take years for this."""
     text = f"{opening}{', '.join([number] * 2000)} and"
-    leak = prompts.find_leak(STRICT, text)
+    leak = STRICT.find_leak(text)
     assert (leak is None) == (number == "1")
 
 

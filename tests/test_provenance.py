@@ -9,9 +9,10 @@ import datasets
 import pytest
 from instruct_rows import dataset, row
 
-from mminstruct import licenses, prompts, provenance, sources
+from mminstruct import licenses, prompts, sources
 from mminstruct.errors import UsageError
-from mminstruct.release import Origin
+from mminstruct.releases import tracing
+from mminstruct.releases.repository import Origin
 
 MISTRAL, LLAMA2 = "mistralai/Mistral-7B-Instruct-v0.2", "meta-llama/Llama-2-70b-chat-hf"
 BUNDLED = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -30,7 +31,7 @@ def made(number: int = 1, kind: str = "conversation", **changes: Any) -> dict[st
 
 
 def traced(*rows: dict[str, Any], **options: Any) -> Origin:
-    return provenance.trace({"train": dataset(list(rows))}, **options)
+    return tracing.trace({"train": dataset(list(rows))}, **options)
 
 
 def license_of(origin: Origin) -> str:
@@ -181,11 +182,11 @@ def test_entries_of_ones_own_are_given_by_their_file(tmp_path: Path) -> None:
 
 def test_a_dataset_without_a_split_is_train_and_empty_splits_are_left_out() -> None:
     rows = dataset([made()])
-    assert list(provenance.splits_of(rows)) == ["train"]
+    assert list(tracing.splits_of(rows)) == ["train"]
     named = datasets.Dataset(rows.data, split=datasets.Split.VALIDATION)
-    assert list(provenance.splits_of(named)) == ["validation"]
+    assert list(tracing.splits_of(named)) == ["validation"]
     both = datasets.DatasetDict({"train": dataset([]), "test": rows})
-    assert list(provenance.splits_of(both)) == ["test"]
+    assert list(tracing.splits_of(both)) == ["test"]
 
 
 @pytest.mark.parametrize(
@@ -205,7 +206,7 @@ def test_a_dataset_without_a_split_is_train_and_empty_splits_are_left_out() -> N
 )
 def test_what_is_no_rows_of_ours_is_refused(rows: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        provenance.splits_of(rows)
+        tracing.splits_of(rows)
 
 
 def test_a_source_that_nobody_knows_is_refused() -> None:

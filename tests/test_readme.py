@@ -26,6 +26,7 @@ from tgi_server import turns_server
 
 from mminstruct import cli
 from mminstruct.backends import llama_cpp
+from mminstruct.cli.console import DONE
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -77,13 +78,13 @@ def test_a_command_of_the_readme_generates(
         pytest.importorskip("text_generation", reason="the extra tgi isn't installed")
         with turns_server() as tgi:
             arguments[arguments.index("http://localhost:8080")] = tgi.url
-            assert cli.run(arguments) == cli.DONE
+            assert cli.run(arguments) == DONE
         return
     if "openai" not in command and "--dry_run" not in command:
         arguments += shlex.split(BOUNDED)
     if "huggingface" in command:
         arguments += ["--prompt_config", "llava_smallcontext"]  # half the tokens
-    assert cli.run(arguments) == cli.DONE
+    assert cli.run(arguments) == DONE
     if "openai" in command:
         assert server.headers[0]["Authorization"] == "Bearer sk-for-the-loopback-server"
     else:
@@ -107,7 +108,7 @@ def test_the_first_screen_works_from_top_to_bottom(folder: Path, server: Loopbac
     assert install == "pip install mminstruct"
     for command in commands:
         arguments = shlex.split(command.replace("http://localhost:8000/v1", server.url))[1:]
-        assert cli.run(arguments) == cli.DONE, command
+        assert cli.run(arguments) == DONE, command
     assert len(server.bodies) == 3  # one image, three types
     assert json.loads((folder / "instruct.llava-instruct.json").read_text())
 
@@ -118,9 +119,9 @@ def test_a_command_of_the_readme_does_something_with_a_release(
 ) -> None:
     model = f"--model mistralai/Mistral-7B-Instruct-v0.2 --openai_base_url {server.url}"
     generate = f"generate COCO2017 --model_source openai {model} --dataset_storage_path cache"
-    assert cli.run([*generate.split(), "--response_store", "responses.sqlite"]) == cli.DONE
+    assert cli.run([*generate.split(), "--response_store", "responses.sqlite"]) == DONE
     if command.split()[1] == "export":
-        assert cli.run(shlex.split(command)[1:]) == cli.DONE
+        assert cli.run(shlex.split(command)[1:]) == DONE
         return
     with HubServer() as hub:
         # The client reads its endpoint when it is imported.
@@ -134,7 +135,7 @@ def test_a_command_of_the_readme_does_something_with_a_release(
             timeout=PATIENCE_S,
             check=False,
         )
-        assert done.returncode == cli.DONE, done.stderr
+        assert done.returncode == DONE, done.stderr
         (repo,) = hub.repos.values()
         assert "v1.0" in repo.tags
 
@@ -143,7 +144,7 @@ def test_a_command_of_the_readme_does_something_with_a_release(
 def test_a_command_of_the_readme_tells_something_before_a_run(
     command: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run(shlex.split(command)[1:]) == cli.DONE
+    assert cli.run(shlex.split(command)[1:]) == DONE
     assert len(capsys.readouterr().out.splitlines()) > 3
 
 
@@ -182,9 +183,9 @@ def test_make_targets_of_the_readme_exist() -> None:
 
 def test_what_the_demo_says_to_type_next_works(folder: Path, server: LoopbackServer) -> None:
     real, demo = re.findall(r"\$\(BIN\)/mminstruct (.+)", MAKEFILE)
-    assert cli.run([*shlex.split(demo), "--dry_run"]) == cli.DONE
+    assert cli.run([*shlex.split(demo), "--dry_run"]) == DONE
     real = real.replace("http://localhost:8000/v1", server.url)
-    assert cli.run([*shlex.split(real), "--response_store", "r.sqlite"]) == cli.DONE
+    assert cli.run([*shlex.split(real), "--response_store", "r.sqlite"]) == DONE
     assert len(server.bodies) == 4 * 3
     for output in ("demo_out", "real_out"):
         assert (folder / output / "README.md").is_file()

@@ -23,11 +23,15 @@ import yaml
 from instruct_rows import TYPES, dataset, lines, row, rows_of
 from origins import COCO, DAY, origin
 
-from mminstruct import cards, licenses, prompts, release
+from mminstruct import licenses, prompts
 from mminstruct.errors import RunStopped, UsageError
-from mminstruct.generate import FEATURES, Report
 from mminstruct.licenses import Part
-from mminstruct.release import Origin
+from mminstruct.releases import cards, repository
+from mminstruct.releases import repository as release
+from mminstruct.releases.repository import Origin
+from mminstruct.rows import columns
+from mminstruct.rows.columns import FEATURES
+from mminstruct.rows.report import Report
 
 
 def report_of(splits: dict[str, datasets.Dataset], **changes: Any) -> Report:
@@ -45,8 +49,8 @@ def write(
     overwrite: bool = True,
     **report: Any,
 ) -> Path:
-    release.check_output(path)
-    release.write(splits, path, by or origin(), report_of(splits, **report), overwrite=overwrite)
+    repository.check_output(path)
+    repository.write(splits, path, by or origin(), report_of(splits, **report), overwrite=overwrite)
     return path
 
 
@@ -93,20 +97,20 @@ def test_a_foreign_folder_that_is_not_empty_is_refused(tmp_path: Path, name: str
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("mine")
     with pytest.raises(UsageError, match="not empty and was not written by mminstruct"):
-        release.check_output(tmp_path)
+        repository.check_output(tmp_path)
     assert files_below(tmp_path) == [name]
 
 
 def test_an_empty_or_absent_folder_is_taken_and_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "empty", tmp_path / "a" / "b"):
-        release.check_output(folder)
+        repository.check_output(folder)
     assert list(tmp_path.rglob("*")) == [tmp_path / "empty"]
 
 
 def test_a_folder_in_which_a_first_run_was_interrupted_is_taken(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        release.write(Interrupted(), tmp_path, origin(), Report())
+        repository.write(Interrupted(), tmp_path, origin(), Report())
     assert write(tmp_path, {"train": dataset([row(1)])}) == tmp_path
     assert len(datasets.load_dataset(str(tmp_path), split="train")) == 1
 
@@ -115,9 +119,9 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("mine")
     with pytest.raises(UsageError, match="expected a folder, got a file"):
-        release.check_output(file)
+        repository.check_output(file)
     with pytest.raises(UsageError, match="output path"):
-        release.check_output(file / "below")
+        repository.check_output(file / "below")
     assert file.read_text() == "mine"
 
 
@@ -253,7 +257,7 @@ def test_a_file_of_somebody_else_among_the_rows_stays(
     theirs = ["data/conversation/mine.csv", "data/notes.txt", "data/train-00000-of-00001.parquet"]
     for name in theirs:
         (tmp_path / name).write_text("mine")
-    with caplog.at_level("INFO", logger="mminstruct.release"):
+    with caplog.at_level("INFO", logger="mminstruct.releases.repository"):
         write(tmp_path, {"train": dataset([row(3, "detail")])})
     assert f"kept, as mminstruct did not write them: {', '.join(theirs)}" in caplog.text
     rows = {p for p in files_below(tmp_path) if p.startswith("data/")} - set(theirs)
@@ -394,7 +398,7 @@ def test_many_images_are_credited_in_a_file_of_their_own(tmp_path: Path) -> None
     assert "Author 1" not in text
     listed = pq.read_table(path / "image_credits.parquet").to_pylist()
     assert [entry["title"] for entry in listed] == [f"Title {number}" for number in range(many)]
-    assert list(listed[0]) == list(cards.CREDIT_COLUMNS)
+    assert list(listed[0]) == list(columns.CREDIT_COLUMNS)
     assert len(datasets.load_dataset(str(path), split="train")) == many
     write(path, {"train": dataset(rows[:few])})
     assert not (path / "image_credits.parquet").exists()
@@ -406,7 +410,7 @@ def test_an_interrupted_write_of_a_repository_leaves_the_old_one(tmp_path: Path)
     write(path, {"train": dataset([row(1)])}, files=lines([rejected(9)]))
     before = {name: (path / name).read_bytes() for name in files_below(path)}
     with pytest.raises(KeyboardInterrupt):
-        release.write(Interrupted(), path, origin(), Report())
+        repository.write(Interrupted(), path, origin(), Report())
     assert {name: (path / name).read_bytes() for name in before} == before
     assert list(datasets.load_dataset(str(path), split="train")) == [row(1)]
     write(path, {"train": dataset([row(2)])})
@@ -422,7 +426,7 @@ from pathlib import Path
 from instruct_rows import dataset, row
 from origins import origin
 from mminstruct import release
-from mminstruct.generate import Report
+from mminstruct.rows.report import Report
 
 def die_at(count):
     left = [count]
@@ -546,7 +550,7 @@ def test_provenance_says_what_the_rows_depend_on(tmp_path: Path) -> None:
 def test_no_file_of_a_repository_names_a_path_of_this_machine(tmp_path: Path) -> None:
     path = write(tmp_path / "out", {"train": dataset([row(1)])}, files=lines([rejected(2)]))
     content = b"".join((path / name).read_bytes() for name in files_below(path))
-    for root in (tmp_path, Path.home(), Path(release.__file__).parents[1]):
+    for root in (tmp_path, Path.home(), Path(repository.__file__).parents[1]):
         assert str(root).encode() not in content
 
 

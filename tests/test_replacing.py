@@ -13,9 +13,13 @@ from instruct_rows import dataset, row, rows_of
 from loopback import LoopbackServer
 from origins import origin
 
-from mminstruct import cli, export, release, replacing
+from mminstruct import cli, export
+from mminstruct.cli.arguments import USAGE
+from mminstruct.cli.console import DONE
 from mminstruct.errors import UsageError
-from mminstruct.generate import Report
+from mminstruct.releases import repository
+from mminstruct.rows import replacing
+from mminstruct.rows.report import Report
 
 MADE: dict[str, Any] = {
     "sources": ["COCO2017"],
@@ -94,7 +98,7 @@ def test_a_release_is_replaced_by_one_of_more_rows_and_not_by_one_of_fewer(tmp_p
         rows = rows_of(range(count), ("detail",))
         report = Report()
         report.rows.update(one["type"] for one in rows)
-        release.write({"train": dataset(rows)}, tmp_path, origin(), report, **more)
+        repository.write({"train": dataset(rows)}, tmp_path, origin(), report, **more)
 
     def held() -> int:
         return int(json.loads((tmp_path / "provenance.json").read_text())["rows"]["detail"])
@@ -114,7 +118,7 @@ def test_exports_of_two_releases_have_names_of_their_own(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("coco14", "coco17"):
-        release.write({"train": dataset([row(1)])}, Path(name), origin())
+        repository.write({"train": dataset([row(1)])}, Path(name), origin())
         assert export.export(name, "llava-instruct").path == Path(f"{name}.llava-instruct.json")
     assert export.export("coco17", "jsonl").path == Path("coco17.jsonl")
     assert export.default_output("user/coco17", "sharegpt") == Path("coco17.sharegpt.json")
@@ -125,12 +129,12 @@ def test_an_export_of_another_release_or_of_a_part_is_refused_until_it_is_asked_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    release.write({"train": dataset(rows_of(range(2)))}, Path("one"), origin())
+    repository.write({"train": dataset(rows_of(range(2)))}, Path("one"), origin())
     other = dataset([row(1)])
-    release.write({"train": other}, Path("two"), origin("someone/finetune"))
+    repository.write({"train": other}, Path("two"), origin("someone/finetune"))
     one = ["export", "one", "--format", "jsonl", "--output_path", "x.jsonl"]
     for _ in range(2):
-        assert cli.run(one) == cli.DONE
+        assert cli.run(one) == DONE
     written = Path("x.jsonl").read_bytes()
     for arguments, words in (
         (["export", "two", *one[2:]], "its model"),
@@ -138,10 +142,10 @@ def test_an_export_of_another_release_or_of_a_part_is_refused_until_it_is_asked_
         ([*one, "--image_licenses", "commercial"], "its image_licenses None, got commercial"),
     ):
         capsys.readouterr()
-        assert cli.run(arguments) == cli.USAGE
+        assert cli.run(arguments) == USAGE
         assert words in capsys.readouterr().err
         assert Path("x.jsonl").read_bytes() == written
-    assert cli.run(["export", "two", *one[2:], "--overwrite"]) == cli.DONE
+    assert cli.run(["export", "two", *one[2:], "--overwrite"]) == DONE
     assert len(Path("x.jsonl").read_text().splitlines()) == 1
 
 
@@ -158,35 +162,35 @@ def test_shards_of_another_release_or_of_larger_images_are_not_replaced_unasked(
     for model in ("m", "n"):
         where = f"--model {model} --openai_base_url {server.url} --output_path {model}"
         asked = f"generate SAMPLE --limit 1 --types conversation --model_source openai {where}"
-        assert cli.run([*asked.split(), "--response_store", "s.sqlite"]) == cli.DONE
+        assert cli.run([*asked.split(), "--response_store", "s.sqlite"]) == DONE
     to = ["--format", output_format, "--images", "embed", "--output_path", "x"]
     for _ in range(2):
-        assert cli.run(["export", "m", *to]) == cli.DONE
+        assert cli.run(["export", "m", *to]) == DONE
     before = {path: path.read_bytes() for path in Path("x").iterdir()}
     for arguments, words in (
         (["n", *to], "its model m, got n"),
         (["m", *to, "--max_size", "64"], "its max_size None, got 64"),
     ):
         capsys.readouterr()
-        assert cli.run(["export", *arguments]) == cli.USAGE
+        assert cli.run(["export", *arguments]) == USAGE
         assert words in capsys.readouterr().err
         assert {path: path.read_bytes() for path in Path("x").iterdir()} == before
-        assert cli.run(["export", *arguments, "--overwrite"]) == cli.DONE
+        assert cli.run(["export", *arguments, "--overwrite"]) == DONE
         assert {path: path.read_bytes() for path in Path("x").iterdir()} != before
-        assert cli.run(["export", "m", *to, "--overwrite"]) == cli.DONE
+        assert cli.run(["export", "m", *to, "--overwrite"]) == DONE
 
 
 def test_a_dry_run_is_not_exported_over_the_rows_of_a_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    release.write({"train": dataset([row(1)])}, Path("real"), origin())
-    release.write({"train": dataset([row(1)])}, Path("dry"), origin(backend="fake"))
+    repository.write({"train": dataset([row(1)])}, Path("real"), origin())
+    repository.write({"train": dataset([row(1)])}, Path("dry"), origin(backend="fake"))
     to = ["--format", "jsonl", "--output_path", "x.jsonl"]
-    assert cli.run(["export", "dry", *to]) == cli.DONE
-    assert cli.run(["export", "real", *to]) == cli.DONE
+    assert cli.run(["export", "dry", *to]) == DONE
+    assert cli.run(["export", "real", *to]) == DONE
     for more in ([], ["--overwrite"]):
-        assert cli.run(["export", "dry", *to, *more]) == cli.USAGE
+        assert cli.run(["export", "dry", *to, *more]) == USAGE
         assert "a dry run would replace rows of" in capsys.readouterr().err
 
 
@@ -207,9 +211,9 @@ def test_generate_sends_nothing_before_it_refuses_to_replace(
         store = ["--response_store", "store.sqlite", "--output_path", output]
         return cli.run(["generate", "COCO2017", *where, *store, *more])
 
-    assert generate("--limit", "1", "--types", "conversation") == cli.DONE
-    assert generate("--limit", "2", "--types", "conversation") == cli.DONE
-    assert generate() == cli.DONE
+    assert generate("--limit", "1", "--types", "conversation") == DONE
+    assert generate("--limit", "2", "--types", "conversation") == DONE
+    assert generate() == DONE
     asked = len(server.bodies)
     for more, model, words in (
         (["--limit", "2"], "m", "it was made from 9 requests, and this run has 6"),
@@ -218,9 +222,9 @@ def test_generate_sends_nothing_before_it_refuses_to_replace(
         (["--temperature", "0.1"], "m", "its sampling temperature 0.7"),
         (["--dry_run"], "m", "a dry run would replace rows of m"),
     ):
-        assert generate(*more, model=model) == cli.USAGE
+        assert generate(*more, model=model) == USAGE
         assert words in capsys.readouterr().err
     assert len(server.bodies) == asked == 9
-    assert generate("--limit", "2", "--overwrite") == cli.DONE
-    assert generate("--limit", "1", "--overwrite", model="n") == cli.DONE
+    assert generate("--limit", "2", "--overwrite") == DONE
+    assert generate("--limit", "1", "--overwrite", model="n") == DONE
     assert len(server.bodies) == 12

@@ -25,9 +25,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mminstruct import responses
+from mminstruct.completions import store
+from mminstruct.completions import store as responses
+from mminstruct.completions.store import Lengths, ResponseStore, Scope, key_of
 from mminstruct.errors import StoreError, StoreUnusable
-from mminstruct.responses import Lengths, ResponseStore, Scope, key_of
 from mminstruct.schema import Completion, Message, Request, Sampling, canonical_json
 
 IDENTITY = {"backend": "openai", "endpoint": "http://127.0.0.1/v1", "model": "m"}
@@ -224,7 +225,7 @@ def older_version(path: Path, version: int, entries: Iterable[tuple[bytes, Compl
     connection.execute(f"PRAGMA application_id = {0x6D6D6966}")
     connection.execute(f"PRAGMA user_version = {version}")
     if version == 2:
-        connection.execute(f"CREATE TABLE {responses._LENGTHS}")
+        connection.execute(f"CREATE TABLE {store._LENGTHS}")
     connection.executemany(
         "INSERT INTO completions VALUES (?, ?)",
         [(key, json.dumps(asdict(answer)).encode()) for key, answer in entries],
@@ -312,7 +313,7 @@ def test_reading_only_refuses_a_file_that_is_no_store_and_takes_an_empty_one(
 _READER = """
 import os, sys
 from pathlib import Path
-from mminstruct.responses import ResponseStore
+from mminstruct.completions.store import ResponseStore
 
 if os.geteuid() == 0:  # whom no permission stops
     os.setuid(65534)
@@ -341,7 +342,7 @@ def test_a_store_in_a_folder_that_is_read_only_can_be_read() -> None:
 _WRITER = """
 import asyncio, sys
 from pathlib import Path
-from mminstruct.responses import ResponseStore, Scope
+from mminstruct.completions.store import ResponseStore, Scope
 from mminstruct.schema import Completion
 
 SCOPE = Scope("0123abcd", "conversation", "m", 100)
@@ -512,7 +513,7 @@ _OPENER = """
 import os, sys
 from pathlib import Path
 from mminstruct.errors import StoreError
-from mminstruct.responses import ResponseStore
+from mminstruct.completions.store import ResponseStore
 
 if os.geteuid() == 0:  # whom no permission stops
     os.setuid(65534)
@@ -545,7 +546,7 @@ _FILLER = """
 import asyncio, sys
 from pathlib import Path
 from mminstruct.errors import StoreError
-from mminstruct.responses import ResponseStore
+from mminstruct.completions.store import ResponseStore
 from mminstruct.schema import Completion
 
 async def fill(store):

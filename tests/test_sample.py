@@ -11,10 +11,9 @@ from typing import Any
 import PIL
 import pytest
 from PIL import Image, ImageChops
+from sample import draw
 
-from mminstruct.sample import draw
-
-SAMPLE = Path(draw.__file__).parent
+SAMPLE = draw.FOLDER
 PILLOW = tuple(int(part) for part in PIL.__version__.split(".")[:2])
 drawn_alike = pytest.mark.skipif(PILLOW < (11, 2), reason="older Pillows fill polygons otherwise")
 

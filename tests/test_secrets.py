@@ -16,7 +16,7 @@ from running import Ended, Place
 
 from mminstruct import backends
 from mminstruct.backends import BackendOptions
-from mminstruct.builder import InstructConfig
+from mminstruct.config import InstructConfig
 from mminstruct.schema import Message, Request, Sampling
 
 KEY = "sk-planted-0123456789abcdef"

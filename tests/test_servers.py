@@ -18,6 +18,7 @@ from loopback import LoopbackServer, chat_completion, turns_for
 from tgi_server import turns_server
 
 from mminstruct import cli
+from mminstruct.cli.console import DONE
 
 DOC = (Path(__file__).parents[1] / "docs" / "servers.md").read_text(encoding="utf-8")
 LINES = dict(re.findall(r"^# ([\w.]+).*\n(mminstruct .*)$", DOC, re.MULTILINE))
@@ -191,7 +192,7 @@ def test_the_line_for_a_server_generates(
             "--output_path",
             "out.jsonl",
         ]
-        assert cli.run(arguments) == cli.DONE
+        assert cli.run(arguments) == DONE
     rows = (place / "out.jsonl").read_text("utf-8")
     assert len(rows.splitlines()) == 3
     assert THOUGHT not in rows
@@ -203,4 +204,4 @@ def test_the_line_for_tgi_generates(place: Path) -> None:
     pytest.importorskip("text_generation", reason="the extra tgi isn't installed")
     with turns_server() as server:
         line = LINES["TGI"].replace("http://localhost:8080", server.url)
-        assert cli.run([*shlex.split(line)[1:], "--response_store", "r.sqlite"]) == cli.DONE
+        assert cli.run([*shlex.split(line)[1:], "--response_store", "r.sqlite"]) == DONE

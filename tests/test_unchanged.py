@@ -25,7 +25,8 @@ from loopback import LoopbackServer, chat_completion, turns_for
 from running import COMMAND, Place, finish
 
 from mminstruct import cli
-from mminstruct.export import FORMATS, default_output
+from mminstruct.export.checks import default_output
+from mminstruct.export.formats import FORMATS
 
 FOLDER = Path(__file__).parent / "goldens" / "release"
 STORE = FOLDER / "responses.sqlite"

@@ -19,9 +19,12 @@ from loopback import LoopbackServer
 from origins import origin
 
 import mminstruct.sources
-from mminstruct import cards, cli, export, hub, licenses, release
+from mminstruct import cli, export, licenses
+from mminstruct.cli.arguments import USAGE
+from mminstruct.cli.console import DONE
 from mminstruct.errors import UsageError
 from mminstruct.licenses import Tally, Use
+from mminstruct.releases import hub, notices, repository
 
 FREE, BARRED = 4, 2  # COCO's ids of CC BY and CC BY-NC
 LLAMA2 = "meta-llama/Llama-2-7b-chat-hf"
@@ -166,7 +169,7 @@ def test_all_places_say_the_same(
     asked = f"COCO2017 {model} --openai_base_url {server.url}"
     refused = f"0 of {len(images)} images may be used commercially; left out: "
     for flag, said in (("", whole), (" --commercial", commercial)):
-        code, out = cli.DONE if said else cli.USAGE, Path(f"out{flag.strip()}")
+        code, out = DONE if said else USAGE, Path(f"out{flag.strip()}")
         assert cli.run(shlex.split(f"license {asked}{flag}")) == code
         printed = capsys.readouterr()
         assert printed.out.partition("\n")[0] == (said or "")
@@ -184,7 +187,7 @@ def test_all_places_say_the_same(
             assert refused in told[0]
             with pytest.raises(UsageError, match=refused):
                 datasets.load_dataset("builders/coco2017_llava", **arguments)
-            assert cli.run(["export", "out", "--format", "jsonl", "--commercial"]) == cli.USAGE
+            assert cli.run(["export", "out", "--format", "jsonl", "--commercial"]) == USAGE
             assert "no row would be left; 0 rows, 8 left out" in capsys.readouterr().err
             assert not Path("out.jsonl").exists()
             continue
@@ -193,7 +196,7 @@ def test_all_places_say_the_same(
         assert (out / "LICENSE").read_text().startswith(f"Commercial use: {said}.\n")
         for source, more in ((out, []), (Path("out"), ["--commercial"] if flag else [])):
             export = ["export", str(source), "--format", "llava-instruct", "--overwrite"]
-            assert cli.run([*export, *more]) == cli.DONE
+            assert cli.run([*export, *more]) == DONE
             assert capsys.readouterr().err.splitlines()[-1] == f"mminstruct: {said}"
             beside = Path(f"{source.name}.llava-instruct.json.LICENSE").read_text()
             assert beside.startswith(f"Commercial use: {said}.\n")
@@ -217,7 +220,7 @@ def test_license_gives_the_shares_of_a_source_whose_files_are_at_hand(
     for are_there in (False, True):
         if are_there:
             coco_files(tmp_path / "cache", 3, edit=edit)
-        assert cli.run(command.split()) == cli.DONE
+        assert cli.run(command.split()) == DONE
         told = json.loads(capsys.readouterr().out)
         coco, open_images = told["images"]
         assert "CC-BY-2.0, as published" in open_images or "cc-by-2.0, as published" in open_images
@@ -233,7 +236,7 @@ def test_license_gives_the_shares_of_a_source_whose_files_are_at_hand(
 
 def written(folder: Path, *rows: dict[str, Any], **of: Any) -> Path:
     """A release of some rows."""
-    release.write({"train": dataset(list(rows))}, folder, origin(**of))
+    repository.write({"train": dataset(list(rows))}, folder, origin(**of))
     return folder
 
 
@@ -313,7 +316,7 @@ def as_before(folder: Path) -> None:
     """Turn a release into one that notes no counts, as they were once written."""
     marker, license = folder / "provenance.json", folder / "LICENSE"
     noted = json.loads(marker.read_text())
-    line = cards.noted_use(noted)
+    line = notices.noted_use(noted)
     del noted["use"]
     marker.write_text(json.dumps(noted))
     for file in (license, folder / "README.md"):

@@ -1,7 +1,7 @@
 """Ways to reach an LLM; a module ``backends/foo.py`` with a ``create`` is the registration.
 
 A backend is ``async complete(Request) -> Completion`` and what goes with it. Retries, limits and
-the response store live once, above all backends (`mminstruct.client`).
+the response store live once, above all backends (`mminstruct.completions.client`).
 
 Besides ``create`` a module may have ``ALIASES``, other names for it, and ``OPTIONS``, what it can
 be told beyond `BackendOptions`: each becomes a flag and an argument of `load_dataset`.
@@ -19,8 +19,8 @@ from typing import Any, Protocol, runtime_checkable
 from mminstruct.backends import _tokens
 from mminstruct.backends._servers import SERVERS, usual_flags
 from mminstruct.errors import UsageError, did_you_mean
-from mminstruct.limits import Quotas
 from mminstruct.schema import Completion, Message, Option, Request
+from mminstruct.transport import Quotas
 
 __all__ = ["SERVERS", "Backend", "BackendOptions", "Remote"]
 

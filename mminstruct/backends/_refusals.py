@@ -25,8 +25,8 @@ from mminstruct.errors import (
     TransientError,
     Withheld,
 )
-from mminstruct.limits import read_seconds
 from mminstruct.schema import Sampling
+from mminstruct.transport import read_seconds
 
 Kind = Literal["withheld", "spent", "too_long", "key", "no_api", "again", "refused"]
 

@@ -14,19 +14,18 @@ for any other. What has to fit a context window is judged by a bound on the high
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import logging
 import os
 import re
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
-from urllib.parse import parse_qsl, unquote, urljoin, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urljoin, urlsplit, urlunsplit
 
 import aiohttp
 import httpx2
@@ -44,9 +43,17 @@ from mminstruct.errors import (
     TransientError,
     UsageError,
 )
-from mminstruct.limits import Quotas, read_quotas
 from mminstruct.resources import shown
 from mminstruct.schema import Completion, Message, Option, Request, canonical_json
+from mminstruct.transport import (
+    Quotas,
+    authorization,
+    key_from,
+    public_name,
+    public_url,
+    read_quotas,
+    secrets_of,
+)
 
 _T = TypeVar("_T")
 
@@ -56,8 +63,6 @@ _CONNECT_TIMEOUT_S = 30.0
 _PROBE_TIMEOUT_S = _CONNECT_TIMEOUT_S + 10.0
 # A long answer has a megabyte.
 MOST_BYTES = 32 * 2**20
-# Shorter values of a query are hardly secret, and would blot out ordinary words.
-_SHORTEST_SECRET = 6
 MOST_LESSONS = 8
 """Redirects and refused fields that one request may teach."""
 _NEWS_SHOWN = 200
@@ -99,21 +104,6 @@ def create(options: BackendOptions) -> OpenAIBackend:
     if not options.base_urls and from_environment:
         options = replace(options, base_urls=(from_environment,))
     return OpenAIBackend(options, api_key=api_key)
-
-
-def key_from(environment: Mapping[str, str], name: str) -> str | None:
-    """The key in a variable, or None if there is none.
-
-    Raises:
-        UsageError: it can't be part of a header.
-    """
-    key = environment.get(name, "").strip()
-    if key and not re.fullmatch(r"[!-~]+", key):
-        raise UsageError(
-            f"{name}: expected letters, digits and signs of ASCII without a space, got something "
-            "else among them; copy the key anew"
-        )
-    return key or None
 
 
 def check(options: BackendOptions) -> None:
@@ -167,18 +157,6 @@ def normal_base_url(url: str | None) -> str:
         if not re.search(r"/v\d[\w.]*(?:/|$)", path):
             path += "/v1"
     return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
-
-
-def _public_name(served: str) -> str:
-    """The model's name; of a folder, by which some servers know theirs, the last part."""
-    return served.rstrip("/").rpartition("/")[2] if served.startswith(("/", "~", ".")) else served
-
-
-def public_url(url: str) -> str:
-    """The URL without user, password, query and fragment, fit for rows, keys and logs."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2].lower()
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))
 
 
 def payload(
@@ -302,7 +280,7 @@ class OpenAIBackend:
         self._answers_as: str | None = None
         self._client: openai.AsyncOpenAI | None = None
         self._served_model = options.model or ""
-        self.model = _public_name(self._served_model)
+        self.model = public_name(self._served_model)
         # A server of one's own knows models by their Hub id; the official one has terms of its own.
         self.repo_id = "openai-api" if self._official else self.model
         self.parallel = options.max_concurrency
@@ -634,20 +612,3 @@ def check_length(length: int, where: str) -> None:
         raise TransientError(
             f"{where}: the answer is longer than {MOST_BYTES:,} bytes", cause="bad_body"
         )
-
-
-def authorization(base_url: str, api_key: str | None) -> str | None:
-    """The header's value: user and password in the URL are meant for it, so they go first."""
-    parts = urlsplit(base_url)
-    if parts.username is not None:
-        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        return f"Basic {base64.b64encode(pair.encode()).decode()}"
-    return f"Bearer {api_key}" if api_key else None
-
-
-def secrets_of(base_url: str, api_key: str | None) -> Iterator[str]:
-    """What no message may show."""
-    parts = urlsplit(base_url)
-    found = [parts.netloc.rpartition("@")[0], parts.password, parts.query]
-    found += [value for _, value in parse_qsl(parts.query) if len(value) >= _SHORTEST_SECRET]
-    yield from (secret for secret in (*found, api_key) if secret)

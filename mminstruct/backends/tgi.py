@@ -53,14 +53,10 @@ from mminstruct.backends._refusals import (
 from mminstruct.backends._templates import without_system
 from mminstruct.backends.openai import (
     MOST_LESSONS,
-    authorization,
     bounded,
     check_length,
     check_redirect,
-    key_from,
-    public_url,
     redirect_of,
-    secrets_of,
 )
 from mminstruct.errors import (
     BackendError,
@@ -70,6 +66,7 @@ from mminstruct.errors import (
     UsageError,
 )
 from mminstruct.schema import Completion, Message, Request, Sampling
+from mminstruct.transport import authorization, key_from, public_url, secrets_of
 
 if TYPE_CHECKING:
     from text_generation.types import ChatRequest

@@ -42,8 +42,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from mminstruct.backends import BackendOptions
+from mminstruct.backends._gguf import check_gguf, fingerprint
 from mminstruct.backends._templates import spelling, strftime_now, unspelt, without_system
-from mminstruct.backends.llama_cpp import check_gguf, fingerprint
 from mminstruct.errors import (
     BackendError,
     BackendUnusable,
@@ -466,7 +466,7 @@ class TransformersBackend:
             RequestRefused: it doesn't fit the device's memory, even alone.
             BackendUnusable: the engine isn't open, or was closed meanwhile.
         """
-        from mminstruct.backends._transformers_engine import Row
+        from mminstruct.backends._transformers_batches import Row
 
         if self._engine is None:
             raise BackendUnusable("the backend is not open")

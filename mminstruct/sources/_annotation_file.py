@@ -23,7 +23,7 @@ import xxhash
 
 from mminstruct.errors import SourceError
 from mminstruct.resources import keep, shown
-from mminstruct.sources import ReadReport
+from mminstruct.sources._base import ReadReport
 from mminstruct.sources._tolerance import OWN_DATA, kind_of, kind_of_annotation, loads, tidied
 from mminstruct.sources._unpacked import unpacked
 

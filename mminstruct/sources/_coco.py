@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from mminstruct.errors import SourceError, UsageError, did_you_mean
 from mminstruct.schema import Box, Context
-from mminstruct.sources import Download, Files, ReadReport, SourceInfo
 from mminstruct.sources._annotation_file import AnnotationFile, Layout, decode, find_first, folders
 from mminstruct.sources._annotation_file import fingerprint as fingerprint
+from mminstruct.sources._base import Download, Files, ReadReport, SourceInfo
 from mminstruct.sources._coco_own import check_own
 from mminstruct.sources._image_licenses import ImageSize, License, Licenses, Photo
 from mminstruct.sources._tolerance import (

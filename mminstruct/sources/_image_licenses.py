@@ -17,7 +17,7 @@ from functools import lru_cache
 import msgspec
 
 from mminstruct.schema import Media
-from mminstruct.sources import ReadReport
+from mminstruct.sources._base import ReadReport
 from mminstruct.sources._tolerance import published_url
 
 # Licence id of an image -> (SPDX identifier, URL), as in the ``licenses`` table of every release of

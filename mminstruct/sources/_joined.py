@@ -11,17 +11,14 @@ import heapq
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from mminstruct.annotations import labels
 from mminstruct.errors import SourceError
 from mminstruct.schema import Box, Context, Media, digest
-from mminstruct.sources import Download, Files, ReadReport, SourceInfo
-
-if TYPE_CHECKING:
-    from mminstruct.sources import Source
+from mminstruct.sources._base import Download, Files, ReadReport, Source, SourceInfo
 
 SAME_OBJECT_IOU = 0.5
 """Two boxes of one label and two sources are the same object if they overlap by more than this."""

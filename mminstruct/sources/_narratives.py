@@ -14,8 +14,8 @@ from pathlib import Path
 import msgspec
 
 from mminstruct.errors import SourceError
-from mminstruct.sources import Files, ReadReport
 from mminstruct.sources._annotation_file import PART, find_first, find_parts, opened
+from mminstruct.sources._base import Files, ReadReport
 from mminstruct.sources._tolerance import converted, loads
 
 URL = "https://storage.googleapis.com/localized-narratives/annotations"

@@ -25,8 +25,8 @@ import pyarrow.csv
 from numpy.typing import NDArray
 
 from mminstruct.errors import SourceError
-from mminstruct.sources import ReadReport
 from mminstruct.sources._annotation_file import opened
+from mminstruct.sources._base import ReadReport
 from mminstruct.sources._tolerance import Mask
 
 Ids: TypeAlias = NDArray[np.uint64]

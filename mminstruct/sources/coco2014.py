@@ -3,7 +3,7 @@
 **Source:** https://cocodataset.org/#download. Annotations: CC BY 4.0, COCO Consortium.
 """
 
-from mminstruct.sources import Download
+from mminstruct.sources._base import Download
 from mminstruct.sources._coco import CocoSource
 
 SOURCE = CocoSource(

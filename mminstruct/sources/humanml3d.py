@@ -30,8 +30,8 @@ from mminstruct.annotations import facts, timed
 from mminstruct.errors import SourceError, UsageError, did_you_mean
 from mminstruct.resources import shown
 from mminstruct.schema import Context, Media, Option
-from mminstruct.sources import Download, Files, ReadReport, SourceInfo
 from mminstruct.sources._annotation_file import folders, reader, text_of, wrapped_errors
+from mminstruct.sources._base import Download, Files, ReadReport, SourceInfo
 from mminstruct.sources._tolerance import OWN_DATA
 
 OPTIONS = {

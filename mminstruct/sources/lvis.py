@@ -18,7 +18,6 @@ from pathlib import Path
 from mminstruct.annotations import labels
 from mminstruct.errors import UsageError, did_you_mean
 from mminstruct.schema import Context
-from mminstruct.sources import Download, Files, ReadReport, SourceInfo
 from mminstruct.sources._annotation_file import (
     AnnotationFile,
     Layout,
@@ -27,6 +26,7 @@ from mminstruct.sources._annotation_file import (
     fingerprint,
     folders,
 )
+from mminstruct.sources._base import Download, Files, ReadReport, SourceInfo
 from mminstruct.sources._coco import (
     Category,
     Instance,

@@ -1,7 +1,7 @@
 """The bundled sample: twelve drawn scenes with captions and true boxes, CC0-1.0.
 
 It has COCO's file format, needs no download and is what ``make demo`` and many tests run on.
-`mminstruct.sample.draw` makes it.
+``tests/sample/draw.py`` makes it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from mminstruct.schema import Context
-from mminstruct.sources import Download, Files, ReadReport, SourceInfo
+from mminstruct.sources._base import Download, Files, ReadReport, SourceInfo
 from mminstruct.sources._coco import fingerprint, read_contexts
 
 IMAGES = Path(__file__).parents[1] / "sample" / "images"

@@ -23,6 +23,7 @@ from llama_cpp import (
 )
 
 from mminstruct import backends, prompts
+from mminstruct.answers.parse import Parsed, parse
 from mminstruct.backends import Backend, BackendOptions, llama_cpp
 from mminstruct.errors import (
     BackendUnusable,
@@ -31,7 +32,6 @@ from mminstruct.errors import (
     TransientError,
     UsageError,
 )
-from mminstruct.parse import Parsed, parse
 from mminstruct.schema import Completion, Message, Request, Sampling
 
 OPENING = (Message("system", "You name things. " * 12), Message("user", "A fruit?"))

@@ -24,7 +24,9 @@ from tgi_server import SHA, TGIServer
 
 from mminstruct import backends, cli
 from mminstruct.backends import Backend, BackendOptions, tgi
-from mminstruct.client import Answered, Attempt, Client, Job, RetryPolicy
+from mminstruct.completions.client import Client
+from mminstruct.completions.job import Answered, Attempt, Job
+from mminstruct.completions.store import ResponseStore
 from mminstruct.errors import (
     BackendUnusable,
     ContextTooLong,
@@ -33,9 +35,9 @@ from mminstruct.errors import (
     TransientError,
     UsageError,
 )
-from mminstruct.prompts import Prompt
-from mminstruct.responses import ResponseStore
+from mminstruct.prompts.messages import Prompt
 from mminstruct.schema import Completion, Message, Request, Sampling
+from mminstruct.transport import RetryPolicy
 
 MESSAGES = (Message("system", "You name things."), Message("user", "A fruit, please?"))
 SECRET = "hf_verysecretkey"

@@ -43,7 +43,10 @@ from transformers.utils import chat_template_utils
 from mminstruct import backends
 from mminstruct.backends import Backend, BackendOptions, _transformers_engine, llama_cpp
 from mminstruct.backends import transformers as backend_module
-from mminstruct.backends._transformers_engine import Engine, Row, batch_for, draw
+from mminstruct.backends._transformers_batches import Row
+from mminstruct.backends._transformers_drawing import draw
+from mminstruct.backends._transformers_engine import Engine
+from mminstruct.backends._transformers_probing import batch_for
 from mminstruct.errors import (
     BackendError,
     BackendUnusable,

@@ -13,12 +13,15 @@ import yaml
 from conftest import coco_files
 from loopback import LoopbackServer
 
-from mminstruct import backends, cli, generate, licenses, prompts, sources
+from mminstruct import backends, cli, licenses, prompts, sources
 from mminstruct.backends import BackendOptions
 from mminstruct.backends.llama_cpp import bundled_model
-from mminstruct.client import Client
-from mminstruct.generate import Plan
-from mminstruct.responses import ResponseStore
+from mminstruct.cli.arguments import USAGE
+from mminstruct.completions.client import Client
+from mminstruct.completions.store import ResponseStore
+from mminstruct.rows.mapping import stream_requests
+from mminstruct.rows.plan import Plan
+from mminstruct.rows.requests import requests_dataset
 from mminstruct.schema import Context, Media, Sampling, encode_context
 
 FREE = "Qwen/Qwen2.5-7B-Instruct"
@@ -137,7 +140,7 @@ def test_commercial_rows_are_not_taken_for_others_and_no_answer_is_paid_twice(
     assert run(server, "--commercial") == 0
     assert run(server) == 0
     assert numbers(folder) == list(range(1, 10))
-    assert run(server, "--commercial") == cli.USAGE  # rows would be lost
+    assert run(server, "--commercial") == USAGE  # rows would be lost
     assert numbers(folder) == list(range(1, 10))
     assert run(server, "--commercial --overwrite") == 0
     assert numbers(folder) == USABLE
@@ -239,9 +242,9 @@ def test_a_row_carries_what_naming_an_images_author_takes(tmp_path: Path) -> Non
         image_use=licenses.load().image_use(),
     )
     store = ResponseStore(tmp_path / "responses.sqlite")
-    requests = generate.requests_dataset(contexts, ("conversation",), "key")
+    requests = requests_dataset(contexts, ("conversation",), "key")
     with Client(backends.create("fake", BackendOptions()), store) as client:
-        (row,) = generate.stream_requests(requests, plan, client)
+        (row,) = stream_requests(requests, plan, client)
     assert row["image_credit"] == credit
     assert (row["commercial_use"], row["provenance"]["endpoint"]) == (True, None)
 

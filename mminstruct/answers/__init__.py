@@ -1,0 +1,1 @@
+"""What a model answered -> turns, or the reason why there are none."""

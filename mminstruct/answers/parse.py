@@ -1,0 +1,208 @@
+"""Answer text -> turns, or the reason why there are none.
+
+Every defect that models show has one defined result:
+
+    preamble before the first label,      ignored, noted
+    opening phrase or only heading of a
+    text
+    separators (===, ---, * * *)          ignored; unlabelled text after one is ignored, noted; of
+    and headings such as "Turn 2:"        a text that they divide, the longest part is kept
+    headings of the next turn and         left out, noted, unless the line above ends no sentence
+    remarks ("Let me know if ...") at
+    the end of an answer or text
+    turns that go on within a line        divided where both sides' labels are
+    labels that are words, too (Person:,  labels where a question and an answer take turns, and no
+    Model:, Q.)                           "Question:" or "Answer:" labels the same side
+    code fences around the answer         the inside is read; one within an answer is left alone
+    tags around the answer (<answer>)     the inside is read, what is outside is ignored and noted,
+                                          unless there are turns; at the edges of an answer they are
+                                          removed, within its prose they stay
+    special tokens (<|im_end|>, </s>)     leading ones are removed, with the role that they name;
+                                          the text ends at the first other; what follows is noted
+    <think> ... </think>, [THINK] ...,    removed; unfinished: rejected
+    <|START_THINKING|> ..., <details>
+    with a summary of thoughts, channels
+    whose tokens were taken out
+    channels (<|channel|>analysis, final) the final one is read; without one: rejected
+    Windows newlines                      read as newlines
+    byte order marks and zero-width       removed where a line begins with them
+    spaces
+    question without an answer            that turn is left out, noted
+    answer without a question             the turns before it are kept, noted
+    cut by the token limit                the unfinished last turn is left out, noted ``truncated``
+    a template that is echoed ("...")     no turn, noted
+    a turn that gives the annotations     the turns before it are kept, noted
+    away, repeats a question or a long
+    answer, gives a short one a fourth
+    time, or copies a few-shot example
+    nothing left                          rejected with the reason, never dropped silently
+
+Turns after a bad one are left out as well, since they may refer to it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from mminstruct.answers.asides import PREAMBLE, TEXT_LABEL, drop_tail, find_title, split_parts
+from mminstruct.answers.flaws import REPEATS, Rejected, find_flaw, is_long, reject_leak
+from mminstruct.answers.turns import (
+    DOUBTFUL_LABEL,
+    find_certain,
+    match_sure_label,
+    pair_turns,
+    read_segments,
+)
+from mminstruct.answers.wrapping import (
+    INVISIBLE,
+    LEAKED,
+    LEAKING,
+    drop_fence,
+    drop_reasoning,
+    drop_special_tokens,
+    unwrap,
+)
+from mminstruct.prompts.config import InstructionType, PromptConfig
+from mminstruct.schema import Completion, Turn
+
+ONLY_THOUGHTS = (
+    "the server gave what the model thought (reasoning_content) and no answer; give --extra_body "
+    """'{"chat_template_kwargs": {"enable_thinking": false}}' or '{"reasoning_effort": "low"}', """
+    "or a higher --max_tokens"
+)
+_SAID = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """The turns that were read, never none, and what was noted on the way."""
+
+    turns: tuple[Turn, ...]
+    notes: tuple[str, ...] = ()
+
+
+def parse(
+    completion: Completion, config: PromptConfig, type_name: str, *, question: str | None = None
+) -> Parsed | Rejected:
+    """The turns of an answer.
+
+    Args:
+        completion: the finished answer.
+        config: the prompt config that it was asked with.
+        type_name: the instruction type that it was asked for.
+        question: what a ``text`` answer is paired with; unused for the other forms.
+    """
+    kind = config.types[type_name]
+    if completion.finish_reason == "content_filter":
+        said = f": {completion.text[:_SAID]}" if completion.text else ""
+        return Rejected("content_filter", f"the server withheld the answer{said}")
+    # Most answers lack what a step looks for, and to look for one character costs next to nothing.
+    text = completion.text
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if "\ufeff" in text or "\u200b" in text:
+        text = INVISIBLE.sub("", text)
+    notes: list[str] = []
+    spoken: str | None = LEAKED.sub("", text)
+    if LEAKING.match(text) and spoken == text:
+        spoken = None
+    elif any(map(text.__contains__, "<[\u25c1")):
+        spoken = drop_reasoning(spoken or "")
+    if spoken is None:
+        return Rejected("unfinished_reasoning", "the reasoning block is not closed")
+    if "<" in spoken or "[" in spoken:
+        spoken = drop_special_tokens(spoken, notes)
+    text = (drop_fence(spoken) if "`" in spoken or "~" in spoken else spoken).strip()
+    if "<" in text:
+        text = unwrap(text, notes).strip()
+    truncated = completion.finish_reason == "length"
+    if not text and truncated:
+        hint = f"; {ONLY_THOUGHTS}" if completion.only_thoughts else ""
+        return Rejected("truncated", f"the token limit was used up before there was any text{hint}")
+    if not text and completion.only_thoughts:
+        return Rejected("only_thoughts", ONLY_THOUGHTS)
+    if not text:
+        return Rejected("empty", "the answer is empty")
+    if kind.answer_form == "text":
+        return _parse_text(text, config, kind, question or "", notes, truncated=truncated)
+    return _parse_turns(text, config, kind, notes, truncated=truncated)
+
+
+def _parse_text(
+    text: str,
+    config: PromptConfig,
+    kind: InstructionType,
+    question: str,
+    notes: list[str],
+    *,
+    truncated: bool,
+) -> Parsed | Rejected:
+    if truncated:
+        return Rejected("truncated", "the token limit cut the text")
+    start = 0
+    while preamble := PREAMBLE.match(text, start) or find_title(text, start):
+        start = preamble.end()
+    if start:
+        notes.append("preamble")
+    parts = split_parts(text[start:])
+    if len(parts) > 1:
+        notes.append("stray_text")
+    body = max(parts, key=len, default="")
+    if label := TEXT_LABEL.match(body):
+        body = body[label.end() :].strip()
+    body = "\n".join(drop_tail(body.split("\n"), notes)).strip()
+    if not body:
+        return Rejected("empty", "nothing but a preamble")
+    if _has_turns(body):
+        return Rejected("wrong_form", "questions and answers where a text was asked for")
+    flaw = reject_leak(config, body) or find_flaw(body, kind)
+    if flaw:
+        return flaw
+    return Parsed((Turn(question, body),), tuple(dict.fromkeys(notes)))
+
+
+def _has_turns(text: str) -> bool:
+    """Whether a question is labelled by words that are no part of a text."""
+    lines = text.split("\n")
+    if any((label := match_sure_label(line)) and label["question"] for line in lines):
+        return True
+    return bool(DOUBTFUL_LABEL.match(lines[0])) and 0 in find_certain(lines)
+
+
+def _parse_turns(
+    text: str, config: PromptConfig, kind: InstructionType, notes: list[str], *, truncated: bool
+) -> Parsed | Rejected:
+    segments, noted = read_segments(text)
+    notes += noted
+    if not segments:
+        return Rejected("no_labels", "no line starts with 'Question:' or 'Answer:'")
+    if truncated:
+        notes.append("truncated")
+    turns, flaw = pair_turns(segments, notes, truncated=truncated)
+    leaky = config.find_leak(text) is not None
+    kept: list[Turn] = []
+    seen: set[str] = set()
+    answers: Counter[str] = Counter()
+    for turn in turns:
+        problem = reject_leak(config, f"{turn.question}\n{turn.answer}") if leaky else None
+        problem = problem or find_flaw(turn.answer, kind, question=turn.question)
+        normal = " ".join(turn.question.lower().split())
+        if problem is None and normal in seen:
+            problem = Rejected("repetition", f"question asked twice: {turn.question!r}")
+        again = answers[turn.answer]
+        if problem is None and again >= (1 if is_long(turn.answer) else REPEATS - 1):
+            problem = Rejected("repetition", f"answer given again: {turn.answer!r}")
+        if problem is not None:
+            notes.append(problem.reason)
+            flaw = problem  # comes before what ended the pairing
+            break
+        seen.add(normal)
+        answers[turn.answer] += 1
+        kept.append(turn)
+    if not kept:
+        return flaw or Rejected("no_complete_turn", "no question has an answer")
+    if kind.answer_form == "turn" and len(kept) > 1:
+        kept = kept[:1]
+        notes.append("extra_turns")
+    return Parsed(tuple(kept), tuple(dict.fromkeys(notes)))

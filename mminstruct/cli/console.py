@@ -1,0 +1,67 @@
+"""Exit codes, and what is printed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+
+import datasets
+
+from mminstruct import resources
+
+DONE, INCOMPLETE, STOPPED, INTERRUPTED, TERMINATED, HUNG_UP = 0, 1, 3, 130, 143, 129
+# As a shell has it for what a broken pipe ends.
+UNREAD = 141
+
+
+def say(text: str) -> None:
+    """Write a line to stderr, after the program's name."""
+    with contextlib.suppress(OSError):  # a terminal that hung up
+        sys.stderr.write(f"mminstruct: {resources.printable(text)}\n")
+        sys.stderr.flush()
+
+
+def print_text(text: str) -> int:
+    """Write to stdout, with escapes for controls and what its encoding lacks; the exit code.
+
+    Where nobody reads on, as after ``| head``, this and all that follows goes nowhere.
+    """
+    if not sys.stdout:  # it was closed from the start
+        return DONE
+    text, encoding = resources.printable(text), getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+    except OSError as error:
+        # What is left in the buffer is flushed at the interpreter's end once more.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        if isinstance(error, BrokenPipeError):
+            return UNREAD
+        raise
+    return DONE
+
+
+def quiet_libraries() -> None:
+    """Our own line shows progress; warnings of libraries about it would tear it apart."""
+    datasets.disable_progress_bars()
+    datasets.utils.logging.set_verbosity_error()
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    notes = logging.getLogger("mminstruct")
+    notes.handlers, notes.propagate = [_Notes(logging.INFO)], False
+    notes.setLevel(logging.INFO)
+    logging.getLogger("mminstruct.fetching").setLevel(logging.WARNING)
+
+
+class _Notes(logging.Handler):
+    """Says what is logged, in place of the progress line, which comes again below it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it."""
+        if sys.stderr.isatty():
+            sys.stderr.write("\r\x1b[K")
+        say(record.getMessage())

@@ -1,0 +1,60 @@
+"""``mminstruct estimate``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from typing import Any
+
+from mminstruct.builder import (
+    use_of,
+    verdict_of,
+)
+from mminstruct.cli.arguments import Parser
+from mminstruct.cli.console import print_text, quiet_libraries, say
+from mminstruct.cli.flags import add_flags, add_run_arguments
+from mminstruct.cli.runs import make_builders
+from mminstruct.reports import estimate, estimate_text
+
+
+def add_estimate(commands: Any) -> None:
+    """Add the command."""
+    parser: Parser = commands.add_parser(
+        "estimate",
+        help="what a run would ask for, take and cost",
+        description="Takes the arguments of generate and sends nothing to any model: how many "
+        "requests, how many answers are in the store already, tokens, cost and time. Figures are "
+        "for the whole run; cost and time are for what is not in the store.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=_estimate)
+    add_run_arguments(parser)
+    add_flags(parser.add_argument_group("estimate"), _ESTIMATE_FLAGS)
+
+
+_ESTIMATE_FLAGS: dict[str, dict[str, Any]] = {
+    "exact": {
+        "action": "store_true",
+        "help": "look at every request (default: a sample where there are over 2,000)",
+    },
+    "requests_per_second": {"type": float, "metavar": "N", "help": "throughput to expect"},
+    "json": {"action": "store_true", "help": "for machines; ranges are [low, high], unknown null"},
+}
+
+
+def _estimate(args: argparse.Namespace) -> int:
+    quiet_libraries()
+    with tempfile.TemporaryDirectory() as scratch:
+        builders = make_builders(args, scratch)
+        verdict = verdict_of([builder.config for builder in builders])
+        say(str(use_of(builders, verdict)))
+        say(f"model {builders[0].plan().model}; licence of the text: {verdict.name}")
+        found = estimate.estimate(
+            [part for builder in builders for part in builder.asked()],
+            builders[0].terms(),
+            exact=args.exact,
+            requests_per_second=args.requests_per_second,
+        )
+    text = json.dumps(found.as_json(), indent=2) + "\n" if args.json else estimate_text.table(found)
+    return print_text(text)

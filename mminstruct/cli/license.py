@@ -1,0 +1,170 @@
+"""``mminstruct license``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from mminstruct import backends, licenses, resources, sources
+from mminstruct.cli.arguments import Parser
+from mminstruct.cli.console import print_text, say
+from mminstruct.cli.flags import (
+    CONFIG_FLAG,
+    CONTENT_FLAGS,
+    MODEL_FLAGS,
+    SERVER_FLAGS,
+    add_flags,
+    flags_of_options,
+)
+from mminstruct.cli.runs import (
+    check_source_options,
+    choose_source_options,
+    load_source_infos,
+    name_places,
+    read_base_urls,
+)
+from mminstruct.completions.prices import price_of
+from mminstruct.config import InstructConfig
+from mminstruct.errors import (
+    UsageError,
+    lacking,
+)
+from mminstruct.rows.contexts import media_licenses
+
+
+def add_license(commands: Any) -> None:
+    """Add the command."""
+    parser: Parser = commands.add_parser(
+        "license",
+        help="what rows may be used for, and why, before any money is spent",
+        description="What the rows of sources and a model may be used for, and why. Nothing is "
+        "asked of any model, and nothing is downloaded: images are counted where annotation files "
+        "are at hand. Without --model_source, the model is one of your own: a GGUF file, a "
+        "folder, or what the exact id on the Hub stands for.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=_license)
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help=", ".join(sources.names()))
+    names = ("model_source", "model", *SERVER_FLAGS, "model_id", "licenses")
+    flags = {**CONFIG_FLAG, **{name: dict(MODEL_FLAGS[name]) for name in names}}
+    flags |= CONTENT_FLAGS
+    flags["model_source"]["default"] = None
+    flags["json"] = {"action": "store_true", "help": "the same for machines"}
+    add_flags(parser, flags)
+    add_flags(parser.add_argument_group("source"), flags_of_options(sources.options()))
+
+
+def _license(args: argparse.Namespace) -> int:
+    given: dict[str, Any] = {
+        "licenses": args.licenses,
+        "model_id": args.model_id,
+        **name_places(args),
+    }
+    wanted = load_source_infos(args)
+    check_source_options(args, [info.name for info in wanted])
+    by_name = args.model is not None and args.model_source is None
+    if by_name and args.model_id is None:
+        _check_model_file(args.model)
+    if args.model_source is not None:
+        given.update(backend=args.model_source, model=args.model, base_url=read_base_urls(args))
+    elif any(getattr(args, flag) for flag in SERVER_FLAGS):
+        raise UsageError("a server's URL says nothing without --model_source; give both")
+    configs = [
+        InstructConfig(
+            source=info.name,
+            source_options=choose_source_options(args, info.name),
+            prompt_config=args.prompt_config or info.prompt_config,
+            **{name: getattr(args, name) for name in ("types", "splits", "limit")},
+            commercial=bool(args.commercial),
+            **given,
+        )
+        for info in wanted
+    ]
+    registry = configs[0].registry()
+    if by_name:
+        model = licenses.named_model(registry, args.model, args.model_id)
+        own = [licenses.compose(registry, [*c.text_parts(registry), *model]) for c in configs]
+    else:
+        own = [config.verdict() for config in configs]
+    verdict = licenses.compose(registry, [part for each in own for part in each.parts])
+    others = licenses.alternatives(registry, verdict)
+    tally, images, are_counted = licenses.Tally(), [], True
+    for config, terms in zip(configs, own, strict=True):
+        counts, said, is_counted = _images(config, registry)
+        config.expect(tally, counts, terms.commercial)
+        images.append(said)
+        are_counted &= is_counted
+    use = tally.use(verdict.commercial, registry.allows, is_counted=are_counted)
+    if args.json:
+        facts = {"said": str(use), "images": images, "alternatives": others}
+        counted = {"use": use.as_json() if are_counted else None}
+        text = json.dumps({**verdict.as_json(), **counted, **facts}, indent=2) + "\n"
+    else:
+        text = licenses.explanation(verdict, use, images, others)
+    code = print_text(text)
+    if by_name and args.model_id is None and (hint := _model_hint(registry, args.model)):
+        say(hint)
+    return code
+
+
+def _model_hint(registry: licenses.Registry, model: str) -> str | None:
+    """What may be meant by a model that is neither a registered id nor on this machine."""
+    if model in registry.models or Path(model).expanduser().exists():
+        return None
+    if near := registry.near(model):
+        return f"no entry has the exact id {model}; did you mean {' or '.join(near[:3])}?"
+    for name, url in backends.SERVERS.items():
+        if price_of(model, [url]) is not None:
+            more = "" if name == "openai" else f" --openai_base_url {url}"
+            return f"{model} is at a service; for its terms, add --model_source openai{more}"
+    return None
+
+
+def _images(
+    config: InstructConfig, registry: licenses.Registry
+) -> tuple[Mapping[str | None, int], str, bool]:
+    """Licence -> images of a source, in words too, and whether they were counted.
+
+    They are where its annotation files are at hand; else these are the licences that its publisher
+    names, each once, or None for nobody knows.
+    """
+    config.check()
+    source = config.open_source()
+    splits = config.split_names(source)
+    where = f"{source.info.name}, {' and '.join(splits)}"
+    files = {split: config.locate(source, split) for split in splits}
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    found = [config.contexts(source, f, s, cache)[0] for s, f in files.items() if f is not None]
+    if len(found) == len(splits):
+        counts = Counter(chain.from_iterable(map(media_licenses, found)))
+        shares = ", ".join(f"{name or 'not known'} {n:,}" for name, n in counts.most_common())
+        return counts, f"{where}: {shares}, counted in the annotation files", True
+    first = (source.info.parts or (source.info,))[0]
+    works = registry.image_works(first.name)
+    names = [work.license for work in works] or [None]
+    said = " or ".join(name or "a licence that is not known here" for name in names)
+    notes = dict.fromkeys(f"; {work.note}" for work in works if work.note)
+    return (
+        dict.fromkeys(names, 1),
+        f"{where}: {said}, as published{''.join(notes)}; not counted, as the annotation files are "
+        f"not in {resources.shown(config.places()[0])} (--dataset_storage_path)",
+        False,
+    )
+
+
+def _check_model_file(model: str) -> None:
+    """Raise UsageError for a model that is written as a path, and isn't there."""
+    is_path = model.endswith(".gguf") or model.startswith(("./", "../", "/", "~"))
+    path = Path(model).expanduser()
+    if is_path and not path.exists():
+        raise UsageError(
+            f"model {model}: there is no such file{lacking(path)}; give another path, or the "
+            "model's exact id on the Hub"
+        )

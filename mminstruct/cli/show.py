@@ -1,0 +1,50 @@
+"""``mminstruct show``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from mminstruct import sources
+from mminstruct.cli.arguments import Parser
+from mminstruct.cli.console import print_text, quiet_libraries
+from mminstruct.cli.flags import CONFIG_FLAG, CONTENT_FLAGS, add_flags, flags_of_options
+from mminstruct.cli.runs import check_source_options, find_builder_class, name_places
+from mminstruct.reports import preview
+
+
+def add_show(commands: Any) -> None:
+    """Add the command."""
+    parser: Parser = commands.add_parser(
+        "show",
+        help="one context, and its messages as a model gets them",
+        description="Prints one image, motion ... with its annotations as a model gets them, "
+        "for each instruction type.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=_show)
+    parser.add_argument("sources", nargs=1, metavar="SOURCE", help="such as COCO2017")
+    parser.add_argument("id", metavar="ID", nargs="?", help="of the image (default: the first)")
+    names = ("prompt_config", "types", "splits", "dataset_storage_path")
+    add_flags(parser, {**CONFIG_FLAG, **{name: CONTENT_FLAGS[name] for name in names}})
+    add_flags(parser.add_argument_group("source"), flags_of_options(sources.options()))
+    add_flags(parser, {"json": {"action": "store_true", "help": "for machines: context, messages"}})
+
+
+def _show(args: argparse.Namespace) -> int:
+    quiet_libraries()
+    (name,) = args.sources
+    check_source_options(args, [sources.get(name).info.name])
+    given = {
+        **name_places(args),
+        "types": args.types,
+        "splits": args.splits,
+        **{option: getattr(args, option) for option in sources.options_of(name)},
+    }
+    builder = find_builder_class(name, args.prompt_config)(
+        config_name="default",
+        backend="fake",
+        **{field: value for field, value in given.items() if value is not None},
+    )
+    found = preview.preview(builder, args.id)
+    return print_text(found.as_json() + "\n" if args.json else found.as_text())

@@ -1,0 +1,1 @@
+"""Requests -> completions, once and for all: client, store, limits and budget."""

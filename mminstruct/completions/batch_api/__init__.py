@@ -1,0 +1,1 @@
+"""Requests answered through the Batch API of an OpenAI-compatible server."""

@@ -1,0 +1,78 @@
+"""Requests -> the lines of a batch's input file."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+CHAT_PATH: Literal["/v1/chat/completions"] = "/v1/chat/completions"
+INTENT_NAME, DIGEST_NAME, STORE_NAME = "mminstruct_intent", "mminstruct_digest", "mminstruct_store"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The provider's limits, and how patient to be with it.
+
+    Attributes:
+        requests: in a file.
+        file_bytes: of a file.
+        poll_s: longest wait between two looks at the batches; the first waits are shorter.
+        settle_s: after this long, what a list lacks was never created.
+    """
+
+    requests: int = 50_000
+    file_bytes: int = 200_000_000
+    poll_s: float = 60.0
+    settle_s: float = 60.0
+
+
+class Draft:
+    """A file of requests on its way up: lines in, digest and path out."""
+
+    def __init__(self, folder: Path, store: str, limit_field: str) -> None:
+        self.path = folder / f"{uuid.uuid4().hex}.jsonl"
+        self.store = store
+        self.limit_field = limit_field
+        self.keys: list[bytes] = []
+        self._bytes = 0
+        self._digest = hashlib.sha256()
+        self._file = self.path.open("wb")
+
+    def is_full(self, line_bytes: int, requests: int, file_bytes: int) -> bool:
+        """Whether another line would exceed a bound of the provider."""
+        return bool(self.keys) and (
+            len(self.keys) >= requests or self._bytes + line_bytes > file_bytes
+        )
+
+    def add(self, key: bytes, line: bytes) -> None:
+        """Add a request's line."""
+        self.keys.append(key)
+        self._bytes += len(line)
+        self._digest.update(line)
+        self._file.write(line)
+
+    def closed(self) -> Draft:
+        """The draft, complete."""
+        self._file.close()
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the content."""
+        return self._digest.hexdigest()
+
+    @property
+    def name(self) -> str:
+        """As the server lists it."""
+        return f"mminstruct-{self.store}-{self.digest}.jsonl"
+
+
+def encode_line(key: bytes, body: dict[str, Any]) -> bytes:
+    """A request as a line of the input file."""
+    request = {"custom_id": key.hex(), "method": "POST", "url": CHAT_PATH, "body": body}
+    return msgspec.json.encode(request) + b"\n"

@@ -1,0 +1,316 @@
+"""Rows -> the files that trainers read, one `Format` each, with or without images.
+
+Rows are read as a stream and written as they come, so memory doesn't grow with their number.
+Everything is written beside its destination first and then moved: an interrupted run leaves what
+was there. A row that a trainer could not use, because its image is missing or a turn is empty, is
+left out, counted, and named with the reason in ``<output>.missing.jsonl``. What the exported rows
+may be used for stands in ``<output>.LICENSE``, and of each row in its record.
+
+Trainers count ``<image>``, and some ``<video>`` and ``<audio>``, in all text. A model that wrote
+one itself would ask for an image that isn't there, so these three are taken out of turns.
+
+**Source** of the forms, as facts:
+LLaVA, docs/Finetune_Custom_Data.md and llava/train/train.py;
+LLaMA-Factory, data/README.md and src/llamafactory/data/mm_plugin.py;
+TRL, ``prepare_multimodal_messages`` in trl/data_utils.py;
+Axolotl, docs/multimodal.qmd;
+ms-swift, docs/source_en/Customization/Custom-dataset.md;
+LaVIN, util/datasets.py and tools/data_processing.py;
+WebDataset, a sample's files are ``<key>.<extension>``, with no dot in the key.
+Keys that they don't know: LLaVA, LaVIN (``self.data[idx]["image"]`` ...), LLaMA-Factory
+(``columns`` of the entry), TRL (the trainer's signature columns) and ms-swift
+(``StdTemplateInputs.from_dict``) read theirs by name; Axolotl, ``ProcessingStrategy.__call__`` in
+src/axolotl/processing_strategies.py, opens whatever has "image" in its key as an image.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+
+from mminstruct import licenses, resources
+from mminstruct.builder import LEFT_OUT, REJECTED
+from mminstruct.errors import UsageError, did_you_mean, lacking
+from mminstruct.export.checks import (
+    check_folder_name,
+    check_images,
+    check_output,
+    check_outside,
+    default_output,
+    made_at,
+    read_dataset_info,
+    resolve_name,
+)
+from mminstruct.export.formats import FILE_FORMATS, FORMATS, IMAGES, Format, Images, LeftOut, Row
+from mminstruct.export.output import (
+    encode_line,
+    license_beside,
+    make_folder,
+    note_beside,
+    open_file,
+    open_shards,
+    replace_file,
+    target_of,
+)
+from mminstruct.export.pictures import (
+    Excluded,
+    Pictures,
+    WantedImages,
+    fetch_images,
+    filter_by_license,
+)
+from mminstruct.export.reading import (
+    Terms,
+    features_of,
+    made_of,
+    open_streams,
+    read_rows,
+    read_terms,
+)
+from mminstruct.licenses import Tally, Use
+from mminstruct.rows import replacing
+from mminstruct.rows.report import Report
+
+if TYPE_CHECKING:
+    from mminstruct.fetching.images import Fetching
+
+__all__ = [
+    "FILE_FORMATS",
+    "FORMATS",
+    "IMAGES",
+    "Format",
+    "Images",
+    "Outcome",
+    "Row",
+    "Terms",
+    "check_folder_name",
+    "check_output",
+    "default_output",
+    "export",
+    "made_at",
+    "summary",
+    "write",
+    "write_rejected",
+]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of the rows.
+
+    Attributes:
+        path: what was written.
+        rows: how many of them were.
+        missing: those left out, by reason; also, each by its id, in ``<path>.missing.jsonl``.
+        excluded: those left out as their image's licence was not asked for, by licence.
+        use: what those written may be used for; None where that is said elsewhere.
+    """
+
+    path: Path
+    rows: int = 0
+    missing: Counter[str] = field(default_factory=Counter)
+    excluded: Counter[str] = field(default_factory=Counter)
+    use: Use | None = None
+
+
+def write(
+    splits: Mapping[str, datasets.Dataset],
+    path: Path,
+    output_format: str,
+    report: Report,
+    terms: Terms,
+    made: replacing.Made,
+    *,
+    left_out: Iterable[Mapping[str, Any]] = (),
+    overwrite: bool = False,
+) -> Outcome:
+    """Write the rows of all splits without images; beside them what gave none, and the licence.
+
+    Raises:
+        UsageError: something else is there, and ``overwrite`` isn't given.
+    """
+    form = FORMATS[output_format]
+    replacing.check(path, made_at(path), made, overwrite=overwrite)
+    outcome = _write(read_rows(splits.items()), path, form, Pictures(), terms, made)
+    write_rejected(path, report)
+    resources.write_lines(path.with_name(f"{path.name}.{LEFT_OUT}"), left_out)
+    return outcome
+
+
+def write_rejected(path: Path, report: Report) -> Path:
+    """Write what gave no row beside an output; the file, which isn't there if all did."""
+    rejected = path.with_name(f"{path.name}.{REJECTED}")
+    resources.write_lines(rejected, report.entries())
+    return rejected
+
+
+def export(
+    dataset: str | Path,
+    output_format: str,
+    *,
+    output_path: str | Path | None = None,
+    types: Sequence[str] | None = None,
+    splits: Sequence[str] | None = None,
+    images: Images = "none",
+    image_folder: str | Path | None = None,
+    image_licenses: Sequence[str] | None = None,
+    commercial: bool = False,
+    licenses_file: str | Path | None = None,
+    fetching: Fetching | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Outcome:
+    """Write a release for a trainer.
+
+    Args:
+        dataset: folder of a dataset repository, or its id on the Hub.
+        output_format: a name in `FORMATS`.
+        output_path: file, or folder of shards; by default the release's name and the format's.
+        types: instruction types; all by default.
+        splits: all by default.
+        images: see `IMAGES`.
+        image_folder: where images are, or are fetched to: by default ``images`` beside the output.
+            Where they are made smaller, to 512 pixels say, ``-512px`` is added to its name.
+        image_licenses: ``commercial``, of images that may be used so; ``any``; or ids of licences.
+            By default ``commercial`` where images are fetched, else ``any``.
+        commercial: rows that may be used commercially alone, text and image together, as their
+            ``commercial_use`` says; of these, those with the images asked for.
+        licenses_file: a user's own entries over the known licences.
+        fetching: how images are fetched.
+        overwrite: replace rows of another model, prompt config ..., or of more types or splits.
+        progress: show a bar on stderr while they are.
+
+    Raises:
+        UsageError: there is no such release, type, split, format or licence; an argument doesn't
+            go with the others; the format can't hold such rows; commercial rows are asked for of
+            a release whose text isn't free; no row would be left; or something else is there.
+        RunStopped: images can't be reached. Those that were fetched are kept.
+    """
+    form = FORMATS.get(output_format)
+    if form is None:
+        raise UsageError(f"format {output_format!r}{did_you_mean(output_format, FORMATS)}")
+    check_images(output_format, images, image_folder, fetching)
+    path = resolve_name(output_path or default_output(str(dataset), output_format))
+    check_outside(path, str(dataset))
+    check_output(path, output_format)
+    allowed = image_licenses or (["commercial"] if images == "embed" else ["any"])
+    if licenses_file is not None and "any" in allowed:
+        raise UsageError(
+            "licenses: of no use where images under any licence are asked for; leave it out, or "
+            "name some with image_licenses"
+        )
+    registry = licenses.load(licenses_file)
+    pictures = Pictures(images, filter_by_license(registry, allowed), commercial)
+    if image_folder is not None:
+        pictures.folder = Path(image_folder)
+    if images == "path" and not pictures.folder.is_dir():
+        raise UsageError(
+            f"image_folder {pictures.folder}: no such folder{lacking(pictures.folder)}"
+        )
+    streams = open_streams(str(dataset), types, splits)
+    pictures.features = features_of(streams[0][1])
+    terms = read_terms(str(dataset), registry)
+    if commercial and not terms.text:
+        why = "may not be used commercially" if terms.text is False else "is not known to be free"
+        raise UsageError(
+            f"commercial: the text of {dataset} {why}, whatever its images, as its LICENSE says; "
+            "leave commercial out, or generate with a model whose terms leave the text free "
+            "(mminstruct license names some)"
+        )
+    made = made_of(str(dataset), types, splits, [*allowed, *(["commercial rows"] * commercial)])
+    if fetching is not None and fetching.max_size is not None:
+        made = {**made, "max_size": fetching.max_size}
+    replacing.check(path, made_at(path), made, overwrite=overwrite)
+    if images != "embed":
+        return _write(read_rows(streams), path, form, pictures, terms, made)
+    from mminstruct.fetching.images import Fetching
+
+    fetching = fetching or Fetching()
+    folder = path.parent / "images" if image_folder is None else resolve_name(image_folder)
+    pictures.folder = folder
+    if fetching.max_size is not None:
+        pictures.folder = folder.with_name(f"{folder.name}-{fetching.max_size}px")
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        WantedImages(Path(scratch) / "images", fetching.max_size) as wanted,
+    ):
+        pictures.wanted = wanted
+        fetch_images(read_rows(streams), form, pictures, fetching, progress)
+        return _write(read_rows(streams), path, form, pictures, terms, made)
+
+
+def _write(
+    rows: Iterable[tuple[str, Row]],
+    path: Path,
+    form: Format,
+    pictures: Pictures,
+    terms: Terms,
+    made: replacing.Made,
+) -> Outcome:
+    """Write rows, and name those left out.
+
+    Raises:
+        UsageError: all of them would be. What was there before is left as it was.
+    """
+    outcome, tally = Outcome(path), Tally()
+    missing = path.with_name(f"{path.name}.missing.jsonl")
+    to = open_shards if form.is_folder else open_file
+    with (
+        make_folder(target_of(path).parent),
+        replace_file(missing) as reasons,
+        to(path, form, pictures) as add,
+    ):
+        for split, row in rows:
+            try:
+                pictures.check(row, form)
+                image = pictures.path(row, form, path)
+                add(split, row, form.records(pictures.as_shown(row), image))
+                outcome.rows += 1
+                tally.add(row)
+            except Excluded as excluded:
+                outcome.excluded[str(excluded)] += 1
+            except LeftOut as left_out:
+                outcome.missing[str(left_out)] += 1
+                named = {name: row[name] for name in ("id", "image", "image_url")}
+                reasons.write(encode_line({**named, "reason": str(left_out)}))
+        if not outcome.rows and (outcome.missing or outcome.excluded):
+            raise UsageError(f"{path}: not written, as no row would be left; {summary(outcome)}")
+        # Before the rows: these are never without it, which is how they are known to be ours.
+        outcome.use = tally.use(terms.text, terms.allows)
+        with replace_file(license_beside(path)) as file:
+            file.write(terms.license_text(outcome.use))
+        with replace_file(note_beside(path)) as file:
+            file.write(json.dumps(made, indent=2, ensure_ascii=False) + "\n")
+    if not outcome.missing:
+        missing.unlink()
+    credits = path.with_name(f"{path.name}.credits.jsonl")
+    if pictures.wanted is None:
+        credits.unlink(missing_ok=True)
+    else:
+        with replace_file(credits) as file:
+            file.writelines(encode_line(credit) for credit in pictures.wanted.credits())
+    if form.entry is not None:
+        entries = {**read_dataset_info(path), path.stem: {"file_name": path.name, **form.entry}}
+        with replace_file(path.with_name("dataset_info.json")) as file:
+            file.write(json.dumps(entries, ensure_ascii=False, indent=2) + "\n")
+    return outcome
+
+
+def summary(outcome: Outcome) -> str:
+    """Rows written and left out, in a line."""
+    parts = [f"{outcome.rows} rows"]
+    for counts, what in (
+        (outcome.missing, "left out"),
+        (outcome.excluded, "left out for their images' licences"),
+    ):
+        if counts:
+            causes = ", ".join(f"{cause} {count}" for cause, count in counts.most_common(10))
+            parts.append(f"{counts.total()} {what} ({causes})")
+    return ", ".join(parts)

@@ -1,0 +1,1 @@
+"""Files from elsewhere: archives of annotations, and images."""

@@ -1,0 +1,208 @@
+"""The form of a prompt config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from mminstruct import annotations as kinds
+from mminstruct.errors import UsageError, did_you_mean
+from mminstruct.prompts import leaks
+from mminstruct.schema import Box, Context, Media, Turn, digest
+from mminstruct.strict_yaml import Strict
+
+AnswerForm = Literal["turns", "turn", "text"]
+# YAML has numbers and truth values of its own; "3" isn't 3, nor is true 1.
+Count = Annotated[int, Field(strict=True)]
+Truth = Annotated[bool, Field(strict=True)]
+Fraction = Annotated[float, Field(ge=0, le=1, strict=True)]
+
+
+class ExampleBox(Strict):
+    """A box of a few-shot example; ``bbox`` is min_x, min_y, max_x, max_y in 0..1."""
+
+    label: str = Field(min_length=1)
+    bbox: tuple[Fraction, Fraction, Fraction, Fraction]
+    group: Truth = False
+    occluded: Truth | None = None
+    truncated: Truth | None = None
+    depiction: Truth | None = None
+    inside: Truth | None = None
+
+    @model_validator(mode="after")
+    def _min_before_max(self) -> ExampleBox:
+        min_x, min_y, max_x, max_y = self.bbox
+        if not (min_x < max_x and min_y < max_y):
+            raise ValueError(
+                f"bbox is [min_x, min_y, max_x, max_y] and needs min < max, got {list(self.bbox)}"
+            )
+        return self
+
+    def box(self) -> Box:
+        """The box as a source would give it."""
+        return Box(
+            label=self.label,
+            bbox_xyxy_norm=self.bbox,
+            is_group=self.group,
+            is_occluded=self.occluded,
+            is_truncated=self.truncated,
+            is_depiction=self.depiction,
+            is_inside=self.inside,
+        )
+
+
+class ExampleTurn(Strict):
+    """A question and its answer."""
+
+    question: str = Field(min_length=1)
+    answer: str = Field(min_length=1)
+
+
+class Example(Strict):
+    """A few-shot example: annotations, and the answer we would like for them."""
+
+    captions: tuple[str, ...] = ()
+    boxes: tuple[ExampleBox, ...] = ()
+    annotations: dict[str, tuple[dict[str, Any], ...]] = {}
+    turns: tuple[ExampleTurn, ...] = ()
+    text: str | None = None
+
+    @model_validator(mode="after")
+    def _shows_something(self) -> Example:
+        if not (self.captions or self.boxes or any(self.annotations.values())):
+            raise ValueError("an example needs captions, boxes or annotations")
+        try:
+            for kind, items in self.annotations.items():
+                kinds.items(kind, items)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def context(self) -> Context:
+        """The annotations as a source would give them."""
+        return Context(
+            id="example",
+            media=Media(file_name="example"),
+            captions=self.captions,
+            boxes=tuple(box.box() for box in self.boxes),
+            annotations={k: kinds.items(k, items) for k, items in self.annotations.items()},
+        )
+
+    def answer(self) -> str:
+        """The answer in the text form that the model is asked for."""
+        if self.text is not None:
+            return self.text
+        return format_turns(Turn(t.question, t.answer) for t in self.turns)
+
+
+class Rendering(Strict):
+    """How annotations are written for the model."""
+
+    captions_heading: str = Field(default="Captions:", min_length=1)
+    boxes_heading: str = Field(default="Objects:", min_length=1)
+    box_decimals: Count = Field(default=3, ge=1, le=6)
+    one_line_per_label: Truth = False
+    max_captions: Count | None = Field(default=None, ge=1)
+    max_boxes: Count | None = Field(default=None, ge=0)
+    headings: dict[str, str] = {}
+    max_items: dict[str, Annotated[Count, Field(ge=0)]] = {}
+
+    @model_validator(mode="after")
+    def _kinds_exist(self) -> Rendering:
+        for kind in (*self.headings, *self.max_items):
+            if kind not in kinds.names():
+                hint = did_you_mean(kind, kinds.names())
+                raise ValueError(f"unknown kind of annotation {kind!r}{hint}")
+        return self
+
+
+class InstructionType(Strict):
+    """One kind of instruction that is asked for, such as ``conversation``."""
+
+    system: str = Field(min_length=1)
+    answer_form: AnswerForm
+    questions: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    min_words: Count = Field(default=1, ge=1)
+    examples: tuple[Example, ...] = ()
+
+    @cached_property
+    def example_turns(self) -> frozenset[tuple[str, str]]:
+        """(question, answer) of all examples; the question of a text is empty."""
+        turns = {(t.question, t.answer) for example in self.examples for t in example.turns}
+        return frozenset(turns | {("", example.text) for example in self.examples if example.text})
+
+    @model_validator(mode="after")
+    def _consistent(self) -> InstructionType:
+        if (self.answer_form == "text") != bool(self.questions):
+            raise ValueError(
+                "'questions' are what a 'text' answer is paired with: give them for answer_form "
+                f"'text' and for no other, got answer_form {self.answer_form!r} with "
+                f"{len(self.questions)} questions"
+            )
+        for number, example in enumerate(self.examples, 1):
+            if self.answer_form == "text":
+                fits = example.text is not None and not example.turns
+            else:
+                fits = example.text is None and len(example.turns) >= 1
+            if self.answer_form == "turn":
+                fits = fits and len(example.turns) == 1
+            if not fits:
+                raise ValueError(
+                    f"example {number} does not fit answer_form {self.answer_form!r}: "
+                    "'turns' needs turns, 'turn' exactly one of them, 'text' needs text"
+                )
+        return self
+
+
+class PromptConfig(Strict):
+    """A whole prompt config, after ``extends`` has been resolved. README.md explains every key."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    version: str = Field(pattern=r"^\d+\.\d+\.\d+$")
+    license: str = Field(min_length=1)
+    description: str = Field(min_length=1)
+    rendering: Rendering = Rendering()
+    forbidden_phrases: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    forbid_coordinates: Truth = True
+    min_answer_tokens: Count = Field(default=400, ge=1)
+    types: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], InstructionType] = Field(
+        min_length=1
+    )
+
+    @model_validator(mode="after")
+    def _no_type_is_called_default(self) -> PromptConfig:
+        if "default" in self.types:
+            raise ValueError("types: 'default' names all types together; choose another name")
+        return self
+
+    def find_leak(self, text: str) -> str | None:
+        """Why a text gives away that its writer saw annotations, or None."""
+        phrases, coordinates = self.forbidden_phrases, self.forbid_coordinates
+        return leaks.find_leak(text, phrases, coordinates=coordinates)
+
+    @model_validator(mode="after")
+    def _examples_obey_own_rules(self) -> PromptConfig:
+        for name, kind in self.types.items():
+            for number, question in enumerate(kind.questions, 1):
+                if leak := self.find_leak(question):
+                    raise ValueError(f"types.{name}: question {number} breaks a rule: {leak}")
+            for number, example in enumerate(kind.examples, 1):
+                if leak := self.find_leak(example.answer()):
+                    raise ValueError(f"types.{name}: example {number} breaks a rule: {leak}")
+                answers = [example.text or "", *(turn.answer for turn in example.turns)]
+                if any(0 < len(answer.split()) < kind.min_words for answer in answers):
+                    raise ValueError(f"types.{name}: example {number} is under min_words")
+        return self
+
+    @cached_property
+    def hash(self) -> str:
+        """Digest of everything in the config, 16 hex characters."""
+        return digest(self.model_dump(mode="json"))[:16]
+
+
+def format_turns(turns: Iterable[Turn]) -> str:
+    """Turns in the labelled form that the model is asked for and `parse` reads."""
+    return "\n\n".join(f"Question: {t.question}\nAnswer: {t.answer}" for t in turns)

@@ -1,0 +1,197 @@
+"""Prompt configs: strict YAML -> PromptConfig; Context -> the messages a model gets.
+
+Few-shot examples are structured data and go through the same two functions as real contexts and
+real answers (`render_context`, `format_turns`), so their format can't drift from what the model is
+later shown, or from what `mminstruct.answers.parse` reads.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from mminstruct import annotations as kinds
+from mminstruct.prompts.config import PromptConfig, Rendering
+from mminstruct.schema import Box, Context, Message
+
+_MAX_DECIMALS = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The messages for one context and type, and what had to be left out to fit.
+
+    Attributes:
+        messages: system, then user/assistant pairs of the examples, then the user's context.
+        few_shots: how many examples are in it.
+        dropped_few_shots: how many were left out to fit the window.
+        dropped_boxes: how many of the smallest boxes were left out to fit the window.
+    """
+
+    messages: tuple[Message, ...]
+    few_shots: int
+    dropped_few_shots: int = 0
+    dropped_boxes: int = 0
+
+
+def render_context(context: Context, rendering: Rendering, *, max_boxes: int | None = None) -> str:
+    """The annotations as the model reads them: a section for each kind, in the kinds' order.
+
+    Where not all boxes are shown (the config's bound, or ``max_boxes`` if that is less), the
+    heading says so, as a model would otherwise count what it sees.
+    """
+    sections: list[tuple[int, str]] = []
+    if context.captions:
+        captions = context.captions[: rendering.max_captions]
+        text = "\n".join([rendering.captions_heading, *(f"- {c}" for c in captions)])
+        sections.append((kinds.CAPTIONS_ORDER, text))
+    limits = [n for n in (rendering.max_boxes, max_boxes) if n is not None]
+    boxes = _largest(context.boxes, min(limits) if limits else None)
+    if boxes:
+        heading = rendering.boxes_heading
+        if len(boxes) < len(context.boxes):
+            heading = (
+                f"{heading.removesuffix(':')} (the {len(boxes)} largest of {len(context.boxes)}):"
+            )
+        if rendering.one_line_per_label:
+            lines = _lines_per_label(boxes, rendering.box_decimals)
+        else:
+            lines = [f"{_label(box)}: {_bbox(box, rendering.box_decimals)}" for box in boxes]
+        sections.append((kinds.BOXES_ORDER, "\n".join([heading, *lines])))
+    for kind, items in context.annotations.items():
+        if section := _section(kind, items, rendering):
+            sections.append((kinds.order(kind), section))
+    return "\n\n".join(text for _, text in sorted(sections))
+
+
+def _section(kind: str, items: Sequence[Any], rendering: Rendering) -> str:
+    """The heading and the lines of a kind of annotation, or nothing if there are none."""
+    heading = rendering.headings.get(kind) or kinds.heading(kind)
+    limit = rendering.max_items.get(kind, len(items))
+    if limit < len(items):
+        heading = f"{heading.removesuffix(':')} (the first {limit} of {len(items)}):"
+    lines = kinds.lines(kind, items[:limit])
+    return "\n".join([heading, *lines]) if lines else ""
+
+
+def render(
+    context: Context,
+    config: PromptConfig,
+    type_name: str,
+    *,
+    drop_few_shots: int = 0,
+    drop_boxes: int = 0,
+) -> Prompt:
+    """The messages for a context: the last examples and the smallest boxes dropped as asked."""
+    few_shots = len(config.types[type_name].examples) - drop_few_shots
+    max_boxes = _shown_boxes(context, config) - drop_boxes if drop_boxes else None
+    return Prompt(
+        messages=(
+            *_opening(config, type_name)[: 1 + 2 * few_shots],
+            Message("user", render_context(context, config.rendering, max_boxes=max_boxes)),
+        ),
+        few_shots=few_shots,
+        dropped_few_shots=drop_few_shots,
+        dropped_boxes=drop_boxes,
+    )
+
+
+def reductions(context: Context, config: PromptConfig, type_name: str) -> Iterator[Prompt]:
+    """Ever shorter prompts for a context: whole, fewer examples, then fewer boxes down to none.
+
+    Boxes go in steps that double, smallest boxes first, so that few prompts have to be tried.
+    """
+    examples = len(config.types[type_name].examples)
+    for dropped in range(examples + 1):
+        yield render(context, config, type_name, drop_few_shots=dropped)
+    boxes = _shown_boxes(context, config)
+    step = 1
+    while boxes:
+        yield render(
+            context, config, type_name, drop_few_shots=examples, drop_boxes=min(step, boxes)
+        )
+        if step >= boxes:
+            return
+        step *= 2
+
+
+def question_for(config: PromptConfig, type_name: str, *, sample_id: str, seed: int) -> str:
+    """The question that a ``text`` answer is paired with, drawn by sample id and seed."""
+    questions = config.types[type_name].questions
+    return random.Random(f"{seed}/{sample_id}").choice(questions)  # noqa: S311
+
+
+_openings: dict[tuple[int, str], tuple[PromptConfig, tuple[Message, ...]]] = {}
+
+
+def _opening(config: PromptConfig, type_name: str) -> tuple[Message, ...]:
+    """System message and examples: the same objects for all requests of a type."""
+    key = (id(config), type_name)
+    cached = _openings.get(key)
+    if cached is None or cached[0] is not config:
+        kind = config.types[type_name]
+        messages = [Message("system", kind.system)]
+        for example in kind.examples:
+            messages.append(Message("user", render_context(example.context(), config.rendering)))
+            messages.append(Message("assistant", example.answer()))
+        cached = _openings[key] = (config, tuple(messages))
+    return cached[1]
+
+
+def _shown_boxes(context: Context, config: PromptConfig) -> int:
+    limit = config.rendering.max_boxes
+    return len(context.boxes) if limit is None else min(limit, len(context.boxes))
+
+
+def _largest(boxes: tuple[Box, ...], count: int | None) -> tuple[Box, ...]:
+    """The largest boxes by area, in their original order."""
+    if count is None or count >= len(boxes):
+        return boxes
+    ranked = sorted(range(len(boxes)), key=lambda i: (-boxes[i].area, i))
+    return tuple(boxes[i] for i in sorted(ranked[:count]))
+
+
+def _lines_per_label(boxes: tuple[Box, ...], decimals: int) -> list[str]:
+    by_label: dict[str, list[str]] = {}
+    for box in boxes:
+        by_label.setdefault(_label(box), []).append(_bbox(box, decimals))
+    return [f"{label}: {' '.join(bboxes)}" for label, bboxes in by_label.items()]
+
+
+def _label(box: Box) -> str:
+    """The label with what is known of the box, such as ``dog (group, partly hidden)``."""
+    if not (
+        box.is_group or box.is_depiction or box.is_inside or box.is_occluded or box.is_truncated
+    ):
+        return box.label
+    flags = (
+        (box.is_group, "group"),
+        (box.is_depiction, "depiction"),
+        (box.is_inside, "seen from inside"),
+        (box.is_occluded, "partly hidden"),
+        (box.is_truncated, "cut off by the edge"),
+    )
+    return f"{box.label} ({', '.join(words for is_so, words in flags if is_so)})"
+
+
+def _bbox(box: Box, decimals: int) -> str:
+    """The box in text, with as many more decimals as a tiny one needs to keep its two sides."""
+    left, top, right, bottom = box.bbox_xyxy_norm
+    while True:
+        pattern, apart = _bbox_pattern(decimals)
+        text = pattern % box.bbox_xyxy_norm
+        if right - left > apart and bottom - top > apart:
+            return text
+        min_x, min_y, max_x, max_y = text[1:-1].split(", ")
+        if (min_x != max_x and min_y != max_y) or decimals >= _MAX_DECIMALS:
+            return text
+        decimals += 1
+
+
+@lru_cache(maxsize=16)
+def _bbox_pattern(decimals: int) -> tuple[str, float]:
+    """How four numbers are written, and how far two may be apart and still look the same."""
+    return f"[{', '.join([f'%.{decimals}f'] * 4)}]", 1.5 * 10.0**-decimals

@@ -1,0 +1,1 @@
+"""Rows -> a dataset repository: Parquet, card, notices, Croissant, the Hub."""

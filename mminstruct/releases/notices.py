@@ -1,0 +1,152 @@
+"""LICENSE, ATTRIBUTION.md and provenance.json of a release."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mminstruct import licenses
+from mminstruct.licenses import License, Use, Verdict
+from mminstruct.releases.cards import YES_NO, name_license
+from mminstruct.releases.markdown import fence, link, link_urls, list_items, to_line, to_markdown
+from mminstruct.releases.origin import Contents, Origin, all_sources
+from mminstruct.rows.report import Report
+
+
+def license_text(origin: Origin, use: Use) -> str:
+    """The file LICENSE, of rows that may be used as ``use`` says."""
+    verdict = origin.verdict
+    lists = {"Why": verdict.reasons, "Obligations": map(str, verdict.obligations)}
+    parts = [
+        use_line(use),
+        f"The text of this dataset: {name_license(verdict)}",
+        *(
+            f"{title}:\n\n" + "\n".join(f"- {to_line(entry)}" for entry in entries)
+            for title, entries in ((title, list(entries)) for title, entries in lists.items())
+            if entries
+        ),
+        *dict.fromkeys(to_line(source.attribution) for source in all_sources(origin)),
+        *(
+            f"The {source.modality}s of {source.title} are not included. {source.media_license}"
+            for source in all_sources(origin)
+        ),
+        *_licenses_to_keep(origin.verdict),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _licenses_to_keep(verdict: Verdict) -> Iterator[str]:
+    """The texts that have to go with the rows, where a licence asks for itself to be kept."""
+    for license in dict.fromkeys(
+        part.by for part in verdict.parts if isinstance(part.by, License) and part.role != "images"
+    ):
+        asks = any((o.when, o.kind) == ("rows-shared", "notice") for o in license.obligations)
+        if asks and (text := licenses.text_of(license)):
+            yield f"The text of {license.title}:\n\n{text.strip()}"
+
+
+def use_line(use: Use) -> str:
+    """What is said first in a file LICENSE."""
+    return f"Commercial use: {use}."
+
+
+def noted_use(noted: Mapping[str, Any]) -> str:
+    """The line of a release's LICENSE about commercial use, by what its provenance.json notes.
+
+    Older releases note no counts, and their line is about the text alone.
+
+    Raises:
+        KeyError, TypeError, AttributeError: it is no provenance.json of ours.
+    """
+    commercial = noted["licensing"]["commercial"]
+    if "use" not in noted:
+        return f"Commercial use: {YES_NO[commercial]}."
+    return use_line(Use(commercial, **noted["use"]))
+
+
+def unsaid(license_text: str, noted: Mapping[str, Any]) -> str | None:
+    """What a file LICENSE doesn't say, though provenance.json does, or None.
+
+    Raises:
+        KeyError, TypeError, AttributeError: as in `noted_use`.
+    """
+    licensing = noted["licensing"]
+    text = f"The text of this dataset: {licensing['license_name'] or licensing['license']}"
+    lines = license_text.splitlines()
+    return next((line for line in (text, noted_use(noted)) if line not in lines), None)
+
+
+def attribution(origin: Origin, contents: Contents) -> str:
+    """The file ATTRIBUTION.md: whom to name, and for which image."""
+    cited = dict.fromkeys(s.citation.strip() for s in origin.sources if s.citation)
+    parts = [
+        "# Attribution",
+        *dict.fromkeys(link_urls(source.attribution) for source in all_sources(origin)),
+        *(fence(citation, "bibtex") for citation in cited),
+        f"## {origin.media.capitalize()}",
+        f"The {origin.media} are not part of this dataset. Whoever shows or shares them has to "
+        "keep to their licences; these are what is known of those that ask for attribution, or "
+        "whose licence is not known.",
+    ]
+    if contents.credits_file:
+        parts.append(
+            f"{contents.credit_count:,} of them are listed in "
+            f"[{contents.credits_file}]({contents.credits_file})."
+        )
+    else:
+        parts.append(list_items(map(_credit, contents.credits)) or "None.")
+    return "\n\n".join(parts) + "\n"
+
+
+def provenance(origin: Origin, contents: Contents, report: Report | None = None) -> str:
+    """The file provenance.json: the same for machines, and the mark of our folders."""
+    verdict = origin.verdict
+    value = {
+        "tool": "mminstruct",
+        "sources": [source.name for source in origin.sources],
+        "backend": origin.backend,
+        "model": origin.model,
+        "dry_run": origin.is_dry_run,
+        "licensing": verdict.as_json(),
+        "use": contents.use.as_json(),
+        "licenses_checked": {
+            part.what: part.by.checked_on.isoformat() if part.by else None for part in verdict.parts
+        },
+        "prompt_configs": [
+            {"name": c.name, "version": c.version, "hash": c.hash, "license": c.license}
+            for c in {c.hash: c for c in origin.configs}.values()
+        ],
+        "generation": {key: list(values) for key, values in contents.generation.items()},
+        "settings": dict(origin.settings),
+        "command": origin.command,
+        "written_on": origin.written_on.isoformat() if origin.written_on else None,
+        "rows": contents.rows,
+        "truncated": dict(contents.truncated),
+        "partial": {"answered": report.requests - report.unsent, "requests": report.requests}
+        if report is not None and report.unsent
+        else None,
+        "rejected": None if report is None else report.rejected,
+        "failed": None if report is None else report.failed,
+        "skipped": dict(origin.skipped),
+        "media_licenses": [
+            {
+                "license": name,
+                "media": count,
+                "rows": rows,
+                "commercial": origin.registry.allows(name),
+            }
+            for name, (count, rows) in contents.media.items()
+        ],
+        "files": {f.path: {"rows": f.rows, "sha256": f.sha256} for f in contents.files},
+    }
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _credit(image: Mapping[str, str | None]) -> str:
+    """Title, author, licence and pages of an image, as Markdown."""
+    name, title, author = image["media"] or image["image_id"] or "", image["title"], image["author"]
+    shown = link(title or name, image["landing_url"] or image["image_url"])
+    shown += f" ({to_markdown(name)})" if title else ""
+    shown += f" by {link(author, image['author_url'])}" if author else ""
+    return f"{shown}, {link(image['license'] or 'licence not known', image['license_url'])}"

@@ -1,0 +1,260 @@
+"""Rows -> how they came about, for the card of a release that is made from them alone.
+
+What they may be used for is worked out again, from the source, the model, the endpoint and the
+prompt config that each row names. What isn't in a row (what was rejected, what failed, the seed of
+the run) can't be told.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import astuple, dataclass, fields
+from typing import Any
+
+import datasets
+
+from mminstruct import licenses, prompts, sources
+from mminstruct.errors import UsageError
+from mminstruct.licenses import ENDPOINTS_JOINT, Part, Registry, Verdict
+from mminstruct.prompts.config import PromptConfig
+from mminstruct.releases.repository import Origin
+from mminstruct.rows.columns import FEATURES
+from mminstruct.sources import SourceInfo
+from mminstruct.version import __version__
+
+_ROWS_AT_ONCE = 10_000
+_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class _Making:
+    """What rows were made from, as they say.
+
+    Attributes:
+        source: name of the source.
+        backend: name of the backend.
+        model: name of the model.
+        endpoint: the APIs, as `Registry.endpoint_names` has them, or None.
+        prompt_config: its name.
+        prompt_version: its version.
+        prompt_hash: digest of its content.
+    """
+
+    source: str
+    backend: str
+    model: str
+    endpoint: str | None
+    prompt_config: str
+    prompt_version: str
+    prompt_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """What rows say that they may be used for.
+
+    Attributes:
+        license: of the text.
+        commercial_use: of text and image.
+        image_license: of the image, or None.
+    """
+
+    license: str
+    commercial_use: bool | None
+    image_license: str | None
+
+
+def splits_of(rows: Any) -> dict[str, datasets.Dataset]:
+    """The rows by split; those without one are ``train``.
+
+    Raises:
+        UsageError: they are no rows of ours, or none at all.
+    """
+    if isinstance(rows, datasets.DatasetDict):
+        splits = {str(name): part for name, part in rows.items() if len(part)}
+    elif isinstance(rows, datasets.Dataset):
+        name = str(rows.split)
+        splits = {name if rows.split and re.fullmatch(r"\w+", name) else "train": rows}
+    else:
+        raise UsageError(f"rows: expected a Dataset or a DatasetDict, got {type(rows).__name__}")
+    if not sum(map(len, splits.values())):
+        raise UsageError("rows: expected some, got none")
+    for name, part in splits.items():
+        # Without the order of the fields of a struct, which Parquet files keep and JSON may not.
+        missing = [c for c in FEATURES if c not in part.features]
+        lacking = [f for f in FEATURES["provenance"] if f not in part.features.get("provenance", f)]
+        if missing or lacking:
+            what = missing or [f"provenance.{field}" for field in lacking]
+            raise UsageError(
+                f"rows of split {name!r}: expected the columns that mminstruct generates, got none "
+                f"called {', '.join(what)}; Dataset.push_to_hub takes any columns"
+            )
+    return splits
+
+
+def trace(
+    splits: Mapping[str, datasets.Dataset],
+    *,
+    repo_id: str | None = None,
+    model_id: str | None = None,
+    licenses_file: str | None = None,
+    prompt_config: str | None = None,
+    source_options: Mapping[str, Any] | None = None,
+) -> Origin:
+    """How rows came about.
+
+    Args:
+        splits: as `splits_of` gives them.
+        repo_id: where on the Hub they will be.
+        model_id: exact Hub id of the model, where the rows name a file.
+        licenses_file: licence entries of the user's own.
+        prompt_config: file that they were generated with, unless it is the package's.
+        source_options: what the source was asked for beyond its defaults.
+
+    Raises:
+        UsageError: rows say that they may be used more freely than follows from what they were made
+            from, or name a source that there isn't.
+    """
+    registry = licenses.load(licenses_file)
+    claims, types = _read(splits)
+    makings = list(dict.fromkeys(making for making, _ in claims))
+    asked = dict(source_options or {})
+    infos = {m.source: sources.get(m.source, asked).info for m in makings}
+    configs = {m: _config(m, prompt_config) for m in makings}
+    ids = _repo_ids({m.model for m in makings}, model_id)
+    parts = {m: _parts(registry, m, infos[m.source], configs[m], ids) for m in makings}
+    for making, claim in claims:
+        _check_claim(registry, making, claim, licenses.compose(registry, parts[making]))
+    pairs = {(m.source, m.prompt_hash): m for m in makings}.values()
+    order = [name for m in pairs if (config := configs[m]) for name in config.types]
+    return Origin(
+        sources=tuple(infos[m.source] for m in pairs),
+        configs=tuple(configs[m] or _unknown_config(m) for m in pairs),
+        types=tuple(sorted(types, key=lambda n: order.index(n) if n in order else len(order))),
+        backend=_listed(m.backend for m in makings),
+        model=_listed(m.model for m in makings),
+        verdict=licenses.compose(registry, [part for some in parts.values() for part in some]),
+        registry=registry,
+        settings={"released by": f"mminstruct {__version__}, from rows alone"},
+        repo_id=repo_id,
+    )
+
+
+def _read(splits: Mapping[str, datasets.Dataset]) -> tuple[list[tuple[_Making, _Claim]], list[str]]:
+    """What rows say of how they were made with what they may be used for, and their types."""
+    made_from = [field.name for field in fields(_Making)[1:]]
+    claimed = [field.name for field in fields(_Claim)]
+    columns = ["source", *claimed, *(f"provenance.{name}" for name in made_from)]
+    said: Counter[tuple[Any, ...]] = Counter()
+    types: Counter[str] = Counter()
+    for rows in splits.values():
+        needed = rows.select_columns(["source", *claimed, "type", "provenance"])
+        for batch in needed.with_format("arrow").iter(_ROWS_AT_ONCE):
+            flat = batch.flatten()
+            said.update(zip(*(flat.column(name).to_pylist() for name in columns), strict=True))
+            types.update(flat.column("type").to_pylist())
+    return [
+        (_Making(source, *rest[len(claimed) :]), _Claim(*rest[: len(claimed)]))
+        for source, *rest in said
+    ], list(types)
+
+
+def _config(making: _Making, given: str | None) -> PromptConfig | None:
+    """The prompt config with the content that rows name, or None: then nobody knows its licence."""
+    known = [prompts.load(given)] if given else []
+    if making.prompt_config in prompts.names():
+        known.append(prompts.load(making.prompt_config))
+    return next((config for config in known if config.hash == making.prompt_hash), None)
+
+
+def _unknown_config(making: _Making) -> PromptConfig:
+    """A stand-in for one that there isn't any more, for cards."""
+    config = PromptConfig.model_construct(
+        name=making.prompt_config,
+        version=making.prompt_version,
+        license="not known",
+        description=f"The prompt config {making.prompt_config!r} is not at hand.",
+        types={},
+    )
+    # As rows have it; what it would be computed from isn't known.
+    config.__dict__["hash"] = making.prompt_hash
+    return config
+
+
+def _repo_ids(models: Collection[str], model_id: str | None) -> dict[str, str | None]:
+    """Model as rows name it -> its exact id on the Hub, or None.
+
+    Raises:
+        UsageError: an id was given and it isn't clear for which model.
+    """
+    found = {model: model if _REPO_ID.fullmatch(model) else None for model in models}
+    if model_id is None:
+        return found
+    nameless = sorted(model for model, repo_id in found.items() if repo_id is None)
+    if len(nameless) != 1:
+        raise UsageError(
+            f"model_id: expected rows of one model without an exact id, got "
+            f"{', '.join(nameless) or 'none'}; push the rows of each model by themselves"
+        )
+    return {**found, nameless[0]: model_id}
+
+
+def _parts(
+    registry: Registry,
+    making: _Making,
+    source: SourceInfo,
+    config: PromptConfig | None,
+    repo_ids: Mapping[str, str | None],
+) -> list[Part]:
+    """Whatever rows of this making are made of, with its licence."""
+    parts = [
+        licenses.prompt_part(registry, name=making.prompt_config, license=config.license)
+        if config
+        else Part(
+            "prompts",
+            f"prompts and examples of {making.prompt_config!r} {making.prompt_version}",
+            None,
+            f"; no prompt config of this content ({making.prompt_hash}) is at hand",
+        )
+    ]
+    for info in source.parts or (source,):
+        parts += licenses.annotation_parts(
+            registry, source=info.name, title=info.title, license=info.license
+        )
+    repo_id = repo_ids[making.model]
+    parts += licenses.model_parts(
+        registry,
+        name=making.model,
+        repo_id=repo_id,
+        endpoints=making.endpoint.split(ENDPOINTS_JOINT) if making.endpoint else [],
+        given=repo_id not in (None, making.model),
+    )
+    return parts
+
+
+def _check_claim(registry: Registry, making: _Making, claim: _Claim, verdict: Verdict) -> None:
+    """Raise UsageError if rows claim another licence, or more, than they may have.
+
+    Rows of an unknown licence claim none: what is known by now may be more. But what was barred,
+    and not for its image, was so by something that doesn't follow from what they name now.
+    """
+    is_same = claim.license in (verdict.license, "unknown")
+    is_image = licenses.usable(registry.license(claim.image_license)) is False
+    was_barred = claim.commercial_use is False and not is_image and verdict.commercial is not False
+    if is_same and (verdict.commercial or not claim.commercial_use) and not was_barred:
+        return
+    use = {True: "yes", False: "no", None: "not known"}
+    about = ", ".join(f"{f.name} {v}" for f, v in zip(fields(making), astuple(making), strict=True))
+    raise UsageError(
+        f"rows say: {claim.license}, commercial use: {use[claim.commercial_use]}; got from what "
+        f"they were made from ({about}): {verdict}\n"
+        + "".join(f"  - {reason}\n" for reason in verdict.reasons)
+        + "if they were generated with entries or a prompt config of your own, or a model file, "
+        "give the same here: licenses, prompt_config, source_options, model_id"
+    )
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(dict.fromkeys(names))

@@ -1,0 +1,1 @@
+"""Completions -> rows: columns, requests, `Dataset.map`, and what became of each request."""

@@ -1,0 +1,178 @@
+"""Outcomes -> rows and the reasons of what is none, as Arrow tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain, repeat
+from typing import IO, Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Features
+
+from mminstruct import licenses, prompts
+from mminstruct.answers.flaws import Rejected
+from mminstruct.answers.parse import Parsed, parse
+from mminstruct.completions.client import Client
+from mminstruct.completions.job import Answered, Job, Outcome
+from mminstruct.rows.columns import (
+    COUNTED,
+    CREDIT_FIELDS,
+    FEATURES,
+    MESSAGE_FIELDS,
+    PROVENANCE_FIELDS,
+    RESULT_SCHEMA,
+    RowFeatures,
+)
+from mminstruct.rows.plan import Plan
+from mminstruct.rows.report import Report
+from mminstruct.rows.requests import Asked
+
+
+def rows_from(
+    results: datasets.Dataset, report: Report, features: Features, lines: IO[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(id, row) of all results that are rows; the others are counted, and written as ``lines``.
+
+    If ``features`` are ours, a row's values are Arrow arrays, and the first row of many holds the
+    elements of all: the others are empty. That is what `ArrowWriter` concatenates fastest.
+    """
+    for batch in results.with_format("arrow").iter(1000):
+        is_row = pc.is_null(batch.column("reason"))
+        for result in batch.filter(pc.invert(is_row)).select(COUNTED).to_pylist():
+            report.count(result, lines)
+        rows = batch.filter(is_row)
+        report.count_rows(rows)
+        ids = rows.column("id").to_pylist()
+        rows = rows.select(list(FEATURES))
+        if not isinstance(features, RowFeatures):
+            yield from zip(ids, rows.to_pylist(), strict=True)
+            continue
+        whole = {name: rows.column(name).combine_chunks() for name in FEATURES}
+        empty = {name: column.slice(0, 0) for name, column in whole.items()}
+        yield from zip(ids, chain([whole], repeat(empty)), strict=False)
+
+
+def has_failures(results: datasets.Dataset) -> bool:
+    """Whether some requests got no answer."""
+    rejected = results.data.column("rejected")
+    return bool(pc.any(pc.invert(rejected), min_count=0).as_py())
+
+
+def row_from(result: dict[str, Any]) -> dict[str, Any]:
+    """The columns of a row from a result that is one."""
+    return {name: result[name] for name in FEATURES}
+
+
+_Read = tuple[Answered, Parsed]
+
+
+def make_results(asked: Asked, outcomes: list[Outcome], plan: Plan, client: Client) -> pa.Table:
+    """The results of a batch, put together by column: by row it takes four times as long."""
+    read: list[_Read | None] = []
+    reasons: list[tuple[str, str, str | None, bool] | tuple[None, None, None, None]] = []
+    for sample, name, outcome in zip(asked.ids, asked.types, outcomes, strict=True):
+        if not isinstance(outcome, Answered):
+            read.append(None)
+            reasons.append((outcome.cause, outcome.message, None, outcome.rejected))
+            continue
+        parsed = _parsed(plan, sample, name, outcome)
+        if isinstance(parsed, Rejected):
+            # too_long was counted by the client, before any answer.
+            client.stats.rejected[parsed.reason] += 1
+            client.count_useless(name, parsed.reason, parsed.detail)
+            read.append(None)
+            reasons.append((parsed.reason, parsed.detail, outcome.completion.text, True))
+        else:
+            client.count_useful(name)
+            read.append((outcome, parsed))
+            reasons.append((None, None, None, None))
+    media = [context.media for context in asked.contexts]
+    commercial = {
+        name: licenses.together(plan.commercial, plan.image_use.get((name or "").lower()))
+        for name in {m.license for m in media}
+    }
+    reason, detail, answer, rejected = zip(*reasons, strict=True)
+    columns: dict[str, Any] = {
+        "id": asked.ids,
+        "source": [plan.source.name] * len(read),
+        "image_id": [context.id for context in asked.contexts],
+        "modality": [m.modality for m in media],
+        "media": [m.file_name for m in media],
+        "image": [m.file_name if m.modality == "image" else None for m in media],
+        "image_url": [m.url for m in media],
+        "width": [m.width for m in media],
+        "height": [m.height for m in media],
+        "rotation_deg": [m.rotation_deg for m in media],
+        "image_license": [m.license for m in media],
+        "image_credit": pa.StructArray.from_arrays(
+            [pa.array([getattr(m, f.name) for m in media], f.type) for f in CREDIT_FIELDS],
+            fields=CREDIT_FIELDS,
+        ),
+        "type": asked.types,
+        "messages": _messages(read),
+        "license": [plan.license] * len(read),
+        "commercial_use": [commercial[m.license] for m in media],
+        "provenance": _provenance(plan, asked.jobs, read),
+        "reason": reason,
+        "detail": detail,
+        "answer": answer,
+        "rejected": rejected,
+        "truncated": [entry is not None and "truncated" in entry[1].notes for entry in read],
+    }
+    return pa.table(columns, schema=RESULT_SCHEMA)
+
+
+def _parsed(plan: Plan, sample: str, name: str, outcome: Answered) -> Parsed | Rejected:
+    question = None
+    if plan.config.types[name].answer_form == "text":
+        seed = plan.sampling.seed or 0
+        question = prompts.question_for(plan.config, name, sample_id=sample, seed=seed)
+    return parse(outcome.completion, plan.config, name, question=question)
+
+
+def _messages(read: list[_Read | None]) -> pa.Array:
+    contents: list[str] = []
+    offsets = []
+    for entry in read:
+        offsets.append(len(contents) if entry else None)
+        for turn in entry[1].turns if entry else ():
+            contents += (turn.question, turn.answer)
+    roles = ["user", "assistant"] * (len(contents) // 2)
+    columns = [pa.array(column, pa.string()) for column in (roles, contents)]
+    messages = pa.StructArray.from_arrays(columns, fields=MESSAGE_FIELDS)
+    return pa.ListArray.from_arrays(pa.array([*offsets, len(contents)], pa.int32()), messages)
+
+
+def _provenance(plan: Plan, asked: list[Job], read: list[_Read | None]) -> pa.Array:
+    same = {
+        "backend": plan.backend,
+        "model": plan.model,
+        "endpoint": plan.endpoint,
+        "prompt_config": plan.config.name,
+        "prompt_version": plan.config.version,
+        "prompt_hash": plan.config.hash,
+        "temperature": plan.sampling.temperature,
+        "top_p": plan.sampling.top_p,
+        "max_tokens": plan.sampling.max_tokens,
+    }
+    answers = [entry and entry[0] for entry in read]
+    own: dict[str, list[Any]] = {
+        "seed": [job.sampling.seed for job in asked],
+        "few_shots": [a and a.prompt.few_shots for a in answers],
+        "dropped_few_shots": [a and a.prompt.dropped_few_shots for a in answers],
+        "dropped_boxes": [a and a.prompt.dropped_boxes for a in answers],
+        "finish_reason": [a and a.completion.finish_reason for a in answers],
+        "prompt_tokens": [a and a.completion.prompt_tokens for a in answers],
+        "completion_tokens": [a and a.completion.completion_tokens for a in answers],
+        "notes": [entry and entry[1].notes for entry in read],
+    }
+    arrays = [
+        pa.array(own[f.name], f.type)
+        if f.name in own
+        else pa.repeat(pa.scalar(same[f.name], f.type), len(read))
+        for f in PROVENANCE_FIELDS
+    ]
+    absent = pa.array([entry is None for entry in read])
+    return pa.StructArray.from_arrays(arrays, fields=PROVENANCE_FIELDS, mask=absent)

@@ -1,0 +1,98 @@
+"""The contexts of a split as one Arrow file, read once."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import datasets
+import msgspec
+import numpy as np
+import pyarrow as pa
+from filelock import FileLock
+
+from mminstruct import sources
+from mminstruct.rows.plan import code_version
+from mminstruct.schema import Context, append_context, digest
+from mminstruct.sources import Files, ReadReport, Source
+
+_CONTEXT_SCHEMA = pa.schema([("id", pa.string()), ("context", pa.string())])
+_CONTEXTS_PER_BATCH = 1000
+
+
+def contexts_key(source: Source, files: Files) -> str:
+    """Digest of what the contexts in some files depend on: these, the code and the options."""
+    return digest([code_version(), files.fingerprint, sources.chosen_options(source)])[:16]
+
+
+def contexts_dataset(
+    source: Source, files: Files, split: str, cache_dir: Path
+) -> tuple[datasets.Dataset, ReadReport]:
+    """The split's contexts (columns ``id`` and ``context``, JSON), read once and then mapped.
+
+    Raises:
+        SourceError: a file is damaged or contradicts another, or more than half can't be used.
+    """
+    name = f"{source.info.name.lower()}-{split}"
+    folder = cache_dir / "mminstruct" / "contexts" / f"{name}-{contexts_key(source, files)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    arrow, counts = folder / "contexts.arrow", folder / "read.json"
+    with FileLock(folder / "lock"):
+        if not (arrow.is_file() and counts.is_file()):
+            report = ReadReport.of(source.info.modality)
+            partial = arrow.with_suffix(".part")
+            with _no_garbage():
+                _write_contexts(map(report.keep, source.read(files, report)), partial)
+            report.write(counts)
+            partial.replace(arrow)
+    report = ReadReport.read(counts)
+    report.check(f"{source.info.name}, split {split!r}")
+    return datasets.Dataset.from_file(str(arrow)), report
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Doesn't look for cycles meanwhile: among millions of records there are none to be found."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _write_contexts(contexts: Iterator[Context], path: Path) -> None:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, _CONTEXT_SCHEMA) as writer:
+        more = True
+        while more:
+            ids: list[str] = []
+            # Texts stay where they are encoded: as strings they would be copied twice.
+            text, ends = bytearray(), [0]
+            for context in islice(contexts, _CONTEXTS_PER_BATCH):
+                ids.append(context.id)
+                ends.append(append_context(context, text))
+            offsets = pa.py_buffer(np.array(ends, dtype=np.int32))
+            texts = pa.StringArray.from_buffers(len(ids), offsets, pa.py_buffer(text))
+            writer.write_batch(
+                pa.record_batch([pa.array(ids, pa.string()), texts], schema=_CONTEXT_SCHEMA)
+            )
+            more = len(ids) == _CONTEXTS_PER_BATCH
+
+
+class _MediaLicense(msgspec.Struct):
+    license: str | None = None
+
+
+class _Licensed(msgspec.Struct):
+    media: _MediaLicense
+
+
+def media_licenses(contexts: datasets.Dataset) -> Iterator[str | None]:
+    """The licence of each context's image (motion ...), as `contexts_dataset` gives them."""
+    decode = msgspec.json.Decoder(_Licensed).decode
+    for part in contexts.select_columns("context").with_format("arrow").iter(_CONTEXTS_PER_BATCH):
+        yield from (decode(text).media.license for text in part["context"].to_pylist())

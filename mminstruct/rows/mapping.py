@@ -1,0 +1,186 @@
+"""Contexts -> requests -> completions -> rows, with `Dataset.map` or as a stream.
+
+The contexts of a split become one Arrow file, written once. The requests of a run are that file's
+rows, once for each instruction type and ordered by type, so that few-shot prefixes stay hot in
+engines that cache them. An async `Dataset.map` turns batches of requests into rows; batches
+overlap, and a slow answer holds up nobody. The fingerprint of the result is computed from what the
+rows depend on, never from pickled functions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mminstruct.completions.client import Client, close_loop
+from mminstruct.completions.job import Outcome
+from mminstruct.rows.assembly import make_results
+from mminstruct.rows.columns import RESULT
+from mminstruct.rows.plan import Plan
+from mminstruct.rows.requests import Asked, jobs, read_asked
+
+_MAX_BATCH = 32
+_STORED_BATCH = 1000
+_SAMPLE = 64
+_MIN_WINDOW = 8
+
+
+def batch_size(requests: datasets.Dataset, plan: Plan, client: Client) -> int:
+    """Requests that one call of the mapped function handles.
+
+    Each costs a hop between threads, a table and some bookkeeping, so a batch holds several; but
+    not so many that one slow answer keeps many finished ones waiting. Where the store seems to
+    hold all answers there is nothing to wait for.
+    """
+    sample = {len(requests) * part // _SAMPLE for part in range(_SAMPLE)} if len(requests) else ()
+    if client.has_answers(list(jobs(requests.select(sorted(sample)), plan))):
+        return _STORED_BATCH
+    return max(1, min(_MAX_BATCH, client.backend.parallel // 8))
+
+
+def _announce(requests: datasets.Dataset, client: Client) -> None:
+    """Tell the client how many requests of each instruction type are to come."""
+    types = requests.select_columns("type").with_format("arrow")[:].column("type")
+    client.expect({kind["values"]: kind["counts"] for kind in pc.value_counts(types).to_pylist()})
+
+
+def window(parallel: int, size: int) -> int:
+    """Batches under way at once: enough to keep the backend busy behind a few slow answers."""
+    return max(_MIN_WINDOW, math.ceil(8 * parallel / size))
+
+
+def map_requests(
+    requests: datasets.Dataset, plan: Plan, client: Client, *, fingerprint: str, cache_file: Path
+) -> datasets.Dataset:
+    """The results of all requests, in their order, through `Dataset.map`.
+
+    A result is a row, or the reason why there is none (column ``reason``).
+    """
+    cache_file.parent.mkdir(parents=True, exist_ok=True)
+    _announce(requests, client)
+    size = batch_size(requests, plan, client)
+    under_way = asyncio.Semaphore(window(client.backend.parallel, size))
+    loops: set[asyncio.AbstractEventLoop] = set()
+
+    async def complete(batch: pa.Table) -> pa.Table:
+        loops.add(asyncio.get_running_loop())
+        async with under_way:
+            asked = read_asked(batch, plan)
+            return make_results(asked, await client.complete(asked.jobs), plan, client)
+
+    map_all = partial(
+        requests.with_format("arrow").map,
+        complete,
+        batched=True,
+        batch_size=size,
+        features=RESULT,
+        remove_columns=requests.column_names,
+        cache_file_name=str(cache_file),
+        new_fingerprint=fingerprint,
+    )
+    # What is there now will stay. Looking through it for garbage, again and again while requests
+    # come and go, would take a fifth of a rerun from the store.
+    gc.freeze()
+    try:
+        with _running(len(requests) // size + 2):
+            mapped = _in_a_thread(map_all, client)
+    finally:
+        gc.unfreeze()
+        for loop in loops:
+            close_loop(loop)  # `map` makes one and leaves it open
+    return mapped.with_format(None)
+
+
+_bounds: list[int] = []  # of the maps that run
+_usual_bound = 0
+_bounding = threading.Lock()
+
+
+@contextmanager
+def _running(tasks: int) -> Iterator[None]:
+    """Lets `map` have so many tasks at once, in whichever threads it runs.
+
+    At its own bound it spins: it waits for the first of all its tasks, done ones included. So the
+    bound is ours, and a task that waits for it holds a slice of a memory-mapped table.
+    """
+    global _usual_bound
+    config = datasets.config
+    with _bounding:
+        if not _bounds:
+            _usual_bound = config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL
+        _bounds.append(tasks)
+        config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL = max(_bounds)
+    try:
+        yield
+    finally:
+        with _bounding:
+            _bounds.remove(tasks)
+            most = max(_bounds, default=_usual_bound)
+            config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL = most
+
+
+def _in_a_thread(work: Callable[[], datasets.Dataset], client: Client) -> datasets.Dataset:
+    """The result of some work in a thread of its own; whatever ends the wait ends the work.
+
+    `map` runs an event loop. In this thread a notebook may run one already, and a KeyboardInterrupt
+    would hit it between any two of its steps, after which `map` may wait for a task forever.
+    """
+    thread = ThreadPoolExecutor(1, thread_name_prefix="map")
+    future = thread.submit(work)
+    try:
+        return future.result()
+    except BaseException:
+        client.stop()
+        raise
+    finally:
+        _join(thread)
+
+
+def _join(thread: ThreadPoolExecutor) -> None:
+    """Wait for the end of what it does, also when interrupted meanwhile: it takes no time."""
+    interrupt = None
+    while True:
+        try:
+            thread.shutdown()
+            break
+        except KeyboardInterrupt as again:
+            interrupt = again
+    if interrupt is not None:
+        raise interrupt
+
+
+def stream_requests(
+    requests: datasets.Dataset, plan: Plan, client: Client
+) -> Iterator[dict[str, Any]]:
+    """The results of all requests, in their order, each as soon as those before it are there."""
+    _announce(requests, client)
+    size = batch_size(requests, plan, client)
+    ahead = window(client.backend.parallel, size)
+    under_way: deque[tuple[Asked, Future[list[Outcome]]]] = deque()
+    for batch in requests.with_format("arrow").iter(size):
+        asked = read_asked(batch, plan)
+        under_way.append((asked, client.submit(asked.jobs)))
+        while under_way and (len(under_way) >= ahead or under_way[0][1].done()):
+            yield from _finished(under_way.popleft(), plan, client)
+    while under_way:
+        yield from _finished(under_way.popleft(), plan, client)
+
+
+def _finished(
+    entry: tuple[Asked, Future[list[Outcome]]], plan: Plan, client: Client
+) -> Iterator[dict[str, Any]]:
+    asked, outcomes = entry
+    yield from make_results(asked, outcomes.result(), plan, client).to_pylist()

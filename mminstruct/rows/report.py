@@ -1,0 +1,134 @@
+"""What became of the requests of a split, counted."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mminstruct.completions.client import NOT_SENT
+
+
+@dataclass
+class Report:
+    """What became of the requests of a split.
+
+    Attributes:
+        rows: by instruction type.
+        truncated: rows whose last turn was cut off and left out.
+        rejected: answers that gave no row, by type and reason.
+        failed: requests without an answer, by type and cause.
+        files: JSON lines about what gave no row; see `entries`.
+    """
+
+    rows: Counter[str] = field(default_factory=Counter)
+    truncated: int = 0
+    rejected: dict[str, Counter[str]] = field(default_factory=dict)
+    failed: dict[str, Counter[str]] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
+
+    def count(self, result: dict[str, Any], lines: IO[str] | None = None) -> None:
+        """Count one result, and write why it is no row.
+
+        Args:
+            result: a row of the result table.
+            lines: where to write; what wasn't sent has nothing to tell.
+        """
+        kind, reason = result["type"], result["reason"]
+        if reason is None:
+            self.rows[kind] += 1
+            self.truncated += result["truncated"]
+            return
+        side = self.rejected if result["rejected"] else self.failed
+        side.setdefault(kind, Counter())[reason] += 1
+        if lines is not None and reason != NOT_SENT:
+            outcome = "rejected" if result["rejected"] else "failed"
+            entry = {"id": result["id"], "type": kind, "outcome": outcome, "reason": reason}
+            entry["detail"] = result["detail"]
+            if result["answer"] is not None:
+                entry["answer"] = result["answer"]
+            lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+    def entries(self) -> Iterator[dict[str, str]]:
+        """What gave no row: id, type, outcome, reason, detail, and the answer if there was one."""
+        for file in self.files:
+            with file.open(encoding="utf-8") as lines:
+                yield from map(json.loads, lines)
+
+    def count_rows(self, results: pa.Table) -> None:
+        """Count results that are all rows."""
+        for kind in pc.value_counts(results.column("type")).to_pylist():
+            self.rows[kind["values"]] += kind["counts"]
+        self.truncated += pc.sum(results.column("truncated"), min_count=0).as_py()
+
+    @property
+    def failures(self) -> Counter[str]:
+        """Requests without an answer, by cause."""
+        return sum(self.failed.values(), Counter())
+
+    @property
+    def unsent(self) -> int:
+        """Requests of a partial run that were left for later."""
+        return self.failures[NOT_SENT]
+
+    @property
+    def requests(self) -> int:
+        """All of them."""
+        return self.rows.total() + self.rejections.total() + self.failures.total()
+
+    @property
+    def rejections(self) -> Counter[str]:
+        """Answers that gave no row, by reason."""
+        return sum(self.rejected.values(), Counter())
+
+    def add(self, other: Report) -> None:
+        """Add another report's counts and files to this one's."""
+        self.rows.update(other.rows)
+        self.truncated += other.truncated
+        for mine, theirs in ((self.rejected, other.rejected), (self.failed, other.failed)):
+            for kind, counts in theirs.items():
+                mine.setdefault(kind, Counter()).update(counts)
+        self.files.extend(other.files)
+
+    def write(self, path: Path) -> None:
+        """The counts, as JSON."""
+        counts = ("rows", "truncated", "rejected", "failed")
+        text = json.dumps({name: getattr(self, name) for name in counts})
+        path.write_text(text, encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Report:
+        """What `write` wrote, and the lines beside it."""
+        data = json.loads(path.read_text(encoding="utf-8"))
+        lines = path.with_suffix(".jsonl")
+        return cls(
+            files=[lines] if lines.is_file() else [],
+            rows=Counter(data["rows"]),
+            truncated=data["truncated"],
+            rejected={kind: Counter(counts) for kind, counts in data["rejected"].items()},
+            failed={kind: Counter(counts) for kind, counts in data["failed"].items()},
+        )
+
+
+def summary(report: Report, rows: str | None = None) -> str:
+    """Rows, rejections and failures in a line; ``rows`` are the words about the first."""
+    parts = [rows or f"{report.rows.total()} rows"]
+    if report.unsent:
+        parts.append(f"{report.unsent} of {report.requests} requests not asked yet")
+    failures = Counter({c: n for c, n in report.failures.items() if c != NOT_SENT})
+    for word, counts in (("rejected", report.rejections), ("failed", failures)):
+        if counts:
+            causes = ", ".join(f"{cause} {count}" for cause, count in counts.most_common())
+            parts.append(f"{counts.total()} {word} ({causes})")
+    return ", ".join(parts)
+
+
+def is_unfinished(report: Report) -> bool:
+    """Whether the same command again would make more rows."""
+    return bool(report.failures) or not report.rows.total()

@@ -1,0 +1,84 @@
+"""Contexts -> requests: one for each instruction type, ordered by type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import datasets
+import pyarrow as pa
+
+from mminstruct import prompts
+from mminstruct.completions.job import Job
+from mminstruct.completions.store import Scope
+from mminstruct.rows.plan import Plan
+from mminstruct.schema import Context, decode_context, digest
+from mminstruct.sources import SourceInfo
+
+
+def requests_dataset(
+    contexts: datasets.Dataset, types: tuple[str, ...], key: str
+) -> datasets.Dataset:
+    """The contexts once for each type, with a column ``type``; ordered by type, then context.
+
+    Args:
+        contexts: as `contexts_dataset` gives them, or the first of them.
+        types: instruction types.
+        key: digest of what the contexts depend on, for fingerprints.
+    """
+    parts = [
+        contexts.add_column(
+            "type", [name] * len(contexts), new_fingerprint=digest([key, name])[:16]
+        )
+        for name in types
+    ]
+    return datasets.concatenate_datasets(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Requests of a batch, by column.
+
+    Attributes:
+        ids: of the rows that they lead to.
+        types: instruction types.
+        contexts: what they are about.
+        jobs: for the client.
+    """
+
+    ids: list[str]
+    types: list[str]
+    contexts: list[Context]
+    jobs: list[Job]
+
+
+def jobs(requests: datasets.Dataset, plan: Plan) -> Iterator[Job]:
+    """All requests as they would be asked, in their order."""
+    for batch in requests.with_format("arrow").iter(1000):
+        yield from read_asked(batch, plan).jobs
+
+
+def read_asked(batch: pa.Table, plan: Plan) -> Asked:
+    """The requests that a batch of the dataset stands for."""
+    types = batch.column("type").to_pylist()
+    contexts = [decode_context(text) for text in batch.column("context").to_pylist()]
+    ids = [sample_id(plan.source, c, t) for c, t in zip(contexts, types, strict=True)]
+    asked = zip(contexts, types, ids, strict=True)
+    return Asked(ids, types, contexts, [_job(plan, *request) for request in asked])
+
+
+def _job(plan: Plan, context: Context, name: str, sample: str) -> Job:
+    sampling = plan.sampling
+    if sampling.seed is not None:
+        sampling = replace(sampling, seed=int(digest([sampling.seed, sample])[:7], 16))
+    return Job(
+        prompts=lambda: prompts.reductions(context, plan.config, name),
+        sampling=sampling,
+        min_answer_tokens=plan.config.min_answer_tokens,
+        scope=Scope(plan.config.hash, name, plan.model, sampling.max_tokens),
+    )
+
+
+def sample_id(source: SourceInfo, context: Context, type_name: str) -> str:
+    """The id of a row: source, image and type; the same in every run."""
+    return f"{source.name.lower()}-{context.id}-{type_name}"

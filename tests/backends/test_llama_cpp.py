@@ -25,6 +25,7 @@ from llama_cpp import (
 from mminstruct import backends, prompts
 from mminstruct.answers.parse import Parsed, parse
 from mminstruct.backends import Backend, BackendOptions, llama_cpp
+from mminstruct.backends import _llama_cpp_engine as llama_engine
 from mminstruct.errors import (
     BackendUnusable,
     ContextTooLong,
@@ -88,7 +89,7 @@ def written(vocabulary: llama_cpp._Vocabulary, *messages: Message) -> str:
 CACHES = pytest.mark.parametrize("cache", [{}, {"n_ctx": 2048}], ids=["own", "pool"])
 
 
-def engine_of(backend: Backend) -> llama_cpp._Engine:
+def engine_of(backend: Backend) -> llama_engine.Engine:
     assert isinstance(backend, llama_cpp.LlamaCppBackend) and backend._engine
     return backend._engine
 
@@ -137,7 +138,7 @@ def cells_of(chosen: BackendOptions) -> tuple[int, int]:
 def test_slots_have_cells_of_their_own_where_there_is_memory_for_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sequences = 8 + llama_cpp._OPENINGS
+    sequences = 8 + llama_engine.OPENINGS
     needed = 30 * 3 * (64 + 64) * 2 * sequences * 512  # SmolLM2: layers, heads, widths, bytes
     monkeypatch.setattr(llama_cpp, "_memory_bytes", lambda: needed)
     assert cells_of(options(512)) == (sequences * 512, 512)
@@ -153,7 +154,7 @@ def notes(
 ) -> pytest.LogCaptureFixture:
     """What the backend logs, even after a command has taken its notes for itself."""
     monkeypatch.setattr(logging.getLogger("mminstruct.backends"), "propagate", True)
-    caplog.set_level(logging.INFO, logger=llama_cpp.__name__)
+    caplog.set_level(logging.INFO, logger="mminstruct.backends")
     return caplog
 
 
@@ -230,7 +231,7 @@ def test_greedy_and_a_tiny_nucleus_choose_the_same_and_a_seed_changes_neither() 
 
 def test_a_nucleus_is_of_what_the_temperature_left() -> None:
     sampling = Sampling(temperature=2.0, top_p=0.85)
-    sampler = llama_cpp._sampler(llama_cpp._Task([1], 0, sampling, seed=5, length_limit=9))
+    sampler = llama_engine._sampler(llama_engine.Task([1], 0, sampling, seed=5, length_limit=9))
     drawn = set()
     for _ in range(200):  # of e^2, e^1.5, e and 1, the first two are 0.76 of all, and three 0.94
         four = (llama_token_data * 4)(
@@ -260,7 +261,7 @@ def test_more_openings_than_are_kept_are_all_answered(cache: dict[str, int]) -> 
         Request(
             (Message("system", f"You are {n}."), Message("user", "Who?")), Sampling(0.0, 1.0, 2)
         )
-        for n in range(llama_cpp._OPENINGS + 3)
+        for n in range(llama_engine.OPENINGS + 3)
     ]
     one_by_one, at_once = complete(*many, **cache), complete(*many, at_once=True, **cache)
     assert len(one_by_one) == len(at_once) == len(many)
@@ -274,7 +275,7 @@ def test_when_the_cells_run_out_a_request_waits_and_goes_on_where_it_was() -> No
     assert [answer.completion_tokens for answer in answers] == [72, 72]
     vocabulary = llama_cpp._Vocabulary(llama_cpp.bundled_model())
     prompt = vocabulary.tokens(requests[0].messages)
-    opening, ahead = vocabulary.opening(requests[0].messages, prompt), llama_cpp._AHEAD
+    opening, ahead = vocabulary.opening(requests[0].messages, prompt), llama_engine._AHEAD
     own = len(prompt) - opening
     assert opening + 2 * (own + ahead) <= 256 < opening + 2 * (own + 72)  # both begin, one ends
 
@@ -328,7 +329,7 @@ def test_closing_ends_the_wait_for_what_is_not_answered_yet() -> None:
 def test_after_an_error_of_the_engine_requests_can_be_tried_again() -> None:
     async def run() -> Completion:
         async with backends.create("llama.cpp", options()) as backend:
-            broken = llama_cpp._Task([10**9], 0, Sampling(0.0), 1, 20)
+            broken = llama_engine.Task([10**9], 0, Sampling(0.0), 1, 20)
             engine_of(backend).submit(broken)
             with pytest.raises(TransientError, match="can't compute"):
                 await asyncio.wrap_future(broken.answer)
@@ -341,7 +342,7 @@ def test_an_engine_that_ends_says_why_to_all_who_wait(monkeypatch: pytest.Monkey
     def fail(engine: object) -> None:
         raise KeyError("odd")
 
-    monkeypatch.setattr(llama_cpp._Engine, "_step", fail)
+    monkeypatch.setattr(llama_engine.Engine, "_step", fail)
     with pytest.raises(BackendUnusable, match="engine ended .*KeyError: 'odd'"):
         complete(ask("A tree?"))
 

@@ -41,7 +41,14 @@ from transformers import (
 from transformers.utils import chat_template_utils
 
 from mminstruct import backends
-from mminstruct.backends import Backend, BackendOptions, _transformers_engine, llama_cpp
+from mminstruct.backends import (
+    Backend,
+    BackendOptions,
+    _transformers_attention,
+    _transformers_batches,
+    _transformers_drawing,
+    llama_cpp,
+)
 from mminstruct.backends import transformers as backend_module
 from mminstruct.backends._transformers_batches import Row
 from mminstruct.backends._transformers_drawing import draw
@@ -250,7 +257,7 @@ def test_prompts_in_bfloat16_give_the_same_logits_in_whatever_pieces_they_are_at
     batch, _, no_opening = batch_for(model, threading.Event(), 512)
     assert no_opening is None
     for scores in (1 << 21, 7 * 4 * 40):
-        monkeypatch.setattr(_transformers_engine, "_PIECE_OF_SCORES", scores)
+        monkeypatch.setattr(_transformers_attention, "_PIECE_OF_SCORES", scores)
         batch.add(several(Asked()).rows)
         logits = batch.step()
         for row, found in zip(batch.rows, logits, strict=True):
@@ -466,7 +473,7 @@ def test_out_of_memory_while_tokens_are_drawn_changes_no_answer(
             asked.row([5], temperature=1.0, top_p=top_p, seed=3)
         return answers(llama(), asked)
 
-    expected, nucleus, calls = drawn(), _transformers_engine._drawn_from_nucleus, []
+    expected, nucleus, calls = drawn(), _transformers_drawing._drawn_from_nucleus, []
 
     def full(logits: Any, rows: Any) -> list[int]:
         calls.append(None)
@@ -474,7 +481,7 @@ def test_out_of_memory_while_tokens_are_drawn_changes_no_answer(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
         return nucleus(logits, rows)
 
-    monkeypatch.setattr(_transformers_engine, "_drawn_from_nucleus", full)
+    monkeypatch.setattr(_transformers_drawing, "_drawn_from_nucleus", full)
     assert drawn() == expected
     assert len(calls) > 12
 
@@ -501,7 +508,7 @@ def test_a_cache_is_never_as_tall_as_short_rows_and_as_wide_as_a_long_one() -> N
 def test_out_of_memory_while_a_cache_is_trimmed_loses_no_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    trim, calls = _transformers_engine.SharedOpeningBatch._trim, []
+    trim, calls = _transformers_batches.SharedOpeningBatch._trim, []
 
     def full(batch: Any, first: int) -> None:
         calls.append(first)
@@ -511,7 +518,7 @@ def test_out_of_memory_while_a_cache_is_trimmed_loses_no_request(
 
     model, asked = llama(), several(Asked())
     expected = [plainly(model, row) for row in asked.rows]
-    monkeypatch.setattr(_transformers_engine.SharedOpeningBatch, "_trim", full)
+    monkeypatch.setattr(_transformers_batches.SharedOpeningBatch, "_trim", full)
     assert answers(model, asked, slots=3) == expected
     assert len(calls) > 2
 

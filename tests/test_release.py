@@ -398,7 +398,7 @@ def test_many_images_are_credited_in_a_file_of_their_own(tmp_path: Path) -> None
     assert "Author 1" not in text
     listed = pq.read_table(path / "image_credits.parquet").to_pylist()
     assert [entry["title"] for entry in listed] == [f"Title {number}" for number in range(many)]
-    assert list(listed[0]) == list(columns.CREDIT_COLUMNS)
+    assert list(listed[0]) == list(columns.CREDITS)
     assert len(datasets.load_dataset(str(path), split="train")) == many
     write(path, {"train": dataset(rows[:few])})
     assert not (path / "image_credits.parquet").exists()

@@ -27,7 +27,7 @@ from mminstruct.licenses import Part, Verdict
 from mminstruct.releases.markdown import fence, link, link_urls, list_items, to_line, to_markdown
 from mminstruct.releases.origin import Contents, DataFile, Origin, all_sources, types_of
 from mminstruct.releases.pages import Page, prose_of
-from mminstruct.rows.columns import COLUMNS
+from mminstruct.rows.columns import ROW
 from mminstruct.rows.report import Report
 
 LISTED_CREDITS = 1000
@@ -126,9 +126,7 @@ def card(
             ),
             "media": origin.media,
             "column_table": "\n".join(
-                f"| `{column}` | {COLUMNS[column]} |"
-                for column in contents.features
-                if column in COLUMNS
+                f"| `{name}` | {ROW[name].about} |" for name in contents.features if name in ROW
             ),
             "license_table": _license_table(origin.verdict),
             "license": to_markdown(name_license(origin.verdict)),

@@ -24,15 +24,8 @@ CREDITS = "image_credits.parquet"
 """Where images that have to be credited are listed if they are many."""
 NOT_TOLD = "as the server said, whose words stay out of a release"
 # Columns that a card tells of; whatever else rows have is passed on.
-TOLD = (
-    *("id", "source", "image_id", "modality", "media", "image_url", "image_license"),
-    *("image_credit", "type", "messages", "commercial_use", "provenance"),
-)
-_GENERATION = (
-    *("backend", "model", "endpoint", "prompt_config", "prompt_version", "prompt_hash"),
-    *("temperature", "top_p", "max_tokens"),
-)
-_CREDIT_SCHEMA = pa.schema([(name, pa.string()) for name in columns.CREDIT_COLUMNS])
+TOLD = [name for name, column in columns.ROW.items() if column.released]
+_CREDIT_SCHEMA = pa.schema([(name, pa.string()) for name in columns.CREDITS])
 
 
 def count_contents(
@@ -51,7 +44,7 @@ def count_contents(
     hashes = array("Q")
     tally = Tally()
     truncated: Counter[str] = Counter()
-    generation: dict[str, dict[str, None]] = {name: {} for name in _GENERATION}
+    generation: dict[str, dict[str, None]] = {name: {} for name in columns.OF_RUN}
     examples: dict[str, dict[str, Any]] = {}
     credits = _Credits(folder / CREDITS)
     for split, row in _told(splits):
@@ -82,7 +75,7 @@ def count_contents(
 
 def _told(splits: Mapping[str, datasets.Dataset]) -> Iterator[tuple[str, dict[str, Any]]]:
     for split, rows in splits.items():
-        for batch in rows.select_columns(list(TOLD)).with_format("arrow").iter(1000):
+        for batch in rows.select_columns(TOLD).with_format("arrow").iter(1000):
             yield from ((split, row) for row in batch.to_pylist())
 
 
@@ -123,8 +116,11 @@ class _Credits:
         """Credit the image of a row."""
         if len(self.listed) == cards.LISTED_CREDITS:
             self._write()
-        facts = {**row, **(row["image_credit"] or {}), "license": row["image_license"]}
-        self.listed.append({name: facts.get(name) for name in columns.CREDIT_COLUMNS})
+        credit = {
+            f"image_credit.{name}": text for name, text in (row["image_credit"] or {}).items()
+        }
+        facts = {**row, **credit}
+        self.listed.append({name: facts.get(place) for name, place in columns.CREDITS.items()})
         self.count += 1
 
     def close(self) -> None:

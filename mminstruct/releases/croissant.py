@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from mminstruct.releases.markdown import to_line
 from mminstruct.releases.notices import use_line
 from mminstruct.releases.origin import Contents, Origin, all_sources
 from mminstruct.releases.pages import Page
-from mminstruct.rows.columns import COLUMNS
+from mminstruct.rows.columns import ROW
 
 
 def croissant(pages: Sequence[Page], name: str, origin: Origin, contents: Contents) -> str:
@@ -187,7 +186,7 @@ def _field(
         "@type": "cr:Field",
         "@id": where,
         "name": path[-1] if path else column,
-        "description": re.sub("[`]", "", COLUMNS.get(column, "")) if not path else "",
+        "description": ROW[column].about.replace("`", "") if column in ROW and not path else "",
     }
     if pa.types.is_list(type_) or pa.types.is_large_list(type_):
         described |= {"isArray": True, "arrayShape": "-1"}

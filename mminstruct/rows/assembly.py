@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain, repeat
 from typing import IO, Any
 
@@ -16,15 +16,7 @@ from mminstruct.answers.flaws import Rejected
 from mminstruct.answers.parse import Parsed, parse
 from mminstruct.completions.client import Client
 from mminstruct.completions.job import Answered, Job, Outcome
-from mminstruct.rows.columns import (
-    COUNTED,
-    CREDIT_FIELDS,
-    FEATURES,
-    MESSAGE_FIELDS,
-    PROVENANCE_FIELDS,
-    RESULT_SCHEMA,
-    RowFeatures,
-)
+from mminstruct.rows.columns import FEATURES, OUTCOME, RESULT_SCHEMA, SAMPLING, RowFeatures
 from mminstruct.rows.plan import Plan
 from mminstruct.rows.report import Report
 from mminstruct.rows.requests import Asked
@@ -38,9 +30,10 @@ def rows_from(
     If ``features`` are ours, a row's values are Arrow arrays, and the first row of many holds the
     elements of all: the others are empty. That is what `ArrowWriter` concatenates fastest.
     """
+    counted = ["id", "type", *OUTCOME]
     for batch in results.with_format("arrow").iter(1000):
         is_row = pc.is_null(batch.column("reason"))
-        for result in batch.filter(pc.invert(is_row)).select(COUNTED).to_pylist():
+        for result in batch.filter(pc.invert(is_row)).select(counted).to_pylist():
             report.count(result, lines)
         rows = batch.filter(is_row)
         report.count_rows(rows)
@@ -106,9 +99,9 @@ def make_results(asked: Asked, outcomes: list[Outcome], plan: Plan, client: Clie
         "height": [m.height for m in media],
         "rotation_deg": [m.rotation_deg for m in media],
         "image_license": [m.license for m in media],
-        "image_credit": pa.StructArray.from_arrays(
-            [pa.array([getattr(m, f.name) for m in media], f.type) for f in CREDIT_FIELDS],
-            fields=CREDIT_FIELDS,
+        "image_credit": _struct(
+            RESULT_SCHEMA.field("image_credit").type,
+            {name: [getattr(m, name) for m in media] for name in FEATURES["image_credit"]},
         ),
         "type": asked.types,
         "messages": _messages(read),
@@ -140,25 +133,27 @@ def _messages(read: list[_Read | None]) -> pa.Array:
         for turn in entry[1].turns if entry else ():
             contents += (turn.question, turn.answer)
     roles = ["user", "assistant"] * (len(contents) // 2)
-    columns = [pa.array(column, pa.string()) for column in (roles, contents)]
-    messages = pa.StructArray.from_arrays(columns, fields=MESSAGE_FIELDS)
-    return pa.ListArray.from_arrays(pa.array([*offsets, len(contents)], pa.int32()), messages)
+    return pa.ListArray.from_arrays(
+        pa.array([*offsets, len(contents)], pa.int32()),
+        _struct(
+            RESULT_SCHEMA.field("messages").type.value_type, {"role": roles, "content": contents}
+        ),
+    )
 
 
 def _provenance(plan: Plan, asked: list[Job], read: list[_Read | None]) -> pa.Array:
-    same = {
+    of_run = {
         "backend": plan.backend,
         "model": plan.model,
         "endpoint": plan.endpoint,
         "prompt_config": plan.config.name,
         "prompt_version": plan.config.version,
         "prompt_hash": plan.config.hash,
-        "temperature": plan.sampling.temperature,
-        "top_p": plan.sampling.top_p,
-        "max_tokens": plan.sampling.max_tokens,
+        **{name: getattr(plan.sampling, name) for name in SAMPLING},
     }
     answers = [entry and entry[0] for entry in read]
-    own: dict[str, list[Any]] = {
+    values: dict[str, list[Any]] = {
+        **{name: [value] * len(read) for name, value in of_run.items()},
         "seed": [job.sampling.seed for job in asked],
         "few_shots": [a and a.prompt.few_shots for a in answers],
         "dropped_few_shots": [a and a.prompt.dropped_few_shots for a in answers],
@@ -168,11 +163,10 @@ def _provenance(plan: Plan, asked: list[Job], read: list[_Read | None]) -> pa.Ar
         "completion_tokens": [a and a.completion.completion_tokens for a in answers],
         "notes": [entry and entry[1].notes for entry in read],
     }
-    arrays = [
-        pa.array(own[f.name], f.type)
-        if f.name in own
-        else pa.repeat(pa.scalar(same[f.name], f.type), len(read))
-        for f in PROVENANCE_FIELDS
-    ]
     absent = pa.array([entry is None for entry in read])
-    return pa.StructArray.from_arrays(arrays, fields=PROVENANCE_FIELDS, mask=absent)
+    return _struct(RESULT_SCHEMA.field("provenance").type, values, absent)
+
+
+def _struct(kind: pa.StructType, values: Mapping[str, list[Any]], absent: Any = None) -> pa.Array:
+    arrays = [pa.array(values[field.name], field.type) for field in kind]
+    return pa.StructArray.from_arrays(arrays, fields=list(kind), mask=absent)

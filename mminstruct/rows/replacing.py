@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from mminstruct.errors import UsageError
+from mminstruct.rows.columns import SAMPLING
 
 Made = Mapping[str, Any]
 """How rows were made and which there are, by the names in `_SAME`, `_NO_LESS` and ``requests``."""
 
 _SAME = ("backend", "model", "sampling", "image_licenses", "max_size")
 _NO_LESS = ("sources", "prompt_configs", "types", "splits")
-SAMPLING = ("temperature", "top_p", "max_tokens")
-"""What answers were drawn with, besides the seed."""
 _SPLIT = re.compile(r".*/([^/]+)-\d{5}-of-\d{5}")
 # The stand-in's rows are of no use to anybody, whoever's output they would replace.
 _STAND_IN = "fake"
@@ -46,7 +45,7 @@ def made(noted: Mapping[str, Any]) -> Made:
 
 
 def sampling(values: Mapping[str, Any], seed: str | None) -> dict[str, Any]:
-    """How answers were drawn, from the values of ``temperature`` ... that rows have."""
+    """How answers were drawn, from the values that rows have in their provenance."""
     return {**{name: list(values.get(name, ())) for name in SAMPLING}, "seed": seed}
 
 

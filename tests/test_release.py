@@ -27,8 +27,7 @@ from mminstruct import licenses, prompts
 from mminstruct.errors import RunStopped, UsageError
 from mminstruct.licenses import Part
 from mminstruct.releases import cards, repository
-from mminstruct.releases import repository as release
-from mminstruct.releases.repository import Origin
+from mminstruct.releases.origin import Origin
 from mminstruct.rows import columns
 from mminstruct.rows.columns import FEATURES
 from mminstruct.rows.report import Report
@@ -425,7 +424,7 @@ warnings.simplefilter("ignore")
 from pathlib import Path
 from instruct_rows import dataset, row
 from origins import origin
-from mminstruct import release
+from mminstruct.releases import repository
 from mminstruct.rows.report import Report
 
 def die_at(count):
@@ -439,12 +438,12 @@ def die_at(count):
 
 for number in range(1, 100):
     path = Path(sys.argv[1]) / str(number) / "out"
-    release.write({"train": dataset([row(1), row(1, "detail")])}, path, origin(), Report())
+    repository.write({"train": dataset([row(1), row(1, "detail")])}, path, origin(), Report())
     child = os.fork()
     if not child:
         die_at(number)
         new = {"train": dataset([row(2), row(3)])}
-        release.write(new, path, origin(), Report(), overwrite=True)
+        repository.write(new, path, origin(), Report(), overwrite=True)
         os._exit(0)
     if os.waitpid(child, 0)[1] == 0:
         break
@@ -510,7 +509,7 @@ def test_a_folder_that_cannot_be_written_is_named_and_holds_nothing_in_half(
     def fail(*args: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(release, "_contents", fail)
+    monkeypatch.setattr(datasets.Dataset, "to_parquet", fail)
     with pytest.raises(RunStopped, match=r"output path .*out can't be written: No space left"):
         write(tmp_path / "out", {"train": dataset([row(1)])})
     assert files_below(tmp_path / "out") == []

@@ -41,7 +41,7 @@ from mminstruct.errors import (
 )
 from mminstruct.releases import notices, repository
 from mminstruct.releases import repository as release
-from mminstruct.releases.repository import Origin
+from mminstruct.releases.origin import Origin
 from mminstruct.reports.estimate import Estimate
 from mminstruct.rows import columns, replacing
 from mminstruct.rows.plan import Plan

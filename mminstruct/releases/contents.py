@@ -22,9 +22,8 @@ from mminstruct.rows import columns
 
 CREDITS = "image_credits.parquet"
 """Where images that have to be credited are listed if they are many."""
-NOT_TOLD = "as the server said, whose words stay out of a release"
-# Columns that a card tells of; whatever else rows have is passed on.
-TOLD = [name for name, column in columns.ROW.items() if column.released]
+NEEDED = [name for name, column in columns.ROW.items() if column.released]
+"""The columns that a card tells of; whatever else rows have is passed on."""
 _CREDIT_SCHEMA = pa.schema([(name, pa.string()) for name in columns.CREDITS])
 
 
@@ -47,7 +46,7 @@ def count_contents(
     generation: dict[str, dict[str, None]] = {name: {} for name in columns.OF_RUN}
     examples: dict[str, dict[str, Any]] = {}
     credits = _Credits(folder / CREDITS)
-    for split, row in _told(splits):
+    for split, row in _iterate(splits):
         hashes.append(_hash(split, row))
         kind, made = row["type"], row["provenance"]
         truncated[kind] += "truncated" in made["notes"]
@@ -73,9 +72,9 @@ def count_contents(
     )
 
 
-def _told(splits: Mapping[str, datasets.Dataset]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _iterate(splits: Mapping[str, datasets.Dataset]) -> Iterator[tuple[str, dict[str, Any]]]:
     for split, rows in splits.items():
-        for batch in rows.select_columns(TOLD).with_format("arrow").iter(1000):
+        for batch in rows.select_columns(NEEDED).with_format("arrow").iter(1000):
             yield from ((split, row) for row in batch.to_pylist())
 
 
@@ -89,7 +88,7 @@ def _check_once(splits: Mapping[str, datasets.Dataset], hashes: array[int]) -> N
     """Raise UsageError if a row is there twice."""
     found, counts = np.unique(np.frombuffer(hashes, np.uint64), return_counts=True)
     again = set(found[counts > 1].tolist())
-    for split, row in _told(splits) if again else ():
+    for split, row in _iterate(splits) if again else ():
         if _hash(split, row) in again:
             raise UsageError(
                 f"split {split!r}: expected each row once, got {row['id']!r} with the same text "

@@ -8,7 +8,8 @@ from typing import Any
 
 from mminstruct import licenses
 from mminstruct.licenses import License, Use, Verdict
-from mminstruct.releases.cards import YES_NO, name_license
+from mminstruct.licenses.use import YES_NO
+from mminstruct.releases.cards import name_license
 from mminstruct.releases.markdown import fence, link, link_urls, list_items, to_line, to_markdown
 from mminstruct.releases.origin import Contents, Origin, all_sources
 from mminstruct.rows.report import Report

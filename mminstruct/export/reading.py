@@ -25,7 +25,7 @@ from mminstruct.errors import HubError, UsageError, did_you_mean, lacking
 from mminstruct.licenses import Use
 from mminstruct.releases import notices
 from mminstruct.rows import replacing
-from mminstruct.rows.columns import FEATURES, ROW
+from mminstruct.rows.columns import FEATURES, NEEDED_BY_EXPORTS
 
 _Rows: TypeAlias = "datasets.Dataset | datasets.IterableDataset | list[str]"  # Parquet files
 _ROWS_PER_BATCH = 1000
@@ -122,7 +122,7 @@ def read_rows(splits: Iterable[tuple[str, _Rows]]) -> Iterator[tuple[str, dict[s
     for split, rows in splits:
         try:
             for batch in _batches(rows):
-                lacking = [n for n, c in ROW.items() if c.exported and n not in batch.schema.names]
+                lacking = [name for name in NEEDED_BY_EXPORTS if name not in batch.schema.names]
                 if lacking:
                     raise UsageError(
                         f"split {split!r}: expected rows as `mminstruct generate` writes them, "

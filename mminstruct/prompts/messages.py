@@ -18,6 +18,13 @@ from mminstruct.prompts.config import PromptConfig, Rendering
 from mminstruct.schema import Box, Context, Message
 
 _MAX_DECIMALS = 9
+_FLAGS = {
+    "is_group": "group",
+    "is_depiction": "depiction",
+    "is_inside": "seen from inside",
+    "is_occluded": "partly hidden",
+    "is_truncated": "cut off by the edge",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,18 +170,8 @@ def _lines_per_label(boxes: tuple[Box, ...], decimals: int) -> list[str]:
 
 def _label(box: Box) -> str:
     """The label with what is known of the box, such as ``dog (group, partly hidden)``."""
-    if not (
-        box.is_group or box.is_depiction or box.is_inside or box.is_occluded or box.is_truncated
-    ):
-        return box.label
-    flags = (
-        (box.is_group, "group"),
-        (box.is_depiction, "depiction"),
-        (box.is_inside, "seen from inside"),
-        (box.is_occluded, "partly hidden"),
-        (box.is_truncated, "cut off by the edge"),
-    )
-    return f"{box.label} ({', '.join(words for is_so, words in flags if is_so)})"
+    known = ", ".join(words for flag, words in _FLAGS.items() if getattr(box, flag))
+    return f"{box.label} ({known})" if known else box.label
 
 
 def _bbox(box: Box, decimals: int) -> str:

@@ -22,8 +22,6 @@ from mminstruct.rows import columns
 
 CREDITS = "image_credits.parquet"
 """Where images that have to be credited are listed if they are many."""
-NEEDED = [name for name, column in columns.ROW.items() if column.released]
-"""The columns that a card tells of; whatever else rows have is passed on."""
 _CREDIT_SCHEMA = pa.schema([(name, pa.string()) for name in columns.CREDITS])
 
 
@@ -74,7 +72,9 @@ def count_contents(
 
 def _iterate(splits: Mapping[str, datasets.Dataset]) -> Iterator[tuple[str, dict[str, Any]]]:
     for split, rows in splits.items():
-        for batch in rows.select_columns(NEEDED).with_format("arrow").iter(1000):
+        for batch in (
+            rows.select_columns(columns.NEEDED_BY_RELEASES).with_format("arrow").iter(1000)
+        ):
             yield from ((split, row) for row in batch.to_pylist())
 
 

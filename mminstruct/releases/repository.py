@@ -37,10 +37,11 @@ from mminstruct import resources
 from mminstruct.builder import LEFT_OUT, REJECTED
 from mminstruct.errors import RunStopped, UsageError
 from mminstruct.releases import cards, croissant, notices
-from mminstruct.releases.contents import CREDITS, NEEDED, count_contents
+from mminstruct.releases.contents import CREDITS, count_contents
 from mminstruct.releases.origin import DataFile, Origin
 from mminstruct.releases.pages import find_page
 from mminstruct.rows import replacing
+from mminstruct.rows.columns import NEEDED_BY_RELEASES
 from mminstruct.rows.report import Report
 
 ROWS = re.compile(r"data/[^/]+/[^/]+-\d{5}-of-\d{5}(-[0-9a-f]{16})?\.parquet")
@@ -225,7 +226,7 @@ def _write_parquet(
     """The files of all rows, by type and then by split."""
     files: list[DataFile] = []
     for split, rows in splits.items():
-        if lacking := [name for name in NEEDED if name not in rows.column_names]:
+        if lacking := [name for name in NEEDED_BY_RELEASES if name not in rows.column_names]:
             raise UsageError(
                 f"split {split!r}: the column {lacking[0]!r} is missing, got "
                 f"{', '.join(rows.column_names)}; keep the columns that mminstruct made"

@@ -7,7 +7,7 @@ column is an entry in `ROW`, and values for it in `assembly`.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 from datasets import Features, Value
@@ -15,6 +15,7 @@ from datasets import Features, Value
 from mminstruct.schema import Sampling
 
 _TEXT, _INT, _FLOAT = Value("string"), Value("int32"), Value("float64")
+_BOOL = Value("bool")
 SAMPLING = tuple(f.name for f in dataclasses.fields(Sampling) if f.name != "seed")
 """What all answers of a run are drawn with; a seed is each request's own."""
 OF_RUN = {
@@ -36,30 +37,22 @@ class Column:
     Attributes:
         type: as `Features` has it.
         about: what it holds, as cards say it.
-        released: no release can be made without it.
-        exported: no export can.
+        needed_by: what can't be made of rows without it.
     """
 
     type: Any
     about: str
-    released: bool = False
-    exported: bool = False
+    needed_by: Literal["neither", "release", "export", "both"] = "neither"
 
 
 ROW = {
-    "id": Column(
-        _TEXT, "unique: source, image and type; the same in every run", released=True, exported=True
-    ),
-    "source": Column(_TEXT, "whose annotations", released=True),
-    "image_id": Column(_TEXT, "the image's (motion's ...) identifier in its source", released=True),
-    "modality": Column(
-        _TEXT, "what the annotations describe: `image`, `motion` ...", released=True, exported=True
-    ),
-    "media": Column(_TEXT, "the file's name in its release", released=True),
-    "image": Column(_TEXT, "the same, of an image; null otherwise", exported=True),
-    "image_url": Column(
-        _TEXT, "where the publisher serves it, if anywhere", released=True, exported=True
-    ),
+    "id": Column(_TEXT, "unique: source, image and type; the same in every run", "both"),
+    "source": Column(_TEXT, "whose annotations", "release"),
+    "image_id": Column(_TEXT, "the image's (motion's ...) identifier in its source", "release"),
+    "modality": Column(_TEXT, "what the annotations describe: `image`, `motion` ...", "both"),
+    "media": Column(_TEXT, "the file's name in its release", "release"),
+    "image": Column(_TEXT, "the same, of an image; null otherwise", "export"),
+    "image_url": Column(_TEXT, "where the publisher serves it, if anywhere", "both"),
     "width": Column(_INT, "in pixels, if known"),
     "height": Column(_INT, "in pixels, if known"),
     "rotation_deg": Column(
@@ -68,33 +61,24 @@ ROW = {
         "width, height and text are about the upright image",
     ),
     "image_license": Column(
-        _TEXT,
-        "the image's own licence (SPDX where there is an id); null is not known",
-        released=True,
-        exported=True,
+        _TEXT, "the image's own licence (SPDX where there is an id); null is not known", "both"
     ),
     "image_credit": Column(
         dict.fromkeys(("author", "author_url", "title", "landing_url", "license_url"), _TEXT),
         "author, title and pages, as far as the release of the images tells",
-        released=True,
+        "release",
     ),
-    "type": Column(
-        _TEXT,
-        "the type of instruction, which is also the name of a config",
-        released=True,
-        exported=True,
-    ),
+    "type": Column(_TEXT, "the type of instruction, which is also the name of a config", "both"),
     "messages": Column(
         [{"role": _TEXT, "content": _TEXT}],
         "the conversation: `role` is `user` or `assistant`",
-        released=True,
-        exported=True,
+        "both",
     ),
     "license": Column(_TEXT, "of the text, as the Hub calls it"),
     "commercial_use": Column(
-        Value("bool"),
+        _BOOL,
         "whether text and image together may train any model commercially; null is not known",
-        released=True,
+        "release",
     ),
     "provenance": Column(
         {
@@ -110,18 +94,15 @@ ROW = {
         },
         "backend, model, prompt config and its hash, sampling, examples shown, "
         "finish reason, tokens",
-        released=True,
+        "release",
     ),
 }
 """The columns by name, in their order."""
+NEEDED_BY_RELEASES = [n for n, column in ROW.items() if column.needed_by in ("release", "both")]
+NEEDED_BY_EXPORTS = [n for n, column in ROW.items() if column.needed_by in ("export", "both")]
 CREDITS = {
-    "source": "source",
-    "image_id": "image_id",
-    "media": "media",
-    "title": "image_credit.title",
-    "author": "image_credit.author",
-    "author_url": "image_credit.author_url",
-    "landing_url": "image_credit.landing_url",
+    **{name: name for name in ("source", "image_id", "media")},
+    **{name: f"image_credit.{name}" for name in ("title", "author", "author_url", "landing_url")},
     "image_url": "image_url",
     "license": "image_license",
     "license_url": "image_credit.license_url",
@@ -154,8 +135,8 @@ OUTCOME = {
     "reason": _TEXT,  # why there is no row; None for a row
     "detail": _TEXT,
     "answer": _TEXT,  # if there was one
-    "rejected": Value("bool"),
-    "truncated": Value("bool"),
+    "rejected": _BOOL,
+    "truncated": _BOOL,
 }
 """What is noted of a request beside its row."""
 RESULT = Features({**FEATURES, **OUTCOME})

@@ -5,22 +5,6 @@ Everything is written beside its destination first and then moved: an interrupte
 was there. A row that a trainer could not use, because its image is missing or a turn is empty, is
 left out, counted, and named with the reason in ``<output>.missing.jsonl``. What the exported rows
 may be used for stands in ``<output>.LICENSE``, and of each row in its record.
-
-Trainers count ``<image>``, and some ``<video>`` and ``<audio>``, in all text. A model that wrote
-one itself would ask for an image that isn't there, so these three are taken out of turns.
-
-**Source** of the forms, as facts:
-LLaVA, docs/Finetune_Custom_Data.md and llava/train/train.py;
-LLaMA-Factory, data/README.md and src/llamafactory/data/mm_plugin.py;
-TRL, ``prepare_multimodal_messages`` in trl/data_utils.py;
-Axolotl, docs/multimodal.qmd;
-ms-swift, docs/source_en/Customization/Custom-dataset.md;
-LaVIN, util/datasets.py and tools/data_processing.py;
-WebDataset, a sample's files are ``<key>.<extension>``, with no dot in the key.
-Keys that they don't know: LLaVA, LaVIN (``self.data[idx]["image"]`` ...), LLaMA-Factory
-(``columns`` of the entry), TRL (the trainer's signature columns) and ms-swift
-(``StdTemplateInputs.from_dict``) read theirs by name; Axolotl, ``ProcessingStrategy.__call__`` in
-src/axolotl/processing_strategies.py, opens whatever has "image" in its key as an image.
 """
 
 from __future__ import annotations

@@ -132,9 +132,10 @@ class Pictures:
     features: datasets.Features = field(default_factory=lambda: FEATURES)
 
     def check(self, row: Row, form: Format) -> None:
-        """Raise UsageError for a row that the format can't hold, _LeftOut if it isn't asked for."""
+        """Raise UsageError for a row that the format can't hold, LeftOut if it isn't asked for."""
         modality = row["modality"]
-        if not (form.any_modality or modality == "image" or self._is_text(row, form)):
+        is_held = modality == "image" or (modality == "text" and form.layout != "tar")
+        if not (form.any_modality or is_held):
             raise UsageError(
                 f"{form.reader} reads images, and row {row['id']} is about {modality}; use the "
                 "format jsonl"
@@ -142,9 +143,6 @@ class Pictures:
         is_allowed = modality == "text" or self.allows(row["image_license"])
         if not is_allowed or (self.commercial and row.get("commercial_use") is not True):
             raise Excluded(row["image_license"] or "an unknown licence")
-
-    def _is_text(self, row: Row, form: Format) -> bool:
-        return row["modality"] == "text" and form.layout != "tar"
 
     def file(self, row: Row, form: Format) -> str | None:
         """The file of a row's image in the folder, or None for a motion, text ..."""
@@ -194,12 +192,8 @@ class Pictures:
             return form.name(row["image"])
         if self.images == "url":
             return row["image_url"]  # type: ignore[no-any-return]
-        if self.wanted is not None:
-            lost = self.wanted.lost(file, row["image_url"])
-            if lost is not None:
-                raise LeftOut(lost)
-        flaw = self.flaw(file)
-        if flaw is not None:
+        lost = self.wanted.lost(file, row["image_url"]) if self.wanted is not None else None
+        if flaw := lost or self.flaw(file):
             raise LeftOut(flaw)
         if form.root == "images":
             return form.name(row["image"])

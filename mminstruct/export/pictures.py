@@ -150,7 +150,7 @@ class Pictures:
             return None
         if not _is_inside(row["image"] or ""):
             raise LeftOut("its image has no file name, or one that leads out of a folder")
-        is_shipped = self.images == "embed" and _shipped(row) is not None
+        is_shipped = self.images == "embed" and _find_shipped(row) is not None
         if self.images in ("url", "embed") and not (row["image_url"] or is_shipped):
             raise LeftOut("no address for its image")
         if _turn(row) % 90:
@@ -222,7 +222,7 @@ def fetch_images(
             continue  # said when rows are written
         if file is not None:
             wanted.add(file, row)
-            if (shipped := _shipped(row)) is not None:
+            if (shipped := _find_shipped(row)) is not None:
                 images.place(shipped, pictures.folder / file, fetching.max_size)
     with tqdm(desc="images", total=len(wanted), unit="", disable=None if progress else True) as bar:
 
@@ -234,7 +234,7 @@ def fetch_images(
         images.fetch(wanted, pictures.folder, fetching, done)
 
 
-def _shipped(row: Row) -> Path | None:
+def _find_shipped(row: Row) -> Path | None:
     """The row's image if it comes with the package, as the bundled sample's do."""
     return None if row["image_url"] else sources.shipped_image(row.get("source", ""), row["image"])
 

@@ -199,7 +199,7 @@ def _read_noted(marker: Path) -> dict[str, Any]:
     try:
         noted: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8"))
         needed = {*_LICENSE_FIELDS, "commercial", "output_training", "redistribution"}
-        notices.noted_use(noted)
+        notices.read_use(noted)
         is_whole = all("sha256" in facts for facts in noted["files"].values())
         if is_whole and noted["licensing"].keys() >= needed:
             return noted
@@ -275,10 +275,10 @@ def _check_said_alike(folder: Path, held: Release, noted: Mapping[str, Any]) -> 
             f"the card's license fields back, or {_AGAIN}"
         )
     text = (folder / "LICENSE").read_text(encoding="utf-8", errors="replace")
-    lacking_in = {"LICENSE": notices.unsaid(text, noted)}
+    lacking_in = {"LICENSE": notices.find_unsaid(text, noted)}
     # Older releases, which note no counts, say it on their cards in other words.
     if "use" in noted:
-        use, text = notices.noted_use(noted), (folder / "README.md").read_text(encoding="utf-8")
+        use, text = notices.read_use(noted), (folder / "README.md").read_text(encoding="utf-8")
         lacking_in["README.md"] = None if use in re.sub(r"[*\\]", "", text) else use
     for name, unsaid in lacking_in.items():
         if unsaid:

@@ -52,7 +52,7 @@ def use_line(use: Use) -> str:
     return f"Commercial use: {use}."
 
 
-def noted_use(noted: Mapping[str, Any]) -> str:
+def read_use(noted: Mapping[str, Any]) -> str:
     """The line of a release's LICENSE about commercial use, by what its provenance.json notes.
 
     Older releases note no counts, and their line is about the text alone.
@@ -66,16 +66,16 @@ def noted_use(noted: Mapping[str, Any]) -> str:
     return use_line(Use(commercial, **noted["use"]))
 
 
-def unsaid(license_text: str, noted: Mapping[str, Any]) -> str | None:
+def find_unsaid(license_text: str, noted: Mapping[str, Any]) -> str | None:
     """What a file LICENSE doesn't say, though provenance.json does, or None.
 
     Raises:
-        KeyError, TypeError, AttributeError: as in `noted_use`.
+        KeyError, TypeError, AttributeError: as in `read_use`.
     """
     licensing = noted["licensing"]
     text = f"The text of this dataset: {licensing['license_name'] or licensing['license']}"
     lines = license_text.splitlines()
-    return next((line for line in (text, noted_use(noted)) if line not in lines), None)
+    return next((line for line in (text, read_use(noted)) if line not in lines), None)
 
 
 def attribution(origin: Origin, contents: Contents) -> str:

@@ -26,7 +26,7 @@ from origins import COCO, DAY, origin
 from mminstruct import licenses, prompts
 from mminstruct.errors import RunStopped, UsageError
 from mminstruct.licenses import Part
-from mminstruct.releases import cards, repository
+from mminstruct.releases import contents, repository
 from mminstruct.releases.origin import Origin
 from mminstruct.rows import columns
 from mminstruct.rows.columns import FEATURES
@@ -389,7 +389,7 @@ def test_images_are_credited_once_and_only_those_that_ask_for_it(tmp_path: Path)
 
 
 def test_many_images_are_credited_in_a_file_of_their_own(tmp_path: Path) -> None:
-    few, many = cards.LISTED_CREDITS, 2 * cards.LISTED_CREDITS + 7
+    few, many = contents.LISTED_CREDITS, 2 * contents.LISTED_CREDITS + 7
     rows = [credited(number, "CC-BY-2.0") for number in range(many)]
     path = write(tmp_path / "out", {"train": dataset(rows)})
     text = (path / "ATTRIBUTION.md").read_text(encoding="utf-8")

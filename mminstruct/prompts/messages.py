@@ -134,6 +134,7 @@ def question_for(config: PromptConfig, type_name: str, *, sample_id: str, seed: 
     return random.Random(f"{seed}/{sample_id}").choice(questions)  # noqa: S311
 
 
+# `_make_opening` alone writes it, in any thread: two would write equal messages.
 _openings: dict[tuple[int, str], tuple[PromptConfig, tuple[Message, ...]]] = {}
 
 

@@ -31,10 +31,6 @@ from mminstruct.releases.pages import Page, prose_of
 from mminstruct.rows.columns import ROW
 from mminstruct.rows.report import Report
 
-LISTED_CREDITS = 1000
-"""As many images are credited in ATTRIBUTION.md; more than that in a Parquet file beside it."""
-
-
 _TASKS = {
     "image": ["visual-question-answering", "image-text-to-text"],
     "video": ["video-text-to-text", "text-generation"],

@@ -16,12 +16,13 @@ import pyarrow.parquet as pq
 
 from mminstruct.errors import UsageError
 from mminstruct.licenses import Registry, Tally
-from mminstruct.releases import cards
 from mminstruct.releases.origin import Contents, DataFile, Origin
 from mminstruct.rows import columns
 
 CREDITS = "image_credits.parquet"
 """Where images that have to be credited are listed if they are many."""
+LISTED_CREDITS = 1000
+"""As many are named in ATTRIBUTION.md, of more none."""
 _CREDIT_SCHEMA = pa.schema([(name, pa.string()) for name in columns.CREDITS])
 
 
@@ -113,7 +114,7 @@ class _Credits:
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Credit the image of a row."""
-        if len(self.listed) == cards.LISTED_CREDITS:
+        if len(self.listed) == LISTED_CREDITS:
             self._write()
         credit = {
             f"image_credit.{name}": text for name, text in (row["image_credit"] or {}).items()

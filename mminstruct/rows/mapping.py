@@ -104,7 +104,8 @@ def map_requests(
     return mapped.with_format(None)
 
 
-_bounds: list[int] = []  # of the maps that run
+# `_allow_tasks` alone writes these, in the threads of all maps that run, and holds the lock.
+_bounds: list[int] = []
 _usual_bound = 0
 _bounding = threading.Lock()
 

@@ -58,7 +58,7 @@ def end_in_order() -> Iterator[None]:
 
 # The process whose pool, and its manager, this thread forks.
 _pool_of = threading.local()
-_watching = threading.Event()
+_watching = threading.Event()  # `_end_with` alone sets it
 
 
 @contextlib.contextmanager

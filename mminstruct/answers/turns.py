@@ -71,19 +71,16 @@ def read_segments(text: str) -> tuple[list[tuple[str, str]], list[str]]:
     lines = text.split("\n")
     certain: frozenset[int] | None = None
     for number, line in enumerate(lines):
+        begun: _Segment | None = None
         # The two spellings asked for, and empty lines, need no pattern: nearly all lines are such.
         if line.startswith("Question: "):
-            segments.append(_Segment(_QUESTION, [line[10:]]))
-            listening = True
+            begun = _Segment(_QUESTION, [line[10:]])
         elif line.startswith("Answer: "):
-            segments.append(_Segment(_ANSWER, [line[8:]]))
-            listening = True
+            begun = _Segment(_ANSWER, [line[8:]])
         elif not line:
-            if listening:
-                segments[-1].lines.append(line)
+            pass
         elif match := match_sure_label(line, segments[-1].role if segments else ""):
-            segments.append(_begin_segment(match, line))
-            listening = True
+            begun = _begin_segment(match, line)
         elif separator := SEPARATOR.match(line):
             if separator.group("titled"):
                 notes.append("stray_text" if segments else stray)
@@ -92,15 +89,13 @@ def read_segments(text: str) -> tuple[list[tuple[str, str]], list[str]]:
             if listening:
                 segments[-1].lines[:] = [""]  # not more and more empty lines to join
             stray = "stray_text"
+            continue
         elif match := DOUBTFUL_LABEL.match(line):
             certain = find_certain(lines) if certain is None else certain
-            if number in certain:
-                segments.append(_begin_segment(match, line))
-                listening = True
-            elif listening:
-                segments[-1].lines.append(line)
-            else:
-                notes.append(stray)
+            begun = _begin_segment(match, line) if number in certain else None
+        if begun is not None:
+            segments.append(begun)
+            listening = True
         elif listening:
             segments[-1].lines.append(line)
         elif line.strip():

@@ -22,27 +22,9 @@ import datasets
 from mminstruct import licenses, resources
 from mminstruct.builder import LEFT_OUT, REJECTED
 from mminstruct.errors import UsageError, did_you_mean, lacking
-from mminstruct.export.checks import (
-    check_folder_name,
-    check_images,
-    check_output,
-    check_outside,
-    default_output,
-    made_at,
-    read_dataset_info,
-    resolve_name,
-)
+from mminstruct.export import checks, output, reading
+from mminstruct.export.checks import check_folder_name, check_output, default_output, made_at
 from mminstruct.export.formats import FILE_FORMATS, FORMATS, IMAGES, Format, Images, LeftOut, Row
-from mminstruct.export.output import (
-    encode_line,
-    license_beside,
-    make_folder,
-    note_beside,
-    open_file,
-    open_shards,
-    replace_file,
-    target_of,
-)
 from mminstruct.export.pictures import (
     Excluded,
     Pictures,
@@ -50,14 +32,7 @@ from mminstruct.export.pictures import (
     fetch_images,
     filter_by_license,
 )
-from mminstruct.export.reading import (
-    Terms,
-    features_of,
-    made_of,
-    open_streams,
-    read_rows,
-    read_terms,
-)
+from mminstruct.export.reading import Terms
 from mminstruct.licenses import Tally, Use
 from mminstruct.rows import replacing
 from mminstruct.rows.report import Report
@@ -122,7 +97,7 @@ def write(
     """
     form = FORMATS[output_format]
     replacing.check(path, made_at(path), made, overwrite=overwrite)
-    outcome = _write(read_rows(splits.items()), path, form, Pictures(), terms, made)
+    outcome = _write(reading.read_rows(splits.items()), path, form, Pictures(), terms, made)
     write_rejected(path, report)
     resources.write_lines(path.with_name(f"{path.name}.{LEFT_OUT}"), left_out)
     return outcome
@@ -177,12 +152,13 @@ def export(
             a release whose text isn't free; no row would be left; or something else is there.
         RunStopped: images can't be reached. Those that were fetched are kept.
     """
+    dataset = str(dataset)
     form = FORMATS.get(output_format)
     if form is None:
         raise UsageError(f"format {output_format!r}{did_you_mean(output_format, FORMATS)}")
-    check_images(output_format, images, image_folder, fetching)
-    path = resolve_name(output_path or default_output(str(dataset), output_format))
-    check_outside(path, str(dataset))
+    checks.check_images(output_format, images, image_folder, fetching)
+    path = checks.resolve_name(output_path or default_output(dataset, output_format))
+    checks.check_outside(path, dataset)
     check_output(path, output_format)
     allowed = image_licenses or (["commercial"] if images == "embed" else ["any"])
     if licenses_file is not None and "any" in allowed:
@@ -198,9 +174,9 @@ def export(
         raise UsageError(
             f"image_folder {pictures.folder}: no such folder{lacking(pictures.folder)}"
         )
-    streams = open_streams(str(dataset), types, splits)
-    pictures.features = features_of(streams[0][1])
-    terms = read_terms(str(dataset), registry)
+    streams = reading.open_streams(dataset, types, splits)
+    pictures.features = reading.features_of(streams[0][1])
+    terms = reading.read_terms(dataset, registry)
     if commercial and not terms.text:
         why = "may not be used commercially" if terms.text is False else "is not known to be free"
         raise UsageError(
@@ -208,16 +184,16 @@ def export(
             "leave commercial out, or generate with a model whose terms leave the text free "
             "(mminstruct license names some)"
         )
-    made = made_of(str(dataset), types, splits, [*allowed, *(["commercial rows"] * commercial)])
+    made = reading.made_of(dataset, types, splits, [*allowed, *(["commercial rows"] * commercial)])
     if fetching is not None and fetching.max_size is not None:
         made = {**made, "max_size": fetching.max_size}
     replacing.check(path, made_at(path), made, overwrite=overwrite)
     if images != "embed":
-        return _write(read_rows(streams), path, form, pictures, terms, made)
+        return _write(reading.read_rows(streams), path, form, pictures, terms, made)
     from mminstruct.fetching.images import Fetching
 
     fetching = fetching or Fetching()
-    folder = path.parent / "images" if image_folder is None else resolve_name(image_folder)
+    folder = path.parent / "images" if image_folder is None else checks.resolve_name(image_folder)
     pictures.folder = folder
     if fetching.max_size is not None:
         pictures.folder = folder.with_name(f"{folder.name}-{fetching.max_size}px")
@@ -226,8 +202,8 @@ def export(
         WantedImages(Path(scratch) / "images", fetching.max_size) as wanted,
     ):
         pictures.wanted = wanted
-        fetch_images(read_rows(streams), form, pictures, fetching, progress)
-        return _write(read_rows(streams), path, form, pictures, terms, made)
+        fetch_images(reading.read_rows(streams), form, pictures, fetching, progress)
+        return _write(reading.read_rows(streams), path, form, pictures, terms, made)
 
 
 def _write(
@@ -245,10 +221,10 @@ def _write(
     """
     outcome, tally = Outcome(path), Tally()
     missing = path.with_name(f"{path.name}.missing.jsonl")
-    to = open_shards if form.is_folder else open_file
+    to = output.open_shards if form.is_folder else output.open_file
     with (
-        make_folder(target_of(path).parent),
-        replace_file(missing) as reasons,
+        output.make_folder(output.target_of(path).parent),
+        output.replace_file(missing) as reasons,
         to(path, form, pictures) as add,
     ):
         for split, row in rows:
@@ -263,14 +239,14 @@ def _write(
             except LeftOut as left_out:
                 outcome.missing[str(left_out)] += 1
                 named = {name: row[name] for name in ("id", "image", "image_url")}
-                reasons.write(encode_line({**named, "reason": str(left_out)}))
+                reasons.write(output.encode_line({**named, "reason": str(left_out)}))
         if not outcome.rows and (outcome.missing or outcome.excluded):
             raise UsageError(f"{path}: not written, as no row would be left; {summary(outcome)}")
         # Before the rows: these are never without it, which is how they are known to be ours.
         outcome.use = tally.use(terms.text, terms.allows)
-        with replace_file(license_beside(path)) as file:
+        with output.replace_file(output.license_beside(path)) as file:
             file.write(terms.license_text(outcome.use))
-        with replace_file(note_beside(path)) as file:
+        with output.replace_file(output.note_beside(path)) as file:
             file.write(json.dumps(made, indent=2, ensure_ascii=False) + "\n")
     if not outcome.missing:
         missing.unlink()
@@ -278,11 +254,14 @@ def _write(
     if pictures.wanted is None:
         credits.unlink(missing_ok=True)
     else:
-        with replace_file(credits) as file:
-            file.writelines(encode_line(credit) for credit in pictures.wanted.credits())
+        with output.replace_file(credits) as file:
+            file.writelines(output.encode_line(credit) for credit in pictures.wanted.credits())
     if form.entry is not None:
-        entries = {**read_dataset_info(path), path.stem: {"file_name": path.name, **form.entry}}
-        with replace_file(path.with_name("dataset_info.json")) as file:
+        entries = {
+            **checks.read_dataset_info(path),
+            path.stem: {"file_name": path.name, **form.entry},
+        }
+        with output.replace_file(path.with_name("dataset_info.json")) as file:
             file.write(json.dumps(entries, ensure_ascii=False, indent=2) + "\n")
     return outcome
 

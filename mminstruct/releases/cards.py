@@ -170,6 +170,10 @@ def metadata(origin: Origin, contents: Contents) -> DatasetCardData:
     modalities = sorted({source.modality for source in origin.sources})
     tasks = [task for kind in modalities for task in _TASKS.get(kind, ["text-generation"])]
     terms: dict[str, Any] = dict(origin.verdict.hub_metadata)
+    files: dict[str, dict[str, list[DataFile]]] = {"default": {}}
+    for file in contents.files:
+        for config in ("default", file.type):
+            files.setdefault(config, {}).setdefault(file.split, []).append(file)
     data = DatasetCardData(
         language=["en"],
         **terms,
@@ -185,36 +189,28 @@ def metadata(origin: Origin, contents: Contents) -> DatasetCardData:
             {
                 "config_name": config,
                 "data_files": [
-                    {"split": split, "path": [file.path for file in files if file.split == split]}
-                    for split in dict.fromkeys(file.split for file in files)
+                    {"split": split, "path": [file.path for file in of_split]}
+                    for split, of_split in splits.items()
                 ],
             }
-            for config, files in _configs(contents).items()
+            for config, splits in files.items()
         ],
     )
-    infos = {name: _info(contents.features, files) for name, files in _configs(contents).items()}
+    infos = {config: _info(contents.features, splits) for config, splits in files.items()}
     DatasetInfosDict(infos).to_dataset_card_data(data)
     return data
 
 
-def _configs(contents: Contents) -> dict[str, list[DataFile]]:
-    by_type: dict[str, list[DataFile]] = {}
-    for file in contents.files:
-        by_type.setdefault(file.type, []).append(file)
-    return {"default": list(contents.files), **by_type}
-
-
-def _info(features: Features, files: Sequence[DataFile]) -> DatasetInfo:
+def _info(features: Features, files: Mapping[str, Sequence[DataFile]]) -> DatasetInfo:
     splits = SplitDict()
-    for name in dict.fromkeys(file.split for file in files):
-        own = [file for file in files if file.split == name]
+    for name, own in files.items():
         size, rows = sum(file.num_bytes for file in own), sum(file.rows for file in own)
         splits.add(SplitInfo(name=name, num_bytes=size, num_examples=rows))
     return DatasetInfo(
         features=Features(dict(features)),
         splits=splits,
-        download_size=sum(file.size_bytes for file in files),
-        dataset_size=sum(file.num_bytes for file in files),
+        download_size=sum(file.size_bytes for own in files.values() for file in own),
+        dataset_size=sum(split.num_bytes for split in splits.values()),
     )
 
 

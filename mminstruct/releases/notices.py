@@ -18,13 +18,13 @@ from mminstruct.rows.report import Report
 def license_text(origin: Origin, use: Use) -> str:
     """The file LICENSE, of rows that may be used as ``use`` says."""
     verdict = origin.verdict
-    lists = {"Why": verdict.reasons, "Obligations": map(str, verdict.obligations)}
+    lists = {"Why": verdict.reasons, "Obligations": [str(duty) for duty in verdict.obligations]}
     parts = [
         use_line(use),
         f"The text of this dataset: {name_license(verdict)}",
         *(
-            f"{title}:\n\n" + "\n".join(f"- {to_line(entry)}" for entry in entries)
-            for title, entries in ((title, list(entries)) for title, entries in lists.items())
+            f"{title}:\n\n{list_items(map(to_line, entries))}"
+            for title, entries in lists.items()
             if entries
         ),
         *dict.fromkeys(to_line(source.attribution) for source in all_sources(origin)),

@@ -24,7 +24,7 @@ def to_markdown(text: str) -> str:
 
 
 def link_urls(text: str) -> str:
-    """The same with its URLs as links."""
+    """The text for a line or table cell of Markdown, to be read as it is, with its URLs as links."""
     text, parts, at = to_line(text), [], 0
     for url in _URL.finditer(text):
         parts += [_escape(text[at : url.start()]), f"<{_escape_url(url[0])}>"]
@@ -37,7 +37,7 @@ def _escape(text: str) -> str:
 
 
 def _escape_start(text: str) -> str:
-    """The text without a list item, a heading or a rule at its beginning."""
+    """The text, escaped where it would begin a list item, a heading or a rule."""
     return re.sub(r"^(\d+(?=[.)](?: |$))|)([-+=#.)])", r"\1\\\2", text)
 
 

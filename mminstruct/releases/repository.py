@@ -1,15 +1,10 @@
 """Rows -> a dataset repository: Parquet, card, licence, attribution, provenance, Croissant.
 
-A dataset repository is what the Hub holds: `load_dataset(DIR)` reads everything in it,
-`load_dataset(DIR, "conversation")` one instruction type. Everything is written beside its
-destination first and then moved, so that an interrupted run leaves what was there: the new rows
-stand beside the old ones until the card, which names the files to load, is replaced in one step.
-
-The names of Parquet files end in a digest of their content: `load_dataset` caches a local folder by
-its name and its files' names, and would give the rows of an older release of that name back.
-
-A release names the day on which its rows were first written, and writing the same rows there again
-doesn't change it: the same command gives the same files, whenever and however often it is run.
+Everything is written beside its destination first and then moved, so that an interrupted run leaves
+what was there: the new rows stand beside the old ones until the card, which names the files to
+load, is replaced in one step. The names of Parquet files end in a digest of their content, as
+`load_dataset` caches a folder by its name and its files' names. A release names the day on which
+its rows were first written: the same command gives the same files, however often it is run.
 """
 
 from __future__ import annotations

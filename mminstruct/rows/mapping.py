@@ -112,7 +112,7 @@ _bounding = threading.Lock()
 
 @contextmanager
 def _allow_tasks(tasks: int) -> Iterator[None]:
-    """Lets `map` have so many tasks at once, in whichever threads it runs.
+    """Let `map` have so many tasks at once, in whichever threads it runs.
 
     At its own bound it spins: it waits for the first of all its tasks, done ones included. So the
     bound is ours, and a task that waits for it holds a slice of a memory-mapped table.

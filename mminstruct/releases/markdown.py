@@ -24,7 +24,7 @@ def to_markdown(text: str) -> str:
 
 
 def link_urls(text: str) -> str:
-    """The text for a line or table cell of Markdown, to be read as it is, with its URLs as links."""
+    """The text as `to_markdown` gives it, with its URLs as links."""
     text, parts, at = to_line(text), [], 0
     for url in _URL.finditer(text):
         parts += [_escape(text[at : url.start()]), f"<{_escape_url(url[0])}>"]

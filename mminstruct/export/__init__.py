@@ -124,7 +124,6 @@ def export(
     licenses_file: str | Path | None = None,
     fetching: Fetching | None = None,
     overwrite: bool = False,
-    progress: bool = False,
 ) -> Outcome:
     """Write a release for a trainer.
 
@@ -142,9 +141,8 @@ def export(
         commercial: rows that may be used commercially alone, text and image together, as their
             ``commercial_use`` says; of these, those with the images asked for.
         licenses_file: a user's own entries over the known licences.
-        fetching: how images are fetched.
+        fetching: how images are fetched; a terminal shows a bar meanwhile.
         overwrite: replace rows of another model, prompt config ..., or of more types or splits.
-        progress: show a bar on stderr while they are.
 
     Raises:
         UsageError: there is no such release, type, split, format or licence; an argument doesn't
@@ -202,7 +200,7 @@ def export(
         WantedImages(Path(scratch) / "images", fetching.max_size) as wanted,
     ):
         pictures.wanted = wanted
-        fetch_images(reading.read_rows(streams), form, pictures, fetching, progress)
+        fetch_images(reading.read_rows(streams), form, pictures, fetching)
         return _write(reading.read_rows(streams), path, form, pictures, terms, made)
 
 

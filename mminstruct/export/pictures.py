@@ -203,11 +203,7 @@ class Pictures:
 
 
 def fetch_images(
-    rows: Iterable[tuple[str, Row]],
-    form: Format,
-    pictures: Pictures,
-    fetching: Fetching,
-    progress: bool,
+    rows: Iterable[tuple[str, Row]], form: Format, pictures: Pictures, fetching: Fetching
 ) -> None:
     """Bring the images of all rows into the folder, as far as they can be had."""
     from mminstruct.fetching import images
@@ -224,7 +220,7 @@ def fetch_images(
             wanted.add(file, row)
             if (shipped := _find_shipped(row)) is not None:
                 images.place(shipped, pictures.folder / file, fetching.max_size)
-    with tqdm(desc="images", total=len(wanted), unit="", disable=None if progress else True) as bar:
+    with tqdm(desc="images", total=len(wanted), unit="", disable=None) as bar:
 
         def done(file: str, reason: str | None) -> None:
             if reason is not None:

@@ -152,6 +152,10 @@ class Sampling:
     seed: int | None = None
 
 
+NEUTRAL_AT_ONE = ("temperature", "top_p")
+"""The fields of `Sampling` that change nothing where they are 1."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One chat completion to ask for."""

@@ -45,6 +45,8 @@ from mminstruct import cli, export, licenses
 from mminstruct.cli.arguments import USAGE
 from mminstruct.cli.console import DONE, INCOMPLETE, INTERRUPTED, STOPPED, TERMINATED
 from mminstruct.errors import HubError, RunStopped, UsageError
+from mminstruct.export import reading
+from mminstruct.export.formats import llava_records
 from mminstruct.fetching.images import Fetching, _public_socket
 from mminstruct.rows import replacing
 from mminstruct.rows.report import Report
@@ -156,7 +158,7 @@ def test_the_file_for_llava_is_one_array_of_alternating_turns(tmp_path: Path) ->
 
 @pytest.mark.parametrize("turns", [1, 2, 7])
 def test_a_record_for_llava_shows_its_image_once_at_the_start_of_the_first_turn(turns: int) -> None:
-    (record,) = export.llava_records(row(1, turns=turns), "1.jpg")
+    (record,) = llava_records(row(1, turns=turns), "1.jpg")
     conversations = record["conversations"]
     assert [turn["from"] for turn in conversations] == ["human", "gpt"] * turns
     assert conversations[0]["value"].startswith("<image>\n")
@@ -168,7 +170,7 @@ def test_an_image_placeholder_that_a_model_wrote_itself_does_not_ask_for_another
         {"role": "user", "content": "<image>\nWhat is in this <image>?"},
         {"role": "assistant", "content": "A bus. <image>"},
     ]
-    (record,) = export.llava_records(row(1, messages=messages), "1.jpg")
+    (record,) = llava_records(row(1, messages=messages), "1.jpg")
     assert [turn["value"] for turn in record["conversations"]] == [
         "<image>\nWhat is in this ?",
         "A bus.",
@@ -1140,7 +1142,7 @@ def test_a_file_that_lies_on_its_side_is_turned_as_it_is_fetched(
     # The picture is dark at the top.
     rows = [row_at(server, 1, rotation_deg=degrees)]
     for size, folder in ((None, "images"), (32, "images-32px")):
-        embed(tmp_path, rows, fetching=replace(AT_ONCE, max_size=size))
+        embed(tmp_path, rows, fetching=replace(AT_ONCE, max_size=size), overwrite=True)
         image = Image.open(tmp_path / "x" / folder / f"{1:012d}.jpg").convert("L")
         long, short = (64, 48) if size is None else (32, 24)
         assert image.size == ((short, long) if degrees % 180 else (long, short))
@@ -1523,7 +1525,7 @@ def test_a_wrong_flag_exits_2(
         (["file.jsonl"], "expected the folder of a dataset repository, got a file"),
         (["empty"], "expected a dataset repository"),
         (["builders/coco2017_llava"], "expected rows, got what makes them"),
-        (["foreign"], "got none of the columns id, type, modality, image, image_url,"),
+        (["foreign"], "got none of the columns id, modality, image, image_url,"),
         (["out", "--types", "detial"], "no instruction type 'detial' (did you mean 'detail'?)"),
         (["out", "--splits", "trian"], "has no split 'trian' (did you mean 'train'?)"),
         (["out", "--images", "path"], "image_folder: expected the folder with the images"),
@@ -1727,6 +1729,6 @@ def test_a_hub_that_cannot_be_reached_is_no_release_without_a_licence(
     def unreachable(*args: object, **kwargs: object) -> None:
         raise LocalEntryNotFoundError("no connection")
 
-    monkeypatch.setattr(export, "hf_hub_download", unreachable)
+    monkeypatch.setattr(reading, "hf_hub_download", unreachable)
     with pytest.raises(HubError, match="user/name: LICENSE can't be fetched"):
-        export._terms("user/name", licenses.load())
+        reading.read_terms("user/name", licenses.load())

@@ -12,7 +12,7 @@ from instruct_rows import dataset, row
 from mminstruct import licenses, prompts, sources
 from mminstruct.errors import UsageError
 from mminstruct.releases import tracing
-from mminstruct.releases.repository import Origin
+from mminstruct.releases.origin import Origin
 
 MISTRAL, LLAMA2 = "mistralai/Mistral-7B-Instruct-v0.2", "meta-llama/Llama-2-70b-chat-hf"
 BUNDLED = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -26,9 +26,8 @@ from origins import COCO, DAY, origin
 from mminstruct import licenses, prompts
 from mminstruct.errors import RunStopped, UsageError
 from mminstruct.licenses import Part
-from mminstruct.releases import cards, repository
-from mminstruct.releases import repository as release
-from mminstruct.releases.repository import Origin
+from mminstruct.releases import contents, repository
+from mminstruct.releases.origin import Origin
 from mminstruct.rows import columns
 from mminstruct.rows.columns import FEATURES
 from mminstruct.rows.report import Report
@@ -390,7 +389,7 @@ def test_images_are_credited_once_and_only_those_that_ask_for_it(tmp_path: Path)
 
 
 def test_many_images_are_credited_in_a_file_of_their_own(tmp_path: Path) -> None:
-    few, many = cards.LISTED_CREDITS, 2 * cards.LISTED_CREDITS + 7
+    few, many = contents.LISTED_CREDITS, 2 * contents.LISTED_CREDITS + 7
     rows = [credited(number, "CC-BY-2.0") for number in range(many)]
     path = write(tmp_path / "out", {"train": dataset(rows)})
     text = (path / "ATTRIBUTION.md").read_text(encoding="utf-8")
@@ -398,7 +397,7 @@ def test_many_images_are_credited_in_a_file_of_their_own(tmp_path: Path) -> None
     assert "Author 1" not in text
     listed = pq.read_table(path / "image_credits.parquet").to_pylist()
     assert [entry["title"] for entry in listed] == [f"Title {number}" for number in range(many)]
-    assert list(listed[0]) == list(columns.CREDIT_COLUMNS)
+    assert list(listed[0]) == list(columns.CREDITS)
     assert len(datasets.load_dataset(str(path), split="train")) == many
     write(path, {"train": dataset(rows[:few])})
     assert not (path / "image_credits.parquet").exists()
@@ -425,7 +424,7 @@ warnings.simplefilter("ignore")
 from pathlib import Path
 from instruct_rows import dataset, row
 from origins import origin
-from mminstruct import release
+from mminstruct.releases import repository
 from mminstruct.rows.report import Report
 
 def die_at(count):
@@ -439,12 +438,12 @@ def die_at(count):
 
 for number in range(1, 100):
     path = Path(sys.argv[1]) / str(number) / "out"
-    release.write({"train": dataset([row(1), row(1, "detail")])}, path, origin(), Report())
+    repository.write({"train": dataset([row(1), row(1, "detail")])}, path, origin(), Report())
     child = os.fork()
     if not child:
         die_at(number)
         new = {"train": dataset([row(2), row(3)])}
-        release.write(new, path, origin(), Report(), overwrite=True)
+        repository.write(new, path, origin(), Report(), overwrite=True)
         os._exit(0)
     if os.waitpid(child, 0)[1] == 0:
         break
@@ -510,7 +509,7 @@ def test_a_folder_that_cannot_be_written_is_named_and_holds_nothing_in_half(
     def fail(*args: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(release, "_contents", fail)
+    monkeypatch.setattr(datasets.Dataset, "to_parquet", fail)
     with pytest.raises(RunStopped, match=r"output path .*out can't be written: No space left"):
         write(tmp_path / "out", {"train": dataset([row(1)])})
     assert files_below(tmp_path / "out") == []

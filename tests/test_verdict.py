@@ -326,7 +326,7 @@ def as_before(folder: Path) -> None:
 def test_an_older_release_is_read_and_told_of_anew(tmp_path: Path) -> None:
     out = written(tmp_path / "out", *TWO)
     as_before(out)
-    assert hub._open_release(out, "user/name").license_id == "cc-by-4.0"
+    assert hub.open_release(out, "user/name").license_id == "cc-by-4.0"
     outcome = export.export(out, "jsonl", output_path=tmp_path / "x.jsonl")
     beside = (tmp_path / "x.jsonl.LICENSE").read_text()
     assert beside.startswith(f"Commercial use: {outcome.use}.\n")
@@ -346,4 +346,4 @@ def test_a_release_that_says_two_things_about_its_use_is_not_pushed(
     assert changed != text
     file.write_text(changed)
     with pytest.raises(UsageError, match="doesn't say 'Commercial use: text: yes; images: "):
-        hub._open_release(out, "user/name")
+        hub.open_release(out, "user/name")

@@ -106,7 +106,7 @@ def drop_tail(lines: list[str], notes: list[str], *, between: bool = False) -> l
             asides.append(number)
         elif not asides:
             kept = number
-    opened = _open_quotes(lines) if asides else []
+    opened = _find_open_quotes(lines) if asides else []
     for number in reversed(asides):
         # What follows an unfinished sentence belongs to it.
         above = line_above(lines, number).rstrip("*_ ")
@@ -125,7 +125,7 @@ def line_above(lines: list[str], number: int) -> str:
     return next((line for line in above if not _RULE.match(line)), "")
 
 
-def _open_quotes(lines: list[str]) -> list[bool]:
+def _find_open_quotes(lines: list[str]) -> list[bool]:
     """Whether a quotation is open where each line begins."""
     opened: list[bool] = []
     straight = curly = 0

@@ -1,43 +1,7 @@
 """Answer text -> turns, or the reason why there are none.
 
-Every defect that models show has one defined result:
-
-    preamble before the first label,      ignored, noted
-    opening phrase or only heading of a
-    text
-    separators (===, ---, * * *)          ignored; unlabelled text after one is ignored, noted; of
-    and headings such as "Turn 2:"        a text that they divide, the longest part is kept
-    headings of the next turn and         left out, noted, unless the line above ends no sentence
-    remarks ("Let me know if ...") at
-    the end of an answer or text
-    turns that go on within a line        divided where both sides' labels are
-    labels that are words, too (Person:,  labels where a question and an answer take turns, and no
-    Model:, Q.)                           "Question:" or "Answer:" labels the same side
-    code fences around the answer         the inside is read; one within an answer is left alone
-    tags around the answer (<answer>)     the inside is read, what is outside is ignored and noted,
-                                          unless there are turns; at the edges of an answer they are
-                                          removed, within its prose they stay
-    special tokens (<|im_end|>, </s>)     leading ones are removed, with the role that they name;
-                                          the text ends at the first other; what follows is noted
-    <think> ... </think>, [THINK] ...,    removed; unfinished: rejected
-    <|START_THINKING|> ..., <details>
-    with a summary of thoughts, channels
-    whose tokens were taken out
-    channels (<|channel|>analysis, final) the final one is read; without one: rejected
-    Windows newlines                      read as newlines
-    byte order marks and zero-width       removed where a line begins with them
-    spaces
-    question without an answer            that turn is left out, noted
-    answer without a question             the turns before it are kept, noted
-    cut by the token limit                the unfinished last turn is left out, noted ``truncated``
-    a template that is echoed ("...")     no turn, noted
-    a turn that gives the annotations     the turns before it are kept, noted
-    away, repeats a question or a long
-    answer, gives a short one a fourth
-    time, or copies a few-shot example
-    nothing left                          rejected with the reason, never dropped silently
-
-Turns after a bad one are left out as well, since they may refer to it.
+Every defect that models show has one defined result; docs/answers.md lists them. Turns after a bad
+one are left out as well, since they may refer to it.
 """
 
 from __future__ import annotations

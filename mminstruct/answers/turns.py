@@ -71,19 +71,16 @@ def read_segments(text: str) -> tuple[list[tuple[str, str]], list[str]]:
     lines = text.split("\n")
     certain: frozenset[int] | None = None
     for number, line in enumerate(lines):
+        begun: _Segment | None = None
         # The two spellings asked for, and empty lines, need no pattern: nearly all lines are such.
         if line.startswith("Question: "):
-            segments.append(_Segment(_QUESTION, [line[10:]]))
-            listening = True
+            begun = _Segment(_QUESTION, [line[10:]])
         elif line.startswith("Answer: "):
-            segments.append(_Segment(_ANSWER, [line[8:]]))
-            listening = True
+            begun = _Segment(_ANSWER, [line[8:]])
         elif not line:
-            if listening:
-                segments[-1].lines.append(line)
+            pass
         elif match := match_sure_label(line, segments[-1].role if segments else ""):
-            segments.append(_segment(match, line))
-            listening = True
+            begun = _begin_segment(match, line)
         elif separator := SEPARATOR.match(line):
             if separator.group("titled"):
                 notes.append("stray_text" if segments else stray)
@@ -92,15 +89,13 @@ def read_segments(text: str) -> tuple[list[tuple[str, str]], list[str]]:
             if listening:
                 segments[-1].lines[:] = [""]  # not more and more empty lines to join
             stray = "stray_text"
+            continue
         elif match := DOUBTFUL_LABEL.match(line):
             certain = find_certain(lines) if certain is None else certain
-            if number in certain:
-                segments.append(_segment(match, line))
-                listening = True
-            elif listening:
-                segments[-1].lines.append(line)
-            else:
-                notes.append(stray)
+            begun = _begin_segment(match, line) if number in certain else None
+        if begun is not None:
+            segments.append(begun)
+            listening = True
         elif listening:
             segments[-1].lines.append(line)
         elif line.strip():
@@ -113,9 +108,9 @@ def read_segments(text: str) -> tuple[list[tuple[str, str]], list[str]]:
         if segment.role == _ANSWER and len(segment.lines) > 1:
             segment.lines = drop_tail(segment.lines, notes, between=following == _QUESTION)
         if not segment.opened and len(segment.lines) == 1 and ":" not in segment.lines[0]:
-            pieces.append((segment.role, _without_emphasis("", segment.lines[0])))
+            pieces.append((segment.role, _drop_emphasis("", segment.lines[0])))
         else:
-            pieces += _pieces(segment, following)
+            pieces += _split_segment(segment, following)
     return pieces, notes
 
 
@@ -128,7 +123,7 @@ def match_sure_label(line: str, last: str = "") -> re.Match[str] | None:
     return label if label and (label.group("question") or last != _ANSWER) else None
 
 
-def _segment(label: re.Match[str], line: str) -> _Segment:
+def _begin_segment(label: re.Match[str], line: str) -> _Segment:
     """What begins with the label of this line."""
     groups = label.groupdict()
     word = groups["question"] or groups["answer"]
@@ -144,10 +139,10 @@ def find_certain(lines: list[str]) -> frozenset[int]:
     labels: list[tuple[int, str, str]] = []  # number, role, and the word if it is doubtful
     for number, line in enumerate(lines):
         if match := match_sure_label(line):
-            labels.append((number, _segment(match, line).role, ""))
+            labels.append((number, _begin_segment(match, line).role, ""))
         elif match := DOUBTFUL_LABEL.match(line):
             word = match.group("question") or match.group("answer") or "."
-            labels.append((number, _segment(match, line).role, word.lower()))
+            labels.append((number, _begin_segment(match, line).role, word.lower()))
     certain: set[int] = set()
     asking = last = ""
     ends = [*labels[1:], (len(lines), "", "")]
@@ -181,7 +176,7 @@ def find_certain(lines: list[str]) -> frozenset[int]:
     return frozenset(certain)
 
 
-def _pieces(segment: _Segment, following: str | None) -> list[tuple[str, str]]:
+def _split_segment(segment: _Segment, following: str | None) -> list[tuple[str, str]]:
     """(role, text) of a segment, and of the turns that go on within its lines.
 
     A label within a line counts only where the other side's label comes next, as the words occur
@@ -206,14 +201,14 @@ def _pieces(segment: _Segment, following: str | None) -> list[tuple[str, str]]:
     pieces: list[tuple[str, str]] = []
     role, opened, start = segment.role, segment.opened, 0
     for label in labels:
-        pieces.append((role, _without_emphasis(opened, text[start : label.start("gap")])))
+        pieces.append((role, _drop_emphasis(opened, text[start : label.start("gap")])))
         role = _QUESTION if label.group("question") else _ANSWER
         opened = label.group("open") if label.group("close") == ":" else ""
         start = label.end()
-    return [*pieces, (role, _without_emphasis(opened, text[start:]))]
+    return [*pieces, (role, _drop_emphasis(opened, text[start:]))]
 
 
-def _without_emphasis(opened: str, text: str) -> str:
+def _drop_emphasis(opened: str, text: str) -> str:
     """The text without markers that are around all of it, or that began at its label."""
     text = text.strip()
     if opened and text.count(opened) % 2:

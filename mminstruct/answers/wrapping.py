@@ -60,7 +60,7 @@ def drop_reasoning(text: str) -> str | None:
     spoken: list[str] = []
     thinking = False
     position = 0
-    for tag in _standing(_THINK, text):
+    for tag in _find_standing(_THINK, text):
         closing = any(tag.group("end", "ends", "over", "finished"))
         if closing or tag.group() in ("[/THINK]", "<channel|>"):
             if not thinking:
@@ -73,7 +73,7 @@ def drop_reasoning(text: str) -> str | None:
     return None if thinking else "".join([*spoken, text[position:]])
 
 
-def _standing(pattern: re.Pattern[str], text: str) -> list[re.Match[str]]:
+def _find_standing(pattern: re.Pattern[str], text: str) -> list[re.Match[str]]:
     """The tags that are about the text, as their places show, rather than words of it.
 
     A tag with a ``name`` opens at the start of the text or of a line, or after a label or another
@@ -137,7 +137,7 @@ def unwrap(text: str, notes: list[str]) -> str:
 
     Where the labels, or most of a text without any, are outside, the tags alone are removed.
     """
-    tags = _standing(_WRAPPER, text)
+    tags = _find_standing(_WRAPPER, text)
     if not tags:
         return text
     inside: list[str] = []

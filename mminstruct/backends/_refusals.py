@@ -25,7 +25,7 @@ from mminstruct.errors import (
     TransientError,
     Withheld,
 )
-from mminstruct.schema import Sampling
+from mminstruct.schema import NEUTRAL_AT_ONE, Sampling
 from mminstruct.transport import read_seconds
 
 Kind = Literal["withheld", "spent", "too_long", "key", "no_api", "again", "refused"]
@@ -267,7 +267,7 @@ class Dialect:
 
     Attributes:
         limit_field: name of the field for the answer's longest length.
-        implied: of ``temperature`` and ``top_p`` those that are left out where they are 1.
+        implied: of `NEUTRAL_AT_ONE` those that are left out where they are 1.
         system: whether it takes a system prompt, which else comes before the user's first words.
         stream: whether it answers in pieces alone.
     """
@@ -283,7 +283,7 @@ class Dialect:
         if refusal.status not in (400, 422, 500) or kind_of(refusal) not in ("refused", "again"):
             return self
         renamed = "max_completion_tokens" in text
-        implied = {n for n in ("temperature", "top_p") if n in text and getattr(sampling, n) == 1.0}
+        implied = {n for n in NEUTRAL_AT_ONE if n in text and getattr(sampling, n) == 1.0}
         return Dialect(
             limit_field="max_completion_tokens" if renamed else self.limit_field,
             implied=self.implied | implied,
@@ -310,7 +310,7 @@ def advice(refusal: Refusal, sampling: Sampling) -> str:
     text, words = f"{refusal.words} {refusal.whole}", refusal.words
     if "enable_thinking" in text:
         return """ (give --extra_body '{"enable_thinking": false}')"""
-    for name in ("top_p", "temperature"):
+    for name in reversed(NEUTRAL_AT_ONE):
         if name in text and getattr(sampling, name) != 1.0:
             only = re.search(r"\bonly\D{0,40}?(\d+(?:\.\d+)?)", words)
             return f" (give --{name} {only[1] if only else 1})"

@@ -103,7 +103,6 @@ def _export(args: argparse.Namespace) -> int:
         licenses_file=args.licenses,
         fetching=_fetching(args),
         overwrite=args.overwrite,
-        progress=True,
     )
     say(f"{export.summary(outcome)}; written to {outcome.path}")
     say(str(outcome.use))

@@ -41,9 +41,9 @@ from mminstruct.errors import (
 )
 from mminstruct.releases import notices, repository
 from mminstruct.releases import repository as release
-from mminstruct.releases.repository import Origin
+from mminstruct.releases.origin import Origin
 from mminstruct.reports.estimate import Estimate
-from mminstruct.rows import replacing
+from mminstruct.rows import columns, replacing
 from mminstruct.rows.plan import Plan
 from mminstruct.rows.report import Report, summary
 
@@ -172,7 +172,7 @@ def _made(builders: Sequence[InstructBuilder]) -> replacing.Made:
     """How the rows will be made, as far as it is known before anything is read."""
     plans, configs = [b.plan() for b in builders], [b.config for b in builders]
     plan, asked = plans[0], configs[0].type_names()
-    values = {name: [str(getattr(plan.sampling, name))] for name in replacing.SAMPLING}
+    values = {name: [str(getattr(plan.sampling, name))] for name in columns.SAMPLING}
     return {
         "sources": [p.source.name for p in plans],
         "backend": plan.backend,

@@ -5,22 +5,6 @@ Everything is written beside its destination first and then moved: an interrupte
 was there. A row that a trainer could not use, because its image is missing or a turn is empty, is
 left out, counted, and named with the reason in ``<output>.missing.jsonl``. What the exported rows
 may be used for stands in ``<output>.LICENSE``, and of each row in its record.
-
-Trainers count ``<image>``, and some ``<video>`` and ``<audio>``, in all text. A model that wrote
-one itself would ask for an image that isn't there, so these three are taken out of turns.
-
-**Source** of the forms, as facts:
-LLaVA, docs/Finetune_Custom_Data.md and llava/train/train.py;
-LLaMA-Factory, data/README.md and src/llamafactory/data/mm_plugin.py;
-TRL, ``prepare_multimodal_messages`` in trl/data_utils.py;
-Axolotl, docs/multimodal.qmd;
-ms-swift, docs/source_en/Customization/Custom-dataset.md;
-LaVIN, util/datasets.py and tools/data_processing.py;
-WebDataset, a sample's files are ``<key>.<extension>``, with no dot in the key.
-Keys that they don't know: LLaVA, LaVIN (``self.data[idx]["image"]`` ...), LLaMA-Factory
-(``columns`` of the entry), TRL (the trainer's signature columns) and ms-swift
-(``StdTemplateInputs.from_dict``) read theirs by name; Axolotl, ``ProcessingStrategy.__call__`` in
-src/axolotl/processing_strategies.py, opens whatever has "image" in its key as an image.
 """
 
 from __future__ import annotations
@@ -38,27 +22,9 @@ import datasets
 from mminstruct import licenses, resources
 from mminstruct.builder import LEFT_OUT, REJECTED
 from mminstruct.errors import UsageError, did_you_mean, lacking
-from mminstruct.export.checks import (
-    check_folder_name,
-    check_images,
-    check_output,
-    check_outside,
-    default_output,
-    made_at,
-    read_dataset_info,
-    resolve_name,
-)
+from mminstruct.export import checks, output, reading
+from mminstruct.export.checks import check_folder_name, check_output, default_output, made_at
 from mminstruct.export.formats import FILE_FORMATS, FORMATS, IMAGES, Format, Images, LeftOut, Row
-from mminstruct.export.output import (
-    encode_line,
-    license_beside,
-    make_folder,
-    note_beside,
-    open_file,
-    open_shards,
-    replace_file,
-    target_of,
-)
 from mminstruct.export.pictures import (
     Excluded,
     Pictures,
@@ -66,14 +32,7 @@ from mminstruct.export.pictures import (
     fetch_images,
     filter_by_license,
 )
-from mminstruct.export.reading import (
-    Terms,
-    features_of,
-    made_of,
-    open_streams,
-    read_rows,
-    read_terms,
-)
+from mminstruct.export.reading import Terms
 from mminstruct.licenses import Tally, Use
 from mminstruct.rows import replacing
 from mminstruct.rows.report import Report
@@ -138,7 +97,7 @@ def write(
     """
     form = FORMATS[output_format]
     replacing.check(path, made_at(path), made, overwrite=overwrite)
-    outcome = _write(read_rows(splits.items()), path, form, Pictures(), terms, made)
+    outcome = _write(reading.read_rows(splits.items()), path, form, Pictures(), terms, made)
     write_rejected(path, report)
     resources.write_lines(path.with_name(f"{path.name}.{LEFT_OUT}"), left_out)
     return outcome
@@ -165,7 +124,6 @@ def export(
     licenses_file: str | Path | None = None,
     fetching: Fetching | None = None,
     overwrite: bool = False,
-    progress: bool = False,
 ) -> Outcome:
     """Write a release for a trainer.
 
@@ -183,9 +141,8 @@ def export(
         commercial: rows that may be used commercially alone, text and image together, as their
             ``commercial_use`` says; of these, those with the images asked for.
         licenses_file: a user's own entries over the known licences.
-        fetching: how images are fetched.
+        fetching: how images are fetched; a terminal shows a bar meanwhile.
         overwrite: replace rows of another model, prompt config ..., or of more types or splits.
-        progress: show a bar on stderr while they are.
 
     Raises:
         UsageError: there is no such release, type, split, format or licence; an argument doesn't
@@ -193,12 +150,13 @@ def export(
             a release whose text isn't free; no row would be left; or something else is there.
         RunStopped: images can't be reached. Those that were fetched are kept.
     """
+    dataset = str(dataset)
     form = FORMATS.get(output_format)
     if form is None:
         raise UsageError(f"format {output_format!r}{did_you_mean(output_format, FORMATS)}")
-    check_images(output_format, images, image_folder, fetching)
-    path = resolve_name(output_path or default_output(str(dataset), output_format))
-    check_outside(path, str(dataset))
+    checks.check_images(output_format, images, image_folder, fetching)
+    path = checks.resolve_name(output_path or default_output(dataset, output_format))
+    checks.check_outside(path, dataset)
     check_output(path, output_format)
     allowed = image_licenses or (["commercial"] if images == "embed" else ["any"])
     if licenses_file is not None and "any" in allowed:
@@ -214,9 +172,9 @@ def export(
         raise UsageError(
             f"image_folder {pictures.folder}: no such folder{lacking(pictures.folder)}"
         )
-    streams = open_streams(str(dataset), types, splits)
-    pictures.features = features_of(streams[0][1])
-    terms = read_terms(str(dataset), registry)
+    streams = reading.open_streams(dataset, types, splits)
+    pictures.features = reading.features_of(streams[0][1])
+    terms = reading.read_terms(dataset, registry)
     if commercial and not terms.text:
         why = "may not be used commercially" if terms.text is False else "is not known to be free"
         raise UsageError(
@@ -224,16 +182,16 @@ def export(
             "leave commercial out, or generate with a model whose terms leave the text free "
             "(mminstruct license names some)"
         )
-    made = made_of(str(dataset), types, splits, [*allowed, *(["commercial rows"] * commercial)])
+    made = reading.made_of(dataset, types, splits, [*allowed, *(["commercial rows"] * commercial)])
     if fetching is not None and fetching.max_size is not None:
         made = {**made, "max_size": fetching.max_size}
     replacing.check(path, made_at(path), made, overwrite=overwrite)
     if images != "embed":
-        return _write(read_rows(streams), path, form, pictures, terms, made)
+        return _write(reading.read_rows(streams), path, form, pictures, terms, made)
     from mminstruct.fetching.images import Fetching
 
     fetching = fetching or Fetching()
-    folder = path.parent / "images" if image_folder is None else resolve_name(image_folder)
+    folder = path.parent / "images" if image_folder is None else checks.resolve_name(image_folder)
     pictures.folder = folder
     if fetching.max_size is not None:
         pictures.folder = folder.with_name(f"{folder.name}-{fetching.max_size}px")
@@ -242,8 +200,8 @@ def export(
         WantedImages(Path(scratch) / "images", fetching.max_size) as wanted,
     ):
         pictures.wanted = wanted
-        fetch_images(read_rows(streams), form, pictures, fetching, progress)
-        return _write(read_rows(streams), path, form, pictures, terms, made)
+        fetch_images(reading.read_rows(streams), form, pictures, fetching)
+        return _write(reading.read_rows(streams), path, form, pictures, terms, made)
 
 
 def _write(
@@ -261,10 +219,10 @@ def _write(
     """
     outcome, tally = Outcome(path), Tally()
     missing = path.with_name(f"{path.name}.missing.jsonl")
-    to = open_shards if form.is_folder else open_file
+    to = output.open_shards if form.is_folder else output.open_file
     with (
-        make_folder(target_of(path).parent),
-        replace_file(missing) as reasons,
+        output.make_folder(output.target_of(path).parent),
+        output.replace_file(missing) as reasons,
         to(path, form, pictures) as add,
     ):
         for split, row in rows:
@@ -279,14 +237,14 @@ def _write(
             except LeftOut as left_out:
                 outcome.missing[str(left_out)] += 1
                 named = {name: row[name] for name in ("id", "image", "image_url")}
-                reasons.write(encode_line({**named, "reason": str(left_out)}))
+                reasons.write(output.encode_line({**named, "reason": str(left_out)}))
         if not outcome.rows and (outcome.missing or outcome.excluded):
             raise UsageError(f"{path}: not written, as no row would be left; {summary(outcome)}")
         # Before the rows: these are never without it, which is how they are known to be ours.
         outcome.use = tally.use(terms.text, terms.allows)
-        with replace_file(license_beside(path)) as file:
+        with output.replace_file(output.license_beside(path)) as file:
             file.write(terms.license_text(outcome.use))
-        with replace_file(note_beside(path)) as file:
+        with output.replace_file(output.note_beside(path)) as file:
             file.write(json.dumps(made, indent=2, ensure_ascii=False) + "\n")
     if not outcome.missing:
         missing.unlink()
@@ -294,11 +252,14 @@ def _write(
     if pictures.wanted is None:
         credits.unlink(missing_ok=True)
     else:
-        with replace_file(credits) as file:
-            file.writelines(encode_line(credit) for credit in pictures.wanted.credits())
+        with output.replace_file(credits) as file:
+            file.writelines(output.encode_line(credit) for credit in pictures.wanted.credits())
     if form.entry is not None:
-        entries = {**read_dataset_info(path), path.stem: {"file_name": path.name, **form.entry}}
-        with replace_file(path.with_name("dataset_info.json")) as file:
+        entries = {
+            **checks.read_dataset_info(path),
+            path.stem: {"file_name": path.name, **form.entry},
+        }
+        with output.replace_file(path.with_name("dataset_info.json")) as file:
             file.write(json.dumps(entries, ensure_ascii=False, indent=2) + "\n")
     return outcome
 

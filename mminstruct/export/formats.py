@@ -1,4 +1,10 @@
-"""Rows in the forms that trainers read."""
+"""Rows in the forms that trainers read.
+
+Trainers count ``<image>``, and some ``<video>`` and ``<audio>``, in all text. A model that wrote
+one itself would ask for an image that isn't there, so these three are taken out of turns.
+
+**Source:** docs/exports.md names the files of each trainer that read its form.
+"""
 
 from __future__ import annotations
 
@@ -69,29 +75,29 @@ def row_records(row: Row, image: str | None) -> list[dict[str, Any]]:
 def llava_records(row: Row, image: str | None) -> list[dict[str, Any]]:
     """The row for LLaVA: the image before the first question, on a line of its own."""
     shown = {} if image is None else {"image": image}
-    mark = "" if image is None else "<image>\n"
-    turns = _turns(row, mark, _FROM_VALUE)
+    turns = _rename_turns(row, _FROM_VALUE, "<image>\n" if shown else "")
     return [{"id": row["id"], **shown, "conversations": turns, **_uses(row)}]
 
 
 def sharegpt_records(row: Row, image: str | None) -> list[dict[str, Any]]:
     """The row for LLaMA-Factory: as many images as there are ``<image>``."""
-    mark = "" if image is None else "<image>"
-    turns = _turns(row, mark, _FROM_VALUE)
-    return [{"conversations": turns, "images": _listed(image), **_uses(row)}]
+    images = _as_list(image)
+    turns = _rename_turns(row, _FROM_VALUE, "<image>" * len(images))
+    return [{"conversations": turns, "images": images, **_uses(row)}]
 
 
 def swift_records(row: Row, image: str | None) -> list[dict[str, Any]]:
     """The row for ms-swift: messages of text, in which ``<image>`` stands for the image."""
-    mark = "" if image is None else "<image>"
-    turns = _turns(row, mark, _ROLE_CONTENT)
-    return [{"messages": turns, "images": _listed(image), **_uses(row)}]
+    images = _as_list(image)
+    turns = _rename_turns(row, _ROLE_CONTENT, "<image>" * len(images))
+    return [{"messages": turns, "images": images, **_uses(row)}]
 
 
 def messages_records(row: Row, image: str | None) -> list[dict[str, Any]]:
     """The row for TRL: messages in parts, one of which is an empty place for the image."""
-    places: list[dict[str, str]] = [{"type": "image"}] * len(_listed(image))
-    return [{"messages": _parts(row, places), "images": _listed(image), **_uses(row)}]
+    images = _as_list(image)
+    messages = _split_turns(row, [{"type": "image"} for _ in images])
+    return [{"messages": messages, "images": images, **_uses(row)}]
 
 
 def axolotl_records(row: Row, image: str | None) -> list[dict[str, Any]]:
@@ -100,14 +106,14 @@ def axolotl_records(row: Row, image: str | None) -> list[dict[str, Any]]:
     Without ``image_license``, which it would open as an image.
     """
     key = "url" if image and image.startswith(("http://", "https://")) else "path"
-    messages = _parts(row, [{"type": "image", key: found} for found in _listed(image)])
+    messages = _split_turns(row, [{"type": "image", key: found} for found in _as_list(image)])
     uses = {name: value for name, value in _uses(row).items() if "image" not in name}
     return [{"messages": messages, **uses}]
 
 
 def lavin_records(row: Row, image: str | None) -> list[dict[str, Any]]:
     """One record a turn: LaVIN has no conversations, and reads no image without a source."""
-    texts = [turn["value"] for turn in _turns(row, "", _FROM_VALUE)]
+    texts = [turn["value"] for turn in _rename_turns(row, _FROM_VALUE)]
     return [
         {
             "qid": f"{row['id']}-{number}",
@@ -159,41 +165,29 @@ FORMATS: dict[str, Format] = {
     "axolotl": Format("Axolotl", ".jsonl", axolotl_records, "lines"),
     "ms-swift": Format("ms-swift", ".jsonl", swift_records, "lines"),
     "lavin": Format(
-        "LaVIN",
-        ".json",
-        lavin_records,
-        "all",
-        "images",
-        prefix="COCO_train2014_",
-        images=_FILES,
+        "LaVIN", ".json", lavin_records, "all", "images", "COCO_train2014_", images=_FILES
     ),
-    "webdataset": Format("webdataset", "", row_records, "tar", "images", images=("path", "embed")),
-    "parquet": Format(
-        "load_dataset",
-        "",
-        row_records,
-        "parquet",
-        "images",
-        images=("path", "embed"),
-    ),
+    "webdataset": Format("webdataset", "", row_records, "tar", "images", images=_FILES[1:]),
+    "parquet": Format("load_dataset", "", row_records, "parquet", "images", images=_FILES[1:]),
 }
 """The forms by name; one more is one more entry."""
 FILE_FORMATS = tuple(name for name, form in FORMATS.items() if "none" in form.images)
 """Those that need no images."""
 
 
-def _turns(row: Row, mark: str, names: tuple[str, str, Mapping[str, str]]) -> list[dict[str, str]]:
+def _rename_turns(
+    row: Row, names: tuple[str, str, Mapping[str, str]], mark: str = ""
+) -> list[dict[str, str]]:
     """The row's messages under other names, the first one after a mark.
 
     Raises:
-        _LeftOut: they don't alternate, or one is empty.
+        LeftOut: they don't alternate, or one is empty.
     """
     messages = row["messages"] or []
-    if not messages or [m["role"] for m in messages] != ["user", "assistant"] * (
-        len(messages) // 2
-    ):
+    expected = ["user", "assistant"] * (len(messages) // 2)
+    if not messages or [message["role"] for message in messages] != expected:
         raise LeftOut("messages don't alternate between user and assistant")
-    texts = [_without_tags(message["content"] or "") for message in messages]
+    texts = [_drop_tags(message["content"] or "") for message in messages]
     if not all(text.strip() for text in texts):
         raise LeftOut("an empty message")
     role, content, roles = names
@@ -204,23 +198,21 @@ def _turns(row: Row, mark: str, names: tuple[str, str, Mapping[str, str]]) -> li
     ]
 
 
-def _parts(row: Row, images: list[dict[str, str]]) -> list[dict[str, Any]]:
+def _split_turns(row: Row, images: list[dict[str, str]]) -> list[dict[str, Any]]:
     """The row's messages in parts, the images' before the first text."""
-    turns = _turns(row, "", _ROLE_CONTENT)
-    return [
-        {
-            "role": turn["role"],
-            "content": [*([] if number else images), {"type": "text", "text": turn["content"]}],
-        }
-        for number, turn in enumerate(turns)
+    messages: list[dict[str, Any]] = [
+        {"role": turn["role"], "content": [{"type": "text", "text": turn["content"]}]}
+        for turn in _rename_turns(row, _ROLE_CONTENT)
     ]
+    messages[0]["content"][:0] = images
+    return messages
 
 
-def _listed(image: str | None) -> list[str]:
+def _as_list(image: str | None) -> list[str]:
     return [] if image is None else [image]
 
 
-def _without_tags(text: str) -> str:
+def _drop_tags(text: str) -> str:
     # What is left may be one again: "<im<image>age>".
     while (shorter := _TAGS.sub("", text)) != text:
         text = shorter.strip()

@@ -55,7 +55,7 @@ _Add = Callable[[str, Row, list[dict[str, Any]]], None]
 
 @contextmanager
 def open_file(path: Path, form: Format, pictures: Pictures) -> Iterator[_Add]:
-    """Takes the records of each row into one file."""
+    """The function that adds the records of a row to one file."""
     opening, closing_ = _BRACKETS[form.layout]
     with replace_file(path) as file:
         separator = ["\n"]
@@ -75,7 +75,7 @@ def open_file(path: Path, form: Format, pictures: Pictures) -> Iterator[_Add]:
 
 @contextmanager
 def open_shards(path: Path, form: Format, pictures: Pictures) -> Iterator[_Add]:
-    """Takes each row, and the bytes of its image, into files of bounded size."""
+    """The function that adds a row, and the bytes of its image, to files of bounded size."""
     partial = path / PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
     to_parquet = functools.partial(_Parquet, features=pictures.features)

@@ -132,9 +132,10 @@ class Pictures:
     features: datasets.Features = field(default_factory=lambda: FEATURES)
 
     def check(self, row: Row, form: Format) -> None:
-        """Raise UsageError for a row that the format can't hold, _LeftOut if it isn't asked for."""
+        """Raise UsageError for a row that the format can't hold, LeftOut if it isn't asked for."""
         modality = row["modality"]
-        if not (form.any_modality or modality == "image" or self._is_text(row, form)):
+        is_held = modality == "image" or (modality == "text" and form.layout != "tar")
+        if not (form.any_modality or is_held):
             raise UsageError(
                 f"{form.reader} reads images, and row {row['id']} is about {modality}; use the "
                 "format jsonl"
@@ -143,16 +144,13 @@ class Pictures:
         if not is_allowed or (self.commercial and row.get("commercial_use") is not True):
             raise Excluded(row["image_license"] or "an unknown licence")
 
-    def _is_text(self, row: Row, form: Format) -> bool:
-        return row["modality"] == "text" and form.layout != "tar"
-
     def file(self, row: Row, form: Format) -> str | None:
         """The file of a row's image in the folder, or None for a motion, text ..."""
         if row["modality"] != "image":
             return None
         if not _is_inside(row["image"] or ""):
             raise LeftOut("its image has no file name, or one that leads out of a folder")
-        is_shipped = self.images == "embed" and _shipped(row) is not None
+        is_shipped = self.images == "embed" and _find_shipped(row) is not None
         if self.images in ("url", "embed") and not (row["image_url"] or is_shipped):
             raise LeftOut("no address for its image")
         if _turn(row) % 90:
@@ -194,12 +192,8 @@ class Pictures:
             return form.name(row["image"])
         if self.images == "url":
             return row["image_url"]  # type: ignore[no-any-return]
-        if self.wanted is not None:
-            lost = self.wanted.lost(file, row["image_url"])
-            if lost is not None:
-                raise LeftOut(lost)
-        flaw = self.flaw(file)
-        if flaw is not None:
+        lost = self.wanted.lost(file, row["image_url"]) if self.wanted is not None else None
+        if flaw := lost or self.flaw(file):
             raise LeftOut(flaw)
         if form.root == "images":
             return form.name(row["image"])
@@ -209,11 +203,7 @@ class Pictures:
 
 
 def fetch_images(
-    rows: Iterable[tuple[str, Row]],
-    form: Format,
-    pictures: Pictures,
-    fetching: Fetching,
-    progress: bool,
+    rows: Iterable[tuple[str, Row]], form: Format, pictures: Pictures, fetching: Fetching
 ) -> None:
     """Bring the images of all rows into the folder, as far as they can be had."""
     from mminstruct.fetching import images
@@ -228,9 +218,9 @@ def fetch_images(
             continue  # said when rows are written
         if file is not None:
             wanted.add(file, row)
-            if (shipped := _shipped(row)) is not None:
+            if (shipped := _find_shipped(row)) is not None:
                 images.place(shipped, pictures.folder / file, fetching.max_size)
-    with tqdm(desc="images", total=len(wanted), unit="", disable=None if progress else True) as bar:
+    with tqdm(desc="images", total=len(wanted), unit="", disable=None) as bar:
 
         def done(file: str, reason: str | None) -> None:
             if reason is not None:
@@ -240,7 +230,7 @@ def fetch_images(
         images.fetch(wanted, pictures.folder, fetching, done)
 
 
-def _shipped(row: Row) -> Path | None:
+def _find_shipped(row: Row) -> Path | None:
     """The row's image if it comes with the package, as the bundled sample's do."""
     return None if row["image_url"] else sources.shipped_image(row.get("source", ""), row["image"])
 

@@ -14,22 +14,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.exceptions import DatasetsError
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-)
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
 from mminstruct import licenses
 from mminstruct.errors import HubError, UsageError, did_you_mean, lacking
 from mminstruct.licenses import Use
 from mminstruct.releases import notices
 from mminstruct.rows import replacing
-from mminstruct.rows.columns import FEATURES
+from mminstruct.rows.columns import FEATURES, NEEDED_BY_EXPORTS
 
 _Rows: TypeAlias = "datasets.Dataset | datasets.IterableDataset | list[str]"  # Parquet files
-_NEEDED = ("id", "type", "modality", "image", "image_url", "image_license", "messages")
-_ROWS_PER_BATCH = 1000
+_ROWS_PER_CHUNK = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +62,7 @@ def open_streams(
                     f"{dataset} has no instruction type {name!r}{did_you_mean(name, known)}"
                 )
         chosen = dict.fromkeys(types or (["default"] if "default" in configs else known))
-        found = [_by_split(datasets.load_dataset_builder(dataset, name)) for name in chosen]
+        found = [_find_splits(datasets.load_dataset_builder(dataset, name)) for name in chosen]
     except (OSError, ValueError, DatasetsError, HfHubHTTPError) as error:
         raise UsageError(
             f"{dataset}: expected a dataset repository, as `mminstruct generate` writes it, or "
@@ -82,7 +77,7 @@ def open_streams(
     return [(split, parts[split]) for split in wanted for parts in found if split in parts]
 
 
-def _by_split(builder: datasets.DatasetBuilder) -> Mapping[str, _Rows]:
+def _find_splits(builder: datasets.DatasetBuilder) -> Mapping[str, _Rows]:
     """The rows of each split of one instruction type."""
     named = builder.config.data_files or {}
     files = {str(split): list(map(str, of)) for split, of in named.items()}
@@ -102,7 +97,7 @@ def features_of(rows: _Rows) -> datasets.Features:
         raise UsageError(f"{rows[0]}: can't be read as Parquet, got: {error}") from error
 
 
-def _batches(rows: _Rows) -> Iterator[pa.RecordBatch | pa.Table]:
+def _read_chunks(rows: _Rows) -> Iterator[pa.RecordBatch | pa.Table]:
     """Rows a thousand at a time.
 
     Parquet is read by this thread alone: streamed by `datasets`, it is read by threads of Arrow's
@@ -110,20 +105,20 @@ def _batches(rows: _Rows) -> Iterator[pa.RecordBatch | pa.Table]:
     **Source:** https://github.com/huggingface/datasets/issues/7566
     """
     if not isinstance(rows, list):
-        yield from rows.with_format("arrow").iter(_ROWS_PER_BATCH)
+        yield from rows.with_format("arrow").iter(_ROWS_PER_CHUNK)
         return
     for file in rows:
         with fsspec.open(file, "rb") as opened:
             parquet = pq.ParquetFile(opened, pre_buffer=False)
-            yield from parquet.iter_batches(_ROWS_PER_BATCH, use_threads=False)
+            yield from parquet.iter_batches(_ROWS_PER_CHUNK, use_threads=False)
 
 
 def read_rows(splits: Iterable[tuple[str, _Rows]]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each row, after the name of its split."""
     for split, rows in splits:
         try:
-            for batch in _batches(rows):
-                lacking = [name for name in _NEEDED if name not in batch.schema.names]
+            for batch in _read_chunks(rows):
+                lacking = [name for name in NEEDED_BY_EXPORTS if name not in batch.schema.names]
                 if lacking:
                     raise UsageError(
                         f"split {split!r}: expected rows as `mminstruct generate` writes them, "
@@ -141,7 +136,7 @@ def read_terms(dataset: str, registry: licenses.Registry) -> Terms:
     Raises:
         UsageError: it is missing, or isn't what mminstruct wrote.
     """
-    text, noted = _text(dataset, "LICENSE"), _noted(dataset)
+    text, noted = _read_text(dataset, "LICENSE"), _read_noted(dataset)
     if noted is None:
         own = text or f"{dataset} has no LICENSE: what its rows may be used for isn't known here.\n"
         return Terms(lambda use: own, allows=registry.allows)
@@ -149,12 +144,12 @@ def read_terms(dataset: str, registry: licenses.Registry) -> Terms:
         raise UsageError(
             f"{dataset}: LICENSE is missing; put it back or run mminstruct generate again"
         )
-    if unsaid := notices.unsaid(text, noted):
+    if unsaid := notices.find_unsaid(text, noted):
         raise UsageError(
             f"{dataset}: LICENSE doesn't say {unsaid!r}, which is the verdict in provenance.json; "
             "put it back or run mminstruct generate again"
         )
-    whole, old = text, notices.noted_use(noted)
+    whole, old = text, notices.read_use(noted)
     # As its rows were made: they may rest on entries of its maker's own.
     uses = {image["license"]: image["commercial"] for image in noted["media_licenses"]}
     return Terms(
@@ -164,14 +159,14 @@ def read_terms(dataset: str, registry: licenses.Registry) -> Terms:
     )
 
 
-def _noted(dataset: str) -> Mapping[str, Any] | None:
+def _read_noted(dataset: str) -> Mapping[str, Any] | None:
     """What was noted when the release was written, or None if mminstruct didn't."""
-    noted = _text(dataset, "provenance.json")
+    noted = _read_text(dataset, "provenance.json")
     try:
         found = json.loads(noted or "{}")
         if found.get("tool") != "mminstruct":
             return None
-        notices.unsaid("", found)
+        notices.find_unsaid("", found)
         [(image["license"], image["commercial"]) for image in found["media_licenses"]]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
@@ -188,7 +183,7 @@ def made_of(
     image_licenses: Sequence[str],
 ) -> replacing.Made:
     """How the rows of an export are made: as those of the release, of which these are chosen."""
-    noted = _text(dataset, "provenance.json")
+    noted = _read_text(dataset, "provenance.json")
     made = dict(replacing.made(json.loads(noted or "{}"))) or {"sources": [dataset]}
     chosen = {"types": types, "splits": splits}
     made |= {name: sorted(set(some)) for name, some in chosen.items() if some}
@@ -196,7 +191,7 @@ def made_of(
     return {**made, "image_licenses": limits} if limits else made
 
 
-def _text(dataset: str, name: str) -> str | None:
+def _read_text(dataset: str, name: str) -> str | None:
     """A text file of a release in a folder or on the Hub, or None if there is none."""
     path = Path(dataset) / name
     try:

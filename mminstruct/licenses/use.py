@@ -16,7 +16,7 @@ from mminstruct.licenses.registry import together
 Allows = Callable[[str | None], bool | None]
 """Whether an image under a licence may be used commercially, as `Registry.allows` says."""
 
-_YES_NO = {True: "yes", False: "no", None: "not known"}
+YES_NO = {True: "yes", False: "no", None: "not known"}
 _SHARES = {True: "free", False: "barred", None: "unknown"}
 
 
@@ -40,7 +40,7 @@ class Use:
 
     def __str__(self) -> str:
         free, total = self.rows.get("free", 0), sum(self.rows.values())
-        text = f"text: {'not all of it' if free and not self.text else _YES_NO[self.text]}"
+        text = f"text: {'not all of it' if free and not self.text else YES_NO[self.text]}"
         if not total:
             return text
         if self.is_counted or len(self.media) == 1:

@@ -8,13 +8,7 @@ from mminstruct.prompts.config import (
     format_turns,
 )
 from mminstruct.prompts.files import find, load, names, parse, type_names
-from mminstruct.prompts.messages import (
-    Prompt,
-    question_for,
-    reductions,
-    render,
-    render_context,
-)
+from mminstruct.prompts.messages import Prompt, question_for, reductions, render, render_context
 
 __all__ = [
     "Example",

@@ -43,15 +43,8 @@ class ExampleBox(Strict):
 
     def box(self) -> Box:
         """The box as a source would give it."""
-        return Box(
-            label=self.label,
-            bbox_xyxy_norm=self.bbox,
-            is_group=self.group,
-            is_occluded=self.occluded,
-            is_truncated=self.truncated,
-            is_depiction=self.depiction,
-            is_inside=self.inside,
-        )
+        flags = self.model_dump(exclude={"label", "bbox"})
+        return Box(self.label, self.bbox, **{f"is_{name}": is_so for name, is_so in flags.items()})
 
 
 class ExampleTurn(Strict):

@@ -99,15 +99,15 @@ def _read_with_parents(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any
             raise ConfigError(f"{path.name}: {key}: this key is missing ('extends' leaves it out)")
     beside = (path.parent / f"{parent}.yaml", path.parent / str(parent))
     parent_path = next((p for p in beside if p.is_file()), None) or find(str(parent))
-    return _merged(_read_with_parents(parent_path, (*seen, path)), data)
+    return _merge(_read_with_parents(parent_path, (*seen, path)), data)
 
 
-def _merged(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
+def _merge(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
     """Child over parent: mappings are merged key by key, everything else is replaced."""
     merged = dict(parent)
     for key, value in child.items():
         old = merged.get(key)
         if isinstance(old, dict) and isinstance(value, dict):
-            value = _merged(old, value)
+            value = _merge(old, value)
         merged[key] = value
     return merged

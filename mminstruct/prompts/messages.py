@@ -18,6 +18,13 @@ from mminstruct.prompts.config import PromptConfig, Rendering
 from mminstruct.schema import Box, Context, Message
 
 _MAX_DECIMALS = 9
+_FLAGS = {
+    "is_group": "group",
+    "is_depiction": "depiction",
+    "is_inside": "seen from inside",
+    "is_occluded": "partly hidden",
+    "is_truncated": "cut off by the edge",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +56,7 @@ def render_context(context: Context, rendering: Rendering, *, max_boxes: int | N
         text = "\n".join([rendering.captions_heading, *(f"- {c}" for c in captions)])
         sections.append((kinds.CAPTIONS_ORDER, text))
     limits = [n for n in (rendering.max_boxes, max_boxes) if n is not None]
-    boxes = _largest(context.boxes, min(limits) if limits else None)
+    boxes = _pick_largest(context.boxes, min(limits) if limits else None)
     if boxes:
         heading = rendering.boxes_heading
         if len(boxes) < len(context.boxes):
@@ -57,17 +64,20 @@ def render_context(context: Context, rendering: Rendering, *, max_boxes: int | N
                 f"{heading.removesuffix(':')} (the {len(boxes)} largest of {len(context.boxes)}):"
             )
         if rendering.one_line_per_label:
-            lines = _lines_per_label(boxes, rendering.box_decimals)
+            lines = _write_by_label(boxes, rendering.box_decimals)
         else:
-            lines = [f"{_label(box)}: {_bbox(box, rendering.box_decimals)}" for box in boxes]
+            lines = [
+                f"{_describe_label(box)}: {_write_bbox(box, rendering.box_decimals)}"
+                for box in boxes
+            ]
         sections.append((kinds.BOXES_ORDER, "\n".join([heading, *lines])))
     for kind, items in context.annotations.items():
-        if section := _section(kind, items, rendering):
+        if section := _render_section(kind, items, rendering):
             sections.append((kinds.order(kind), section))
     return "\n\n".join(text for _, text in sorted(sections))
 
 
-def _section(kind: str, items: Sequence[Any], rendering: Rendering) -> str:
+def _render_section(kind: str, items: Sequence[Any], rendering: Rendering) -> str:
     """The heading and the lines of a kind of annotation, or nothing if there are none."""
     heading = rendering.headings.get(kind) or kinds.heading(kind)
     limit = rendering.max_items.get(kind, len(items))
@@ -87,10 +97,10 @@ def render(
 ) -> Prompt:
     """The messages for a context: the last examples and the smallest boxes dropped as asked."""
     few_shots = len(config.types[type_name].examples) - drop_few_shots
-    max_boxes = _shown_boxes(context, config) - drop_boxes if drop_boxes else None
+    max_boxes = _count_shown_boxes(context, config) - drop_boxes if drop_boxes else None
     return Prompt(
         messages=(
-            *_opening(config, type_name)[: 1 + 2 * few_shots],
+            *_make_opening(config, type_name)[: 1 + 2 * few_shots],
             Message("user", render_context(context, config.rendering, max_boxes=max_boxes)),
         ),
         few_shots=few_shots,
@@ -107,7 +117,7 @@ def reductions(context: Context, config: PromptConfig, type_name: str) -> Iterat
     examples = len(config.types[type_name].examples)
     for dropped in range(examples + 1):
         yield render(context, config, type_name, drop_few_shots=dropped)
-    boxes = _shown_boxes(context, config)
+    boxes = _count_shown_boxes(context, config)
     step = 1
     while boxes:
         yield render(
@@ -124,10 +134,11 @@ def question_for(config: PromptConfig, type_name: str, *, sample_id: str, seed: 
     return random.Random(f"{seed}/{sample_id}").choice(questions)  # noqa: S311
 
 
+# `_make_opening` alone writes it, in any thread: two would write equal messages.
 _openings: dict[tuple[int, str], tuple[PromptConfig, tuple[Message, ...]]] = {}
 
 
-def _opening(config: PromptConfig, type_name: str) -> tuple[Message, ...]:
+def _make_opening(config: PromptConfig, type_name: str) -> tuple[Message, ...]:
     """System message and examples: the same objects for all requests of a type."""
     key = (id(config), type_name)
     cached = _openings.get(key)
@@ -141,12 +152,12 @@ def _opening(config: PromptConfig, type_name: str) -> tuple[Message, ...]:
     return cached[1]
 
 
-def _shown_boxes(context: Context, config: PromptConfig) -> int:
+def _count_shown_boxes(context: Context, config: PromptConfig) -> int:
     limit = config.rendering.max_boxes
     return len(context.boxes) if limit is None else min(limit, len(context.boxes))
 
 
-def _largest(boxes: tuple[Box, ...], count: int | None) -> tuple[Box, ...]:
+def _pick_largest(boxes: tuple[Box, ...], count: int | None) -> tuple[Box, ...]:
     """The largest boxes by area, in their original order."""
     if count is None or count >= len(boxes):
         return boxes
@@ -154,30 +165,20 @@ def _largest(boxes: tuple[Box, ...], count: int | None) -> tuple[Box, ...]:
     return tuple(boxes[i] for i in sorted(ranked[:count]))
 
 
-def _lines_per_label(boxes: tuple[Box, ...], decimals: int) -> list[str]:
+def _write_by_label(boxes: tuple[Box, ...], decimals: int) -> list[str]:
     by_label: dict[str, list[str]] = {}
     for box in boxes:
-        by_label.setdefault(_label(box), []).append(_bbox(box, decimals))
+        by_label.setdefault(_describe_label(box), []).append(_write_bbox(box, decimals))
     return [f"{label}: {' '.join(bboxes)}" for label, bboxes in by_label.items()]
 
 
-def _label(box: Box) -> str:
+def _describe_label(box: Box) -> str:
     """The label with what is known of the box, such as ``dog (group, partly hidden)``."""
-    if not (
-        box.is_group or box.is_depiction or box.is_inside or box.is_occluded or box.is_truncated
-    ):
-        return box.label
-    flags = (
-        (box.is_group, "group"),
-        (box.is_depiction, "depiction"),
-        (box.is_inside, "seen from inside"),
-        (box.is_occluded, "partly hidden"),
-        (box.is_truncated, "cut off by the edge"),
-    )
-    return f"{box.label} ({', '.join(words for is_so, words in flags if is_so)})"
+    known = ", ".join(words for flag, words in _FLAGS.items() if getattr(box, flag))
+    return f"{box.label} ({known})" if known else box.label
 
 
-def _bbox(box: Box, decimals: int) -> str:
+def _write_bbox(box: Box, decimals: int) -> str:
     """The box in text, with as many more decimals as a tiny one needs to keep its two sides."""
     left, top, right, bottom = box.bbox_xyxy_norm
     while True:

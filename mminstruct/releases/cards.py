@@ -24,29 +24,18 @@ from huggingface_hub import DatasetCardData
 from mminstruct import licenses
 from mminstruct.errors import ConfigError, did_you_mean
 from mminstruct.licenses import Part, Verdict
+from mminstruct.licenses.use import YES_NO
 from mminstruct.releases.markdown import fence, link, link_urls, list_items, to_line, to_markdown
 from mminstruct.releases.origin import Contents, DataFile, Origin, all_sources, types_of
 from mminstruct.releases.pages import Page, prose_of
-from mminstruct.rows.columns import COLUMNS
+from mminstruct.rows.columns import ROW
 from mminstruct.rows.report import Report
-
-LISTED_CREDITS = 1000
-"""As many images are credited in ATTRIBUTION.md; more than that in a Parquet file beside it."""
-
 
 _TASKS = {
     "image": ["visual-question-answering", "image-text-to-text"],
     "video": ["video-text-to-text", "text-generation"],
 }
-_SIZES = tuple(
-    (f"{low}<n<{high}" if low else f"n<{high}", bound)
-    for low, high, bound in (
-        *(("", "1K", 10**3), ("1K", "10K", 10**4), ("10K", "100K", 10**5)),
-        *(("100K", "1M", 10**6), ("1M", "10M", 10**7), ("10M", "100M", 10**8)),
-        *(("100M", "1B", 10**9), ("1B", "10B", 10**10)),
-    )
-)
-YES_NO = {True: "yes", False: "no", None: "not known"}
+_SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B")
 _DRY_RUN = (
     "**This is a dry run**: the text is a scripted stand-in's, to look at the form and not to "
     "train on.\n\n"
@@ -57,7 +46,7 @@ _EXAMPLE_CHARACTERS = 1200
 _EXAMPLE_WIDTH = 90
 
 
-def _types_held(origin: Origin, types: Sequence[str]) -> str:
+def _types_note(origin: Origin, types: Sequence[str]) -> str:
     """Which types there are rows of, unless there are of all that the prompt configs have."""
     every = dict.fromkeys(kind for config in origin.configs for kind in config.types)
     if set(every) <= set(types):
@@ -67,7 +56,7 @@ def _types_held(origin: Origin, types: Sequence[str]) -> str:
     )
 
 
-def _partly(report: Report | None) -> str:
+def _partial_note(report: Report | None) -> str:
     """That the release isn't complete, if it isn't."""
     if report is None or not report.unsent:
         return ""
@@ -108,8 +97,8 @@ def card(
             "title": to_markdown(origin.title),
             "summary": (_DRY_RUN if origin.is_dry_run else "")
             + " ".join(dict.fromkeys(to_markdown(c.description) for c in origin.configs))
-            + _types_held(origin, types)
-            + _partly(report),
+            + _types_note(origin, types)
+            + _partial_note(report),
             "model": to_markdown(origin.model),
             "about": prose_of(origin, [page.about for page in pages]),
             "uses": prose_of(origin, [page.uses for page in pages]),
@@ -126,9 +115,7 @@ def card(
             ),
             "media": origin.media,
             "column_table": "\n".join(
-                f"| `{column}` | {COLUMNS[column]} |"
-                for column in contents.features
-                if column in COLUMNS
+                f"| `{name}` | {ROW[name].about} |" for name in contents.features if name in ROW
             ),
             "license_table": _license_table(origin.verdict),
             "license": to_markdown(name_license(origin.verdict)),
@@ -144,7 +131,7 @@ def card(
                 dict.fromkeys(link_urls(s.attribution) for s in all_sources(origin))
             ),
             "count_table": _count_table(origin, contents, report),
-            "drop_notes": _drop_notes(origin),
+            "drop_notes": _left_out_note(origin),
             "examples": "\n\n".join(
                 _example(contents.examples[kind])
                 for kind in types[:_EXAMPLES]
@@ -152,7 +139,7 @@ def card(
             )
             or "There are no rows.",
             "generation_table": _generation_table(origin, contents),
-            "rebuild": _rebuild(origin),
+            "rebuild": _rebuild_text(origin),
             "citation": "\n\n".join(fence(citation, "bibtex") for citation in citations)
             or "Nothing to cite.",
         },
@@ -183,6 +170,10 @@ def metadata(origin: Origin, contents: Contents) -> DatasetCardData:
     modalities = sorted({source.modality for source in origin.sources})
     tasks = [task for kind in modalities for task in _TASKS.get(kind, ["text-generation"])]
     terms: dict[str, Any] = dict(origin.verdict.hub_metadata)
+    files: dict[str, dict[str, list[DataFile]]] = {"default": {}}
+    for file in contents.files:
+        for config in ("default", file.type):
+            files.setdefault(config, {}).setdefault(file.split, []).append(file)
     data = DatasetCardData(
         language=["en"],
         **terms,
@@ -198,41 +189,34 @@ def metadata(origin: Origin, contents: Contents) -> DatasetCardData:
             {
                 "config_name": config,
                 "data_files": [
-                    {"split": split, "path": [file.path for file in files if file.split == split]}
-                    for split in dict.fromkeys(file.split for file in files)
+                    {"split": split, "path": [file.path for file in of_split]}
+                    for split, of_split in splits.items()
                 ],
             }
-            for config, files in _configs(contents).items()
+            for config, splits in files.items()
         ],
     )
-    infos = {name: _info(contents.features, files) for name, files in _configs(contents).items()}
+    infos = {config: _info(contents.features, splits) for config, splits in files.items()}
     DatasetInfosDict(infos).to_dataset_card_data(data)
     return data
 
 
-def _configs(contents: Contents) -> dict[str, list[DataFile]]:
-    by_type: dict[str, list[DataFile]] = {}
-    for file in contents.files:
-        by_type.setdefault(file.type, []).append(file)
-    return {"default": list(contents.files), **by_type}
-
-
-def _info(features: Features, files: Sequence[DataFile]) -> DatasetInfo:
+def _info(features: Features, files: Mapping[str, Sequence[DataFile]]) -> DatasetInfo:
     splits = SplitDict()
-    for name in dict.fromkeys(file.split for file in files):
-        own = [file for file in files if file.split == name]
+    for name, own in files.items():
         size, rows = sum(file.num_bytes for file in own), sum(file.rows for file in own)
         splits.add(SplitInfo(name=name, num_bytes=size, num_examples=rows))
     return DatasetInfo(
         features=Features(dict(features)),
         splits=splits,
-        download_size=sum(file.size_bytes for file in files),
-        dataset_size=sum(file.num_bytes for file in files),
+        download_size=sum(file.size_bytes for own in files.values() for file in own),
+        dataset_size=sum(split.num_bytes for split in splits.values()),
     )
 
 
 def _size_category(rows: int) -> str:
-    return next((name for name, bound in _SIZES if rows < bound), "10B<n<100B")
+    number = min(max(len(str(rows)) - 3, 0), len(_SIZES) - 1)
+    return f"{_SIZES[number - 1]}<n<{_SIZES[number]}" if number else f"n<{_SIZES[0]}"
 
 
 def name_license(verdict: Verdict) -> str:
@@ -283,7 +267,7 @@ def _count_table(origin: Origin, contents: Contents, report: Report | None) -> s
     )
 
 
-def _drop_notes(origin: Origin) -> str:
+def _left_out_note(origin: Origin) -> str:
     notes = [f"{count:,} x {to_markdown(why)}" for why, count in sorted(origin.skipped.items())]
     return f"Left out when reading the annotations: {', '.join(notes) or 'nothing'}."
 
@@ -299,15 +283,15 @@ def _generation_table(origin: Origin, contents: Contents) -> str:
     )
 
 
-def _rebuild(origin: Origin) -> str:
+def _rebuild_text(origin: Origin) -> str:
     if origin.command is None:
         return "The command that made it was not recorded."
     left_out = [f"`{word}`" for word in ("URL", "DIR") if word in origin.command.split()]
     own = f", with your own in the place of {' and '.join(left_out)}" if left_out else ""
-    return f"This makes the rows again{own}:\n\n{fence(_broken(origin.command), 'bash')}"
+    return f"This makes the rows again{own}:\n\n{fence(_break_lines(origin.command), 'bash')}"
 
 
-def _broken(command: str) -> str:
+def _break_lines(command: str) -> str:
     """A command in lines that a shell takes for one; they end before flags."""
     words = [shlex.quote(word) for word in shlex.split(command)]
     lines = [words[0]]

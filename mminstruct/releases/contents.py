@@ -16,23 +16,14 @@ import pyarrow.parquet as pq
 
 from mminstruct.errors import UsageError
 from mminstruct.licenses import Registry, Tally
-from mminstruct.releases import cards
 from mminstruct.releases.origin import Contents, DataFile, Origin
 from mminstruct.rows import columns
 
 CREDITS = "image_credits.parquet"
 """Where images that have to be credited are listed if they are many."""
-NOT_TOLD = "as the server said, whose words stay out of a release"
-# Columns that a card tells of; whatever else rows have is passed on.
-TOLD = (
-    *("id", "source", "image_id", "modality", "media", "image_url", "image_license"),
-    *("image_credit", "type", "messages", "commercial_use", "provenance"),
-)
-_GENERATION = (
-    *("backend", "model", "endpoint", "prompt_config", "prompt_version", "prompt_hash"),
-    *("temperature", "top_p", "max_tokens"),
-)
-_CREDIT_SCHEMA = pa.schema([(name, pa.string()) for name in columns.CREDIT_COLUMNS])
+LISTED_CREDITS = 1000
+"""As many are named in ATTRIBUTION.md, of more none."""
+_CREDIT_SCHEMA = pa.schema([(name, pa.string()) for name in columns.CREDITS])
 
 
 def count_contents(
@@ -51,10 +42,10 @@ def count_contents(
     hashes = array("Q")
     tally = Tally()
     truncated: Counter[str] = Counter()
-    generation: dict[str, dict[str, None]] = {name: {} for name in _GENERATION}
+    generation: dict[str, dict[str, None]] = {name: {} for name in columns.OF_RUN}
     examples: dict[str, dict[str, Any]] = {}
     credits = _Credits(folder / CREDITS)
-    for split, row in _told(splits):
+    for split, row in _iterate(splits):
         hashes.append(_hash(split, row))
         kind, made = row["type"], row["provenance"]
         truncated[kind] += "truncated" in made["notes"]
@@ -80,9 +71,11 @@ def count_contents(
     )
 
 
-def _told(splits: Mapping[str, datasets.Dataset]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _iterate(splits: Mapping[str, datasets.Dataset]) -> Iterator[tuple[str, dict[str, Any]]]:
     for split, rows in splits.items():
-        for batch in rows.select_columns(list(TOLD)).with_format("arrow").iter(1000):
+        for batch in (
+            rows.select_columns(columns.NEEDED_BY_RELEASES).with_format("arrow").iter(1000)
+        ):
             yield from ((split, row) for row in batch.to_pylist())
 
 
@@ -96,7 +89,7 @@ def _check_once(splits: Mapping[str, datasets.Dataset], hashes: array[int]) -> N
     """Raise UsageError if a row is there twice."""
     found, counts = np.unique(np.frombuffer(hashes, np.uint64), return_counts=True)
     again = set(found[counts > 1].tolist())
-    for split, row in _told(splits) if again else ():
+    for split, row in _iterate(splits) if again else ():
         if _hash(split, row) in again:
             raise UsageError(
                 f"split {split!r}: expected each row once, got {row['id']!r} with the same text "
@@ -121,10 +114,13 @@ class _Credits:
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Credit the image of a row."""
-        if len(self.listed) == cards.LISTED_CREDITS:
+        if len(self.listed) == LISTED_CREDITS:
             self._write()
-        facts = {**row, **(row["image_credit"] or {}), "license": row["image_license"]}
-        self.listed.append({name: facts.get(name) for name in columns.CREDIT_COLUMNS})
+        credit = {
+            f"image_credit.{name}": text for name, text in (row["image_credit"] or {}).items()
+        }
+        facts = {**row, **credit}
+        self.listed.append({name: facts.get(place) for name, place in columns.CREDITS.items()})
         self.count += 1
 
     def close(self) -> None:

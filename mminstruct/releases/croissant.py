@@ -1,10 +1,12 @@
-"""The metadata of a release in the Croissant format (MLCommons, version 1.0)."""
+"""The metadata of a release in the Croissant format (MLCommons, version 1.1).
+
+**Source:** https://docs.mlcommons.org/croissant/docs/croissant-spec-1.1.html
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +16,40 @@ from mminstruct.releases.markdown import to_line
 from mminstruct.releases.notices import use_line
 from mminstruct.releases.origin import Contents, Origin, all_sources
 from mminstruct.releases.pages import Page
-from mminstruct.rows.columns import COLUMNS
+from mminstruct.rows.columns import ROW
+
+_PARQUET = "application/x-parquet"
+_JSON = {"@type": "@json"}
+_IN_A_LANGUAGE = {"@container": "@language"}
+# As the specification has it; all other terms are Croissant's own.
+_OTHER_TERMS = {
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    "conformsTo": "dct:conformsTo",
+    "cr": "http://mlcommons.org/croissant/",
+    "rai": "http://mlcommons.org/croissant/RAI/",
+    "data": {"@id": "cr:data", **_JSON},
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "dct": "http://purl.org/dc/terms/",
+    "description": _IN_A_LANGUAGE,
+    "examples": {"@id": "cr:examples", **_JSON},
+    "name": _IN_A_LANGUAGE,
+    "sc": "https://schema.org/",
+}
+_TERMS = """
+@language @vocab arrayShape citeAs column conformsTo containedIn cr rai data dataType dct
+description equivalentProperty examples extract field fileProperty fileObject fileSet format
+includes isArray isLiveDataset jsonPath key md5 name parentField path recordSet references regex
+repeated replace samplingRate sc separator source subField transform
+"""
+_CONTEXT = {term: _OTHER_TERMS.get(term, f"cr:{term}") for term in _TERMS.split()}
+_DATA_TYPES = {
+    pa.types.is_string: "sc:Text",
+    pa.types.is_large_string: "sc:Text",
+    pa.types.is_integer: "sc:Integer",
+    pa.types.is_floating: "sc:Float",
+    pa.types.is_boolean: "sc:Boolean",
+}
 
 
 def croissant(pages: Sequence[Page], name: str, origin: Origin, contents: Contents) -> str:
@@ -25,7 +60,7 @@ def croissant(pages: Sequence[Page], name: str, origin: Origin, contents: Conten
     version = hashlib.sha256("".join(sorted(f.sha256 for f in contents.files)).encode())
     owner = (origin.repo_id or "").partition("/")[0]
     value = {
-        "@context": _CROISSANT_CONTEXT,
+        "@context": _CONTEXT,
         "@type": "sc:Dataset",
         "conformsTo": [
             "http://mlcommons.org/croissant/1.1",
@@ -75,53 +110,7 @@ def croissant(pages: Sequence[Page], name: str, origin: Origin, contents: Conten
         "distribution": _distribution(contents),
         "recordSet": [_record_set(kind, contents.features.arrow_schema) for kind in contents.rows],
     }
-    return json.dumps(_without_empty(value), indent=2, ensure_ascii=False) + "\n"
-
-
-_CROISSANT_CONTEXT = {
-    "@language": "en",
-    "@vocab": "https://schema.org/",
-    "arrayShape": "cr:arrayShape",
-    "citeAs": "cr:citeAs",
-    "column": "cr:column",
-    "conformsTo": "dct:conformsTo",
-    "containedIn": "cr:containedIn",
-    "cr": "http://mlcommons.org/croissant/",
-    "rai": "http://mlcommons.org/croissant/RAI/",
-    "data": {"@id": "cr:data", "@type": "@json"},
-    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
-    "dct": "http://purl.org/dc/terms/",
-    "description": {"@container": "@language"},
-    "equivalentProperty": "cr:equivalentProperty",
-    "examples": {"@id": "cr:examples", "@type": "@json"},
-    "extract": "cr:extract",
-    "field": "cr:field",
-    "fileProperty": "cr:fileProperty",
-    "fileObject": "cr:fileObject",
-    "fileSet": "cr:fileSet",
-    "format": "cr:format",
-    "includes": "cr:includes",
-    "isArray": "cr:isArray",
-    "isLiveDataset": "cr:isLiveDataset",
-    "jsonPath": "cr:jsonPath",
-    "key": "cr:key",
-    "md5": "cr:md5",
-    "name": {"@container": "@language"},
-    "parentField": "cr:parentField",
-    "path": "cr:path",
-    "recordSet": "cr:recordSet",
-    "references": "cr:references",
-    "regex": "cr:regex",
-    "repeated": "cr:repeated",
-    "replace": "cr:replace",
-    "samplingRate": "cr:samplingRate",
-    "sc": "https://schema.org/",
-    "separator": "cr:separator",
-    "source": "cr:source",
-    "subField": "cr:subField",
-    "transform": "cr:transform",
-}
-_PARQUET = "application/x-parquet"
+    return json.dumps(_drop_empty(value), indent=2, ensure_ascii=False) + "\n"
 
 
 def _license_urls(origin: Origin) -> list[str]:
@@ -187,7 +176,7 @@ def _field(
         "@type": "cr:Field",
         "@id": where,
         "name": path[-1] if path else column,
-        "description": re.sub("[`]", "", COLUMNS.get(column, "")) if not path else "",
+        "description": ROW[column].about.replace("`", "") if column in ROW and not path else "",
     }
     if pa.types.is_list(type_) or pa.types.is_large_list(type_):
         described |= {"isArray": True, "arrayShape": "-1"}
@@ -207,23 +196,14 @@ def _field(
     return None
 
 
-_DATA_TYPES = {
-    pa.types.is_string: "sc:Text",
-    pa.types.is_large_string: "sc:Text",
-    pa.types.is_integer: "sc:Integer",
-    pa.types.is_floating: "sc:Float",
-    pa.types.is_boolean: "sc:Boolean",
-}
-
-
-def _without_empty(value: dict[str, Any]) -> dict[str, Any]:
+def _drop_empty(value: dict[str, Any]) -> dict[str, Any]:
     """The mapping without what says nothing, at any depth."""
     kept: dict[str, Any] = {}
     for key, inner in value.items():
         if isinstance(inner, dict):
-            inner = _without_empty(inner)
+            inner = _drop_empty(inner)
         elif isinstance(inner, list):
-            inner = [_without_empty(i) if isinstance(i, dict) else i for i in inner]
+            inner = [_drop_empty(i) if isinstance(i, dict) else i for i in inner]
         if inner not in (None, "", [], {}):
             kept[key] = inner
     return kept

@@ -40,9 +40,11 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     validate_repo_id,
 )
 
-from mminstruct import builder, strict_yaml
+from mminstruct import strict_yaml
+from mminstruct.builder import LEFT_OUT, REJECTED
 from mminstruct.errors import HubError, MMInstructError, UsageError, lacking
-from mminstruct.releases import contents, notices, repository, tracing
+from mminstruct.releases import notices, repository, tracing
+from mminstruct.releases.contents import CREDITS
 from mminstruct.version import __version__
 
 _log = logging.getLogger(__name__)
@@ -50,8 +52,8 @@ _log = logging.getLogger(__name__)
 _MARKER = "provenance.json"
 # What a release is made of; whatever else somebody put into the repository stays there.
 _TEXTS = (_MARKER, "README.md", "LICENSE", "ATTRIBUTION.md", "croissant.json")
-_REJECTED, _LOCAL = builder.REJECTED, {builder.LEFT_OUT}
-_OWN = (*_TEXTS, contents.CREDITS, _REJECTED)
+_OWN = (*_TEXTS, CREDITS, REJECTED)
+_AGAIN = "run mminstruct generate again"
 # What the Hub itself puts into a new repository.
 _NEW = {".gitattributes", "README.md"}
 _BRANCH = "main"
@@ -88,22 +90,16 @@ class Pushed:
 
 
 @dataclass(frozen=True, slots=True)
-class _Release:
+class Release:
     """A dataset repository in a folder, ready to be pushed.
 
     Attributes:
         files: path in the repository -> file here, or what it holds.
-        noted: what `release.write` noted of it.
+        licensing: the verdict.
     """
 
     files: Mapping[str, Content]
-    noted: Mapping[str, Any]
-
-    @property
-    def licensing(self) -> Mapping[str, Any]:
-        """The verdict."""
-        verdict: Mapping[str, Any] = self.noted["licensing"]
-        return verdict
+    licensing: Mapping[str, Any]
 
     @property
     def license_id(self) -> str:
@@ -137,15 +133,15 @@ def push(
         HubError: the Hub refused or couldn't be reached; the same call again goes on.
     """
     _check_names(repo_id, revision)
-    held = _open_release(Path(folder), repo_id)
+    held = open_release(Path(folder), repo_id)
     _check_accepted(held, accept_license)
-    api = HfApi(token=_token(token), library_name="mminstruct", library_version=__version__)
-    with _told(api, repo_id):
+    api = HfApi(token=_find_token(token), library_name="mminstruct", library_version=__version__)
+    with _reword_errors(api, repo_id):
         api.whoami()
-        info = _repository(api, repo_id, private)
+        info = _find_or_make(api, repo_id, private)
         head = str(info.sha)
-        there = _files_there(api, repo_id, head)
-        sent = {path: file for path, file in held.files.items() if not _same(file, there.get(path))}
+        there = _list_files(api, repo_id, head)
+        sent = {p: file for p, file in held.files.items() if not _is_same(file, there.get(p))}
         gone = [
             p for p in there if p not in held.files and (p in _OWN or repository.ROWS.fullmatch(p))
         ]
@@ -158,7 +154,7 @@ def push(
     return Pushed(url, head, revision, is_new=bool(sent or gone))
 
 
-def _open_release(folder: Path, repo_id: str) -> _Release:
+def open_release(folder: Path, repo_id: str) -> Release:
     """The release in a folder, with a card for where it is going.
 
     Raises:
@@ -174,38 +170,36 @@ def _open_release(folder: Path, repo_id: str) -> _Release:
             "give the folder that was its --output_path"
         )
     if (folder / ".partial").exists():
-        raise UsageError(
-            f"{folder}: what writes it has not come to its end; run mminstruct generate again"
-        )
-    noted = _noted(marker)
+        raise UsageError(f"{folder}: what writes it has not come to its end; {_AGAIN}")
+    noted = _read_noted(marker)
     found = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
     ours = {*_OWN, *noted["files"]}
     # Images, say, have licences of their own, of which the verdict knows nothing.
-    if others := [name for name in found if name not in ours | _LOCAL]:
+    if others := [name for name in found if name not in {*ours, LEFT_OUT}]:
         _log.info(f"not pushed, as mminstruct did not write them: {', '.join(others)}")
     files: dict[str, Content] = {name: path for name, path in found.items() if name in ours}
     for name in [*_TEXTS, *noted["files"]]:
         if name not in files:
-            raise UsageError(f"{folder}: {name} is missing; run mminstruct generate again")
+            raise UsageError(f"{folder}: {name} is missing; {_AGAIN}")
     for name, facts in noted["files"].items():
         if _digest(files[name], hashlib.sha256()) != facts["sha256"]:
             raise UsageError(
-                f"{folder}: {name} is not the file that was written there; run mminstruct generate "
-                "again, or write changed rows anew with mminstruct.push_to_hub"
+                f"{folder}: {name} is not the file that was written there; {_AGAIN}, or write "
+                "changed rows anew with mminstruct.push_to_hub"
             )
-    if _REJECTED in files:
-        files[_REJECTED] = _without_answers(found[_REJECTED])
-    held = _Release(files, noted)
-    _check_said_alike(folder, held)
-    return _Release({**files, **_addressed(folder, repo_id)}, noted)
+    if REJECTED in files:
+        files[REJECTED] = _drop_answers(found[REJECTED])
+    held = Release({**files, **_address(folder, repo_id)}, noted["licensing"])
+    _check_said_alike(folder, held, noted)
+    return held
 
 
-def _noted(marker: Path) -> dict[str, Any]:
-    """What `release.write` noted of a release."""
+def _read_noted(marker: Path) -> dict[str, Any]:
+    """What `repository.write` noted of a release."""
     try:
         noted: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8"))
         needed = {*_LICENSE_FIELDS, "commercial", "output_training", "redistribution"}
-        notices.noted_use(noted)
+        notices.read_use(noted)
         is_whole = all("sha256" in facts for facts in noted["files"].values())
         if is_whole and noted["licensing"].keys() >= needed:
             return noted
@@ -213,11 +207,11 @@ def _noted(marker: Path) -> dict[str, Any]:
         pass
     raise UsageError(
         f"{marker}: expected the licensing and the files that mminstruct generate notes there, got "
-        "something else; run mminstruct generate again"
+        f"something else; {_AGAIN}"
     )
 
 
-def _addressed(folder: Path, repo_id: str) -> dict[str, bytes]:
+def _address(folder: Path, repo_id: str) -> dict[str, bytes]:
     """Card and Croissant description that say where the release is, which a folder can't know."""
     name = json.dumps(repo_id)
     card = _USE.sub(
@@ -227,9 +221,7 @@ def _addressed(folder: Path, repo_id: str) -> dict[str, bytes]:
     try:
         described = dict(json.loads((folder / "croissant.json").read_text(encoding="utf-8")))
     except (ValueError, TypeError, RecursionError) as error:
-        raise UsageError(
-            f"{folder}: croissant.json can't be read ({error}); run mminstruct generate again"
-        ) from error
+        raise UsageError(f"{folder}: croissant.json can't be read ({error}); {_AGAIN}") from error
     described["name"] = repo_id
     described["creator"] = {"@type": "sc:Organization", "name": repo_id.partition("/")[0]}
     described["url"] = f"{constants.ENDPOINT}/datasets/{repo_id}"
@@ -237,7 +229,7 @@ def _addressed(folder: Path, repo_id: str) -> dict[str, bytes]:
     return {"README.md": card.encode(), "croissant.json": croissant.encode()}
 
 
-def _without_answers(rejected: Path) -> bytes:
+def _drop_answers(rejected: Path) -> bytes:
     """What gave no row, without answers and details that quote them: nobody has looked at them."""
     kept = io.BytesIO()
     try:
@@ -247,9 +239,7 @@ def _without_answers(rejected: Path) -> bytes:
                     entry.pop(name, None)
                 kept.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
     except (ValueError, TypeError) as error:
-        raise UsageError(
-            f"{rejected}: can't be read ({error}); run mminstruct generate again"
-        ) from error
+        raise UsageError(f"{rejected}: can't be read ({error}); {_AGAIN}") from error
     return kept.getvalue()
 
 
@@ -262,53 +252,50 @@ def _front_matter(card: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UsageError(
             f"{card}: expected the metadata of a card between two lines '---' at its start, got "
-            "none; run mminstruct generate again"
+            f"none; {_AGAIN}"
         )
     return data
 
 
-def _check_said_alike(folder: Path, held: _Release) -> None:
+def _check_said_alike(folder: Path, held: Release, noted: Mapping[str, Any]) -> None:
     """Raise UsageError if card, LICENSE and verdict name different licences or uses.
 
     All three are made from one verdict, so one that differs was edited.
     """
     card = _front_matter(folder / "README.md")
-    noted = {name: held.licensing[name] for name in _LICENSE_FIELDS}
-    said = {name: card.get(name) for name in _LICENSE_FIELDS}
-    if said != noted:
+    verdict, said = (
+        ", ".join(
+            f"{name} {from_[name]!r}" for name in _LICENSE_FIELDS if from_.get(name) is not None
+        )
+        for from_ in (held.licensing, card)
+    )
+    if said != verdict:
         raise UsageError(
-            f"{folder}: README.md says {_license_words(said)}, while the verdict in {_MARKER} is "
-            f"{_license_words(noted)}; put the card's license fields back, or run mminstruct "
-            "generate again"
+            f"{folder}: README.md says {said}, while the verdict in {_MARKER} is {verdict}; put "
+            f"the card's license fields back, or {_AGAIN}"
         )
     text = (folder / "LICENSE").read_text(encoding="utf-8", errors="replace")
-    if unsaid := notices.unsaid(text, held.noted):
-        raise UsageError(
-            f"{folder}: LICENSE doesn't say {unsaid!r}, which is the verdict in {_MARKER}; run "
-            "mminstruct generate again"
-        )
-    use = notices.noted_use(held.noted)
-    card_text = (folder / "README.md").read_text(encoding="utf-8")
+    lacking_in = {"LICENSE": notices.find_unsaid(text, noted)}
     # Older releases, which note no counts, say it on their cards in other words.
-    if "use" in held.noted and use not in re.sub(r"[*\\]", "", card_text):
-        raise UsageError(
-            f"{folder}: README.md doesn't say {use!r}, which is the verdict in {_MARKER}; run "
-            "mminstruct generate again"
-        )
-    is_free = held.licensing["output_training"] in ("allowed", "conditional")
-    if held.licensing["commercial"] and not (is_free and noted["license"] != "unknown"):
+    if "use" in noted:
+        use, text = notices.read_use(noted), (folder / "README.md").read_text(encoding="utf-8")
+        lacking_in["README.md"] = None if use in re.sub(r"[*\\]", "", text) else use
+    for name, unsaid in lacking_in.items():
+        if unsaid:
+            raise UsageError(
+                f"{folder}: {name} doesn't say {unsaid!r}, which is the verdict in {_MARKER}; "
+                f"{_AGAIN}"
+            )
+    training = held.licensing["output_training"]
+    is_free = training in ("allowed", "conditional") and held.licensing["license"] != "unknown"
+    if held.licensing["commercial"] and not is_free:
         raise UsageError(
             f"{folder}: {_MARKER} claims commercial use, while the licence there is "
-            f"{held.license_id} and training on outputs {held.licensing['output_training']}; run "
-            "mminstruct generate again"
+            f"{held.license_id} and training on outputs {training}; {_AGAIN}"
         )
 
 
-def _license_words(fields: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value!r}" for name, value in fields.items() if value is not None)
-
-
-def _check_accepted(held: _Release, accepted: str | None) -> None:
+def _check_accepted(held: Release, accepted: str | None) -> None:
     """Raise UsageError unless the rows may be published, or somebody answers for it."""
     if accepted not in (None, held.license_id):
         raise UsageError(
@@ -350,7 +337,7 @@ def _check_names(repo_id: str, revision: str | None) -> None:
         )
 
 
-def _token(given: str | None) -> str:
+def _find_token(given: str | None) -> str:
     found = given or get_token()
     if not found:
         raise UsageError(
@@ -360,7 +347,7 @@ def _token(given: str | None) -> str:
     return found
 
 
-def _repository(api: HfApi, repo_id: str, private: bool) -> DatasetInfo:
+def _find_or_make(api: HfApi, repo_id: str, private: bool) -> DatasetInfo:
     """The repository as it is on the Hub, made if it isn't there.
 
     Raises:
@@ -379,7 +366,7 @@ def _repository(api: HfApi, repo_id: str, private: bool) -> DatasetInfo:
     return info
 
 
-def _files_there(api: HfApi, repo_id: str, head: str) -> dict[str, RepoFile]:
+def _list_files(api: HfApi, repo_id: str, head: str) -> dict[str, RepoFile]:
     """The files of a commit, by path.
 
     Raises:
@@ -395,7 +382,7 @@ def _files_there(api: HfApi, repo_id: str, head: str) -> dict[str, RepoFile]:
     return files
 
 
-def _same(content: Content, there: RepoFile | None) -> bool:
+def _is_same(content: Content, there: RepoFile | None) -> bool:
     """Whether the Hub has this very file: by SHA-256 where it is an LFS one, else as Git would."""
     size = _size(content)
     if there is None or there.size != size:
@@ -406,13 +393,13 @@ def _same(content: Content, there: RepoFile | None) -> bool:
 
 
 def _digest(content: Content, so_far: hashlib._Hash) -> str:
-    with _opened(content) as file:
+    with _open(content) as file:
         while chunk := file.read(2**20):
             so_far.update(chunk)
     return so_far.hexdigest()
 
 
-def _opened(content: Content) -> IO[bytes]:
+def _open(content: Content) -> IO[bytes]:
     return io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
 
 
@@ -454,7 +441,7 @@ def _commit(
         large = [path for path in sent if path not in _TEXTS]
         for path, content in sent.items():
             # What the client is given open it sends in the plain way, without Xet.
-            given: Any = content if has_xet else opened.enter_context(_opened(content))
+            given: Any = content if has_xet else opened.enter_context(_open(content))
             add = CommitOperationAdd(path_in_repo=path, path_or_fileobj=given)
             operations.append(add)
             if path in large:
@@ -483,8 +470,8 @@ def _has_xet(api: HfApi, repo_id: str) -> bool:
 
 
 @contextlib.contextmanager
-def _told(api: HfApi, repo_id: str) -> Iterator[None]:
-    """Turns what the Hub's client raises into errors of ours."""
+def _reword_errors(api: HfApi, repo_id: str) -> Iterator[None]:
+    """Turn what the Hub's client raises into errors of ours."""
     try:
         yield
     except MMInstructError:
@@ -494,11 +481,11 @@ def _told(api: HfApi, repo_id: str) -> Iterator[None]:
     except _FAILURES as error:
         # Of an upload that failed, the cause says why.
         found: Any = error.__cause__ if isinstance(error, RuntimeError) else error
-        words = _words(found or error, repo_id, api.endpoint)
+        words = _describe(found or error, repo_id, api.endpoint)
         raise HubError(words.replace(str(api.token), "(the token)")) from error
 
 
-def _words(error: Any, repo_id: str, endpoint: str) -> str:
+def _describe(error: Any, repo_id: str, endpoint: str) -> str:
     """What went wrong and what to do."""
     response = getattr(error, "response", None)
     where = f"{repo_id} at {endpoint}"

@@ -20,24 +20,24 @@ def to_line(text: str) -> str:
 
 def to_markdown(text: str) -> str:
     """The text for a line or table cell of Markdown, to be read as it is."""
-    return _opened(_escaped(to_line(text)))
+    return _escape_start(_escape(to_line(text)))
 
 
 def link_urls(text: str) -> str:
-    """The same with its URLs as links."""
+    """The text as `to_markdown` gives it, with its URLs as links."""
     text, parts, at = to_line(text), [], 0
     for url in _URL.finditer(text):
-        parts += [_escaped(text[at : url.start()]), f"<{_url(url[0])}>"]
+        parts += [_escape(text[at : url.start()]), f"<{_escape_url(url[0])}>"]
         at = url.end()
-    return _opened("".join([*parts, _escaped(text[at:])]))
+    return _escape_start("".join([*parts, _escape(text[at:])]))
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     return re.sub(r"([\\`*\[\]<>|&~$]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)
 
 
-def _opened(text: str) -> str:
-    """The text without a list item, a heading or a rule at its beginning."""
+def _escape_start(text: str) -> str:
+    """The text, escaped where it would begin a list item, a heading or a rule."""
     return re.sub(r"^(\d+(?=[.)](?: |$))|)([-+=#.)])", r"\1\\\2", text)
 
 
@@ -45,10 +45,10 @@ def link(text: str, url: str | None) -> str:
     """The text as a link, if the URL is one of a page."""
     if not re.match("https?://", url or ""):
         return to_markdown(text)
-    return f"[{to_markdown(text)}](<{_url(url or '')}>)"
+    return f"[{to_markdown(text)}](<{_escape_url(url or '')}>)"
 
 
-def _url(url: str) -> str:
+def _escape_url(url: str) -> str:
     """The URL without anything that could end it before its end."""
     return quote(to_line(url), safe=":/?#@!&+,;=%-._~")
 

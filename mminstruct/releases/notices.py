@@ -8,7 +8,8 @@ from typing import Any
 
 from mminstruct import licenses
 from mminstruct.licenses import License, Use, Verdict
-from mminstruct.releases.cards import YES_NO, name_license
+from mminstruct.licenses.use import YES_NO
+from mminstruct.releases.cards import name_license
 from mminstruct.releases.markdown import fence, link, link_urls, list_items, to_line, to_markdown
 from mminstruct.releases.origin import Contents, Origin, all_sources
 from mminstruct.rows.report import Report
@@ -17,13 +18,13 @@ from mminstruct.rows.report import Report
 def license_text(origin: Origin, use: Use) -> str:
     """The file LICENSE, of rows that may be used as ``use`` says."""
     verdict = origin.verdict
-    lists = {"Why": verdict.reasons, "Obligations": map(str, verdict.obligations)}
+    lists = {"Why": verdict.reasons, "Obligations": [str(duty) for duty in verdict.obligations]}
     parts = [
         use_line(use),
         f"The text of this dataset: {name_license(verdict)}",
         *(
-            f"{title}:\n\n" + "\n".join(f"- {to_line(entry)}" for entry in entries)
-            for title, entries in ((title, list(entries)) for title, entries in lists.items())
+            f"{title}:\n\n{list_items(map(to_line, entries))}"
+            for title, entries in lists.items()
             if entries
         ),
         *dict.fromkeys(to_line(source.attribution) for source in all_sources(origin)),
@@ -51,7 +52,7 @@ def use_line(use: Use) -> str:
     return f"Commercial use: {use}."
 
 
-def noted_use(noted: Mapping[str, Any]) -> str:
+def read_use(noted: Mapping[str, Any]) -> str:
     """The line of a release's LICENSE about commercial use, by what its provenance.json notes.
 
     Older releases note no counts, and their line is about the text alone.
@@ -65,16 +66,16 @@ def noted_use(noted: Mapping[str, Any]) -> str:
     return use_line(Use(commercial, **noted["use"]))
 
 
-def unsaid(license_text: str, noted: Mapping[str, Any]) -> str | None:
+def find_unsaid(license_text: str, noted: Mapping[str, Any]) -> str | None:
     """What a file LICENSE doesn't say, though provenance.json does, or None.
 
     Raises:
-        KeyError, TypeError, AttributeError: as in `noted_use`.
+        KeyError, TypeError, AttributeError: as in `read_use`.
     """
     licensing = noted["licensing"]
     text = f"The text of this dataset: {licensing['license_name'] or licensing['license']}"
     lines = license_text.splitlines()
-    return next((line for line in (text, noted_use(noted)) if line not in lines), None)
+    return next((line for line in (text, read_use(noted)) if line not in lines), None)
 
 
 def attribution(origin: Origin, contents: Contents) -> str:

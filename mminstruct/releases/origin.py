@@ -105,7 +105,7 @@ class Contents:
         truncated: rows whose last turn was cut off and left out, by type.
         generation: what rows say of how they were made -> the values that occur.
         examples: type -> a row of it.
-        credits: images that have to be credited, with `CREDIT_COLUMNS`, if they are few.
+        credits: images that have to be credited, with `CREDITS`, if they are few.
         credit_count: how many have to be.
         credits_file: where they are listed if they are many, relative to the release.
     """

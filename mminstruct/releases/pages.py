@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from mminstruct import loading, prompts, resources
 from mminstruct.errors import ConfigError
 from mminstruct.prompts.config import PromptConfig
-from mminstruct.releases import pages
 from mminstruct.releases.markdown import to_markdown
 from mminstruct.releases.origin import Origin
 from mminstruct.sources import SourceInfo
@@ -27,7 +26,7 @@ class Page:
 _SECTIONS = {"What it is": "about", "Good for": "uses", "Known limits": "limits"}
 
 
-def page(text: str, where: str) -> Page:
+def parse_page(text: str, where: str) -> Page:
     """A builder's page from its text.
 
     Raises:
@@ -70,10 +69,8 @@ def find_page(source: SourceInfo, config: PromptConfig) -> Page:
     """The prose about the builder of this pair; general words if there is none, or no builder."""
     ours = config.name in prompts.names() and prompts.load(config.name).hash == config.hash
     script = loading.find(source.name, config.name) if ours else None
-    if script is None:
-        return pages.general_page(source, config)
-    path = resources.folder("cards") / f"{script.parent.name}.md"
+    path = resources.folder("cards") / f"{script.parent.name}.md" if script else None
     # Requests are paid for by now: a page that nobody has written yet is no reason to lose them.
-    if not path.is_file():
-        return pages.general_page(source, config)
-    return pages.page(path.read_text(encoding="utf-8"), f"cards/{path.name}")
+    if path is None or not path.is_file():
+        return general_page(source, config)
+    return parse_page(path.read_text(encoding="utf-8"), f"cards/{path.name}")

@@ -1,15 +1,10 @@
 """Rows -> a dataset repository: Parquet, card, licence, attribution, provenance, Croissant.
 
-A dataset repository is what the Hub holds: `load_dataset(DIR)` reads everything in it,
-`load_dataset(DIR, "conversation")` one instruction type. Everything is written beside its
-destination first and then moved, so that an interrupted run leaves what was there: the new rows
-stand beside the old ones until the card, which names the files to load, is replaced in one step.
-
-The names of Parquet files end in a digest of their content: `load_dataset` caches a local folder by
-its name and its files' names, and would give the rows of an older release of that name back.
-
-A release names the day on which its rows were first written, and writing the same rows there again
-doesn't change it: the same command gives the same files, whenever and however often it is run.
+Everything is written beside its destination first and then moved, so that an interrupted run leaves
+what was there: the new rows stand beside the old ones until the card, which names the files to
+load, is replaced in one step. The names of Parquet files end in a digest of their content, as
+`load_dataset` caches a folder by its name and its files' names. A release names the day on which
+its rows were first written: the same command gives the same files, however often it is run.
 """
 
 from __future__ import annotations
@@ -37,14 +32,12 @@ from mminstruct import resources
 from mminstruct.builder import LEFT_OUT, REJECTED
 from mminstruct.errors import RunStopped, UsageError
 from mminstruct.releases import cards, croissant, notices
-from mminstruct.releases.contents import CREDITS, NOT_TOLD, TOLD, count_contents
+from mminstruct.releases.contents import CREDITS, count_contents
 from mminstruct.releases.origin import DataFile, Origin
 from mminstruct.releases.pages import find_page
 from mminstruct.rows import replacing
+from mminstruct.rows.columns import NEEDED_BY_RELEASES
 from mminstruct.rows.report import Report
-
-__all__ = ["CREDITS", "ROWS", "Origin", "check_output", "made_at", "write"]
-
 
 ROWS = re.compile(r"data/[^/]+/[^/]+-\d{5}-of-\d{5}(-[0-9a-f]{16})?\.parquet")
 """How files of rows are named, in releases that don't list them, too."""
@@ -72,7 +65,7 @@ def check_output(path: Path) -> None:
 
 def made_at(path: Path) -> replacing.Made | None:
     """How the release that is there was made, or None if there is none."""
-    return replacing.made(_noted(path)) if (path / _MARKER).is_file() else None
+    return replacing.made(_read_noted(path)) if (path / _MARKER).is_file() else None
 
 
 def write(
@@ -103,8 +96,8 @@ def write(
     partial = path / _PARTIAL
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with FileLock(_lock(path)):
-            killed = _noted(partial)  # a run that was may have moved some of its rows
+        with FileLock(_lock_file(path)):
+            killed = _read_noted(partial)  # a run that was may have moved some of its rows
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             try:
@@ -121,7 +114,7 @@ def write(
         ) from error
 
 
-def _lock(path: Path) -> Path:
+def _lock_file(path: Path) -> Path:
     """What two runs on one machine that write the same folder wait for."""
     user = os.getuid() if hasattr(os, "getuid") else ""  # nobody else can write its file
     name = hashlib.sha256(f"{user}:{path.resolve()}".encode()).hexdigest()[:24]
@@ -138,8 +131,8 @@ def _write(
 ) -> None:
     files = _write_parquet(splits, partial, origin.types)
     contents = count_contents(splits, files, partial, origin)
-    older = _noted(path)
-    origin = replace(origin, written_on=_first_written(older, files) or origin.written_on)
+    older = _read_noted(path)
+    origin = replace(origin, written_on=_day_first_written(older, files) or origin.written_on)
     pages = [find_page(*pair) for pair in zip(origin.sources, origin.configs, strict=True)]
     template = (resources.folder("cards") / "template.md").read_text(encoding="utf-8")
     name = path.resolve().name
@@ -151,10 +144,10 @@ def _write(
         _MARKER: notices.provenance(origin, contents, report),
     }.items():
         (partial / file).write_text(text, encoding="utf-8")
-    replacing.check(path, made_at(path), replacing.made(_noted(partial)), overwrite=overwrite)
+    replacing.check(path, made_at(path), replacing.made(_read_noted(partial)), overwrite=overwrite)
     entries = report.entries() if report is not None else iter(())
     for name, listed in (
-        (REJECTED, map(_for_everybody, entries)),
+        (REJECTED, map(_drop_server_words, entries)),
         (LEFT_OUT, iter(origin.left_out)),
     ):
         resources.write_lines(partial / name, listed)
@@ -165,8 +158,8 @@ def _replace(path: Path, partial: Path, killed: Mapping[str, Any]) -> None:
 
     Wherever this is killed, the one or the other can be loaded.
     """
-    older, new = _noted(path), _noted(partial)
-    before, now = _in_words(older), _in_words(new)
+    older, new = _read_noted(path), _read_noted(partial)
+    before, now = _describe(older), _describe(new)
     if before not in (None, now):
         _log.info(f"{path}: replaces a release of {before} by one of {now}")
     if not (path / _MARKER).exists():  # a folder that is half filled is known to be ours
@@ -212,13 +205,14 @@ def _remove_rows(
         _log.info(f"{path}: kept, as mminstruct did not write them: {', '.join(others)}")
 
 
-def _for_everybody(entry: Mapping[str, str]) -> dict[str, str]:
+def _drop_server_words(entry: Mapping[str, str]) -> dict[str, str]:
     """What gave no row, without the words of a server, which may name whatever it knows.
 
     The answer is the model's; it is left out where a release is passed on.
     """
     is_servers = entry["outcome"] == "failed" or entry["reason"] == "too_long"
-    return {**entry, "detail": NOT_TOLD} if is_servers else dict(entry)
+    told = "as the server said, whose words stay out of a release"
+    return {**entry, "detail": told} if is_servers else dict(entry)
 
 
 def _write_parquet(
@@ -227,7 +221,7 @@ def _write_parquet(
     """The files of all rows, by type and then by split."""
     files: list[DataFile] = []
     for split, rows in splits.items():
-        if lacking := [name for name in TOLD if name not in rows.column_names]:
+        if lacking := [name for name in NEEDED_BY_RELEASES if name not in rows.column_names]:
             raise UsageError(
                 f"split {split!r}: the column {lacking[0]!r} is missing, got "
                 f"{', '.join(rows.column_names)}; keep the columns that mminstruct made"
@@ -282,7 +276,7 @@ def _digest(path: Path) -> str:
     return content.hexdigest()
 
 
-def _noted(path: Path) -> dict[str, Any]:
+def _read_noted(path: Path) -> dict[str, Any]:
     """What was noted of the release that is there; nothing if there is none."""
     try:
         noted = json.loads((path / _MARKER).read_text(encoding="utf-8"))
@@ -291,7 +285,7 @@ def _noted(path: Path) -> dict[str, Any]:
     return noted if isinstance(noted, dict) else {}
 
 
-def _in_words(noted: Mapping[str, Any]) -> str | None:
+def _describe(noted: Mapping[str, Any]) -> str | None:
     """How many rows a release has, what of and who wrote them; None if that isn't noted."""
     try:
         rows, sources = sum(noted["rows"].values()), ", ".join(noted["sources"])
@@ -300,7 +294,7 @@ def _in_words(noted: Mapping[str, Any]) -> str | None:
         return None
 
 
-def _first_written(older: Mapping[str, Any], files: Sequence[DataFile]) -> datetime.date | None:
+def _day_first_written(older: Mapping[str, Any], files: Sequence[DataFile]) -> datetime.date | None:
     """The day on which the same rows were written there before, or None."""
     try:
         if older["files"].keys() == {file.path for file in files}:

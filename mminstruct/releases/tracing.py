@@ -19,7 +19,7 @@ from mminstruct import licenses, prompts, sources
 from mminstruct.errors import UsageError
 from mminstruct.licenses import ENDPOINTS_JOINT, Part, Registry, Verdict
 from mminstruct.prompts.config import PromptConfig
-from mminstruct.releases.repository import Origin
+from mminstruct.releases.origin import Origin
 from mminstruct.rows.columns import FEATURES
 from mminstruct.sources import SourceInfo
 from mminstruct.version import __version__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain, repeat
 from typing import IO, Any
 
@@ -16,18 +16,10 @@ from mminstruct.answers.flaws import Rejected
 from mminstruct.answers.parse import Parsed, parse
 from mminstruct.completions.client import Client
 from mminstruct.completions.job import Answered, Job, Outcome
-from mminstruct.rows.columns import (
-    COUNTED,
-    CREDIT_FIELDS,
-    FEATURES,
-    MESSAGE_FIELDS,
-    PROVENANCE_FIELDS,
-    RESULT_SCHEMA,
-    RowFeatures,
-)
+from mminstruct.rows.columns import FEATURES, OUTCOME, RESULT_SCHEMA, SAMPLING, RowFeatures
 from mminstruct.rows.plan import Plan
 from mminstruct.rows.report import Report
-from mminstruct.rows.requests import Asked
+from mminstruct.rows.requests import Chunk
 
 
 def rows_from(
@@ -38,9 +30,10 @@ def rows_from(
     If ``features`` are ours, a row's values are Arrow arrays, and the first row of many holds the
     elements of all: the others are empty. That is what `ArrowWriter` concatenates fastest.
     """
+    counted = ["id", "type", *OUTCOME]
     for batch in results.with_format("arrow").iter(1000):
         is_row = pc.is_null(batch.column("reason"))
-        for result in batch.filter(pc.invert(is_row)).select(COUNTED).to_pylist():
+        for result in batch.filter(pc.invert(is_row)).select(counted).to_pylist():
             report.count(result, lines)
         rows = batch.filter(is_row)
         report.count_rows(rows)
@@ -68,16 +61,16 @@ def row_from(result: dict[str, Any]) -> dict[str, Any]:
 _Read = tuple[Answered, Parsed]
 
 
-def make_results(asked: Asked, outcomes: list[Outcome], plan: Plan, client: Client) -> pa.Table:
-    """The results of a batch, put together by column: by row it takes four times as long."""
+def make_results(chunk: Chunk, outcomes: list[Outcome], plan: Plan, client: Client) -> pa.Table:
+    """The results of a chunk, put together by column: by row it takes four times as long."""
     read: list[_Read | None] = []
     reasons: list[tuple[str, str, str | None, bool] | tuple[None, None, None, None]] = []
-    for sample, name, outcome in zip(asked.ids, asked.types, outcomes, strict=True):
+    for sample, name, outcome in zip(chunk.ids, chunk.types, outcomes, strict=True):
         if not isinstance(outcome, Answered):
             read.append(None)
             reasons.append((outcome.cause, outcome.message, None, outcome.rejected))
             continue
-        parsed = _parsed(plan, sample, name, outcome)
+        parsed = _parse_answer(plan, sample, name, outcome)
         if isinstance(parsed, Rejected):
             # too_long was counted by the client, before any answer.
             client.stats.rejected[parsed.reason] += 1
@@ -88,16 +81,16 @@ def make_results(asked: Asked, outcomes: list[Outcome], plan: Plan, client: Clie
             client.count_useful(name)
             read.append((outcome, parsed))
             reasons.append((None, None, None, None))
-    media = [context.media for context in asked.contexts]
+    media = [context.media for context in chunk.contexts]
     commercial = {
         name: licenses.together(plan.commercial, plan.image_use.get((name or "").lower()))
         for name in {m.license for m in media}
     }
     reason, detail, answer, rejected = zip(*reasons, strict=True)
     columns: dict[str, Any] = {
-        "id": asked.ids,
+        "id": chunk.ids,
         "source": [plan.source.name] * len(read),
-        "image_id": [context.id for context in asked.contexts],
+        "image_id": [context.id for context in chunk.contexts],
         "modality": [m.modality for m in media],
         "media": [m.file_name for m in media],
         "image": [m.file_name if m.modality == "image" else None for m in media],
@@ -106,15 +99,15 @@ def make_results(asked: Asked, outcomes: list[Outcome], plan: Plan, client: Clie
         "height": [m.height for m in media],
         "rotation_deg": [m.rotation_deg for m in media],
         "image_license": [m.license for m in media],
-        "image_credit": pa.StructArray.from_arrays(
-            [pa.array([getattr(m, f.name) for m in media], f.type) for f in CREDIT_FIELDS],
-            fields=CREDIT_FIELDS,
+        "image_credit": _make_struct(
+            RESULT_SCHEMA.field("image_credit").type,
+            {name: [getattr(m, name) for m in media] for name in FEATURES["image_credit"]},
         ),
-        "type": asked.types,
-        "messages": _messages(read),
+        "type": chunk.types,
+        "messages": _make_messages(read),
         "license": [plan.license] * len(read),
         "commercial_use": [commercial[m.license] for m in media],
-        "provenance": _provenance(plan, asked.jobs, read),
+        "provenance": _make_provenance(plan, chunk.jobs, read),
         "reason": reason,
         "detail": detail,
         "answer": answer,
@@ -124,7 +117,7 @@ def make_results(asked: Asked, outcomes: list[Outcome], plan: Plan, client: Clie
     return pa.table(columns, schema=RESULT_SCHEMA)
 
 
-def _parsed(plan: Plan, sample: str, name: str, outcome: Answered) -> Parsed | Rejected:
+def _parse_answer(plan: Plan, sample: str, name: str, outcome: Answered) -> Parsed | Rejected:
     question = None
     if plan.config.types[name].answer_form == "text":
         seed = plan.sampling.seed or 0
@@ -132,7 +125,7 @@ def _parsed(plan: Plan, sample: str, name: str, outcome: Answered) -> Parsed | R
     return parse(outcome.completion, plan.config, name, question=question)
 
 
-def _messages(read: list[_Read | None]) -> pa.Array:
+def _make_messages(read: list[_Read | None]) -> pa.Array:
     contents: list[str] = []
     offsets = []
     for entry in read:
@@ -140,26 +133,28 @@ def _messages(read: list[_Read | None]) -> pa.Array:
         for turn in entry[1].turns if entry else ():
             contents += (turn.question, turn.answer)
     roles = ["user", "assistant"] * (len(contents) // 2)
-    columns = [pa.array(column, pa.string()) for column in (roles, contents)]
-    messages = pa.StructArray.from_arrays(columns, fields=MESSAGE_FIELDS)
-    return pa.ListArray.from_arrays(pa.array([*offsets, len(contents)], pa.int32()), messages)
+    return pa.ListArray.from_arrays(
+        pa.array([*offsets, len(contents)], pa.int32()),
+        _make_struct(
+            RESULT_SCHEMA.field("messages").type.value_type, {"role": roles, "content": contents}
+        ),
+    )
 
 
-def _provenance(plan: Plan, asked: list[Job], read: list[_Read | None]) -> pa.Array:
-    same = {
+def _make_provenance(plan: Plan, jobs: list[Job], read: list[_Read | None]) -> pa.Array:
+    of_run = {
         "backend": plan.backend,
         "model": plan.model,
         "endpoint": plan.endpoint,
         "prompt_config": plan.config.name,
         "prompt_version": plan.config.version,
         "prompt_hash": plan.config.hash,
-        "temperature": plan.sampling.temperature,
-        "top_p": plan.sampling.top_p,
-        "max_tokens": plan.sampling.max_tokens,
+        **{name: getattr(plan.sampling, name) for name in SAMPLING},
     }
     answers = [entry and entry[0] for entry in read]
-    own: dict[str, list[Any]] = {
-        "seed": [job.sampling.seed for job in asked],
+    values: dict[str, list[Any]] = {
+        **{name: [value] * len(read) for name, value in of_run.items()},
+        "seed": [job.sampling.seed for job in jobs],
         "few_shots": [a and a.prompt.few_shots for a in answers],
         "dropped_few_shots": [a and a.prompt.dropped_few_shots for a in answers],
         "dropped_boxes": [a and a.prompt.dropped_boxes for a in answers],
@@ -168,11 +163,12 @@ def _provenance(plan: Plan, asked: list[Job], read: list[_Read | None]) -> pa.Ar
         "completion_tokens": [a and a.completion.completion_tokens for a in answers],
         "notes": [entry and entry[1].notes for entry in read],
     }
-    arrays = [
-        pa.array(own[f.name], f.type)
-        if f.name in own
-        else pa.repeat(pa.scalar(same[f.name], f.type), len(read))
-        for f in PROVENANCE_FIELDS
-    ]
     absent = pa.array([entry is None for entry in read])
-    return pa.StructArray.from_arrays(arrays, fields=PROVENANCE_FIELDS, mask=absent)
+    return _make_struct(RESULT_SCHEMA.field("provenance").type, values, absent)
+
+
+def _make_struct(
+    kind: pa.StructType, values: Mapping[str, list[Any]], absent: Any = None
+) -> pa.Array:
+    arrays = [pa.array(values[field.name], field.type) for field in kind]
+    return pa.StructArray.from_arrays(arrays, fields=list(kind), mask=absent)

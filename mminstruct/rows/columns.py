@@ -1,11 +1,113 @@
-"""The columns of a row."""
+"""The columns of a row, each described once.
+
+Cards, Croissant, exports, credits and the checks of rows that come back read them from here. A new
+column is an entry in `ROW`, and values for it in `assembly`.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, Literal
 
 import pyarrow as pa
 from datasets import Features, Value
+
+from mminstruct.schema import Sampling
+
+_TEXT, _INT, _FLOAT = Value("string"), Value("int32"), Value("float64")
+_BOOL = Value("bool")
+SAMPLING = tuple(f.name for f in dataclasses.fields(Sampling) if f.name != "seed")
+"""What all answers of a run are drawn with; a seed is each request's own."""
+OF_RUN = {
+    "backend": _TEXT,
+    "model": _TEXT,
+    "endpoint": _TEXT,
+    "prompt_config": _TEXT,
+    "prompt_version": _TEXT,
+    "prompt_hash": _TEXT,
+    **{name: _FLOAT if isinstance(getattr(Sampling(), name), float) else _INT for name in SAMPLING},
+}
+"""What all rows of a run have in common in their provenance; cards list the values."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a row.
+
+    Attributes:
+        type: as `Features` has it.
+        about: what it holds, as cards say it.
+        needed_by: what can't be made of rows without it.
+    """
+
+    type: Any
+    about: str
+    needed_by: Literal["neither", "release", "export", "both"] = "neither"
+
+
+ROW = {
+    "id": Column(_TEXT, "unique: source, image and type; the same in every run", "both"),
+    "source": Column(_TEXT, "whose annotations", "release"),
+    "image_id": Column(_TEXT, "the image's (motion's ...) identifier in its source", "release"),
+    "modality": Column(_TEXT, "what the annotations describe: `image`, `motion` ...", "both"),
+    "media": Column(_TEXT, "the file's name in its release", "release"),
+    "image": Column(_TEXT, "the same, of an image; null otherwise", "export"),
+    "image_url": Column(_TEXT, "where the publisher serves it, if anywhere", "both"),
+    "width": Column(_INT, "in pixels, if known"),
+    "height": Column(_INT, "in pixels, if known"),
+    "rotation_deg": Column(
+        _INT,
+        "degrees counter-clockwise by which the published file has to be turned; "
+        "width, height and text are about the upright image",
+    ),
+    "image_license": Column(
+        _TEXT, "the image's own licence (SPDX where there is an id); null is not known", "both"
+    ),
+    "image_credit": Column(
+        dict.fromkeys(("author", "author_url", "title", "landing_url", "license_url"), _TEXT),
+        "author, title and pages, as far as the release of the images tells",
+        "release",
+    ),
+    "type": Column(_TEXT, "the type of instruction, which is also the name of a config", "both"),
+    "messages": Column(
+        [{"role": _TEXT, "content": _TEXT}],
+        "the conversation: `role` is `user` or `assistant`",
+        "both",
+    ),
+    "license": Column(_TEXT, "of the text, as the Hub calls it"),
+    "commercial_use": Column(
+        _BOOL,
+        "whether text and image together may train any model commercially; null is not known",
+        "release",
+    ),
+    "provenance": Column(
+        {
+            **OF_RUN,
+            "seed": Value("int64"),
+            "few_shots": _INT,
+            "dropped_few_shots": _INT,
+            "dropped_boxes": _INT,
+            "finish_reason": _TEXT,
+            "prompt_tokens": _INT,
+            "completion_tokens": _INT,
+            "notes": [_TEXT],
+        },
+        "backend, model, prompt config and its hash, sampling, examples shown, "
+        "finish reason, tokens",
+        "release",
+    ),
+}
+"""The columns by name, in their order."""
+NEEDED_BY_RELEASES = [n for n, column in ROW.items() if column.needed_by in ("release", "both")]
+NEEDED_BY_EXPORTS = [n for n, column in ROW.items() if column.needed_by in ("export", "both")]
+CREDITS = {
+    **{name: name for name in ("source", "image_id", "media")},
+    **{name: f"image_credit.{name}" for name in ("title", "author", "author_url", "landing_url")},
+    "image_url": "image_url",
+    "license": "image_license",
+    "license_url": "image_credit.license_url",
+}
+"""What is said of an image that has to be credited -> where a row has it, as a text or None."""
 
 
 class RowFeatures(Features):
@@ -27,99 +129,15 @@ class RowFeatures(Features):
         return encoded
 
 
-FEATURES = RowFeatures(
-    {
-        "id": Value("string"),
-        "source": Value("string"),
-        "image_id": Value("string"),
-        "modality": Value("string"),
-        # The file's name in its release; of an image in ``image`` too, as trainers want it.
-        "media": Value("string"),
-        "image": Value("string"),
-        "image_url": Value("string"),
-        "width": Value("int32"),
-        "height": Value("int32"),
-        # By which the published file has to be turned; all else is about the upright image.
-        "rotation_deg": Value("int32"),
-        "image_license": Value("string"),
-        # What naming the image's author takes, as far as its release tells.
-        "image_credit": {
-            "author": Value("string"),
-            "author_url": Value("string"),
-            "title": Value("string"),
-            "landing_url": Value("string"),
-            "license_url": Value("string"),
-        },
-        "type": Value("string"),
-        "messages": [{"role": Value("string"), "content": Value("string")}],
-        "license": Value("string"),
-        # Text and image together, to train any model; None is not known.
-        "commercial_use": Value("bool"),
-        "provenance": {
-            "backend": Value("string"),
-            "model": Value("string"),
-            "endpoint": Value("string"),
-            "prompt_config": Value("string"),
-            "prompt_version": Value("string"),
-            "prompt_hash": Value("string"),
-            "temperature": Value("float64"),
-            "top_p": Value("float64"),
-            "max_tokens": Value("int32"),
-            "seed": Value("int64"),
-            "few_shots": Value("int32"),
-            "dropped_few_shots": Value("int32"),
-            "dropped_boxes": Value("int32"),
-            "finish_reason": Value("string"),
-            "prompt_tokens": Value("int32"),
-            "completion_tokens": Value("int32"),
-            "notes": [Value("string")],
-        },
-    }
-)
+FEATURES = RowFeatures({name: column.type for name, column in ROW.items()})
 """The columns of a row."""
-RESULT = Features(
-    {
-        **FEATURES,
-        # None for a row; else why there is none.
-        "reason": Value("string"),
-        "detail": Value("string"),
-        # The answer, if there was one.
-        "answer": Value("string"),
-        "rejected": Value("bool"),
-        "truncated": Value("bool"),
-    }
-)
-COUNTED = ["id", "type", "reason", "detail", "answer", "rejected", "truncated"]
-RESULT_SCHEMA = RESULT.arrow_schema
-MESSAGE_FIELDS = list(RESULT_SCHEMA.field("messages").type.value_type)
-PROVENANCE_FIELDS = list(RESULT_SCHEMA.field("provenance").type)
-CREDIT_FIELDS = list(RESULT_SCHEMA.field("image_credit").type)
-
-COLUMNS = {
-    "id": "unique: source, image and type; the same in every run",
-    "source": "whose annotations",
-    "image_id": "the image's (motion's ...) identifier in its source",
-    "modality": "what the annotations describe: `image`, `motion` ...",
-    "media": "the file's name in its release",
-    "image": "the same, of an image; null otherwise",
-    "image_url": "where the publisher serves it, if anywhere",
-    "width": "in pixels, if known",
-    "height": "in pixels, if known",
-    "rotation_deg": "degrees counter-clockwise by which the published file has to be turned; "
-    "width, height and text are about the upright image",
-    "image_license": "the image's own licence (SPDX where there is an id); null is not known",
-    "image_credit": "author, title and pages, as far as the release of the images tells",
-    "type": "the type of instruction, which is also the name of a config",
-    "messages": "the conversation: `role` is `user` or `assistant`",
-    "license": "of the text, as the Hub calls it",
-    "commercial_use": "whether text and image together may train any model commercially; "
-    "null is not known",
-    "provenance": "backend, model, prompt config and its hash, sampling, examples shown, "
-    "finish reason, tokens",
+OUTCOME = {
+    "reason": _TEXT,  # why there is no row; None for a row
+    "detail": _TEXT,
+    "answer": _TEXT,  # if there was one
+    "rejected": _BOOL,
+    "truncated": _BOOL,
 }
-"""What the columns of a row hold."""
-CREDIT_COLUMNS = (
-    *("source", "image_id", "media", "title", "author", "author_url"),
-    *("landing_url", "image_url", "license", "license_url"),
-)
-"""What is said of an image that has to be credited; each is text or None."""
+"""What is noted of a request beside its row."""
+RESULT = Features({**FEATURES, **OUTCOME})
+RESULT_SCHEMA = RESULT.arrow_schema

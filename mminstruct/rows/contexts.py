@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -44,25 +43,18 @@ def contexts_dataset(
         if not (arrow.is_file() and counts.is_file()):
             report = ReadReport.of(source.info.modality)
             partial = arrow.with_suffix(".part")
-            with _no_garbage():
+            enabled = gc.isenabled()
+            gc.disable()  # among millions of records there are no cycles to be found
+            try:
                 _write_contexts(map(report.keep, source.read(files, report)), partial)
+            finally:
+                if enabled:
+                    gc.enable()
             report.write(counts)
             partial.replace(arrow)
     report = ReadReport.read(counts)
     report.check(f"{source.info.name}, split {split!r}")
     return datasets.Dataset.from_file(str(arrow)), report
-
-
-@contextmanager
-def _no_garbage() -> Iterator[None]:
-    """Doesn't look for cycles meanwhile: among millions of records there are none to be found."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _write_contexts(contexts: Iterator[Context], path: Path) -> None:

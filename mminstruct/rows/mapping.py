@@ -2,7 +2,7 @@
 
 The contexts of a split become one Arrow file, written once. The requests of a run are that file's
 rows, once for each instruction type and ordered by type, so that few-shot prefixes stay hot in
-engines that cache them. An async `Dataset.map` turns batches of requests into rows; batches
+engines that cache them. An async `Dataset.map` turns chunks of requests into rows; chunks
 overlap, and a slow answer holds up nobody. The fingerprint of the result is computed from what the
 rows depend on, never from pickled functions.
 """
@@ -30,25 +30,25 @@ from mminstruct.completions.job import Outcome
 from mminstruct.rows.assembly import make_results
 from mminstruct.rows.columns import RESULT
 from mminstruct.rows.plan import Plan
-from mminstruct.rows.requests import Asked, jobs, read_asked
+from mminstruct.rows.requests import Chunk, jobs, read_chunk
 
-_MAX_BATCH = 32
-_STORED_BATCH = 1000
+_MAX_CHUNK = 32
+_STORED_CHUNK = 1000
 _SAMPLE = 64
 _MIN_WINDOW = 8
 
 
-def batch_size(requests: datasets.Dataset, plan: Plan, client: Client) -> int:
+def chunk_size(requests: datasets.Dataset, plan: Plan, client: Client) -> int:
     """Requests that one call of the mapped function handles.
 
-    Each costs a hop between threads, a table and some bookkeeping, so a batch holds several; but
+    Each costs a hop between threads, a table and some bookkeeping, so a chunk holds several; but
     not so many that one slow answer keeps many finished ones waiting. Where the store seems to
     hold all answers there is nothing to wait for.
     """
     sample = {len(requests) * part // _SAMPLE for part in range(_SAMPLE)} if len(requests) else ()
     if client.has_answers(list(jobs(requests.select(sorted(sample)), plan))):
-        return _STORED_BATCH
-    return max(1, min(_MAX_BATCH, client.backend.parallel // 8))
+        return _STORED_CHUNK
+    return max(1, min(_MAX_CHUNK, client.backend.parallel // 8))
 
 
 def _announce(requests: datasets.Dataset, client: Client) -> None:
@@ -58,7 +58,7 @@ def _announce(requests: datasets.Dataset, client: Client) -> None:
 
 
 def window(parallel: int, size: int) -> int:
-    """Batches under way at once: enough to keep the backend busy behind a few slow answers."""
+    """Chunks under way at once: enough to keep the backend busy behind a few slow answers."""
     return max(_MIN_WINDOW, math.ceil(8 * parallel / size))
 
 
@@ -71,15 +71,15 @@ def map_requests(
     """
     cache_file.parent.mkdir(parents=True, exist_ok=True)
     _announce(requests, client)
-    size = batch_size(requests, plan, client)
+    size = chunk_size(requests, plan, client)
     under_way = asyncio.Semaphore(window(client.backend.parallel, size))
     loops: set[asyncio.AbstractEventLoop] = set()
 
-    async def complete(batch: pa.Table) -> pa.Table:
+    async def complete(table: pa.Table) -> pa.Table:
         loops.add(asyncio.get_running_loop())
         async with under_way:
-            asked = read_asked(batch, plan)
-            return make_results(asked, await client.complete(asked.jobs), plan, client)
+            chunk = read_chunk(table, plan)
+            return make_results(chunk, await client.complete(chunk.jobs), plan, client)
 
     map_all = partial(
         requests.with_format("arrow").map,
@@ -95,8 +95,8 @@ def map_requests(
     # come and go, would take a fifth of a rerun from the store.
     gc.freeze()
     try:
-        with _running(len(requests) // size + 2):
-            mapped = _in_a_thread(map_all, client)
+        with _allow_tasks(len(requests) // size + 2):
+            mapped = _run_in_thread(map_all, client)
     finally:
         gc.unfreeze()
         for loop in loops:
@@ -104,14 +104,15 @@ def map_requests(
     return mapped.with_format(None)
 
 
-_bounds: list[int] = []  # of the maps that run
+# `_allow_tasks` alone writes these, in the threads of all maps that run, and holds the lock.
+_bounds: list[int] = []
 _usual_bound = 0
 _bounding = threading.Lock()
 
 
 @contextmanager
-def _running(tasks: int) -> Iterator[None]:
-    """Lets `map` have so many tasks at once, in whichever threads it runs.
+def _allow_tasks(tasks: int) -> Iterator[None]:
+    """Let `map` have so many tasks at once, in whichever threads it runs.
 
     At its own bound it spins: it waits for the first of all its tasks, done ones included. So the
     bound is ours, and a task that waits for it holds a slice of a memory-mapped table.
@@ -132,7 +133,7 @@ def _running(tasks: int) -> Iterator[None]:
             config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL = most
 
 
-def _in_a_thread(work: Callable[[], datasets.Dataset], client: Client) -> datasets.Dataset:
+def _run_in_thread(work: Callable[[], datasets.Dataset], client: Client) -> datasets.Dataset:
     """The result of some work in a thread of its own; whatever ends the wait ends the work.
 
     `map` runs an event loop. In this thread a notebook may run one already, and a KeyboardInterrupt
@@ -167,20 +168,20 @@ def stream_requests(
 ) -> Iterator[dict[str, Any]]:
     """The results of all requests, in their order, each as soon as those before it are there."""
     _announce(requests, client)
-    size = batch_size(requests, plan, client)
+    size = chunk_size(requests, plan, client)
     ahead = window(client.backend.parallel, size)
-    under_way: deque[tuple[Asked, Future[list[Outcome]]]] = deque()
-    for batch in requests.with_format("arrow").iter(size):
-        asked = read_asked(batch, plan)
-        under_way.append((asked, client.submit(asked.jobs)))
+    under_way: deque[tuple[Chunk, Future[list[Outcome]]]] = deque()
+    for table in requests.with_format("arrow").iter(size):
+        chunk = read_chunk(table, plan)
+        under_way.append((chunk, client.submit(chunk.jobs)))
         while under_way and (len(under_way) >= ahead or under_way[0][1].done()):
-            yield from _finished(under_way.popleft(), plan, client)
+            yield from _finish(under_way.popleft(), plan, client)
     while under_way:
-        yield from _finished(under_way.popleft(), plan, client)
+        yield from _finish(under_way.popleft(), plan, client)
 
 
-def _finished(
-    entry: tuple[Asked, Future[list[Outcome]]], plan: Plan, client: Client
+def _finish(
+    entry: tuple[Chunk, Future[list[Outcome]]], plan: Plan, client: Client
 ) -> Iterator[dict[str, Any]]:
-    asked, outcomes = entry
-    yield from make_results(asked, outcomes.result(), plan, client).to_pylist()
+    chunk, outcomes = entry
+    yield from make_results(chunk, outcomes.result(), plan, client).to_pylist()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 
@@ -47,20 +47,8 @@ class Plan:
 
     def digest(self) -> str:
         """Changes whenever the same completions would give other rows."""
-        return digest(
-            [
-                code_version(),
-                self.source,
-                self.config.hash,
-                self.sampling,
-                self.backend,
-                self.model,
-                self.license,
-                self.commercial,
-                self.image_use,
-                self.endpoint,
-            ]
-        )
+        others = [getattr(self, field.name) for field in fields(self) if field.name != "config"]
+        return digest([code_version(), self.config.hash, *others])
 
 
 @lru_cache(maxsize=1)

@@ -20,7 +20,7 @@ _LOOK_AT_PARENT_S = 1.0
 
 @contextlib.contextmanager
 def end_in_order() -> Iterator[None]:
-    """Being terminated waits for the answers in flight, as Ctrl-C does, and then terminates.
+    """Let a signal to terminate wait for the answers in flight, as Ctrl-C does.
 
     A pool whose parent is interrupted terminates its processes at once. They wait as long as a run
     in one process does, also where the parent died. A second Ctrl-C ends the wait.
@@ -58,12 +58,12 @@ def end_in_order() -> Iterator[None]:
 
 # The process whose pool, and its manager, this thread forks.
 _pool_of = threading.local()
-_watching = threading.Event()
+_watching = threading.Event()  # `_end_with` alone sets it
 
 
 @contextlib.contextmanager
 def end_with_this() -> Iterator[None]:
-    """Processes that this thread forks meanwhile are terminated soon after this one has died."""
+    """End the processes that this thread forks meanwhile soon after this one has died."""
     _pool_of.pid = os.getpid()
     try:
         yield
@@ -72,7 +72,7 @@ def end_with_this() -> Iterator[None]:
 
 
 def watch_parent() -> None:
-    """In a process that was just forked."""
+    """Start to watch the parent, in a process that `end_with_this` is about."""
     parent = getattr(_pool_of, "pid", None)
     if parent is not None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler is for the parent

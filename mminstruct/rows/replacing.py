@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from mminstruct.errors import UsageError
+from mminstruct.rows.columns import SAMPLING
 
 Made = Mapping[str, Any]
 """How rows were made and which there are, by the names in `_SAME`, `_NO_LESS` and ``requests``."""
 
 _SAME = ("backend", "model", "sampling", "image_licenses", "max_size")
 _NO_LESS = ("sources", "prompt_configs", "types", "splits")
-SAMPLING = ("temperature", "top_p", "max_tokens")
-"""What answers were drawn with, besides the seed."""
 _SPLIT = re.compile(r".*/([^/]+)-\d{5}-of-\d{5}")
 # The stand-in's rows are of no use to anybody, whoever's output they would replace.
 _STAND_IN = "fake"
@@ -46,7 +45,7 @@ def made(noted: Mapping[str, Any]) -> Made:
 
 
 def sampling(values: Mapping[str, Any], seed: str | None) -> dict[str, Any]:
-    """How answers were drawn, from the values of ``temperature`` ... that rows have."""
+    """How answers were drawn, from the values that rows have in their provenance."""
     return {**{name: list(values.get(name, ())) for name in SAMPLING}, "seed": seed}
 
 
@@ -66,7 +65,7 @@ def check(path: Path, there: Made | None, new: Made, *, overwrite: bool) -> None
             f"output path {path}: a dry run would replace rows of {there.get('model', 'a model')}; "
             "give another path with --output_path"
         )
-    missed = None if overwrite else _missed(there, new)
+    missed = None if overwrite else _find_missed(there, new)
     if missed:
         raise UsageError(
             f"output path {path}: something else is there: {missed}; give another path with "
@@ -74,24 +73,24 @@ def check(path: Path, there: Made | None, new: Made, *, overwrite: bool) -> None
         )
 
 
-def _missed(there: Made, new: Made) -> str | None:
+def _find_missed(there: Made, new: Made) -> str | None:
     """What would be lost, in words, or None."""
     if not there:
         return "nothing beside it tells how it was made"
     for name in _SAME:
         if there.get(name) != new.get(name):
-            return f"its {name} {_words(there.get(name))}, got {_words(new.get(name))}"
+            return f"its {name} {_describe(there.get(name))}, got {_describe(new.get(name))}"
     for name in _NO_LESS:
         lost = [one for one in there.get(name, ()) if one not in new.get(name, ())]
         if lost:
-            return f"it has the {name} {_words(lost)}, which would be lost"
+            return f"it has the {name} {_describe(lost)}, which would be lost"
     before, now = there.get("requests", 0), new.get("requests")
     if now is not None and now < before:
         return f"it was made from {before:,} requests, and this run has {now:,}"
     return None
 
 
-def _words(value: Any) -> str:
+def _describe(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_words(one)}" for name, one in value.items())
+        return ", ".join(f"{name} {_describe(one)}" for name, one in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

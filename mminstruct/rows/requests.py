@@ -36,8 +36,8 @@ def requests_dataset(
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """Requests of a batch, by column.
+class Chunk:
+    """Requests that are asked together, by column.
 
     Attributes:
         ids: of the rows that they lead to.
@@ -54,20 +54,20 @@ class Asked:
 
 def jobs(requests: datasets.Dataset, plan: Plan) -> Iterator[Job]:
     """All requests as they would be asked, in their order."""
-    for batch in requests.with_format("arrow").iter(1000):
-        yield from read_asked(batch, plan).jobs
+    for table in requests.with_format("arrow").iter(1000):
+        yield from read_chunk(table, plan).jobs
 
 
-def read_asked(batch: pa.Table, plan: Plan) -> Asked:
-    """The requests that a batch of the dataset stands for."""
-    types = batch.column("type").to_pylist()
-    contexts = [decode_context(text) for text in batch.column("context").to_pylist()]
+def read_chunk(table: pa.Table, plan: Plan) -> Chunk:
+    """The requests that some rows of the dataset stand for."""
+    types = table.column("type").to_pylist()
+    contexts = [decode_context(text) for text in table.column("context").to_pylist()]
     ids = [sample_id(plan.source, c, t) for c, t in zip(contexts, types, strict=True)]
-    asked = zip(contexts, types, ids, strict=True)
-    return Asked(ids, types, contexts, [_job(plan, *request) for request in asked])
+    requests = zip(contexts, types, ids, strict=True)
+    return Chunk(ids, types, contexts, [_make_job(plan, *request) for request in requests])
 
 
-def _job(plan: Plan, context: Context, name: str, sample: str) -> Job:
+def _make_job(plan: Plan, context: Context, name: str, sample: str) -> Job:
     sampling = plan.sampling
     if sampling.seed is not None:
         sampling = replace(sampling, seed=int(digest([sampling.seed, sample])[:7], 16))

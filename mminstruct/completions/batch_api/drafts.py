@@ -1,4 +1,4 @@
-"""Requests -> the lines of a batch's input file."""
+"""The file of requests that a batch is made of, and the provider's limits on it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,16 @@ class Limits:
         file_bytes: of a file.
         poll_s: longest wait between two looks at the batches; the first waits are shorter.
         settle_s: after this long, what a list lacks was never created.
+        gone_after_s: a younger file that isn't there is not there yet, or nobody knows why.
+        impatient_s: longest wait for a call that the run can do without.
     """
 
     requests: int = 50_000
     file_bytes: int = 200_000_000
     poll_s: float = 60.0
     settle_s: float = 60.0
+    gone_after_s: float = 2 * 86400.0
+    impatient_s: float = 5.0
 
 
 class Draft:
@@ -44,7 +48,7 @@ class Draft:
         self._file = self.path.open("wb")
 
     def is_full(self, line_bytes: int, requests: int, file_bytes: int) -> bool:
-        """Whether another line would exceed a bound of the provider."""
+        """Whether another line would be more than so many requests or bytes."""
         return bool(self.keys) and (
             len(self.keys) >= requests or self._bytes + line_bytes > file_bytes
         )
@@ -56,10 +60,9 @@ class Draft:
         self._digest.update(line)
         self._file.write(line)
 
-    def closed(self) -> Draft:
-        """The draft, complete."""
+    def close(self) -> None:
+        """Write what is left of the file."""
         self._file.close()
-        return self
 
     @property
     def digest(self) -> str:

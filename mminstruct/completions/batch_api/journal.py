@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import time
-from collections.abc import (
-    Callable,
-    Iterable,
-    Iterator,
-    Sequence,
-)
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +12,7 @@ from typing import Any
 from mminstruct.completions.batch_api.drafts import Draft
 from mminstruct.completions.batch_api.results import Results
 from mminstruct.completions.job import Failed
-from mminstruct.errors import (
-    StoreError,
-)
+from mminstruct.errors import StoreError
 from mminstruct.resources import shown
 
 _MAX_VARIABLES = 500
@@ -59,7 +51,7 @@ class Journal:
 
     def __enter__(self) -> Journal:
         with self._explained():
-            self._connection = sqlite3.connect(self.path, isolation_level=None, timeout=60.0)
+            self._connection = sqlite3.connect(self.path, isolation_level="IMMEDIATE", timeout=60.0)
             self._connection.execute("PRAGMA synchronous = FULL")
             for table in _TABLES:
                 self._connection.execute(f"CREATE TABLE IF NOT EXISTS {table}")
@@ -82,20 +74,21 @@ class Journal:
                 [(key, intent) for key in draft.keys],
             )
 
-    def uploaded(self, intent: str, file_id: str) -> None:
-        """Note the uploaded file."""
+    def note(
+        self,
+        intent: str,
+        *,
+        file_id: str | None = None,
+        sent_s: float | None = None,
+        batch_id: str | None = None,
+    ) -> None:
+        """Note what is new of a batch, named as in `JournalRow`."""
         with self._transaction() as execute:
-            execute("UPDATE batches SET file_id = ? WHERE intent = ?", [(file_id, intent)])
-
-    def creating(self, intent: str) -> None:
-        """Note that from now on the batch may exist."""
-        with self._transaction() as execute:
-            execute("UPDATE batches SET sent_s = ? WHERE intent = ?", [(time.time(), intent)])
-
-    def created(self, intent: str, batch_id: str) -> None:
-        """Note the server's name for a batch."""
-        with self._transaction() as execute:
-            execute("UPDATE batches SET batch_id = ? WHERE intent = ?", [(batch_id, intent)])
+            execute(
+                "UPDATE batches SET file_id = coalesce(?, file_id), sent_s = coalesce(?, sent_s), "
+                "batch_id = coalesce(?, batch_id) WHERE intent = ?",
+                [(file_id, sent_s, batch_id, intent)],
+            )
 
     def close(
         self, intent: str, identity: dict[str, str], results: Results, *, keep_files: bool
@@ -182,15 +175,8 @@ class Journal:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[Callable[[str, list[Any]], object]]:
-        with self._explained() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection.executemany
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
+        with self._explained() as connection, connection:
+            yield connection.executemany
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[sqlite3.Connection]:

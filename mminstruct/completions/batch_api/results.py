@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import (
-    Callable,
-    Iterable,
-    Iterator,
-)
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO
 
 import msgspec
 
 from mminstruct.backends._chat import read_body
-from mminstruct.backends._refusals import error_of, read_refusal
+from mminstruct.backends._refusals import WORDS_SHOWN, error_of, read_refusal
 from mminstruct.backends.openai import MOST_BYTES
 from mminstruct.completions.client import MAYBE_PAID
 from mminstruct.completions.job import Failed
@@ -25,8 +22,8 @@ from mminstruct.errors import (
 )
 from mminstruct.schema import Completion
 
-CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*"([0-9a-f]+)"')
-WORDS_SHOWN = 500
+_CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*"([0-9a-f]+)"')
+_LINES_AT_A_TIME = 1000
 
 
 class _Response(msgspec.Struct):
@@ -134,13 +131,29 @@ class Results:
         return bool(self.unknown or self.damaged)
 
 
+def read_lines(file: IO[bytes]) -> Iterator[list[bytes]]:
+    """A file's lines, some at a time; of one that is longer than any answer, the start alone."""
+    chunk: list[bytes] = []
+    left = MOST_BYTES
+    while line := file.readline(MOST_BYTES + 1):
+        chunk.append(line)
+        left -= len(line)
+        while line and not line.endswith(b"\n"):
+            line = file.readline(MOST_BYTES)
+        if left <= 0 or len(chunk) == _LINES_AT_A_TIME:
+            yield chunk
+            chunk, left = [], MOST_BYTES
+    if chunk:
+        yield chunk
+
+
 def _entry(line: bytes) -> _Line:
     """What a line says, or, of the start of one that is too long, whose it is.
 
     Raises:
         msgspec.DecodeError: nothing that can be read.
     """
-    if len(line) > MOST_BYTES and (named := CUSTOM_ID.search(line)):
+    if len(line) > MOST_BYTES and (named := _CUSTOM_ID.search(line)):
         words = f"the answer is longer than {MOST_BYTES:,} bytes"
         return _Line(named[1].decode(), error=_Error("bad_body", words))
     return _line_decoder.decode(line)

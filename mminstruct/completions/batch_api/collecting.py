@@ -14,6 +14,7 @@ import contextlib
 import logging
 import math
 import re
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -145,7 +146,10 @@ class Collector:
             return True
         results, promised = Results(keys, row.limit_field), _promised(batch)
         refusal = await self._read(batch.output_file_id, results)
-        answers, lines = results.about, results.lines  # requests that it is about, and all lines
+        answers, lines = (
+            len(results.seen),
+            results.lines,
+        )  # requests that it is about, and all lines
         error_refusal = await self._read(batch.error_file_id, results)
         is_short = bool(results.without_line()) and answers < promised
         if (refusal or error_refusal or is_short) and not self._has_waited(batch, "lines"):
@@ -172,27 +176,25 @@ class Collector:
         """Store the answers in a file, if there is one; what the server says if it refuses it."""
         if not file_id:
             return None
-        run, path = self._run, self._run.scratch / "results.jsonl"
-        try:
-            await run.server.download(file_id, path)
-            with path.open("rb") as file:
-                for lines in read_lines(file):
-                    answers = dict(results.read(lines, run.server.backend.redacted))
-                    there = run.store.get_many(list(answers))
-                    new = {key: value for key, value in answers.items() if key not in there}
-                    await asyncio.gather(
-                        *(run.store.put(key, new[key], run.scopes.get(key)) for key in new)
-                    )
-                    for key, completion in answers.items():
-                        run.costs.charge(key, completion)
-                    run.stats.answered += len(new)
-                    for completion in new.values():
-                        run.stats.prompt_tokens += completion.prompt_tokens or 0
-                        run.stats.completion_tokens += completion.completion_tokens or 0
-        except RequestRefused as error:
-            return error
-        finally:
-            path.unlink(missing_ok=True)
+        run = self._run
+        with tempfile.TemporaryFile() as file:
+            try:
+                await run.server.download(file_id, file)
+            except RequestRefused as error:
+                return error
+            for lines in read_lines(file):
+                answers = dict(results.read(lines, run.server.backend.redacted))
+                there = run.store.get_many(list(answers))
+                new = {key: value for key, value in answers.items() if key not in there}
+                await asyncio.gather(
+                    *(run.store.put(key, new[key], run.scopes.get(key)) for key in new)
+                )
+                for key, completion in answers.items():
+                    run.costs.charge(key, completion)
+                run.stats.answered += len(new)
+                for completion in new.values():
+                    run.stats.prompt_tokens += completion.prompt_tokens or 0
+                    run.stats.completion_tokens += completion.completion_tokens or 0
         return None
 
     def _leave_unread(
@@ -208,7 +210,7 @@ class Collector:
         is_gone = is_missing and age_s > run.limits.gone_after_s
         why = refusal or (
             f"the provider counts at least {_promised(batch):,} answers, its files have "
-            f"{results.about:,} that can be read"
+            f"{len(results.seen):,} that can be read"
         )
         advice = (
             "they are gone, and the next run submits these requests again"

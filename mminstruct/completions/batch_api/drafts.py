@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import uuid
+import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -36,33 +35,36 @@ class Limits:
 
 
 class Draft:
-    """A file of requests on its way up: lines in, digest and path out."""
+    """A file of requests on its way up.
 
-    def __init__(self, folder: Path, store: str, limit_field: str) -> None:
-        self.path = folder / f"{uuid.uuid4().hex}.jsonl"
+    Attributes:
+        file: the lines so far; it has no name, and is gone once it is closed.
+        bytes: their length.
+        store: name of the store that the answers are for.
+        limit_field: name of the field for the answer's longest length.
+        keys: of the requests.
+    """
+
+    def __init__(self, store: str, limit_field: str) -> None:
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
+        self.bytes = 0
         self.store = store
         self.limit_field = limit_field
         self.keys: list[bytes] = []
-        self._bytes = 0
         self._digest = hashlib.sha256()
-        self._file = self.path.open("wb")
 
     def is_full(self, line_bytes: int, requests: int, file_bytes: int) -> bool:
         """Whether another line would be more than so many requests or bytes."""
         return bool(self.keys) and (
-            len(self.keys) >= requests or self._bytes + line_bytes > file_bytes
+            len(self.keys) >= requests or self.bytes + line_bytes > file_bytes
         )
 
     def add(self, key: bytes, line: bytes) -> None:
         """Add a request's line."""
         self.keys.append(key)
-        self._bytes += len(line)
+        self.bytes += len(line)
         self._digest.update(line)
-        self._file.write(line)
-
-    def close(self) -> None:
-        """Write what is left of the file."""
-        self._file.close()
+        self.file.write(line)
 
     @property
     def digest(self) -> str:

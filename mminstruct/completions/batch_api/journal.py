@@ -12,10 +12,9 @@ from typing import Any
 from mminstruct.completions.batch_api.drafts import Draft
 from mminstruct.completions.batch_api.results import Results
 from mminstruct.completions.job import Failed
+from mminstruct.completions.store import select_by_key
 from mminstruct.errors import StoreError
 from mminstruct.resources import shown
-
-_MAX_VARIABLES = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,7 @@ class Journal:
         self._connection: sqlite3.Connection | None = None
 
     def __enter__(self) -> Journal:
-        with self._explained():
+        with self._explaining():
             self._connection = sqlite3.connect(self.path, isolation_level="IMMEDIATE", timeout=60.0)
             self._connection.execute("PRAGMA synchronous = FULL")
             for table in _TABLES:
@@ -146,12 +145,12 @@ class Journal:
 
     def open_batches(self, keys: Sequence[bytes]) -> dict[bytes, str]:
         """The batches that some requests are in, by key."""
-        found = self._by_key("SELECT key, intent FROM requests WHERE key IN", keys)
+        found = self._by_key("SELECT key, intent FROM requests", keys)
         return {bytes(key): intent for key, intent in found}
 
     def refusals(self, keys: Sequence[bytes]) -> dict[bytes, Failed]:
         """Which requests were refused as too long."""
-        found = self._by_key("SELECT key, message, room FROM refusals WHERE key IN", keys)
+        found = self._by_key("SELECT key, message, room FROM refusals", keys)
         return {
             bytes(key): Failed("too_long", message, rejected=True, room=room)
             for key, message, room in found
@@ -164,22 +163,21 @@ class Journal:
         )
         return str(rows[0][0]) if rows else None
 
-    def _by_key(self, select: str, keys: Sequence[bytes]) -> Iterator[tuple[Any, ...]]:
-        for start in range(0, len(keys), _MAX_VARIABLES):
-            some = keys[start : start + _MAX_VARIABLES]
-            yield from self._read(f"{select} ({','.join('?' * len(some))})", some)
+    def _by_key(self, select: str, keys: Sequence[bytes]) -> list[tuple[Any, ...]]:
+        with self._explaining() as connection:
+            return list(select_by_key(connection, select, keys))
 
     def _read(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        with self._explained() as connection:
+        with self._explaining() as connection:
             return connection.execute(statement, values).fetchall()
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[Callable[[str, list[Any]], object]]:
-        with self._explained() as connection, connection:
+        with self._explaining() as connection, connection:
             yield connection.executemany
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[sqlite3.Connection]:
+    def _explaining(self) -> Iterator[sqlite3.Connection]:
         try:
             yield self._connection  # type: ignore[misc]
         except sqlite3.Error as error:

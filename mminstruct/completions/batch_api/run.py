@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -77,9 +76,8 @@ def answer(
         stats.started_s = time.monotonic()
         server, costs = Server(backend, policy, limits, stats), Costs(budget)
         journal = Journal(store_path.with_name(f"{store_path.name}.batches"))
-        with ResponseStore(store_path) as store, journal, tempfile.TemporaryDirectory() as scratch:
-            queue = Queue(limits.requests)
-            run = Run(server, store, journal, limits, stats, Path(scratch), costs, queue)
+        with ResponseStore(store_path) as store, journal:
+            run = Run(server, store, journal, limits, stats, costs, Queue(limits.requests))
             async with backend:
                 await _go_through(run, jobs)
         if costs.at_bound and costs.budget is not None:

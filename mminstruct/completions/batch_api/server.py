@@ -14,13 +14,12 @@ import random
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx2
 import openai
 from openai.pagination import AsyncCursorPage
-from openai.types import Batch, FileDeleted, FileObject
+from openai.types import Batch
 
 from mminstruct.backends._refusals import WORDS_SHOWN
 from mminstruct.backends.openai import OpenAIBackend
@@ -70,16 +69,15 @@ class Server:
         """The id of a draft's file, once the server has it."""
 
         async def upload(api: openai.AsyncOpenAI, options: dict[str, Any]) -> Any:
-            with draft.path.open("rb") as file:
-                return await api.files.create(
-                    file=(draft.name, file, "application/jsonl"), purpose="batch", **options
-                )
+            draft.file.seek(0)
+            file = (draft.name, draft.file, "application/jsonl")
+            return await api.files.create(file=file, purpose="batch", **options)
 
         async def look() -> Any:
             return (await self.files()).get(draft.name)
 
-        sending_s = draft.path.stat().st_size / _SLOWEST_BYTES_PER_S
-        made = await self._call(upload, look, timeout_s=self.backend.timeout_s + sending_s)
+        timeout_s = self.backend.timeout_s + draft.bytes / _SLOWEST_BYTES_PER_S
+        made = await self._call(upload, look, timeout_s=timeout_s)
         return made if isinstance(made, str) else str(made.id)
 
     async def create(
@@ -123,21 +121,23 @@ class Server:
             lambda api, options: api.batches.retrieve(batch_id, **options), patient=patient
         )
 
-    async def download(self, file_id: str, path: Path) -> None:
-        """Write a file's content to a path."""
+    async def download(self, file_id: str, file: IO[bytes]) -> None:
+        """Write what a file at the server holds, and go back to its start."""
         timeout = httpx2.Timeout(self.backend.timeout_s)  # of each part, not of the whole
 
-        async def download(api: openai.AsyncOpenAI, options: dict[str, Any]) -> Path:
+        async def download(api: openai.AsyncOpenAI, options: dict[str, Any]) -> bool:
+            file.seek(0)
+            file.truncate()
             content = api.files.with_streaming_response.content(file_id, timeout=timeout, **options)
             try:
-                with path.open("wb") as file:
-                    async with content as response:
-                        async for chunk in response.iter_bytes():
-                            file.write(chunk)
+                async with content as response:
+                    async for chunk in response.iter_bytes():
+                        file.write(chunk)
             except httpx2.HTTPError as error:
                 words = f"download of {file_id}: {error or type(error).__name__}"
                 raise TransientError(words, cause="dropped") from error
-            return path
+            file.seek(0)
+            return True
 
         await self._call(download, timeout_s=math.inf)
 
@@ -221,30 +221,21 @@ class Server:
 
     async def _once(self, api_call: _ApiCall, timeout_s: float | None) -> Any:
         """What a single call gives; the SDK makes its types of any JSON, so that is looked at."""
-        redacted = self.backend.redacted
         try:
             result = await self.backend.call(
-                lambda api, headers: api_call(api, {"extra_headers": headers}),
-                timeout_s=timeout_s,
+                lambda api, headers: api_call(api, {"extra_headers": headers}), timeout_s=timeout_s
             )
         except (ValueError, AttributeError) as error:  # the latter where the SDK expects a page
             raise TransientError(f"not JSON: {error}", cause="bad_body") from error
-        if isinstance(result, str):  # what it makes of another content type
-            words = f"not JSON: {redacted(result)[:WORDS_SHOWN]!r}"
-        elif isinstance(result, AsyncCursorPage):
-            entries = result.data
-            if isinstance(entries, list) and all(getattr(entry, "id", None) for entry in entries):
-                return result
-            words = "a list without entries"
-        elif isinstance(result, Batch | FileObject | FileDeleted):
-            if result.id and (result.status if isinstance(result, Batch) else True):
-                return result
-            words = f"neither file nor batch: {redacted(result.to_json(indent=None))[:WORDS_SHOWN]}"
-        elif isinstance(result, Path):
+        if result is True:  # a download, which is in its file
             return result
-        else:
-            words = f"not what was asked for: {result!r}"
-        raise TransientError(words, cause="bad_body")
+        entries = result.data if isinstance(result, AsyncCursorPage) else [result]
+        are_named = isinstance(entries, list) and all(getattr(it, "id", None) for it in entries)
+        if are_named and (result.status if isinstance(result, Batch) else True):
+            return result
+        text = result.to_json(indent=None) if isinstance(result, openai.BaseModel) else repr(result)
+        words = self.backend.redacted(text)[:WORDS_SHOWN]
+        raise TransientError(f"not what was asked for: {words}", cause="bad_body")
 
     def _is_over(self, error: TransientError, retry: int, failing_s: float, patient: bool) -> bool:
         """Whether to give up; a server that has answered before gets an hour."""

@@ -24,7 +24,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from mminstruct.completions.batch_api.drafts import Limits
 from mminstruct.completions.batch_api.journal import Journal
@@ -112,7 +111,6 @@ class Run:
         journal: of the batches.
         limits: of the provider.
         stats: where to count.
-        scratch: folder for files on their way.
         costs: what is under way, in the budget.
         queue: room at the provider.
         open: intents of the batches to wait for.
@@ -126,7 +124,6 @@ class Run:
     journal: Journal
     limits: Limits
     stats: Stats
-    scratch: Path
     costs: Costs
     queue: Queue
     open: set[str] = field(default_factory=set)

@@ -52,7 +52,7 @@ class Submitter:
         run, backend, identity = self._run, self._run.server.backend, self._run.server.identity
         run.queue.held_back = run.costs.at_bound = False
         dialect, store = self._dialect(), run.store.identifier()
-        draft = Draft(run.scratch, store, dialect.limit_field)
+        draft = Draft(store, dialect.limit_field)
         try:
             while chunk := list(islice(jobs, _JOBS_AT_A_TIME)):
                 attempts = [Attempt(job, backend, identity) for job in chunk]
@@ -63,13 +63,13 @@ class Submitter:
                     line = encode_line(key, body)
                     if draft.is_full(len(line), run.queue.file_requests, run.limits.file_bytes):
                         await self._submit(draft)
-                        draft = Draft(run.scratch, store, dialect.limit_field)
+                        draft = Draft(store, dialect.limit_field)
                     draft.add(key, line)
                 await asyncio.sleep(0)  # where an interrupt gets through
             if draft.keys:
                 await self._submit(draft)
         finally:
-            draft.close()
+            draft.file.close()
         if run.queue.held_back:  # its share of the budget is free again
             run.costs.at_bound = False
         run.stats.stored = self._answered - run.stats.answered
@@ -135,7 +135,6 @@ class Submitter:
 
     async def _submit(self, draft: Draft) -> None:
         """Make a batch of a draft, if the provider has room for it."""
-        draft.close()
         queue = self._run.queue
         if queue.room == 0 and self._run.open:
             self._run.hold_back(draft.keys)
@@ -145,7 +144,7 @@ class Submitter:
                 self._files = await self._run.server.files()
             if not self._adopt(draft):
                 await self._create(draft, self._files.get(draft.name))
-        draft.path.unlink()
+        draft.file.close()
 
     def _adopt(self, draft: Draft) -> bool:
         """Whether there is a batch of the very same file that the journal has lost; it is ours.

@@ -138,12 +138,14 @@ class ResponseStore:
         self.path = path
         self._read_only = read_only
         self._busy_timeout_s = busy_timeout_s
-        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._reader: sqlite3.Connection | None = None
+        # Shared by threads. The writing one takes from the queue, and alone sets the failure and
+        # the count; the one that opened the store alone adds to what is damaged.
+        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._closing = threading.Event()
         self._failure: StoreError | None = None
         self._unheard = 0  # failures that nobody waits to hear of
-        self._closing = threading.Event()
         self._damaged: set[bytes] = set()
 
     def __enter__(self) -> ResponseStore:
@@ -153,7 +155,7 @@ class ResponseStore:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            kind = StoreError if _is_of_the_machine(error) else StoreUnusable
+            kind = StoreError if _is_fault_of_machine(error) else StoreUnusable
             raise kind(f"response store {shown(self.path)}: {error.strerror}") from error
         self._reader = _connect(self.path, self._busy_timeout_s)
         self._opened = _file_id(self.path)
@@ -183,7 +185,7 @@ class ResponseStore:
 
         To be called from the opening thread only.
         """
-        with self._reading() as reader:
+        with self._use_reader() as reader:
             rows = list(select_by_key(reader, "SELECT key, value, checksum FROM completions", keys))
         entries = {key: _decode(key, value, checksum) for key, value, checksum in rows}
         found = {key: completion for key, completion in entries.items() if completion is not None}
@@ -201,7 +203,7 @@ class ResponseStore:
         """A name that no other store has, and that the file keeps wherever it goes."""
         if self._read_only:
             raise StoreError("the response store is not open for writing")
-        with self._reading() as reader:
+        with self._use_reader() as reader:
             reader.execute("CREATE TABLE IF NOT EXISTS identifiers (name TEXT NOT NULL)")
             reader.execute(
                 "INSERT INTO identifiers SELECT ? WHERE NOT EXISTS (SELECT * FROM identifiers)",
@@ -212,7 +214,7 @@ class ResponseStore:
 
     def lengths(self, scope: Scope) -> Lengths:
         """How long the answers of a scope are that came with a token count."""
-        with self._reading() as reader:
+        with self._use_reader() as reader:
             row = reader.execute(
                 "SELECT count, total, squares FROM lengths WHERE (prompt_config, type, model, "
                 "max_tokens) = (?, ?, ?, ?)",
@@ -222,7 +224,7 @@ class ResponseStore:
 
     def lower_limits(self, scope: Scope) -> list[int]:
         """The lower max_tokens under which there are answers of a scope's kind."""
-        with self._reading() as reader:
+        with self._use_reader() as reader:
             rows = reader.execute(
                 "SELECT max_tokens FROM lengths WHERE (prompt_config, type, model) = (?, ?, ?) "
                 "AND max_tokens < ?",
@@ -231,12 +233,12 @@ class ResponseStore:
             return [limit for (limit,) in rows]
 
     def __len__(self) -> int:
-        with self._reading() as reader:
+        with self._use_reader() as reader:
             (count,) = reader.execute("SELECT count(*) FROM completions").fetchone()
         return int(count)
 
     @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
+    def _use_reader(self) -> Iterator[sqlite3.Connection]:
         if self._reader is None:
             raise StoreError("the response store is not open")
         try:
@@ -365,7 +367,10 @@ def _commit(connection: sqlite3.Connection, writes: Iterable[_Write]) -> None:
             "INSERT INTO lengths VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
             "count = count + excluded.count, total = total + excluded.total, "
             "squares = squares + excluded.squares",
-            _sum_lengths(write.length for write in new if write.length is not None),
+            [
+                (*astuple(scope), 1, tokens, tokens**2)
+                for scope, tokens in (write.length for write in new if write.length is not None)
+            ],
         )
         connection.execute("COMMIT")
     except Exception:  # passed on; but what the group wrote by then must not stay
@@ -374,8 +379,8 @@ def _commit(connection: sqlite3.Connection, writes: Iterable[_Write]) -> None:
         raise
 
 
-def _is_of_the_machine(error: Exception) -> bool:
-    """Whether another path helps less than room on this machine."""
+def _is_fault_of_machine(error: Exception) -> bool:
+    """Whether another path would help no more than this one."""
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE)
     return getattr(error, "errno", None) in numbers or "full" in str(error)
 
@@ -411,17 +416,6 @@ def _decode(key: bytes, value: bytes, checksum: bytes | None) -> Completion | No
 def _file_id(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_dev, status.st_ino
-
-
-def _sum_lengths(lengths: Iterable[tuple[Scope, int]]) -> list[tuple[str | int, ...]]:
-    """One row of the table of lengths for each scope."""
-    tokens_of: dict[Scope, list[int]] = {}
-    for scope, tokens in lengths:
-        tokens_of.setdefault(scope, []).append(tokens)
-    return [
-        (*astuple(scope), len(tokens), sum(tokens), sum(n * n for n in tokens))
-        for scope, tokens in tokens_of.items()
-    ]
 
 
 def _resolve(writes: Iterable[_Write], failure: StoreError | None) -> None:
@@ -464,10 +458,10 @@ def _connect(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
                 raise
     except Timeout as error:
         reason = f"another process has held it for {busy_timeout_s:g} s"
-        raise _refuse(path, reason, StoreError) from error
+        raise _explain_refusal(path, reason, StoreError) from error
     except (sqlite3.Error, OSError) as error:
-        is_passing = _is_locked(error) or _is_of_the_machine(error)
-        raise _refuse(path, error, StoreError if is_passing else StoreUnusable) from error
+        is_passing = _is_locked(error) or _is_fault_of_machine(error)
+        raise _explain_refusal(path, error, StoreError if is_passing else StoreUnusable) from error
     return connection
 
 
@@ -497,11 +491,13 @@ def _connect_read_only(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
                 "SELECT key, value, NULL AS checksum FROM main.completions"
             )
     except (sqlite3.Error, OSError) as error:
-        raise _refuse(path, error) from error
+        raise _explain_refusal(path, error) from error
     return connection
 
 
-def _refuse(path: Path, reason: object, kind: type[StoreError] = StoreUnusable) -> StoreError:
+def _explain_refusal(
+    path: Path, reason: object, kind: type[StoreError] = StoreUnusable
+) -> StoreError:
     """The error for a file that can't be opened."""
     # The words of an OSError name the file with the home folder in full.
     words = getattr(reason, "strerror", None) or reason

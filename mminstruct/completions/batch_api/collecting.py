@@ -55,7 +55,7 @@ class Collector:
         unknown: dict[str, RunStopped] = {}
         for row in rows:
             if row.batch_id is None:
-                listed = await run.server.batches() if listed is None else listed
+                listed = await run.server.list_batches() if listed is None else listed
                 changed |= self._recover(row, listed)
                 continue
             try:
@@ -119,7 +119,7 @@ class Collector:
         """Whether nothing more will come; an output file may appear a little later."""
         if batch.status not in _ENDED:
             return False
-        is_named = not _promised(batch) or batch.output_file_id
+        is_named = not _count_promised(batch) or batch.output_file_id
         return bool(is_named or self._has_waited(batch, "name"))
 
     def _has_waited(self, batch: Any, what: str) -> bool:
@@ -144,7 +144,7 @@ class Collector:
             run.forget(row.intent)
             run.meet_full_queue(keys)
             return True
-        results, promised = Results(keys, row.limit_field), _promised(batch)
+        results, promised = Results(keys, row.limit_field), _count_promised(batch)
         refusal = await self._read(batch.output_file_id, results)
         answers, lines = (
             len(results.seen),
@@ -209,7 +209,7 @@ class Collector:
         is_missing = refusal is not None and refusal.status in (404, 410)
         is_gone = is_missing and age_s > run.limits.gone_after_s
         why = refusal or (
-            f"the provider counts at least {_promised(batch):,} answers, its files have "
+            f"the provider counts at least {_count_promised(batch):,} answers, its files have "
             f"{len(results.seen):,} that can be read"
         )
         advice = (
@@ -272,7 +272,7 @@ class Collector:
     async def clean_up(self) -> None:
         """Delete the files of batches whose answers are stored; what fails is left to later."""
         journal = self._run.journal
-        for intent, batch_id in journal.stored(self._run.server.identity["endpoint"]):
+        for intent, batch_id in journal.stored_batches(self._run.server.identity["endpoint"]):
             try:
                 await self._delete_files(batch_id)
             except TransientError as error:
@@ -291,7 +291,7 @@ class Collector:
                         await server.delete(file_id)
 
 
-def _promised(batch: Any) -> int:
+def _count_promised(batch: Any) -> int:
     """Answers that the files of an ended batch have at least.
 
     Some servers count nothing, or not yet.

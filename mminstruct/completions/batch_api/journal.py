@@ -49,7 +49,7 @@ class Journal:
         self._connection: sqlite3.Connection | None = None
 
     def __enter__(self) -> Journal:
-        with self._explaining():
+        with self._explain_errors():
             self._connection = sqlite3.connect(self.path, isolation_level="IMMEDIATE", timeout=60.0)
             self._connection.execute("PRAGMA synchronous = FULL")
             for table in _TABLES:
@@ -124,7 +124,7 @@ class Journal:
         )
         return [JournalRow(*row) for row in found if row[0] in wanted]
 
-    def stored(self, endpoint: str) -> list[tuple[str, str]]:
+    def stored_batches(self, endpoint: str) -> list[tuple[str, str]]:
         """(intent, batch id) of batches whose files may still be at the server."""
         return self._read(
             "SELECT intent, batch_id FROM batches WHERE stored = 1 AND endpoint = ?", (endpoint,)
@@ -164,20 +164,20 @@ class Journal:
         return str(rows[0][0]) if rows else None
 
     def _by_key(self, select: str, keys: Sequence[bytes]) -> list[tuple[Any, ...]]:
-        with self._explaining() as connection:
+        with self._explain_errors() as connection:
             return list(select_by_key(connection, select, keys))
 
     def _read(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        with self._explaining() as connection:
+        with self._explain_errors() as connection:
             return connection.execute(statement, values).fetchall()
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[Callable[[str, list[Any]], object]]:
-        with self._explaining() as connection, connection:
+        with self._explain_errors() as connection, connection:
             yield connection.executemany
 
     @contextlib.contextmanager
-    def _explaining(self) -> Iterator[sqlite3.Connection]:
+    def _explain_errors(self) -> Iterator[sqlite3.Connection]:
         try:
             yield self._connection  # type: ignore[misc]
         except sqlite3.Error as error:

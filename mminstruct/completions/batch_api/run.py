@@ -112,7 +112,7 @@ async def _go_through(run: Run, jobs: Callable[[], Iterator[Job]]) -> None:
     collector, started_s, changed = Collector(run), time.monotonic(), True
     try:
         while True:
-            async with _locked(run):
+            async with _hold_lock(run):
                 changed |= await collector.look()
                 if changed:
                     await Submitter(run).submit(jobs())
@@ -140,7 +140,7 @@ async def _go_through(run: Run, jobs: Callable[[], Iterator[Job]]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _locked(run: Run) -> AsyncIterator[None]:
+async def _hold_lock(run: Run) -> AsyncIterator[None]:
     lock = FileLock(f"{run.journal.path}.lock")
     while True:
         try:

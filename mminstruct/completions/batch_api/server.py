@@ -74,7 +74,7 @@ class Server:
             return await api.files.create(file=file, purpose="batch", **options)
 
         async def look() -> Any:
-            return (await self.files()).get(draft.name)
+            return (await self.list_files()).get(draft.name)
 
         timeout_s = self.backend.timeout_s + draft.bytes / _SLOWEST_BYTES_PER_S
         made = await self._call(upload, look, timeout_s=timeout_s)
@@ -100,7 +100,7 @@ class Server:
         async def look() -> Any:
             deadline_s = time.monotonic() + self._limits.settle_s
             while True:
-                found = find_batch(await self.batches(), intent, file_id)
+                found = find_batch(await self.list_batches(), intent, file_id)
                 if found is not None or time.monotonic() > deadline_s:
                     return found
                 await asyncio.sleep(pause_s)
@@ -145,7 +145,7 @@ class Server:
         """Delete a file, without much patience."""
         await self._call(lambda api, options: api.files.delete(file_id, **options), patient=False)
 
-    async def batches(self) -> list[Any]:
+    async def list_batches(self) -> list[Any]:
         """All batches that the server lists, of others too."""
         try:
             return await self._list(lambda api, options: api.batches.list(limit=100, **options))
@@ -154,7 +154,7 @@ class Server:
                 f"{error}; no Batch API can be used there: run without batch_api"
             ) from error
 
-    async def files(self) -> dict[str, str]:
+    async def list_files(self) -> dict[str, str]:
         """Ids of uploaded files by name; none where the server doesn't list them."""
         try:
             found = await self._list(

@@ -51,12 +51,12 @@ class Submitter:
         """Make batches of what is neither stored, nor failed, nor in an open batch."""
         run, backend, identity = self._run, self._run.server.backend, self._run.server.identity
         run.queue.held_back = run.costs.at_bound = False
-        dialect, store = self._dialect(), run.store.identifier()
+        dialect, store = self._choose_dialect(), run.store.identifier()
         draft = Draft(store, dialect.limit_field)
         try:
             while chunk := list(islice(jobs, _JOBS_AT_A_TIME)):
                 attempts = [Attempt(job, backend, identity) for job in chunk]
-                for key, request in self._missing(attempts):
+                for key, request in self._find_missing(attempts):
                     body = payload(
                         identity["model"], request, dialect=dialect, extra=backend.extra_body
                     )
@@ -75,7 +75,7 @@ class Submitter:
         run.stats.stored = self._answered - run.stats.answered
         run.stats.failed = self._failed
 
-    def _dialect(self) -> Dialect:
+    def _choose_dialect(self) -> Dialect:
         """What the model's requests look like.
 
         Of OpenAI's models, all know the newer name of the limit and some know nothing else, nor
@@ -88,7 +88,7 @@ class Submitter:
             limit_field = "max_completion_tokens" if official else "max_tokens"
         return Dialect(limit_field, frozenset(("temperature", "top_p") if official else ()))
 
-    def _missing(self, attempts: list[Attempt]) -> Iterator[tuple[bytes, Request]]:
+    def _find_missing(self, attempts: list[Attempt]) -> Iterator[tuple[bytes, Request]]:
         """Those that are to be submitted, by key; counts the others."""
         run = self._run
         stored = self._shorten(attempts)
@@ -140,8 +140,8 @@ class Submitter:
             self._run.hold_back(draft.keys)
         else:
             if self._files is None:
-                self._batches = await self._run.server.batches()
-                self._files = await self._run.server.files()
+                self._batches = await self._run.server.list_batches()
+                self._files = await self._run.server.list_files()
             if not self._adopt(draft):
                 await self._create(draft, self._files.get(draft.name))
         draft.file.close()

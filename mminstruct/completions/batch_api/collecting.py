@@ -40,7 +40,7 @@ class Collector:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        # What an ended batch promises: since when it is missing, by batch and what it is.
+        # Since when something is missing that an ended batch promises, by batch and what it is.
         self._missing_since_s: dict[tuple[str, str], float] = {}
 
     async def look(self) -> bool:
@@ -146,10 +146,7 @@ class Collector:
             return True
         results, promised = Results(keys, row.limit_field), _count_promised(batch)
         refusal = await self._read(batch.output_file_id, results)
-        answers, lines = (
-            len(results.seen),
-            results.lines,
-        )  # requests that it is about, and all lines
+        answers, lines = len(results.seen), results.lines  # of the output file alone
         error_refusal = await self._read(batch.error_file_id, results)
         is_short = bool(results.without_line()) and answers < promised
         if (refusal or error_refusal or is_short) and not self._has_waited(batch, "lines"):
@@ -158,15 +155,12 @@ class Collector:
         if refusal or (is_short and not (answers and lines >= promised)):
             self._leave_unread(row, batch, results, refusal)
             return True
-        # Without a single line nobody knows whether there is something to be deleted.
-        is_empty = not (promised or batch.output_file_id)
         is_unread = error_refusal or (batch.output_file_id and not answers)
-        keep = bool(
-            results.is_damaged()
-            or results.unreadable
-            or is_unread
-            or not (results.lines or is_empty)
-        )
+        is_empty = not (promised or batch.output_file_id)
+        # Without a single line nobody knows whether there is something to be deleted.
+        is_unsure = not (results.lines or is_empty)
+        is_damaged = results.is_damaged() or results.unreadable
+        keep = bool(is_damaged or is_unread or is_unsure)
         self._close(row, batch, results, errors, keep_files=keep)
         if _NO_CREDIT.search(errors):
             raise RunStopped(f"batch {batch.id}: {errors}; the account has no credit left")
@@ -220,7 +214,7 @@ class Collector:
         )
         left = results.keys - results.answered
         failure = Failed("unread", f"answers of batch {batch.id}: {why}; {advice}")
-        _log.warning("%s requests have no answer: %s", f"{len(left):,}", failure.message)
+        _log.warning(f"{len(left):,} requests have no answer: {failure.message}")
         run.failures.update(dict.fromkeys(left, failure))
         for key in left:
             run.costs.charge(key)  # paid for, as it seems
@@ -249,25 +243,19 @@ class Collector:
         run.open.discard(row.intent)
         if run.queue.room is not None:
             run.queue.room += 1
+        kept = "its files are kept at the server"
         if without:
-            _log.warning("%s requests got no answer: %s", f"{len(without):,}", missing.message)
+            _log.warning(f"{len(without):,} requests got no answer: {missing.message}")
         if results.unreadable:
-            _log.warning(
-                "batch %s: %s answers can't be read, the first: %s; its files are kept at the "
-                "server",
-                batch.id,
-                f"{len(results.unreadable):,}",
-                results.failures[min(results.unreadable)].message,
-            )
+            first = results.failures[min(results.unreadable)].message
+            words = f"{len(results.unreadable):,} answers can't be read, the first: {first}"
+            _log.warning(f"batch {batch.id}: {words}; {kept}")
         if results.is_damaged():
             _log.warning(
-                "batch %s: left out %d lines about unknown requests and %d damaged lines; "
-                "its files are kept at the server",
-                batch.id,
-                results.unknown,
-                results.damaged,
+                f"batch {batch.id}: left out {results.unknown} lines about unknown requests and "
+                f"{results.damaged} damaged lines; {kept}"
             )
-        _log.info("batch %s: %s, %s answers", batch.id, batch.status, f"{len(results.answered):,}")
+        _log.info(f"batch {batch.id}: {batch.status}, {len(results.answered):,} answers")
 
     async def clean_up(self) -> None:
         """Delete the files of batches whose answers are stored; what fails is left to later."""

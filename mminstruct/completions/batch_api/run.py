@@ -108,7 +108,7 @@ async def _go_through(run: Run, jobs: Callable[[], Iterator[Job]]) -> None:
     """
     others, where = len(run.server.backend.endpoints) - 1, run.server.identity["endpoint"]
     if others:
-        _log.info("batches go to %s alone, not to the %d other URLs", where, others)
+        _log.info(f"batches go to {where} alone, not to the {others} other URLs")
     collector, started_s, changed = Collector(run), time.monotonic(), True
     try:
         while True:
@@ -127,12 +127,10 @@ async def _go_through(run: Run, jobs: Callable[[], Iterator[Job]]) -> None:
     except BaseException:
         if rows := [row for row in run.journal.rows(run.open) if row.batch_id]:
             _log.warning(
-                "%s requests go on at the provider. Run the same command again for their answers. "
-                'To cancel a batch: curl -X POST -H "Authorization: Bearer $OPENAI_API_KEY" '
-                "%s/batches/ID/cancel with one of %s",
-                f"{sum(row.requests for row in rows):,}",
-                where,
-                ", ".join(str(row.batch_id) for row in rows),
+                f"{sum(row.requests for row in rows):,} requests go on at the provider. Run the "
+                "same command again for their answers. To cancel a batch: curl -X POST -H "
+                f'"Authorization: Bearer $OPENAI_API_KEY" {where}/batches/ID/cancel with one of '
+                f"{', '.join(str(row.batch_id) for row in rows)}"
             )
         raise
     finally:

@@ -188,4 +188,4 @@ class Submitter:
         if run.queue.room:
             run.queue.room -= 1
         run.stats.sent += len(draft.keys)
-        _log.info("batch %s: %s requests", batch.id, f"{len(draft.keys):,}")
+        _log.info(f"batch {batch.id}: {len(draft.keys):,} requests")

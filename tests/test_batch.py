@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ from test_llmock import llmock
 
 from mminstruct import loading
 from mminstruct.builder import IncompleteWarning, InstructBuilder
-from mminstruct.completions.batch_api import run
-from mminstruct.completions.batch_api import run as batch
+from mminstruct.completions.batch_api import submitting
 from mminstruct.completions.batch_api.drafts import Limits
+from mminstruct.completions.batch_api.results import read_lines
 from mminstruct.completions.stats import Stats
 from mminstruct.errors import BackendUnusable, MMInstructError, RunStopped, UsageError
 from mminstruct.reports.progress import describe
@@ -68,13 +69,18 @@ def builder(
     """One that has a cache and a store of its own below ``folder``."""
     script = loading.script_of("builders/coco2017_llava")
     assert script is not None
-    kwargs = {"batch_api": True, "backend": "openai", "model": "m", **kwargs}
+    kwargs = {
+        "batch_api": True,
+        "backend": "openai",
+        "model": "m",
+        "cache_dir": str(folder / "cache"),
+        "response_store": str(folder / "responses.sqlite"),
+        **kwargs,
+    }
     made = loading.builder_class(script)(
         config_name="default",
         base_url=server if isinstance(server, str) else server.url,
         data_dir=str(data),
-        cache_dir=str(folder / "cache"),
-        response_store=str(folder / "responses.sqlite"),
         **kwargs,
     )
     made.batch_limits = limits
@@ -175,10 +181,9 @@ def test_a_rerun_and_single_requests_afterwards_ask_for_nothing(
 ) -> None:
     rows = prepared(builder(server, tmp_path, data))
     for more in ({"batch_api": True}, {"batch_api": False}):
-        again = builder(server, tmp_path, data, **more)
-        again._cache_dir_root = str(tmp_path / f"other{more['batch_api']}")
-        again._output_dir = f"{again._cache_dir_root}/rows"
-        assert prepared(again, output_dir=again._output_dir) == rows
+        other = str(tmp_path / f"other{more['batch_api']}")
+        again = builder(server, tmp_path, data, cache_dir=other, **more)
+        assert prepared(again) == rows
         assert again.stats.stored == REQUESTS
         assert counted(again.stats) == REQUESTS
     assert len(submissions(server)) == REQUESTS
@@ -520,7 +525,7 @@ def test_answers_that_cannot_be_read_in_a_run_are_read_in_the_next(
     server.event = lambda step, number: reply if step == "content:before" else None
     quick = Limits(requests=18, poll_s=0.02, settle_s=0.2)
     with (
-        caplog.at_level(logging.WARNING, "mminstruct.completions.batch_api.run"),
+        caplog.at_level(logging.WARNING, "mminstruct.completions.batch_api"),
         pytest.raises(RunStopped),
     ):
         prepared(builder(server, tmp_path, data, quick))
@@ -562,12 +567,10 @@ def test_answers_that_are_gone_are_asked_for_again_by_the_next_run(
     tmp_path: Path,
     data: Path,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(batch, "_GONE_AFTER_S", 0.0)
     no_first_output(server)
-    quick = Limits(requests=7, poll_s=0.02, settle_s=0.2)
-    with caplog.at_level(logging.WARNING, "mminstruct.completions.batch_api.run"):
+    quick = Limits(requests=7, poll_s=0.02, settle_s=0.2, gone_after_s=0.0)
+    with caplog.at_level(logging.WARNING, "mminstruct.completions.batch_api"):
         made = builder(server, tmp_path, data, quick)
         assert len(incomplete(made)) == REQUESTS - 7
     assert made.report.failures == {"unread": 7}
@@ -667,11 +670,11 @@ def test_an_error_file_that_cannot_be_read_costs_no_answer(
 
 
 def test_a_delete_that_hangs_is_given_up_soon(
-    server: BatchServer, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+    server: BatchServer, tmp_path: Path, data: Path
 ) -> None:
-    monkeypatch.setattr(batch, "_IMPATIENT_S", 0.1)
     server.event = lambda step, number: time.sleep(0.3) if step == "delete:before" else None
-    assert len(prepared(builder(server, tmp_path, data))) == REQUESTS
+    limits = replace(QUICK, impatient_s=0.1)
+    assert len(prepared(builder(server, tmp_path, data, limits))) == REQUESTS
     deletes = server.steps["delete:before"]
     assert 1 <= deletes <= 3 * (FILES + 1)
     urllib.request.urlopen(f"{server.url}/batches").close()  # it has come to the end of them
@@ -698,21 +701,14 @@ def test_an_output_file_that_never_appears_is_not_deleted(
 
 
 def test_a_batch_that_the_server_does_not_know_keeps_no_other_from_being_fetched(
-    server: BatchServer, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+    server: BatchServer, tmp_path: Path, data: Path
 ) -> None:
-    async def submitted_only(run: run._Run, scratch: Any) -> None:
-        async with run._locked():
-            await run._look(scratch)
-            await run._submit(scratch)
-        raise RunStopped("interrupted")
-
-    server.polls = 10**9
-    with monkeypatch.context() as patch, pytest.raises(RunStopped, match="interrupted"):
-        patch.setattr(run._Run, "_rounds", submitted_only)
+    pause = (429, {"Retry-After": "100000"}, error_body("come back tomorrow"))
+    server.event = lambda step, number: pause if step == "retrieve:before" else None
+    with pytest.raises(RunStopped, match="a pause of 27.8 hours"):
         prepared(builder(server, tmp_path, data))
     del server.batches["batch_1"]
-    for made in server.batches.values():
-        server._finish(made, "completed")
+    server.event = lambda step, number: None
     with pytest.raises(RunStopped, match="no such batch"):
         prepared(builder(server, tmp_path, data))
     store = sqlite3.connect(tmp_path / "responses.sqlite")
@@ -995,7 +991,7 @@ def test_a_model_that_knows_the_limit_by_its_newer_name_gets_it_in_a_further_bat
 def test_openais_own_models_get_the_newer_name_at_once_and_no_sampling_that_is_theirs_anyway(
     server: BatchServer, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "normal_base_url", lambda url: server.url)
+    monkeypatch.setattr(submitting, "normal_base_url", lambda url: server.url)
     bodies: list[dict[str, Any]] = []
 
     def line(body: dict[str, Any]) -> Any:
@@ -1017,7 +1013,7 @@ def test_answers_of_a_form_nobody_knows_count_as_paid_and_their_files_are_kept(
     odd = iter([(200, {"choices": [{"message": {"content": 7}}]})] * 2)
     server.line = lambda body: next(odd, (200, chat_completion(turns_for(body))))
     made = builder(server, tmp_path, data, max_requests=REQUESTS)
-    with caplog.at_level(logging.WARNING, "mminstruct.completions.batch_api.run"):
+    with caplog.at_level(logging.WARNING, "mminstruct.completions.batch_api"):
         assert len(incomplete(made)) == REQUESTS - 2
     assert made.report.failures == {"bad_body": 2}
     assert "batch batch_1: 2 answers can't be read" in caplog.text
@@ -1038,7 +1034,7 @@ def test_damaged_lines_and_lines_about_unknown_requests_are_left_out(
     )
     server.line = lambda body: next(odd, (200, chat_completion(turns_for(body))))
     made = builder(server, tmp_path, data)
-    with caplog.at_level(logging.WARNING, "mminstruct.completions.batch_api.run"):
+    with caplog.at_level(logging.WARNING, "mminstruct.completions.batch_api"):
         assert len(incomplete(made)) == REQUESTS - 4
     assert made.report.failures == {"no_answer": 4}
     assert "left out 2 lines about unknown requests and 2 damaged lines" in caplog.text
@@ -1053,7 +1049,7 @@ def test_a_line_longer_than_any_answer_is_that_requests_failure_alone(
     odd = iter([(200, chat_completion("x" * 34 * 2**20))])
     server.line = lambda body: next(odd, (200, chat_completion(turns_for(body))))
     made = builder(server, tmp_path, data, max_requests=REQUESTS)
-    with caplog.at_level(logging.WARNING, "mminstruct.completions.batch_api.run"):
+    with caplog.at_level(logging.WARNING, "mminstruct.completions.batch_api"):
         assert len(incomplete(made)) == REQUESTS - 1
     assert made.report.failures == {"bad_body": 1}
     assert (
@@ -1069,7 +1065,7 @@ def test_of_a_line_that_has_no_end_only_its_start_is_held(tmp_path: Path) -> Non
         file.seek(2 * 2**26)  # zeros that take no room
         file.write(b"\nlast")
         file.seek(0)
-        chunks = list(run._chunks(file))
+        chunks = list(read_lines(file))
     assert [[len(line) for line in chunk] for chunk in chunks] == [[6, 2**25 + 1], [4]]
 
 
@@ -1079,7 +1075,7 @@ def test_a_batch_that_fails_its_validation_is_shown_and_submitted_again_by_a_rer
     server.errors = [{"code": "bad_model", "message": "m has no batches", "line": 3}]
     server.end = lambda batch: "failed" if batch["id"] == "batch_2" else "completed"
     made = builder(server, tmp_path, data)
-    with caplog.at_level(logging.WARNING, "mminstruct.completions.batch_api.run"):
+    with caplog.at_level(logging.WARNING, "mminstruct.completions.batch_api"):
         assert len(incomplete(made)) == REQUESTS - 7
     assert made.report.failures == {"batch_failed": 7}
     assert "7 requests got no answer: batch batch_2: bad_model: m has no batches (line 3)" in (

@@ -564,11 +564,10 @@ with ResponseStore(Path(sys.argv[1])) as store:
 
 
 def test_a_file_that_is_locked_for_longer_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(responses, "_BUSY_TIMEOUT_S", 0.1)
     path = tmp_path / "r.sqlite"
-    with ResponseStore(path) as store:
+    with ResponseStore(path, busy_timeout_s=0.1) as store:
         other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         other.execute("BEGIN IMMEDIATE")
         threading.Timer(0.5, lambda: other.execute("ROLLBACK")).start()
@@ -578,10 +577,7 @@ def test_a_file_that_is_locked_for_longer_is_waited_for(
     assert "locked by another program" in caplog.text
 
 
-def test_a_file_that_stays_locked_does_not_keep_a_store_from_closing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(responses, "_BUSY_TIMEOUT_S", 0.1)
+def test_a_file_that_stays_locked_does_not_keep_a_store_from_closing(tmp_path: Path) -> None:
     path = tmp_path / "r.sqlite"
 
     async def put(store: ResponseStore) -> None:
@@ -595,17 +591,14 @@ def test_a_file_that_stays_locked_does_not_keep_a_store_from_closing(
         with pytest.raises(StoreError, match="locked"):
             await putting
 
-    store = ResponseStore(path).__enter__()
+    store = ResponseStore(path, busy_timeout_s=0.1).__enter__()
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     asyncio.run(put(store))
     other.close()
 
 
-def test_a_store_that_closes_still_waits_for_a_lock(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(responses, "_BUSY_TIMEOUT_S", 5.0)
+def test_a_store_that_closes_still_waits_for_a_lock(tmp_path: Path) -> None:
     path = tmp_path / "r.sqlite"
 
     async def put(store: ResponseStore) -> None:
@@ -615,7 +608,7 @@ def test_a_store_that_closes_still_waits_for_a_lock(
         await asyncio.to_thread(store.__exit__, None, None, None)
         await asyncio.gather(*putting)
 
-    store = ResponseStore(path).__enter__()
+    store = ResponseStore(path, busy_timeout_s=5.0).__enter__()
     other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
     asyncio.run(put(store))

@@ -98,20 +98,20 @@ def price_of(
         )
     if not endpoints:
         return Price(0.0, 0.0, "it runs in this process")
-    prices = [_listed(model, url) for url in endpoints]
+    prices = [_look_up(model, url) for url in endpoints]
     known = [price for price in prices if price is not None]
     if len(known) < len(prices):
         return None
     return max(known, key=lambda price: price.cost_usd(1, 1))
 
 
-def _listed(model: str, url: str) -> Price | None:
+def _look_up(model: str, url: str) -> Price | None:
     """The price that the list gives for a model at a server."""
-    usual = _dearest(model, url, {})
+    usual = _find_dearest(model, url, {})
     if usual is None:
         return None
     (prompt, completion), changes = usual
-    batch = _dearest(model, url, {"processing": "batch"})
+    batch = _find_dearest(model, url, {"processing": "batch"})
     origin = f"price list of genai-prices {version('genai-prices')}"
     return Price(
         prompt,
@@ -122,12 +122,12 @@ def _listed(model: str, url: str) -> Price | None:
     )
 
 
-def _dearest(
+def _find_dearest(
     model: str, url: str, context: dict[str, str]
 ) -> tuple[tuple[float, float], bool] | None:
     """What a prompt's and a completion's token cost at most today, and whether that changes."""
     hour = datetime.now(timezone.utc).replace(minute=0, second=0, microsecond=0)
-    prices = {_calculated(model, url, context, hour + later) for later in _HALF_HOURS}
+    prices = {_calculate(model, url, context, hour + later) for later in _HALF_HOURS}
     known = [price for price in prices if price is not None]
     if len(known) < len(prices):
         return None
@@ -135,7 +135,7 @@ def _dearest(
     return (max(prompts), max(completions)), len(known) > 1
 
 
-def _calculated(
+def _calculate(
     model: str, url: str, context: dict[str, str], when: datetime
 ) -> tuple[float, float] | None:
     from genai_prices import Usage, calc_price

@@ -2,15 +2,12 @@
 
 `Dataset.map` throws its partial output away when a run dies, and completions cost money, so every
 single one is on disk before it counts as finished. Writers queue up for one thread, which commits
-whatever is waiting in one transaction: at a thousand completions a second that is a few dozen
-commits, at one a second it is one each.
+whatever is waiting in one transaction.
 
 The file is SQLite in WAL mode, safe for several processes. It holds the key, the answer and a
-checksum of both, not the prompt; an answer that was damaged since is as good as none. What was
-written last may be in ``<file>-wal`` beside it until the next run, about two megabytes at most.
-Beside the answers it keeps their number and lengths by prompt config, instruction type
-and model, from which the lengths of further answers are estimated. Pages are 16 KiB, since answers
-of 2-4 kB would waste up to half of the usual 4 KiB.
+checksum of both, not the prompt; an answer that was damaged since is as good as none. Beside the
+answers are their number and lengths by prompt config, type and model, from which the lengths of
+further answers are estimated.
 """
 
 from __future__ import annotations
@@ -24,11 +21,12 @@ import queue
 import sqlite3
 import threading
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import msgspec
 import xxhash
@@ -43,9 +41,8 @@ _log = logging.getLogger(__name__)
 KEY_VERSION = 1
 _APPLICATION_ID = 0x6D6D6966  # "mmif"
 _SCHEMA_VERSION = 3
-_PAGE_BYTES = 16384
-_WAL_PAGES = 64
-_BUSY_TIMEOUT_S = 60.0
+_PAGE_BYTES = 16384  # answers of 2-4 kB would waste up to half of the usual 4 KiB
+_WAL_PAGES = 64  # so that what was written last takes two megabytes of the -wal file at most
 _MAX_GROUP = 2000
 _MAX_VARIABLES = 500
 
@@ -61,25 +58,25 @@ def key_of(identity: Mapping[str, str], request: Request) -> bytes:
     mostly the same from request to request and is then hashed once.
     """
     *opening, last = request.messages
-    asked = _begun(identity, opening).copy()
+    asked = _hash_opening(identity, opening).copy()
     asked.update(b'%b],"sampling":%b}' % (canonical_json(last), canonical_json(request.sampling)))
     return asked.digest()
 
 
-_last_begun: tuple[dict[str, str], list[Message], hashlib._Hash] | None = None
+_last_hashed: tuple[dict[str, str], list[Message], hashlib._Hash] | None = None
 
 
-def _begun(identity: Mapping[str, str], opening: list[Message]) -> hashlib._Hash:
+def _hash_opening(identity: Mapping[str, str], opening: list[Message]) -> hashlib._Hash:
     """The hash of the canonical JSON up to the last message; the latest one is kept."""
-    global _last_begun
-    last = _last_begun  # another thread may replace it
+    global _last_hashed
+    last = _last_hashed  # another thread may replace it
     if last is not None and last[0] == identity and last[1] == opening:
         return last[2]
     head = canonical_json({"identity": identity, "key_version": KEY_VERSION})[:-1]
     asked = hashlib.sha256(head + b',"messages":[')
     for message in opening:
         asked.update(canonical_json(message) + b",")
-    _last_begun = (dict(identity), opening, asked)
+    _last_hashed = (dict(identity), opening, asked)
     return asked
 
 
@@ -128,33 +125,39 @@ class ResponseStore:
     Args:
         path: of the file; it is made if it isn't there.
         read_only: neither make nor change it; a missing file is an empty store.
+        busy_timeout_s: how long to wait at a time for another program that locks the file.
 
     Raises:
         StoreUnusable: the file can't be opened, is something else, or comes from a newer version.
         StoreError: another program locks it, or the disk is full.
     """
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, read_only: bool = False, busy_timeout_s: float = 60.0
+    ) -> None:
         self.path = path
         self._read_only = read_only
-        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._busy_timeout_s = busy_timeout_s
         self._thread: threading.Thread | None = None
         self._reader: sqlite3.Connection | None = None
+        # Shared by threads. The writing one takes from the queue, and alone sets the failure and
+        # the count; the one that opened the store alone adds to what is damaged.
+        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._closing = threading.Event()
         self._failure: StoreError | None = None
         self._unheard = 0  # failures that nobody waits to hear of
-        self._closing = threading.Event()
         self._damaged: set[bytes] = set()
 
     def __enter__(self) -> ResponseStore:
         if self._read_only:
-            self._reader = _connect_read_only(self.path)
+            self._reader = _connect_read_only(self.path, self._busy_timeout_s)
             return self
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            kind = StoreError if _is_of_the_machine(error) else StoreUnusable
+            kind = StoreError if _is_fault_of_machine(error) else StoreUnusable
             raise kind(f"response store {shown(self.path)}: {error.strerror}") from error
-        self._reader = _connect(self.path)
+        self._reader = _connect(self.path, self._busy_timeout_s)
         self._opened = _file_id(self.path)
         self._closing.clear()
         self._thread = threading.Thread(target=self._write_loop, name="response-store", daemon=True)
@@ -182,27 +185,11 @@ class ResponseStore:
 
         To be called from the opening thread only.
         """
-        if self._reader is None:
-            raise StoreError("the response store is not open")
-        found: dict[bytes, Completion] = {}
-        damaged: set[bytes] = set()
-        try:
-            for start in range(0, len(keys), _MAX_VARIABLES):
-                some = keys[start : start + _MAX_VARIABLES]
-                marks = ",".join("?" * len(some))
-                rows = self._reader.execute(
-                    f"SELECT key, value, checksum FROM completions WHERE key IN ({marks})",  # noqa: S608
-                    some,
-                )
-                for key, value, checksum in rows:
-                    completion = _whole(key, value, checksum)
-                    if completion is None:
-                        damaged.add(key)
-                    else:
-                        found[key] = completion
-        except sqlite3.Error as error:
-            raise self._explained(error) from error
-        if new := damaged - self._damaged:
+        with self._use_reader() as reader:
+            rows = list(select_by_key(reader, "SELECT key, value, checksum FROM completions", keys))
+        entries = {key: _decode(key, value, checksum) for key, value, checksum in rows}
+        found = {key: completion for key, completion in entries.items() if completion is not None}
+        if new := entries.keys() - found.keys() - self._damaged:
             self._damaged |= new
             _log.warning(
                 "response store %s: %d answers are damaged and count as not stored; has the disk "
@@ -214,46 +201,50 @@ class ResponseStore:
 
     def identifier(self) -> str:
         """A name that no other store has, and that the file keeps wherever it goes."""
-        if self._reader is None or self._read_only:
+        if self._read_only:
             raise StoreError("the response store is not open for writing")
-        try:
-            self._reader.execute("CREATE TABLE IF NOT EXISTS identifiers (name TEXT NOT NULL)")
-            self._reader.execute(
+        with self._use_reader() as reader:
+            reader.execute("CREATE TABLE IF NOT EXISTS identifiers (name TEXT NOT NULL)")
+            reader.execute(
                 "INSERT INTO identifiers SELECT ? WHERE NOT EXISTS (SELECT * FROM identifiers)",
                 (uuid.uuid4().hex[:16],),
             )
-            (name,) = self._reader.execute("SELECT name FROM identifiers").fetchone()
-        except sqlite3.Error as error:
-            raise self._explained(error) from error
+            (name,) = reader.execute("SELECT name FROM identifiers").fetchone()
         return str(name)
 
     def lengths(self, scope: Scope) -> Lengths:
         """How long the answers of a scope are that came with a token count."""
-        if self._reader is None:
-            raise StoreError("the response store is not open")
-        try:
-            row = self._reader.execute(
+        with self._use_reader() as reader:
+            row = reader.execute(
                 "SELECT count, total, squares FROM lengths WHERE (prompt_config, type, model, "
                 "max_tokens) = (?, ?, ?, ?)",
                 astuple(scope),
             ).fetchone()
-        except sqlite3.Error as error:
-            raise self._explained(error) from error
         return Lengths(*row) if row else Lengths()
 
     def lower_limits(self, scope: Scope) -> list[int]:
         """The lower max_tokens under which there are answers of a scope's kind."""
-        if self._reader is None:
-            raise StoreError("the response store is not open")
-        try:
-            rows = self._reader.execute(
+        with self._use_reader() as reader:
+            rows = reader.execute(
                 "SELECT max_tokens FROM lengths WHERE (prompt_config, type, model) = (?, ?, ?) "
                 "AND max_tokens < ?",
                 astuple(scope),
             )
             return [limit for (limit,) in rows]
+
+    def __len__(self) -> int:
+        with self._use_reader() as reader:
+            (count,) = reader.execute("SELECT count(*) FROM completions").fetchone()
+        return int(count)
+
+    @contextmanager
+    def _use_reader(self) -> Iterator[sqlite3.Connection]:
+        if self._reader is None:
+            raise StoreError("the response store is not open")
+        try:
+            yield self._reader
         except sqlite3.Error as error:
-            raise self._explained(error) from error
+            raise self._explain(error) from error
 
     async def put(self, key: bytes, completion: Completion, scope: Scope | None = None) -> None:
         """Return once the completion is on disk, and its length added to those of its scope.
@@ -274,16 +265,10 @@ class ResponseStore:
         self._queue.put(_Write(key, value, length, replaces, loop, written))
         await written
 
-    def __len__(self) -> int:
-        if self._reader is None:
-            raise StoreError("the response store is not open")
-        (count,) = self._reader.execute("SELECT count(*) FROM completions").fetchone()
-        return int(count)
-
     def _write_loop(self) -> None:
         connection: sqlite3.Connection | None = None
         try:
-            connection = _connect(self.path)
+            connection = _connect(self.path, self._busy_timeout_s)
         except StoreError as error:
             self._failure = error
         closing = False
@@ -298,7 +283,7 @@ class ResponseStore:
                     self._commit(connection, writes)
                 # Whatever it is: were this thread to end, all who wait for it would do so for ever.
                 except Exception as error:  # noqa: BLE001
-                    self._failure = self._explained(error)
+                    self._failure = self._explain(error)
                     self._failure.__cause__ = error
             if self._failure is not None:
                 self._unheard += sum(w.written.cancelled() or w.loop.is_closed() for w in writes)
@@ -309,7 +294,7 @@ class ResponseStore:
     def _commit(self, connection: sqlite3.Connection, writes: Sequence[_Write]) -> None:
         """Write them, however long another program locks the file while the store is open.
 
-        Once it is to be closed, another `_BUSY_TIMEOUT_S`.
+        Once it is to be closed, for as long as one wait takes.
         """
         while True:
             closing = self._closing.is_set()
@@ -322,7 +307,7 @@ class ResponseStore:
                 _log.warning(
                     "response store %s: locked by another program for %g s; %d answers wait for it",
                     shown(self.path),
-                    _BUSY_TIMEOUT_S,
+                    self._busy_timeout_s,
                     len(writes),
                 )
             else:
@@ -341,7 +326,7 @@ class ResponseStore:
                 "answered since is lost"
             )
 
-    def _explained(self, error: Exception) -> StoreError:
+    def _explain(self, error: Exception) -> StoreError:
         if isinstance(error, StoreError):
             return error
         reason = str(error) or type(error).__name__
@@ -353,26 +338,25 @@ class ResponseStore:
         return StoreError(f"response store {shown(self.path)}: {reason}; {advice}")
 
 
+@dataclass(frozen=True, slots=True)
 class _Write:
     """One completion on its way to disk, and whoever waits for it."""
 
-    __slots__ = ("key", "length", "loop", "replaces", "value", "written")
+    key: bytes
+    value: bytes
+    length: tuple[Scope, int] | None
+    replaces: bool  # a damaged one
+    loop: asyncio.AbstractEventLoop
+    written: asyncio.Future[None]
 
-    def __init__(
-        self,
-        key: bytes,
-        value: bytes,
-        length: tuple[Scope, int] | None,
-        replaces: bool,
-        loop: asyncio.AbstractEventLoop,
-        written: asyncio.Future[None],
-    ) -> None:
-        self.key = key
-        self.value = value
-        self.length = length
-        self.replaces = replaces  # a damaged one
-        self.loop = loop
-        self.written = written
+
+def select_by_key(
+    connection: sqlite3.Connection, select: str, keys: Sequence[bytes]
+) -> Iterator[tuple[Any, ...]]:
+    """The rows that a SELECT gives for some keys; SQLite takes so many values at a time."""
+    for start in range(0, len(keys), _MAX_VARIABLES):
+        some = keys[start : start + _MAX_VARIABLES]
+        yield from connection.execute(f"{select} WHERE key IN ({','.join('?' * len(some))})", some)
 
 
 def _commit(connection: sqlite3.Connection, writes: Iterable[_Write]) -> None:
@@ -383,7 +367,10 @@ def _commit(connection: sqlite3.Connection, writes: Iterable[_Write]) -> None:
             "INSERT INTO lengths VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
             "count = count + excluded.count, total = total + excluded.total, "
             "squares = squares + excluded.squares",
-            _summed(write.length for write in new if write.length is not None),
+            [
+                (*astuple(scope), 1, tokens, tokens**2)
+                for scope, tokens in (write.length for write in new if write.length is not None)
+            ],
         )
         connection.execute("COMMIT")
     except Exception:  # passed on; but what the group wrote by then must not stay
@@ -392,8 +379,8 @@ def _commit(connection: sqlite3.Connection, writes: Iterable[_Write]) -> None:
         raise
 
 
-def _is_of_the_machine(error: Exception) -> bool:
-    """Whether another path helps less than room on this machine."""
+def _is_fault_of_machine(error: Exception) -> bool:
+    """Whether another path would help no more than this one."""
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE)
     return getattr(error, "errno", None) in numbers or "full" in str(error)
 
@@ -416,7 +403,7 @@ def _checksum(key: bytes, value: bytes) -> bytes:
     return xxhash.xxh3_64_digest(key + value)
 
 
-def _whole(key: bytes, value: bytes, checksum: bytes | None) -> Completion | None:
+def _decode(key: bytes, value: bytes, checksum: bytes | None) -> Completion | None:
     """The completion, or None if it was damaged; older versions wrote no checksum."""
     try:
         if checksum not in (None, _checksum(key, value)):
@@ -429,17 +416,6 @@ def _whole(key: bytes, value: bytes, checksum: bytes | None) -> Completion | Non
 def _file_id(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_dev, status.st_ino
-
-
-def _summed(lengths: Iterable[tuple[Scope, int]]) -> list[tuple[str | int, ...]]:
-    """One row of the table of lengths for each scope."""
-    tokens_of: dict[Scope, list[int]] = {}
-    for scope, tokens in lengths:
-        tokens_of.setdefault(scope, []).append(tokens)
-    return [
-        (*astuple(scope), len(tokens), sum(tokens), sum(n * n for n in tokens))
-        for scope, tokens in tokens_of.items()
-    ]
 
 
 def _resolve(writes: Iterable[_Write], failure: StoreError | None) -> None:
@@ -461,13 +437,13 @@ def _settle(futures: Iterable[asyncio.Future[None]], failure: StoreError | None)
             future.set_exception(failure)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
     try:
         # SQLite waits for no lock while it changes the journal mode, so ours is needed here, and
         # before there is a file that others could read.
-        with FileLock(f"{path}.lock", timeout=_BUSY_TIMEOUT_S):
+        with FileLock(f"{path}.lock", timeout=busy_timeout_s):
             connection = sqlite3.connect(
-                path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+                path, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False
             )
             try:
                 version = _check(connection, path)
@@ -480,39 +456,33 @@ def _connect(path: Path) -> sqlite3.Connection:
             except BaseException:
                 connection.close()
                 raise
+    except Timeout as error:
+        reason = f"another process has held it for {busy_timeout_s:g} s"
+        raise _explain_refusal(path, reason, StoreError) from error
     except (sqlite3.Error, OSError) as error:
-        # The words of an OSError name the file with the home folder in full.
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        kind: type[StoreError] = StoreUnusable
-        if isinstance(error, Timeout):
-            kind, reason = StoreError, f"another process has held it for {_BUSY_TIMEOUT_S:g} s"
-        elif _is_locked(error) or _is_of_the_machine(error):
-            kind = StoreError
-        raise kind(
-            f"response store {shown(path)}: {reason}; "
-            "give a writable SQLite file or a new one with --response_store"
-        ) from error
+        is_passing = _is_locked(error) or _is_fault_of_machine(error)
+        raise _explain_refusal(path, error, StoreError if is_passing else StoreUnusable) from error
     return connection
 
 
-def _connect_read_only(path: Path) -> sqlite3.Connection:
+def _connect_read_only(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
     """A connection that changes nothing; to an empty store in memory if there is none yet."""
     try:
         if not path.exists():
-            return _empty()
+            return _make_empty()
         uri = path.resolve().as_uri() + "?mode=ro"
         # One that is being made is waited for: reading it would keep SQLite from making it.
-        with _lock(path):
+        with _lock(path, busy_timeout_s):
             try:
-                connection, version = _opened(uri, path)
+                connection, version = _open(uri, path, busy_timeout_s)
             except sqlite3.OperationalError as error:
                 if _is_locked(error):
                     raise
                 # A folder that can't be written to has no room for the index of the WAL.
-                connection, version = _opened(f"{uri}&immutable=1", path)
+                connection, version = _open(f"{uri}&immutable=1", path, busy_timeout_s)
         if version == 0:
             connection.close()
-            return _empty()
+            return _make_empty()
         if version < 2:
             connection.execute(f"CREATE TEMP TABLE {_LENGTHS}")
         if version < 3:
@@ -521,29 +491,37 @@ def _connect_read_only(path: Path) -> sqlite3.Connection:
                 "SELECT key, value, NULL AS checksum FROM main.completions"
             )
     except (sqlite3.Error, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise StoreUnusable(
-            f"response store {shown(path)}: {reason}; "
-            "give a writable SQLite file or a new one with --response_store"
-        ) from error
+        raise _explain_refusal(path, error) from error
     return connection
 
 
-def _lock(path: Path) -> FileLock | nullcontext[None]:
+def _explain_refusal(
+    path: Path, reason: object, kind: type[StoreError] = StoreUnusable
+) -> StoreError:
+    """The error for a file that can't be opened."""
+    # The words of an OSError name the file with the home folder in full.
+    words = getattr(reason, "strerror", None) or reason
+    return kind(
+        f"response store {shown(path)}: {words}; "
+        "give a writable SQLite file or a new one with --response_store"
+    )
+
+
+def _lock(path: Path, busy_timeout_s: float) -> FileLock | nullcontext[None]:
     """That under which a store is made; none where it isn't ours to take, or nobody has."""
     lock = f"{path}.lock"
-    return FileLock(lock, timeout=_BUSY_TIMEOUT_S) if os.access(lock, os.W_OK) else nullcontext()
+    return FileLock(lock, timeout=busy_timeout_s) if os.access(lock, os.W_OK) else nullcontext()
 
 
-def _empty() -> sqlite3.Connection:
+def _make_empty() -> sqlite3.Connection:
     connection = sqlite3.connect(":memory:", isolation_level=None)
     _create(connection, 0)
     return connection
 
 
-def _opened(uri: str, path: Path) -> tuple[sqlite3.Connection, int]:
+def _open(uri: str, path: Path, busy_timeout_s: float) -> tuple[sqlite3.Connection, int]:
     """A connection to a store of ours, and its format's version."""
-    connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+    connection = sqlite3.connect(uri, uri=True, timeout=busy_timeout_s, isolation_level=None)
     try:
         return connection, _check(connection, path)
     except BaseException:
@@ -555,13 +533,8 @@ def _check(connection: sqlite3.Connection, path: Path) -> int:
     """The format's version, 0 in a new file; another's is refused before anything is written."""
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if application_id == 0 and version == 0:
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if tables:
-            raise StoreUnusable(
-                f"response store {shown(path)}: this SQLite file belongs to another program; "
-                "give another one with --response_store"
-            )
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if (application_id, version, tables) == (0, 0, 0):
         return 0
     if application_id != _APPLICATION_ID:
         raise StoreUnusable(

@@ -1,11 +1,10 @@
-"""Requests -> the lines of a batch's input file."""
+"""The file of requests that a batch is made of, and the provider's limits on it."""
 
 from __future__ import annotations
 
 import hashlib
-import uuid
+import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -23,43 +22,49 @@ class Limits:
         file_bytes: of a file.
         poll_s: longest wait between two looks at the batches; the first waits are shorter.
         settle_s: after this long, what a list lacks was never created.
+        gone_after_s: a younger file that isn't there is not there yet, or nobody knows why.
+        impatient_s: longest wait for a call that the run can do without.
     """
 
     requests: int = 50_000
     file_bytes: int = 200_000_000
     poll_s: float = 60.0
     settle_s: float = 60.0
+    gone_after_s: float = 2 * 86400.0
+    impatient_s: float = 5.0
 
 
 class Draft:
-    """A file of requests on its way up: lines in, digest and path out."""
+    """A file of requests on its way up.
 
-    def __init__(self, folder: Path, store: str, limit_field: str) -> None:
-        self.path = folder / f"{uuid.uuid4().hex}.jsonl"
+    Attributes:
+        file: the lines so far; it has no name, and is gone once it is closed.
+        bytes: their length.
+        store: name of the store that the answers are for.
+        limit_field: name of the field for the answer's longest length.
+        keys: of the requests.
+    """
+
+    def __init__(self, store: str, limit_field: str) -> None:
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
+        self.bytes = 0
         self.store = store
         self.limit_field = limit_field
         self.keys: list[bytes] = []
-        self._bytes = 0
         self._digest = hashlib.sha256()
-        self._file = self.path.open("wb")
 
     def is_full(self, line_bytes: int, requests: int, file_bytes: int) -> bool:
-        """Whether another line would exceed a bound of the provider."""
+        """Whether another line would be more than so many requests or bytes."""
         return bool(self.keys) and (
-            len(self.keys) >= requests or self._bytes + line_bytes > file_bytes
+            len(self.keys) >= requests or self.bytes + line_bytes > file_bytes
         )
 
     def add(self, key: bytes, line: bytes) -> None:
         """Add a request's line."""
         self.keys.append(key)
-        self._bytes += len(line)
+        self.bytes += len(line)
         self._digest.update(line)
-        self._file.write(line)
-
-    def closed(self) -> Draft:
-        """The draft, complete."""
-        self._file.close()
-        return self
+        self.file.write(line)
 
     @property
     def digest(self) -> str:

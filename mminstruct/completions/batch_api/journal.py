@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import time
-from collections.abc import (
-    Callable,
-    Iterable,
-    Iterator,
-    Sequence,
-)
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +12,9 @@ from typing import Any
 from mminstruct.completions.batch_api.drafts import Draft
 from mminstruct.completions.batch_api.results import Results
 from mminstruct.completions.job import Failed
-from mminstruct.errors import (
-    StoreError,
-)
+from mminstruct.completions.store import select_by_key
+from mminstruct.errors import StoreError
 from mminstruct.resources import shown
-
-_MAX_VARIABLES = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +49,8 @@ class Journal:
         self._connection: sqlite3.Connection | None = None
 
     def __enter__(self) -> Journal:
-        with self._explained():
-            self._connection = sqlite3.connect(self.path, isolation_level=None, timeout=60.0)
+        with self._explain_errors():
+            self._connection = sqlite3.connect(self.path, isolation_level="IMMEDIATE", timeout=60.0)
             self._connection.execute("PRAGMA synchronous = FULL")
             for table in _TABLES:
                 self._connection.execute(f"CREATE TABLE IF NOT EXISTS {table}")
@@ -82,20 +73,21 @@ class Journal:
                 [(key, intent) for key in draft.keys],
             )
 
-    def uploaded(self, intent: str, file_id: str) -> None:
-        """Note the uploaded file."""
+    def note(
+        self,
+        intent: str,
+        *,
+        file_id: str | None = None,
+        sent_s: float | None = None,
+        batch_id: str | None = None,
+    ) -> None:
+        """Note what is new of a batch, named as in `JournalRow`."""
         with self._transaction() as execute:
-            execute("UPDATE batches SET file_id = ? WHERE intent = ?", [(file_id, intent)])
-
-    def creating(self, intent: str) -> None:
-        """Note that from now on the batch may exist."""
-        with self._transaction() as execute:
-            execute("UPDATE batches SET sent_s = ? WHERE intent = ?", [(time.time(), intent)])
-
-    def created(self, intent: str, batch_id: str) -> None:
-        """Note the server's name for a batch."""
-        with self._transaction() as execute:
-            execute("UPDATE batches SET batch_id = ? WHERE intent = ?", [(batch_id, intent)])
+            execute(
+                "UPDATE batches SET file_id = coalesce(?, file_id), sent_s = coalesce(?, sent_s), "
+                "batch_id = coalesce(?, batch_id) WHERE intent = ?",
+                [(file_id, sent_s, batch_id, intent)],
+            )
 
     def close(
         self, intent: str, identity: dict[str, str], results: Results, *, keep_files: bool
@@ -132,7 +124,7 @@ class Journal:
         )
         return [JournalRow(*row) for row in found if row[0] in wanted]
 
-    def stored(self, endpoint: str) -> list[tuple[str, str]]:
+    def stored_batches(self, endpoint: str) -> list[tuple[str, str]]:
         """(intent, batch id) of batches whose files may still be at the server."""
         return self._read(
             "SELECT intent, batch_id FROM batches WHERE stored = 1 AND endpoint = ?", (endpoint,)
@@ -153,12 +145,12 @@ class Journal:
 
     def open_batches(self, keys: Sequence[bytes]) -> dict[bytes, str]:
         """The batches that some requests are in, by key."""
-        found = self._by_key("SELECT key, intent FROM requests WHERE key IN", keys)
+        found = self._by_key("SELECT key, intent FROM requests", keys)
         return {bytes(key): intent for key, intent in found}
 
     def refusals(self, keys: Sequence[bytes]) -> dict[bytes, Failed]:
         """Which requests were refused as too long."""
-        found = self._by_key("SELECT key, message, room FROM refusals WHERE key IN", keys)
+        found = self._by_key("SELECT key, message, room FROM refusals", keys)
         return {
             bytes(key): Failed("too_long", message, rejected=True, room=room)
             for key, message, room in found
@@ -171,29 +163,21 @@ class Journal:
         )
         return str(rows[0][0]) if rows else None
 
-    def _by_key(self, select: str, keys: Sequence[bytes]) -> Iterator[tuple[Any, ...]]:
-        for start in range(0, len(keys), _MAX_VARIABLES):
-            some = keys[start : start + _MAX_VARIABLES]
-            yield from self._read(f"{select} ({','.join('?' * len(some))})", some)
+    def _by_key(self, select: str, keys: Sequence[bytes]) -> list[tuple[Any, ...]]:
+        with self._explain_errors() as connection:
+            return list(select_by_key(connection, select, keys))
 
     def _read(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        with self._explained() as connection:
+        with self._explain_errors() as connection:
             return connection.execute(statement, values).fetchall()
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[Callable[[str, list[Any]], object]]:
-        with self._explained() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection.executemany
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
+        with self._explain_errors() as connection, connection:
+            yield connection.executemany
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[sqlite3.Connection]:
+    def _explain_errors(self) -> Iterator[sqlite3.Connection]:
         try:
             yield self._connection  # type: ignore[misc]
         except sqlite3.Error as error:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import (
-    Callable,
-    Iterable,
-    Iterator,
-)
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import IO
 
 import msgspec
 
 from mminstruct.backends._chat import read_body
-from mminstruct.backends._refusals import error_of, read_refusal
+from mminstruct.backends._refusals import WORDS_SHOWN, error_of, read_refusal
 from mminstruct.backends.openai import MOST_BYTES
 from mminstruct.completions.client import MAYBE_PAID
 from mminstruct.completions.job import Failed
@@ -25,8 +23,8 @@ from mminstruct.errors import (
 )
 from mminstruct.schema import Completion
 
-CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*"([0-9a-f]+)"')
-WORDS_SHOWN = 500
+_CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*"([0-9a-f]+)"')
+_LINES_AT_A_TIME = 1000
 
 
 class _Response(msgspec.Struct):
@@ -48,31 +46,33 @@ class _Line(msgspec.Struct):
 _line_decoder = msgspec.json.Decoder(_Line)
 
 
+@dataclass
 class Results:
     """What the lines of a batch's files say of its requests.
 
     Attributes:
         keys: the batch's requests.
-        answered: those of them with an answer.
+        limit_field: name of the field for the answer's longest length.
+        seen: those that there were lines about.
+        answered: those with an answer.
+        unreadable: those with an answer that is none we know, though it was paid for.
         failures: of requests that failed for good.
         refusals: of prompts that are too long.
         wants_other_field: whether the limit is known under its newer name alone.
-        unreadable: requests with an answer that is none we know, though it was paid for.
         unknown: lines about requests that were not in the batch.
         damaged: lines that can't be read.
     """
 
-    def __init__(self, keys: set[bytes], limit_field: str) -> None:
-        self.keys = keys
-        self._limit_field = limit_field
-        self._seen: set[bytes] = set()
-        self.answered: set[bytes] = set()
-        self.failures: dict[bytes, Failed] = {}
-        self.refusals: dict[bytes, ContextTooLong] = {}
-        self.wants_other_field = False
-        self.unreadable: set[bytes] = set()
-        self.unknown = 0
-        self.damaged = 0
+    keys: set[bytes]
+    limit_field: str
+    seen: set[bytes] = field(default_factory=set)
+    answered: set[bytes] = field(default_factory=set)
+    unreadable: set[bytes] = field(default_factory=set)
+    failures: dict[bytes, Failed] = field(default_factory=dict)
+    refusals: dict[bytes, ContextTooLong] = field(default_factory=dict)
+    wants_other_field: bool = False
+    unknown: int = 0
+    damaged: int = 0
 
     def read(
         self, lines: Iterable[bytes], redacted: Callable[[str], str]
@@ -93,7 +93,7 @@ class Results:
             if key not in self.keys:
                 self.unknown += 1
                 continue
-            self._seen.add(key)
+            self.seen.add(key)
             try:
                 completion = _completion(entry, redacted)
             except BackendError as error:
@@ -106,7 +106,7 @@ class Results:
         message = str(error)[:WORDS_SHOWN]
         if isinstance(error, ContextTooLong):
             self.refusals[key] = error
-        elif self._limit_field == "max_tokens" and "max_completion_tokens" in message:
+        elif self.limit_field == "max_tokens" and "max_completion_tokens" in message:
             self.wants_other_field = True
         elif isinstance(error, TransientError):
             self.failures[key] = Failed(error.cause, message)
@@ -117,21 +117,32 @@ class Results:
 
     def without_line(self) -> set[bytes]:
         """Keys that no line was about."""
-        return self.keys - self._seen
-
-    @property
-    def about(self) -> int:
-        """How many of the requests there were lines about."""
-        return len(self._seen)
+        return self.keys - self.seen
 
     @property
     def lines(self) -> int:
         """How many there were, whatever about."""
-        return len(self._seen) + self.unknown + self.damaged
+        return len(self.seen) + self.unknown + self.damaged
 
     def is_damaged(self) -> bool:
         """Whether there may be more in the files than could be read."""
         return bool(self.unknown or self.damaged)
+
+
+def read_lines(file: IO[bytes]) -> Iterator[list[bytes]]:
+    """A file's lines, some at a time; of one that is longer than any answer, the start alone."""
+    chunk: list[bytes] = []
+    left = MOST_BYTES
+    while line := file.readline(MOST_BYTES + 1):
+        chunk.append(line)
+        left -= len(line)
+        while line and not line.endswith(b"\n"):
+            line = file.readline(MOST_BYTES)
+        if left <= 0 or len(chunk) == _LINES_AT_A_TIME:
+            yield chunk
+            chunk, left = [], MOST_BYTES
+    if chunk:
+        yield chunk
 
 
 def _entry(line: bytes) -> _Line:
@@ -140,7 +151,7 @@ def _entry(line: bytes) -> _Line:
     Raises:
         msgspec.DecodeError: nothing that can be read.
     """
-    if len(line) > MOST_BYTES and (named := CUSTOM_ID.search(line)):
+    if len(line) > MOST_BYTES and (named := _CUSTOM_ID.search(line)):
         words = f"the answer is longer than {MOST_BYTES:,} bytes"
         return _Line(named[1].decode(), error=_Error("bad_body", words))
     return _line_decoder.decode(line)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import base64
+import logging
 import math
 import random
 import re
-from collections.abc import (
-    Iterator,
-    Mapping,
-)
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
-from mminstruct.errors import (
-    UsageError,
-)
+from mminstruct.errors import UsageError
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,25 @@ def read_seconds(text: str | None, now_s: float) -> float | None:
     return max(0.0, when_s - now_s)
 
 
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the server asks to wait: ``retry-after-ms``, else ``Retry-After``, else None.
+
+    **Source:** RFC 9110 section 10.2.3 (seconds or an HTTP date).
+    """
+    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name, "")) * unit_s
+        except ValueError:
+            continue
+        if math.isfinite(seconds):
+            return max(0.0, seconds)
+    try:
+        when = parsedate_to_datetime(headers.get("retry-after", ""))
+    except (TypeError, ValueError):
+        return None
+    return max(0.0, when.timestamp() - time.time())
+
+
 def until(seconds: float) -> str:
     """When a wait ends, as a clock shows it: ``07:00``, or with the day if that is another."""
     now = datetime.now()
@@ -110,6 +131,20 @@ def until(seconds: float) -> str:
 
 
 LONGEST_WAIT_S = 3600.0
+PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""Statuses under which the same request may be answered the next time."""
+
+
+class Passing(Exception):
+    """An attempt that failed and is worth another; its text is the reason.
+
+    Attributes:
+        retry_after_s: seconds the server asked to wait, or None.
+    """
+
+    def __init__(self, reason: str, retry_after_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +155,8 @@ class RetryPolicy:
         max_retries: tries after the first one.
         base_s: mean wait before the first retry; it doubles with each.
         cap_s: longest wait of our own choosing; a server's Retry-After may be longer.
-        max_pause_s: longest pause that a server may ask for; a longer one ends the run.
+        max_pause_s: longest pause that a server may ask for; a longer one ends a run, and is cut
+            short for a file.
         drain_s: how long an interrupted run waits for the answers in flight, which are paid for.
         finish_s: how long a run does so that stopped by itself, and that nobody waits for.
     """
@@ -132,15 +168,60 @@ class RetryPolicy:
     drain_s: float = 60.0
     finish_s: float = 600.0
 
-    def wait_s(self, retry: int, retry_after_s: float | None, rng: random.Random) -> float:
-        """Seconds before retry number ``retry`` (from 0): doubling, and a quarter more or less.
+    def wait_s(self, retry: int, retry_after_s: float | None, rng: random.Random | None) -> float:
+        """Seconds before retry number ``retry`` (from 0), of which a Retry-After is a lower bound.
 
-        A Retry-After is a lower bound; a little is added so that not all come back at once.
+        With random numbers it is a quarter more or less, and a little more than a Retry-After, so
+        that not all come back at once.
         """
-        own_s = min(self.cap_s, self.base_s * 2.0**retry) * rng.uniform(0.75, 1.25)
-        if retry_after_s is None:
-            return own_s
-        return max(own_s, retry_after_s + rng.uniform(0.0, min(1.0, 0.1 + 0.1 * retry_after_s)))
+        own_s = min(self.cap_s, self.base_s * 2.0**retry)
+        told_s = retry_after_s or 0.0
+        if rng is not None:
+            own_s *= rng.uniform(0.75, 1.25)
+            if retry_after_s is not None:
+                told_s += rng.uniform(0.0, min(1.0, 0.1 + 0.1 * retry_after_s))
+        return max(own_s, told_s)
+
+
+@dataclass(slots=True)
+class Retries:
+    """The attempts at one thing, at one server.
+
+    Attributes:
+        policy: how many there may be, and what is between them.
+        rng: spreads the waits of several that are at it; None is for one alone.
+        failures: in a row so far; set to 0 by whoever sees that an attempt got somewhere.
+    """
+
+    policy: RetryPolicy
+    rng: random.Random | None = None
+    failures: int = 0
+
+    def wait_s(self, failure: Passing) -> float | None:
+        """Seconds until the next attempt, or None if there is to be none."""
+        self.failures += 1
+        if self.failures > self.policy.max_retries:
+            return None
+        wait_s = self.policy.wait_s(self.failures - 1, failure.retry_after_s, self.rng)
+        return min(wait_s, self.policy.max_pause_s)
+
+    def run(self, attempt: Callable[[], _T], url: str, sleep: Callable[[float], None]) -> _T:
+        """What an attempt gives at last, which raises `Passing` as long as it fails; so does this.
+
+        Args:
+            attempt: repeated.
+            url: what is attempted, for the log.
+            sleep: called between attempts with the seconds to wait.
+        """
+        while True:
+            try:
+                return attempt()
+            except Passing as failure:
+                wait_s = self.wait_s(failure)
+                if wait_s is None:
+                    raise
+                _log.info("%s: %s; next attempt in %.0f s", url, failure, wait_s)
+            sleep(wait_s)
 
 
 # Shorter values of a query are hardly secret, and would blot out ordinary words.

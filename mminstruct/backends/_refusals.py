@@ -9,12 +9,10 @@ the words decide: `_SIGNS` is the table, of which the first line that fits count
 from __future__ import annotations
 
 import json
-import math
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
 from mminstruct.errors import (
@@ -26,7 +24,7 @@ from mminstruct.errors import (
     Withheld,
 )
 from mminstruct.schema import Sampling
-from mminstruct.transport import read_seconds
+from mminstruct.transport import read_seconds, retry_after
 
 Kind = Literal["withheld", "spent", "too_long", "key", "no_api", "again", "refused"]
 
@@ -334,22 +332,3 @@ def _told_wait_s(refusal: Refusal, headers: Mapping[str, str]) -> float | None:
         if told is None and (found := re.search(pattern, refusal.whole, re.IGNORECASE)):
             told = read_seconds(found[1].replace(" ", ""), time.time())
     return told
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the server asks to wait: ``retry-after-ms``, else ``Retry-After``, else None.
-
-    **Source:** RFC 9110 section 10.2.3 (seconds or an HTTP date).
-    """
-    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers.get(name, "")) * unit_s
-        except ValueError:
-            continue
-        if math.isfinite(seconds):
-            return max(0.0, seconds)
-    try:
-        when = parsedate_to_datetime(headers.get("retry-after", ""))
-    except (TypeError, ValueError):
-        return None
-    return max(0.0, when.timestamp() - time.time())

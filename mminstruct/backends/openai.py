@@ -39,7 +39,6 @@ from mminstruct.backends._templates import without_system
 from mminstruct.errors import (
     BackendError,
     BackendUnusable,
-    RequestRefused,
     TransientError,
     UsageError,
 )
@@ -241,17 +240,21 @@ def read_headers(given: Sequence[str], environment: Mapping[str, str]) -> dict[s
     return headers
 
 
-def redirect_of(url: str, location: str) -> str | None:
-    """Where a server sends a request on to; None if that isn't the same server.
+def redirect_of(asked: str, location: str) -> str:
+    """Where a server sends a request on to, on the same server.
 
-    Another one gets no prompt that nobody meant for it.
+    Raises:
+        BackendUnusable: it is another one, which gets no prompt that nobody meant for it.
     """
-    target = urljoin(url, location)
-    before, after = urlsplit(url), urlsplit(target)
-    if before.hostname != after.hostname:
-        return None
-    secured = before.scheme == "http" and after.scheme == "https"
-    return target if secured or before[:2] == after[:2] else None
+    led = urljoin(asked, location)
+    here, there = urlsplit(asked), urlsplit(led)
+    is_upgrade = (here.scheme, there.scheme) == ("http", "https")
+    if here.hostname != there.hostname or not (here[:2] == there[:2] or is_upgrade):
+        raise BackendUnusable(
+            f"{public_url(asked)} redirects to {public_url(led)}, where the prompts would go; if "
+            "that is meant, give that server's URL instead"
+        )
+    return led
 
 
 class OpenAIBackend:
@@ -369,33 +372,15 @@ class OpenAIBackend:
                 return await self._post(request)
             except openai.APIStatusError as error:
                 refusal = read_refusal(error.status_code, error.response.content, self.redacted)
-                self._follow(error.response)
+                if error.response.has_redirect_location:
+                    location = error.response.headers["location"]
+                    self._path = redirect_of(str(error.response.url), location)
                 self._learn(refusal, request)
                 if before == (self._dialect, self._path):
                     raise self._refused(refusal, error.response.headers, request) from error
             except _FAILURES as error:
                 raise self._mapped(error) from error
         raise TransientError(f"{self._where}: sends requests in a circle", cause="no_api")
-
-    def _follow(self, response: httpx2.Response) -> None:
-        """Take the place that a request was redirected to.
-
-        Raises:
-            RequestRefused: it is another server.
-        """
-        location = response.headers.get("location")
-        if not (300 <= response.status_code < 400 and location):
-            return
-        target = redirect_of(str(response.url), location)
-        if target is None:
-            elsewhere = public_url(urljoin(str(response.url), location))
-            raise RequestRefused(
-                f"{self._where} answered {response.status_code}: it redirects to {elsewhere}, "
-                "another server; give that with --openai_base_url if it is the one",
-                unknown_here=True,
-                status=response.status_code,
-            )
-        self._path = target
 
     def _learn(self, refusal: Refusal, request: Request) -> None:
         """Note what a refusal says of how the server wants to be asked."""
@@ -461,7 +446,7 @@ class OpenAIBackend:
         """Read a body before the SDK does, which knows no bound; or refuse to be led elsewhere."""
         asked = response.request.url
         if response.request.method == "POST" and response.has_redirect_location:
-            check_redirect(str(asked), response.headers["location"])
+            redirect_of(str(asked), response.headers["location"])
         if not asked.path.endswith("/content"):  # of a batch's file, which is streamed to disk
             response._content = await bounded(response.aiter_bytes(), public_url(str(asked)))
 
@@ -579,18 +564,6 @@ def _without_query(record: logging.LogRecord) -> bool:
         parts = (public_url(str(a)) if isinstance(a, httpx2.URL) else a for a in record.args)
         record.args = tuple(parts)
     return True
-
-
-def check_redirect(asked: str, location: str) -> None:
-    """Raise BackendUnusable for a redirect that would take prompts to somebody else."""
-    led = urljoin(asked, location)
-    here, there = urlsplit(asked), urlsplit(led)
-    is_upgrade = (here.scheme, there.scheme) == ("http", "https")
-    if here.hostname != there.hostname or not (here.netloc == there.netloc or is_upgrade):
-        raise BackendUnusable(
-            f"{public_url(asked)} redirects to {public_url(led)}, where the prompts would go; if "
-            "that is meant, give that server's URL instead"
-        )
 
 
 async def bounded(chunks: AsyncIterable[bytes], where: str) -> bytes:

@@ -29,7 +29,7 @@ import os
 import re
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from types import TracebackType
@@ -48,14 +48,12 @@ from mminstruct.backends._refusals import (
     Refusal,
     error_of,
     read_refusal,
-    retry_after,
 )
 from mminstruct.backends._templates import without_system
 from mminstruct.backends.openai import (
     MOST_LESSONS,
     bounded,
     check_length,
-    check_redirect,
     redirect_of,
 )
 from mminstruct.errors import (
@@ -66,7 +64,17 @@ from mminstruct.errors import (
     UsageError,
 )
 from mminstruct.schema import Completion, Message, Request, Sampling
-from mminstruct.transport import authorization, key_from, public_url, secrets_of
+from mminstruct.transport import (
+    PASSING_STATUS,
+    Passing,
+    Retries,
+    RetryPolicy,
+    authorization,
+    key_from,
+    public_url,
+    retry_after,
+    secrets_of,
+)
 
 if TYPE_CHECKING:
     from text_generation.types import ChatRequest
@@ -76,7 +84,7 @@ _HUGGING_FACE = ".endpoints.huggingface.cloud"
 _ASKING_TIMEOUT_S = 30.0
 _CONNECT_TIMEOUT_S = 30.0
 # An estimate counts thousands of prompts; one refusal by a busy server doesn't end it.
-_COUNTING_PAUSES_S = (0.5, 1.0, 2.0, 4.0)
+_COUNTING = RetryPolicy(max_retries=4, max_pause_s=_ASKING_TIMEOUT_S)
 _log = logging.getLogger(__name__)
 _LOST = "no TGI server at this address; others are reached with --model_source openai"
 
@@ -253,12 +261,6 @@ def _read_bounded(response: httpx2.Response) -> None:
     response._content = bytes(body)
 
 
-async def _check_redirect(
-    session: aiohttp.ClientSession, context: object, led: aiohttp.TraceRequestRedirectParams
-) -> None:
-    check_redirect(str(led.url), led.response.headers.get("Location", ""))
-
-
 def payload(messages: Sequence[Message], sampling: Sampling) -> ChatRequest:
     """The request in the client package's types; ``tgi`` is any server's own model."""
     from text_generation import types
@@ -311,11 +313,13 @@ class TGIBackend:
         *,
         named: str | None = None,
         own: int = 0,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._servers = tuple(servers)
         self._server = self._servers[own]
         self._options = options
         self._named = named
+        self._sleep = sleep
         self._session: aiohttp.ClientSession | None = None
         self._counting: httpx2.Client | None = None
         # An estimate asks for a chunk of prompts, to see what fits, and then for each again.
@@ -393,23 +397,27 @@ class TGIBackend:
                 event_hooks={"response": [_read_bounded]},
             )
             weakref.finalize(self, self._counting.close)
+        counting, url = self._counting, f"{self._server.url}/chat_tokenize"
         asked = payload(messages, Sampling()).model_dump_json(exclude_none=True)
-        url = f"{self._server.url}/chat_tokenize"
-        try:
-            for pause_s in (*_COUNTING_PAUSES_S, None):
-                answer = self._counting.post(url, content=asked)
-                is_busy = answer.status_code == 429 or answer.status_code >= 500
-                if pause_s is None or not is_busy:
-                    break
-                time.sleep(min(retry_after(answer.headers) or pause_s, _ASKING_TIMEOUT_S))
+
+        def attempt() -> int:
+            answer = counting.post(url, content=asked)
             if answer.status_code == 200:
                 return len(_tokenized_decoder.decode(answer.content).tokenize_response)
+            words = read_refusal(answer.status_code, answer.content, self._server.redacted).words
+            failure = f"{url} answered {answer.status_code}: {words}"
+            if answer.status_code in PASSING_STATUS:
+                raise Passing(failure, retry_after(answer.headers))
+            advice = "; a TGI server counts tokens from 2.3 on"
+            raise BackendUnusable(failure + (advice if answer.status_code == 404 else ""))
+
+        try:
+            return Retries(_COUNTING).run(attempt, url, self._sleep)
+        except Passing as failure:
+            raise BackendUnusable(str(failure)) from failure
         except (httpx2.HTTPError, msgspec.DecodeError, UnicodeDecodeError) as error:
             reason = self._server.redacted(str(error))
             raise BackendUnusable(f"{url}: tokens can't be counted: {reason}") from error
-        advice = "; a TGI server counts tokens from 2.3 on" if answer.status_code == 404 else ""
-        words = read_refusal(answer.status_code, answer.content, self._server.redacted).words
-        raise BackendUnusable(f"{url} answered {answer.status_code}: {words}{advice}")
 
     async def __aenter__(self) -> TGIBackend:
         self._checking = asyncio.Lock()
@@ -419,8 +427,6 @@ class TGIBackend:
                 await self._check()
             except TransientError as error:
                 raise BackendUnusable(str(error)) from error
-        redirects = aiohttp.TraceConfig()
-        redirects.on_request_redirect.append(_check_redirect)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=parallel),
             timeout=aiohttp.ClientTimeout(
@@ -428,7 +434,6 @@ class TGIBackend:
             ),
             headers=self._server.headers,
             trust_env=True,
-            trace_configs=[redirects],
         )
         return self
 
@@ -471,7 +476,7 @@ class TGIBackend:
     def _learn(self, refusal: Refusal, headers: Mapping[str, str], request: Request) -> None:
         """Take the place that a request was sent on to, and go without a system prompt."""
         if 300 <= refusal.status < 400:
-            self._url = redirect_of(self._url, headers.get("location", "")) or self._url
+            self._url = redirect_of(self._url, headers.get("location", ""))
         learned = self._dialect.learn(refusal, request.sampling)
         if learned.system != self._dialect.system:
             _log.info(f"{self._server.url}: {learned.news(self._dialect)}")

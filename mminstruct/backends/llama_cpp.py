@@ -48,10 +48,9 @@ import re
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
-from mminstruct.backends import BackendOptions, _machine, _trial
+from mminstruct.backends import BackendOptions, Opened, _machine, _trial
 from mminstruct.backends._gguf import check_gguf, fingerprint
 from mminstruct.backends._llama_cpp_engine import OPENINGS, Engine, Task, load_model, tell_fewer
 from mminstruct.backends._templates import spelling, strftime_now, unspelt, without_system
@@ -135,7 +134,7 @@ def bundled_model() -> Path:
     return found[0]
 
 
-class LlamaCppBackend:
+class LlamaCppBackend(Opened):
     """One GGUF model in this process."""
 
     name: Literal["llama_cpp"] = "llama_cpp"
@@ -213,12 +212,8 @@ class LlamaCppBackend:
         self._engine = await asyncio.to_thread(self._start)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def close(self) -> None:
+        """End the engine; who still waits for an answer is told so."""
         engine, self._engine = self._engine, None
         if engine is not None:
             await asyncio.to_thread(engine.close)

@@ -19,21 +19,21 @@ import logging
 import os
 import re
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, TypeVar
-from urllib.parse import parse_qsl, urljoin, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import aiohttp
 import httpx2
 import msgspec
 import openai
 
-from mminstruct.backends import BackendOptions, _names, _tokens
+from mminstruct.backends import BackendOptions, Opened, _names, _tokens
 from mminstruct.backends._chat import read_body
+from mminstruct.backends._http import MOST_LESSONS, bounded, no_answer, redirect_of
 from mminstruct.backends._refusals import Dialect, Refusal, error_of, kind_of, read_refusal
 from mminstruct.backends._templates import without_system
 from mminstruct.errors import (
@@ -60,10 +60,6 @@ _OFFICIAL_URL = "https://api.openai.com/v1"
 _CONNECT_TIMEOUT_S = 30.0
 # Longer than connecting may take, which is to be told from a slow answer.
 _PROBE_TIMEOUT_S = _CONNECT_TIMEOUT_S + 10.0
-# A long answer has a megabyte.
-MOST_BYTES = 32 * 2**20
-MOST_LESSONS = 8
-"""Redirects and refused fields that one request may teach."""
 _NEWS_SHOWN = 200
 # What a request says in its own words, and by what flag it is said otherwise.
 _OURS = {
@@ -240,24 +236,7 @@ def read_headers(given: Sequence[str], environment: Mapping[str, str]) -> dict[s
     return headers
 
 
-def redirect_of(asked: str, location: str) -> str:
-    """Where a server sends a request on to, on the same server.
-
-    Raises:
-        BackendUnusable: it is another one, which gets no prompt that nobody meant for it.
-    """
-    led = urljoin(asked, location)
-    here, there = urlsplit(asked), urlsplit(led)
-    is_upgrade = (here.scheme, there.scheme) == ("http", "https")
-    if here.hostname != there.hostname or not (here[:2] == there[:2] or is_upgrade):
-        raise BackendUnusable(
-            f"{public_url(asked)} redirects to {public_url(led)}, where the prompts would go; if "
-            "that is meant, give that server's URL instead"
-        )
-    return led
-
-
-class OpenAIBackend:
+class OpenAIBackend(Opened):
     """One model at an OpenAI-compatible server, and at the replicas of that."""
 
     name: Literal["openai"] = "openai"
@@ -354,12 +333,8 @@ class OpenAIBackend:
         )
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def close(self) -> None:
+        """Let go of the connections."""
         if self._client is not None:
             await self._client.close()
         self._client = None
@@ -467,16 +442,7 @@ class OpenAIBackend:
         if isinstance(error, openai.APIStatusError):
             refusal = read_refusal(error.status_code, error.response.content, self.redacted)
             return self._refused(refusal, error.response.headers)
-        where = self._where
-        if isinstance(error, asyncio.TimeoutError):
-            words = f"{where}: no answer within {self.timeout_s:g} s (--timeout)"
-            return TransientError(words, cause="timeout")
-        root = _root(error)
-        reason = self.redacted(str(root) or type(root).__name__)
-        return TransientError(
-            f"{where}: {' '.join(reason.split())}",
-            cause="unreachable" if isinstance(root, _NO_CONNECTION) else "dropped",
-        )
+        return no_answer(error, self._where, self.redacted, self.timeout_s)
 
     async def call(
         self,
@@ -544,18 +510,6 @@ class OpenAIBackend:
 
 
 _FAILURES = (openai.OpenAIError, aiohttp.ClientError, asyncio.TimeoutError)
-_NO_CONNECTION = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
-
-
-def _root(error: BaseException) -> BaseException:
-    """What happened on the wire.
-
-    The SDK's transport calls a refused and a dropped connection a timeout, and lets some errors of
-    aiohttp through as they are.
-    """
-    while error.__cause__ is not None and not isinstance(error, aiohttp.ClientError):
-        error = error.__cause__
-    return error
 
 
 def _without_query(record: logging.LogRecord) -> bool:
@@ -564,24 +518,3 @@ def _without_query(record: logging.LogRecord) -> bool:
         parts = (public_url(str(a)) if isinstance(a, httpx2.URL) else a for a in record.args)
         record.args = tuple(parts)
     return True
-
-
-async def bounded(chunks: AsyncIterable[bytes], where: str) -> bytes:
-    """A body, decompressed.
-
-    Raises:
-        TransientError: it is longer than any answer; the rest isn't read.
-    """
-    body = bytearray()
-    async for chunk in chunks:
-        body += chunk
-        check_length(len(body), where)
-    return bytes(body)
-
-
-def check_length(length: int, where: str) -> None:
-    """Raise TransientError for a body that is longer than any answer, in bytes."""
-    if length > MOST_BYTES:
-        raise TransientError(
-            f"{where}: the answer is longer than {MOST_BYTES:,} bytes", cause="bad_body"
-        )

@@ -32,7 +32,6 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
@@ -40,8 +39,15 @@ import aiohttp
 import httpx2
 import msgspec
 
-from mminstruct.backends import BackendOptions
+from mminstruct.backends import BackendOptions, Opened
 from mminstruct.backends._chat import read_body
+from mminstruct.backends._http import (
+    MOST_LESSONS,
+    bounded,
+    check_length,
+    no_answer,
+    redirect_of,
+)
 from mminstruct.backends._refusals import (
     WORDS_SHOWN,
     Dialect,
@@ -50,12 +56,6 @@ from mminstruct.backends._refusals import (
     read_refusal,
 )
 from mminstruct.backends._templates import without_system
-from mminstruct.backends.openai import (
-    MOST_LESSONS,
-    bounded,
-    check_length,
-    redirect_of,
-)
 from mminstruct.errors import (
     BackendError,
     BackendUnusable,
@@ -294,7 +294,7 @@ def _no_access(server: Endpoint, status: int) -> str:
     return f"{server.url} answered {status}: {sent}"
 
 
-class TGIBackend:
+class TGIBackend(Opened):
     """One model at one TGI server, and at the replicas of that.
 
     A server is asked what it runs when it is opened, and again after it couldn't be reached: one
@@ -437,12 +437,8 @@ class TGIBackend:
         )
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def close(self) -> None:
+        """Let go of the connections; what the server runs is asked anew at the next opening."""
         if self._session is not None:
             await self._session.close()
         self._session = None
@@ -494,7 +490,12 @@ class TGIBackend:
                 body = await bounded(response.content.iter_any(), self._server.url)
                 return response.status, response.headers, body
         except (asyncio.TimeoutError, aiohttp.ClientError) as error:
-            raise self._no_answer(error) from error
+            failure = no_answer(
+                error, self._server.url, self._server.redacted, self._options.timeout_s
+            )
+            if failure.cause != "timeout":
+                self._is_checked = False
+            raise failure from error
 
     def _known(self) -> Served:
         """What the answers are known by, which all servers have to run."""
@@ -535,19 +536,6 @@ class TGIBackend:
             f"{self._server.url} runs {now}, and the run began with {before}; run or load again "
             "to take what is run now; all servers have to run the same"
         )
-
-    def _no_answer(self, error: Exception) -> TransientError:
-        where = self._server.url
-        if isinstance(error, asyncio.TimeoutError) and not isinstance(error, _NO_CONNECTION):
-            words = f"{where}: no answer within {self._options.timeout_s:g} s (--timeout)"
-            return TransientError(words, cause="timeout")
-        self._is_checked = False
-        reason = self._server.redacted(str(error)) or type(error).__name__
-        cause = "unreachable" if isinstance(error, _NO_CONNECTION) else "dropped"
-        return TransientError(f"{where}: {reason}", cause=cause)
-
-
-_NO_CONNECTION = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
 
 def _is_folder(model_id: str) -> bool:

@@ -38,10 +38,9 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import takewhile
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from mminstruct.backends import BackendOptions
+from mminstruct.backends import BackendOptions, Opened
 from mminstruct.backends._gguf import check_gguf, fingerprint
 from mminstruct.backends._templates import spelling, strftime_now, unspelt, without_system
 from mminstruct.errors import (
@@ -385,7 +384,7 @@ def _begins(tokens: tuple[int, ...], opening: tuple[int, ...]) -> bool:
     return len(tokens) > len(opening) and tokens[: len(opening)] == opening
 
 
-class TransformersBackend:
+class TransformersBackend(Opened):
     """One model in this process."""
 
     name: Literal["transformers"] = "transformers"
@@ -440,12 +439,8 @@ class TransformersBackend:
         self._serving = self._thread.submit(self._engine.serve)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def close(self) -> None:
+        """End the engine and give its memory back; what isn't finished fails."""
         if self._engine is None or self._thread is None or self._serving is None:
             return
         engine, serving, thread = self._engine, self._serving, self._thread

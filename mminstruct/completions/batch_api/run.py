@@ -52,8 +52,9 @@ import openai
 from filelock import FileLock, Timeout
 from openai.types import Batch, FileDeleted, FileObject
 
+from mminstruct.backends._http import MOST_BYTES
 from mminstruct.backends._refusals import Dialect
-from mminstruct.backends.openai import MOST_BYTES, OpenAIBackend, normal_base_url, payload
+from mminstruct.backends.openai import OpenAIBackend, normal_base_url, payload
 from mminstruct.completions.batch_api.drafts import (
     CHAT_PATH,
     DIGEST_NAME,

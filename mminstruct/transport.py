@@ -169,10 +169,9 @@ class RetryPolicy:
     finish_s: float = 600.0
 
     def wait_s(self, retry: int, retry_after_s: float | None, rng: random.Random | None) -> float:
-        """Seconds before retry number ``retry`` (from 0), of which a Retry-After is a lower bound.
+        """Seconds before retry number ``retry`` (from 0); at least what a Retry-After says.
 
-        With random numbers it is a quarter more or less, and a little more than a Retry-After, so
-        that not all come back at once.
+        With random numbers a quarter more or less, so that not all come back at once.
         """
         own_s = min(self.cap_s, self.base_s * 2.0**retry)
         told_s = retry_after_s or 0.0
@@ -185,12 +184,9 @@ class RetryPolicy:
 
 @dataclass(slots=True)
 class Retries:
-    """The attempts at one thing, at one server.
+    """The attempts at one thing at one server, of which ``failures`` in a row failed so far.
 
-    Attributes:
-        policy: how many there may be, and what is between them.
-        rng: spreads the waits of several that are at it; None is for one alone.
-        failures: in a row so far; set to 0 by whoever sees that an attempt got somewhere.
+    Whoever sees that one got somewhere sets that to 0. Without ``rng`` waits are exact.
     """
 
     policy: RetryPolicy
@@ -206,13 +202,7 @@ class Retries:
         return min(wait_s, self.policy.max_pause_s)
 
     def run(self, attempt: Callable[[], _T], url: str, sleep: Callable[[float], None]) -> _T:
-        """What an attempt gives at last, which raises `Passing` as long as it fails; so does this.
-
-        Args:
-            attempt: repeated.
-            url: what is attempted, for the log.
-            sleep: called between attempts with the seconds to wait.
-        """
+        """What an attempt gives at last; raises the `Passing` of the last one if it never does."""
         while True:
             try:
                 return attempt()
@@ -241,11 +231,6 @@ def key_from(environment: Mapping[str, str], name: str) -> str | None:
             "else among them; copy the key anew"
         )
     return key or None
-
-
-def public_name(served: str) -> str:
-    """The model's name; of a folder, by which some servers know theirs, the last part."""
-    return served.rstrip("/").rpartition("/")[2] if served.startswith(("/", "~", ".")) else served
 
 
 def public_url(url: str) -> str:

@@ -1,14 +1,14 @@
-"""What backends at a server share: bounded bodies, redirects, and requests without an answer."""
+"""What backends at a server share: addresses, bounded bodies, redirects, and silences."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, Callable
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 import aiohttp
 
-from mminstruct.errors import BackendUnusable, TransientError
+from mminstruct.errors import BackendUnusable, TransientError, UsageError
 from mminstruct.transport import public_url
 
 MOST_BYTES = 32 * 2**20
@@ -16,6 +16,34 @@ MOST_BYTES = 32 * 2**20
 MOST_LESSONS = 8
 """Redirects and refused fields that one request may teach."""
 _NO_CONNECTION = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+
+
+def split_url(url: str, what: str, example: str, *, takes_query: bool = True) -> SplitResult:
+    """The parts of an http(s) URL.
+
+    Raises:
+        UsageError: it isn't one, as an example would be.
+    """
+    try:
+        parts = urlsplit(url.strip())
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        (parts.hostname or "").encode("idna")
+    except ValueError:  # no number as the port, half an IPv6 address, an empty part of a name
+        fits = False
+    if not fits or (parts.query and not takes_query):
+        shown = url.strip().partition("?")[0].rpartition("@")[2]
+        raise UsageError(f"{what}: expected something like {example}, got {shown!r}")
+    return parts
+
+
+def is_folder(model: str) -> bool:
+    """Whether a server knows its model by the folder that it is in there."""
+    return model.startswith(("/", ".", "~"))
+
+
+def shown_name(model: str) -> str:
+    """The model's name; of a folder the last part."""
+    return model.rstrip("/").rpartition("/")[2] if is_folder(model) else model
 
 
 def redirect_of(asked: str, location: str) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 ATTENTION = "mminstruct_shared_opening"
-_PIECE_OF_SCORES = 1 << 21
+PIECE_OF_SCORES = 1 << 21
 # Tokens for which reading all keys is worth it.
 _LEAST_PIECE = 8
 
@@ -139,7 +139,7 @@ def _attend_in_pieces(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     key, value = key.flatten(0, 1), value.flatten(0, 1)
     later = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
     out = query.new_empty(*query.shape[:3], value.shape[-1])
-    at_once = max(_LEAST_PIECE, _PIECE_OF_SCORES // (rows * heads * columns))
+    at_once = max(_LEAST_PIECE, PIECE_OF_SCORES // (rows * heads * columns))
     for start in range(0, tokens, at_once):
         piece = query[:, :, start : start + at_once]
         scores = piece.flatten(1, 2) @ key.transpose(1, 2)

@@ -33,7 +33,14 @@ import openai
 
 from mminstruct.backends import BackendOptions, Opened, _names, _tokens
 from mminstruct.backends._chat import read_body
-from mminstruct.backends._http import MOST_LESSONS, bounded, no_answer, redirect_of
+from mminstruct.backends._http import (
+    MOST_LESSONS,
+    bounded,
+    no_answer,
+    redirect_of,
+    shown_name,
+    split_url,
+)
 from mminstruct.backends._refusals import Dialect, Refusal, error_of, kind_of, read_refusal
 from mminstruct.backends._templates import without_system
 from mminstruct.errors import (
@@ -48,7 +55,6 @@ from mminstruct.transport import (
     Quotas,
     authorization,
     key_from,
-    public_name,
     public_url,
     read_quotas,
     secrets_of,
@@ -133,17 +139,7 @@ def normal_base_url(url: str | None) -> str:
     """
     if url is None:
         return _OFFICIAL_URL
-    try:
-        parts = urlsplit(url.strip())
-        is_http = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        (parts.hostname or "").encode("idna")
-    except ValueError:  # no number as the port, half an IPv6 address, an empty part of a name
-        is_http = False
-    if not is_http:
-        shown = url.strip().partition("?")[0].rpartition("@")[2]
-        raise UsageError(
-            f"base URL: expected something like http://localhost:8000/v1, got {shown!r}"
-        )
+    parts = split_url(url, "base URL", "http://localhost:8000/v1")
     path = parts.path.rstrip("/")
     if path.endswith("/chat/completions"):
         path = path.removesuffix("/chat/completions")
@@ -262,7 +258,7 @@ class OpenAIBackend(Opened):
         self._answers_as: str | None = None
         self._client: openai.AsyncOpenAI | None = None
         self._served_model = options.model or ""
-        self.model = public_name(self._served_model)
+        self.model = shown_name(self._served_model)
         # A server of one's own knows models by their Hub id; the official one has terms of its own.
         self.repo_id = "openai-api" if self._official else self.model
         self.parallel = options.max_concurrency

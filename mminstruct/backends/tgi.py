@@ -1,23 +1,12 @@
-"""Chat completions of a text-generation-inference (TGI) server of Hugging Face.
+"""Chat completions of a text-generation-inference (TGI) server of Hugging Face, from 2.0.2 on.
 
 **Wire format:** https://huggingface.github.io/text-generation-inference/ (Messages API, ``/info``,
-``/health``, ``/chat_tokenize``); servers from 2.0.2 on, for token counts from 2.3 on.
+``/health``, ``/chat_tokenize``), in the types of the client package, ``text-generation``. Its own
+client isn't used: it opens a connection for every request, and sends ``null`` for what is left out.
 
-Requests, answers and errors have the types of the client package, ``text-generation``, over one
-pooled session of our own: its `AsyncClient` opens a session, and with it a connection, for every
-request, has no error for a body that isn't JSON, and sends ``null`` for each field left out.
-
-The model is known by what ``/info`` says, its Hub id and revision, so that an answer counts as
-stored wherever the same weights are served. A server that loaded them from a folder doesn't say
-which they are; then the endpoint is part of the identity, and ``--model`` may give their Hub id.
-
-The window is the server's business: it counts a prompt anyway, and what its refusal says of the
-room that a prompt leaves saves a run the round trip to count each one beforehand.
-
-Sampling is what was asked for: TGI is greedy at a temperature of 0 (not where the field is left
-out), but only if no top-p comes with it, and refuses a top-p of 1.
-
-A key comes from ``TGI_API_KEY``; an endpoint at Hugging Face gets ``HF_TOKEN`` where that is unset.
+The model is known by its Hub id and revision, as ``/info`` says them, so that an answer counts
+wherever the same weights are served; of weights from a folder the endpoint is part of the identity.
+A run counts no tokens: what a refusal says of the room that a prompt leaves is as good.
 """
 
 from __future__ import annotations
@@ -45,8 +34,11 @@ from mminstruct.backends._http import (
     MOST_LESSONS,
     bounded,
     check_length,
+    is_folder,
     no_answer,
     redirect_of,
+    shown_name,
+    split_url,
 )
 from mminstruct.backends._refusals import (
     WORDS_SHOWN,
@@ -173,14 +165,7 @@ def endpoint(url: str, environment: Mapping[str, str]) -> Endpoint:
     Raises:
         UsageError: it isn't an http(s) URL, or has a query; the key can't be sent.
     """
-    try:
-        parts = urlsplit(url.strip())
-        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # no number as the port, half an IPv6 address
-        fits = False
-    if not fits or parts.query:
-        shown = url.strip().partition("?")[0].rpartition("@")[2]
-        raise UsageError(f"TGI URL: expected something like http://localhost:8080, got {shown!r}")
+    parts = split_url(url, "TGI URL", "http://localhost:8080", takes_query=False)
     path = re.sub(r"(/v1(/chat/completions)?|/generate(_stream)?)?/*$", "", parts.path)
     key = key_from(environment, "TGI_API_KEY")
     if key is None and parts.scheme == "https" and (parts.hostname or "").endswith(_HUGGING_FACE):
@@ -262,7 +247,10 @@ def _read_bounded(response: httpx2.Response) -> None:
 
 
 def payload(messages: Sequence[Message], sampling: Sampling) -> ChatRequest:
-    """The request in the client package's types; ``tgi`` is any server's own model."""
+    """The request in the client package's types; ``tgi`` is any server's own model.
+
+    TGI is greedy at a temperature of 0, but only if no top-p comes with it, and refuses one of 1.
+    """
     from text_generation import types
 
     greedy = sampling.temperature == 0.0
@@ -348,14 +336,13 @@ class TGIBackend(Opened):
     @property
     def model(self) -> str:
         """Its Hub id; of weights in a folder the name given with ``--model``, or the folder's."""
-        served_id = self._model_id()
-        return served_id.rstrip("/").rpartition("/")[2] if _is_folder(served_id) else served_id
+        return shown_name(self._model_id())
 
     @property
     def repo_id(self) -> str | None:
         """Its Hub id; None for weights in a folder that nobody gave a name."""
         served_id = self._model_id()
-        return None if _is_folder(served_id) else served_id
+        return None if is_folder(served_id) else served_id
 
     @property
     def parallel(self) -> int:
@@ -504,7 +491,7 @@ class TGIBackend(Opened):
     def _model_id(self) -> str:
         found = self._known().model_id
         if self._named and self._named != found:
-            if _is_folder(found):
+            if is_folder(found):
                 return self._named
             raise UsageError(
                 f"model {self._named!r}: {self._server.url} runs {found}; leave --model out, or "
@@ -536,10 +523,6 @@ class TGIBackend(Opened):
             f"{self._server.url} runs {now}, and the run began with {before}; run or load again "
             "to take what is run now; all servers have to run the same"
         )
-
-
-def _is_folder(model_id: str) -> bool:
-    return model_id.startswith(("/", ".", "~"))
 
 
 def _weights(found: Served) -> tuple[str | None, ...]:

@@ -126,16 +126,9 @@ class Verdict:
 
     def as_json(self) -> dict[str, Any]:
         """Plain data: the Hub's fields (None where there is none), then what follows from them."""
-        return {
-            "license": self.license,
-            "license_name": self.license_name,
-            "license_link": self.license_link,
-            "commercial": self.commercial,
-            "output_training": self.output_training,
-            "redistribution": self.redistribution,
-            "obligations": [o.model_dump() for o in self.obligations],
-            "reasons": list(self.reasons),
-        }
+        fields = {name: getattr(self, name) for name in self.__slots__ if name != "parts"}
+        obligations = [duty.model_dump() for duty in self.obligations]
+        return {**fields, "obligations": obligations, "reasons": list(self.reasons)}
 
     @property
     def name(self) -> str:
@@ -192,7 +185,11 @@ def _hub_license(registry: Registry, parts: tuple[Part, ...]) -> tuple[str, str 
         )
     if any(part.by is None or _is_unknown(part.by) for part in parts):
         return "unknown", None, None
-    binding = {p.by.id: p.by for p in parts if isinstance(p.by, Terms) and not _is_free(p.by)}
+    binding = {
+        p.by.id: p.by
+        for p in parts
+        if isinstance(p.by, Terms) and p.by.output_training != "allowed"
+    }
     covering = _covering(registry, works)
     if covering and not binding:
         return _alone(covering[0])
@@ -226,10 +223,6 @@ def _strictest(parts: tuple[Part, ...]) -> OutputTraining:
         if part.role in ("model", "service"):
             says.append(part.by.output_training if isinstance(part.by, Terms) else "unknown")
     return max(says, key=_STRICTNESS.index)
-
-
-def _is_free(by: Terms) -> bool:
-    return by.output_training == "allowed"
 
 
 def _is_unknown(by: License | Terms) -> bool:

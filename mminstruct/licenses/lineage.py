@@ -91,25 +91,21 @@ def gguf_metadata(content: bytes | mmap.mmap, name: str) -> Iterator[tuple[str, 
     """
     at = 0
 
-    def take(layout: str) -> int | float:
+    def skip(size: float) -> int:
+        """Where what is skipped begins."""
         nonlocal at
-        size = struct.calcsize(f"<{layout}")
         if at + size > len(content):
             raise UsageError(f"model {name!r}: the GGUF header is cut off after {at} bytes")
-        (value,) = struct.unpack_from(f"<{layout}", content, at)
-        at += size
-        number: int | float = value
+        start, at = at, at + int(size)
+        return start
+
+    def take(layout: str) -> int | float:
+        size = struct.calcsize(f"<{layout}")
+        number: int | float = struct.unpack_from(f"<{layout}", content, skip(size))[0]
         return number
 
-    def skip(size: float) -> None:
-        nonlocal at
-        if at + size > len(content):
-            raise UsageError(f"model {name!r}: the GGUF header is cut off after {at} bytes")
-        at += int(size)
-
     def text() -> str:
-        start = at + 8
-        skip(take("Q"))
+        start = skip(take("Q"))
         return bytes(content[start:at]).decode("utf-8", errors="replace")
 
     def value(kind: float) -> Any:

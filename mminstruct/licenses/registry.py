@@ -11,10 +11,10 @@ import datetime
 import difflib
 import ipaddress
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
@@ -79,51 +79,45 @@ class _Fact(Strict):
     note: str | None = None
 
 
-class License(_Fact):
+class _Clause(_Fact):
+    id: Id
+    title: str = Field(min_length=1)
+    clause: str = Field(min_length=1)
+    evidence: Evidence
+
+
+class _Text(_Clause):
+    spdx: str | None = None
+    hub: str
+    url: str = Field(min_length=1)
+    obligations: tuple[Obligation, ...] = ()
+
+
+class License(_Text):
     """A licence of annotations, images or prompts; ``null`` is not known.
 
     ``covers`` are licences whose text may be released under this one. ``redistribution`` is whether
     what is made of it may be passed on at all.
     """
 
-    id: Id
-    title: str = Field(min_length=1)
-    spdx: str | None = None
-    hub: str
-    url: str = Field(min_length=1)
     commercial: bool | None
     derivatives: bool | None
     redistribution: bool = True
     share_alike: bool = False
-    obligations: tuple[Obligation, ...] = ()
     covers: tuple[Id, ...] = ()
-    clause: str = Field(min_length=1)
-    evidence: Evidence
 
 
-class Terms(_Fact):
+class Terms(_Text):
     """What a model's or a service's terms say about outputs."""
 
-    id: Id
-    title: str = Field(min_length=1)
-    spdx: str | None = None
-    hub: str
-    url: str = Field(min_length=1)
     output_training: OutputTraining
-    obligations: tuple[Obligation, ...] = ()
-    clause: str = Field(min_length=1)
-    evidence: Evidence
 
 
-class Work(_Fact):
+class Work(_Clause):
     """Annotations, or a kind of image, and the licence it is under; ``null`` is not known."""
 
-    id: Id
-    title: str = Field(min_length=1)
     license: Id | None
     sources: tuple[str, ...] = ()
-    clause: str = Field(min_length=1)
-    evidence: Evidence
 
 
 class ModelGroup(_Fact):
@@ -375,21 +369,16 @@ def _packaged() -> Registry:
 def _merged(registry: Registry, file: _File, where: str | None) -> Registry:
     """The registry with a file's entries over it; ``where`` is the user's file."""
     models = {model.repo_id: model for model in _models(file.models, where)}
-    entered = {("models", repo_id) for repo_id in models}
+    sections: dict[str, dict[str, Any]] = {"models": models}
     for section in ("licenses", "terms", "annotations", "images", "endpoints"):
-        ids = [entry.id for entry in getattr(file, section)]
-        _check_once(ids, section, where)
-        entered |= {(section, id) for id in ids}
-    merged = Registry(
-        licenses={**registry.licenses, **{entry.id: entry for entry in file.licenses}},
-        terms={**registry.terms, **{entry.id: entry for entry in file.terms}},
-        annotations={**registry.annotations, **{work.id: work for work in file.annotations}},
-        images={**registry.images, **{work.id: work for work in file.images}},
-        models={**registry.models, **models},
-        endpoints={**registry.endpoints, **{entry.id: entry for entry in file.endpoints}},
-        left_out=registry.left_out,
-        hub_licenses=registry.hub_licenses,
-        entered=frozenset(entered) if where else frozenset(),
+        entries = getattr(file, section)
+        _check_once([entry.id for entry in entries], section, where)
+        sections[section] = {entry.id: entry for entry in entries}
+    entered = frozenset((section, id) for section, added in sections.items() for id in added)
+    merged = replace(
+        registry,
+        **{section: getattr(registry, section) | added for section, added in sections.items()},
+        entered=entered if where else frozenset(),
         user_file=where,
     )
     _check(merged, where or "mminstruct/licenses")

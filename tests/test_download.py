@@ -439,6 +439,22 @@ def test_redirects_are_followed_but_not_out_of_the_web(server: Script, tmp_path:
         get(server, tmp_path / "b")
 
 
+def test_the_proxy_that_the_environment_names_is_asked(
+    server: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", server.url)
+    download = Download("http://files.example/archive.zip", len(BODY), MD5)
+    assert fetch(download, tmp_path, progress=False).read_bytes() == BODY
+
+
+def test_a_proxy_that_speaks_no_http_is_an_error_in_words(
+    server: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "gopher://127.0.0.1:1")
+    with pytest.raises(DownloadError, match="can't be fetched through the proxy in the env"):
+        get(server, tmp_path)
+
+
 def test_the_name_in_the_cache_is_the_last_part_of_the_address(
     server: Script, tmp_path: Path
 ) -> None:

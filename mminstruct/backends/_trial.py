@@ -61,7 +61,7 @@ async def run(path: Path, *, model: str, kind: str, gpu_layers: int, threads: in
     """
     from mminstruct import resources
 
-    kept = place_of_outcome(f"{kind} {gpu_layers != 0}")
+    kept = locate_outcome(f"{kind} {gpu_layers != 0}")
     if kept.is_file():
         died = kept.read_text(encoding="utf-8")
     else:
@@ -84,7 +84,7 @@ def _unusable(died: str, model: str, kept: Path) -> Exception:
 
     return UsageError(
         f"model {Path(model).name!r}: llama.cpp (llama-cpp-python {llama_cpp.__version__}, "
-        f"{shown(library())}) died of {died} when it computed it in a trial. Run the same file "
+        f"{shown(find_library())}) died of {died} when it computed it in a trial. Run the same file "
         f"with --model_source huggingface --model {model} (pip install 'mminstruct[transformers]'),"
         f" or install another build of llama-cpp-python. To try it again, delete {shown(kept)}"
     )
@@ -120,21 +120,21 @@ def _outcome(child: subprocess.Popen[str]) -> str | None:
     return f"{signal.Signals(-child.returncode).name}{reason and f': {reason:.200}'}"
 
 
-def library() -> Path:
+def find_library() -> Path:
     """The file of llama.cpp that is loaded."""
     import llama_cpp.llama_cpp
 
     return Path(llama_cpp.llama_cpp._lib._name)
 
 
-def place_of_outcome(settings: str) -> Path:
+def locate_outcome(settings: str) -> Path:
     """Where an outcome is kept: whatever could change it changes this place."""
     import xxhash
     from huggingface_hub.constants import HF_HOME
 
     from mminstruct.backends import _machine
 
-    every = sorted(library().parent.iterdir())
+    every = sorted(find_library().parent.iterdir())
     files = [file for file in every if re.search("ggml|llama", file.name)]
     state = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     name = xxhash.xxh3_128_hexdigest(f"{state} {_machine.processor()} {settings}".encode())

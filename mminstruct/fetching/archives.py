@@ -22,7 +22,6 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import unquote, urljoin, urlsplit
@@ -92,7 +91,7 @@ def fetch(
         )
     with _client(download.url, timeout_s) as client:
         try:
-            published = _published(client, download, target, sleep)
+            known = _ask_facts(client, download, target, sleep)
         except DownloadError:
             if _is_taken(target, download):
                 return target
@@ -100,12 +99,12 @@ def fetch(
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with _locked(target):
-                if not _is_verified(target, published):
-                    _fetch_locked(client, published, target, progress, sleep)
+                if not _is_verified(target, known):
+                    _Transfer(client, known, target).run(progress, sleep)
         except OSError as error:
             raise DownloadError(
                 f"{shown(target)}: can't be written, got '{error.strerror or error}' against room "
-                f"for {published.size_bytes} bytes expected. Free some space there or choose "
+                f"for {known.size_bytes} bytes expected. Free some space there or choose "
                 "another cache directory, and run again: it continues where it stopped."
             ) from error
     return target
@@ -131,25 +130,16 @@ def _stated(download: Download) -> str:
     return f" with {' and '.join(facts)}" if facts else ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Published:
-    """A file whose size is known; its MD5 may be neither stated nor sent."""
-
-    url: str
-    size_bytes: int
-    md5: str | None
-
-
-def _published(
+def _ask_facts(
     client: httpx2.Client, download: Download, target: Path, sleep: Callable[[float], None]
-) -> _Published:
-    """The download with what its publisher leaves out asked from the server."""
+) -> Download:
+    """The download with what its publisher leaves out, as the server says it."""
     size_bytes, md5 = download.size_bytes, download.md5
     if size_bytes is not None and md5 is not None:
-        return _Published(download.url, size_bytes, md5)
+        return download
 
     def ask() -> httpx2.Headers:
-        with _answer(client, "HEAD", download.url, _beside(target, ".part"), {}) as response:
+        with _answer(client, "HEAD", download.url, target, {}) as response:
             return response.headers
 
     retries = Retries(RETRY)
@@ -169,7 +159,7 @@ def _published(
     found = re.search(r"md5=([A-Za-z0-9+/]{22}==)", headers.get("x-goog-hash", ""))
     if md5 is None and found:
         md5 = base64.b64decode(found[1]).hex()
-    return _Published(download.url, int(length) if size_bytes is None else size_bytes, md5)
+    return Download(download.url, int(length) if size_bytes is None else size_bytes, md5)
 
 
 def _file_name(url: str) -> str:
@@ -181,7 +171,7 @@ def _beside(target: Path, suffix: str) -> Path:
     return target.with_name(target.name + suffix)
 
 
-def _is_verified(target: Path, download: Download | _Published) -> bool:
+def _is_verified(target: Path, download: Download) -> bool:
     """Whether the whole file is there; its bytes are read only the first time."""
     size = target.stat().st_size if target.is_file() else 0
     if not size or download.size_bytes not in (None, size):
@@ -231,109 +221,146 @@ def _locked(target: Path) -> Iterator[None]:
         lock.release()
 
 
-def _fetch_locked(
-    client: httpx2.Client,
-    download: _Published,
-    target: Path,
-    progress: bool,
-    sleep: Callable[[float], None],
-) -> None:
-    part = _beside(target, ".part")
-    part.touch()
-    if part.stat().st_size > download.size_bytes or not _may_continue(download, part):
-        if size := part.stat().st_size:
-            logger.info(
-                f"{target.name}: started anew, as nobody can tell whether the {size:,} bytes that "
-                "are there are of the same version"
-            )
-        os.truncate(part, 0)
-    with tqdm(
-        desc=target.name,
-        total=download.size_bytes,
-        unit="B",
-        unit_scale=True,
-        unit_divisor=1024,
-        disable=not progress,
-    ) as bar:
-        _receive_all(client, download, part, bar, sleep)
-    with part.open("rb+") as file:
-        os.fsync(file.fileno())
-    if (got := _md5(part)) != (download.md5 or got):
-        raise _wrong_bytes(download, part, f"MD5 {got}", f"MD5 {download.md5}")
-    part.replace(target)
-    _version_file(part).unlink(missing_ok=True)
-    _beside(target, ".md5").write_text(_md5_line(target, got), encoding="utf-8")
+class _Transfer:
+    """A file on its way to its place, continued where an earlier connection or run ended.
 
-
-def _receive_all(
-    client: httpx2.Client,
-    download: _Published,
-    part: Path,
-    bar: Any,
-    sleep: Callable[[float], None],
-) -> None:
-    """Connects until the part has its full size, each time where the last connection ended."""
-    retries, most_bytes = Retries(RETRY), part.stat().st_size
-
-    def receive() -> None:
-        nonlocal most_bytes
-        try:
-            if part.stat().st_size < download.size_bytes:
-                _receive(client, download, part, bar)
-        except Passing:
-            # A long file over a bad line is fine as long as every few attempts get somewhere.
-            size = part.stat().st_size
-            if size >= most_bytes + _PROGRESS_BYTES:
-                retries.failures = 0
-            most_bytes = max(most_bytes, size)
-            raise
-
-    try:
-        retries.run(receive, download.url, sleep)
-    except Passing as failure:
-        raise DownloadError(
-            f"{download.url}: given up after {retries.failures} attempts, got "
-            f"{part.stat().st_size} bytes (last: {failure}) against {download.size_bytes} "
-            "expected. Run again to continue where it stopped, or fetch it by hand and put it at "
-            f"{shown(part.with_suffix(''))}."
-        ) from failure
-
-
-def _receive(client: httpx2.Client, download: _Published, part: Path, bar: Any) -> None:
-    """One connection; what arrives is appended to the part.
-
-    Raises:
-        Passing: it ended before the part was complete.
+    Args:
+        client: asks the server.
+        download: whose size is known; its MD5 may be neither stated nor sent.
+        target: where the file goes.
     """
-    had, version = part.stat().st_size, _kept_version(part)
-    headers = {}
-    if had:
-        headers["Range"] = f"bytes={had}-"
-        if version is not None:
+
+    def __init__(self, client: httpx2.Client, download: Download, target: Path) -> None:
+        assert download.size_bytes is not None
+        self._client = client
+        self._url, self._md5 = download.url, download.md5
+        self._size_bytes = download.size_bytes
+        self._target = target
+        self._part = _beside(target, ".part")
+        self._version_file = _beside(target, ".version")
+
+    def run(self, progress: bool, sleep: Callable[[float], None]) -> None:
+        """Receive what is missing and verify the whole; a lock keeps other processes out.
+
+        Raises:
+            DownloadError: the server doesn't have it, stays unreachable, or sends other bytes.
+        """
+        self._part.touch()
+        # Whether it would be noticed that the server's file is no longer the one the part is of.
+        may_continue = self._md5 is not None or self._kept_version() is not None
+        if (had := self._had()) > self._size_bytes or not may_continue:
+            if had:
+                logger.info(
+                    f"{self._target.name}: started anew, as nobody can tell whether the {had:,} "
+                    "bytes that are there are of the same version"
+                )
+            os.truncate(self._part, 0)
+        with tqdm(
+            desc=self._target.name,
+            total=self._size_bytes,
+            unit="B",
+            unit_scale=True,
+            unit_divisor=1024,
+            disable=not progress,
+        ) as bar:
+            self._receive_all(bar, sleep)
+        with self._part.open("rb+") as file:
+            os.fsync(file.fileno())
+        if (got := _md5(self._part)) != (self._md5 or got):
+            raise self._wrong_bytes(f"MD5 {got}", f"MD5 {self._md5}")
+        self._part.replace(self._target)
+        self._version_file.unlink(missing_ok=True)
+        _beside(self._target, ".md5").write_text(_md5_line(self._target, got), encoding="utf-8")
+
+    def _had(self) -> int:
+        """Bytes that are there already."""
+        return self._part.stat().st_size
+
+    def _receive_all(self, bar: Any, sleep: Callable[[float], None]) -> None:
+        """Connect until the part has its full size, each time where the last connection ended."""
+        retries, most_bytes = Retries(RETRY), self._had()
+
+        def receive() -> None:
+            nonlocal most_bytes
+            try:
+                if self._had() < self._size_bytes:
+                    self._receive(bar)
+            except Passing:
+                # A long file over a bad line is fine as long as every few attempts get somewhere.
+                if self._had() >= most_bytes + _PROGRESS_BYTES:
+                    retries.failures = 0
+                most_bytes = max(most_bytes, self._had())
+                raise
+
+        try:
+            retries.run(receive, self._url, sleep)
+        except Passing as failure:
+            raise DownloadError(
+                f"{self._url}: given up after {retries.failures} attempts, got {self._had()} bytes "
+                f"(last: {failure}) against {self._size_bytes} expected. Run again to continue "
+                f"where it stopped, or fetch it by hand and put it at {shown(self._target)}."
+            ) from failure
+
+    def _receive(self, bar: Any) -> None:
+        """One connection; what arrives is appended to the part.
+
+        Raises:
+            Passing: it ended before the part was complete.
+        """
+        had, version = self._had(), self._kept_version()
+        headers = {"Range": f"bytes={had}-"} if had else {}
+        if had and version is not None:
             headers["If-Range"] = version
-    with _answer(client, "GET", download.url, part, headers) as response:
-        size = _first_byte(response, download, part, had, version)
-        bar.n = size
-        bar.refresh()
-        with part.open("ab" if size else "wb", buffering=0) as file:
-            if not size:
-                _version_file(part).write_text(_version(response), encoding="utf-8")
-            chunks = response.iter_raw()
-            while size < download.size_bytes:
-                chunk = next(chunks, b"")
-                if not chunk:
-                    raise Passing(f"connection closed after {size} bytes")
-                _write(file, chunk[: download.size_bytes - size])
-                size += len(chunk)
-                bar.update(len(chunk))
-    if size > download.size_bytes:
-        raise _wrong_bytes(
-            download, part, f"more than {download.size_bytes} bytes", "exactly as many"
+        with _answer(self._client, "GET", self._url, self._target, headers) as response:
+            bar.n = size = self._first_byte(response, had, version)
+            bar.refresh()
+            with self._part.open("ab" if size else "wb", buffering=0) as file:
+                if not size:
+                    self._version_file.write_text(_version(response), encoding="utf-8")
+                chunks = response.iter_raw()
+                while size < self._size_bytes:
+                    if not (chunk := next(chunks, b"")):
+                        raise Passing(f"connection closed after {size} bytes")
+                    _write(file, chunk[: self._size_bytes - size])
+                    size += len(chunk)
+                    bar.update(len(chunk))
+        if size > self._size_bytes:
+            raise self._wrong_bytes(f"more than {self._size_bytes} bytes", "exactly as many")
+
+    def _first_byte(self, response: httpx2.Response, had: int, version: str | None) -> int:
+        """Where in the file the answer starts: ``had``, or 0 where the server starts over."""
+        first, total = 0, response.headers.get("Content-Length", "")
+        if response.status_code == 206:
+            given = response.headers.get("Content-Range", "")
+            content_range = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", given)
+            if content_range is None or int(content_range[1]) != had:
+                os.truncate(self._part, 0)
+                raise Passing("the server answered with another range than asked for")
+            sent = {response.headers.get(name) for name in ("ETag", "Last-Modified")} - {None}
+            if version is not None and sent and version not in sent:
+                os.truncate(self._part, 0)
+                raise Passing("the file on the server has changed")
+            first, total = had, content_range[2]
+        if total.isdigit() and int(total) != self._size_bytes:
+            raise self._wrong_bytes(f"{total} bytes", f"{self._size_bytes} bytes")
+        return first
+
+    def _kept_version(self) -> str | None:
+        """The version that the part is of, or None if nobody knows."""
+        try:
+            text = self._version_file.read_text(encoding="utf-8")
+        except (FileNotFoundError, UnicodeDecodeError):
+            return None
+        return text if _VERSION.fullmatch(text) else None
+
+    def _wrong_bytes(self, got: str, expected: str) -> DownloadError:
+        self._part.unlink(missing_ok=True)
+        self._version_file.unlink(missing_ok=True)
+        return DownloadError(
+            f"{self._url}: other bytes than published, got {got} against {expected} expected. The "
+            "incomplete file was removed; run again, and if it stays so, the publisher has changed "
+            "the file or a proxy answers in its place."
         )
-
-
-def _version_file(part: Path) -> Path:
-    return part.with_suffix(".version")
 
 
 def _version(response: httpx2.Response) -> str:
@@ -343,43 +370,6 @@ def _version(response: httpx2.Response) -> str:
     """
     etag = response.headers.get("ETag", "")
     return etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
-
-
-def _kept_version(part: Path) -> str | None:
-    """The version that a part is of, or None if nobody knows."""
-    try:
-        text = _version_file(part).read_text(encoding="utf-8")
-    except (FileNotFoundError, UnicodeDecodeError):
-        return None
-    return text if _VERSION.fullmatch(text) else None
-
-
-def _may_continue(download: _Published, part: Path) -> bool:
-    """Whether it would be noticed if the server's file is no longer the one the part is of."""
-    return download.md5 is not None or _kept_version(part) is not None
-
-
-def _first_byte(
-    response: httpx2.Response, download: _Published, part: Path, had: int, version: str | None
-) -> int:
-    """Where in the file the answer starts: ``had``, or 0 where the server starts over."""
-    length = response.headers.get("Content-Length", "")
-    first, total = 0, length
-    if response.status_code == 206:
-        content_range = re.fullmatch(
-            r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "")
-        )
-        if content_range is None or int(content_range[1]) != had:
-            os.truncate(part, 0)
-            raise Passing("the server answered with another range than asked for")
-        sent = {response.headers.get(name) for name in ("ETag", "Last-Modified")} - {None}
-        if version is not None and sent and version not in sent:
-            os.truncate(part, 0)
-            raise Passing("the file on the server has changed")
-        first, total = had, content_range[2]
-    if total.isdigit() and int(total) != download.size_bytes:
-        raise _wrong_bytes(download, part, f"{total} bytes", f"{download.size_bytes} bytes")
-    return first
 
 
 def _write(file: IO[bytes], chunk: bytes) -> None:
@@ -414,7 +404,7 @@ def _check_status(response: httpx2.Response) -> None:
 
 @contextmanager
 def _answer(
-    client: httpx2.Client, method: str, url: str, part: Path, headers: dict[str, str]
+    client: httpx2.Client, method: str, url: str, target: Path, headers: dict[str, str]
 ) -> Iterator[httpx2.Response]:
     """A server's answer, whose body is yet to be read.
 
@@ -428,14 +418,14 @@ def _answer(
     except httpx2.HTTPStatusError as error:
         status = error.response.status_code
         if status == 416 and "Range" in headers:
-            os.truncate(part, 0)
+            os.truncate(_beside(target, ".part"), 0)
             raise Passing("HTTP 416: the file on the server is shorter") from error
         if status in PASSING_STATUS:
             raise Passing(f"HTTP {status}", retry_after(error.response.headers)) from error
         raise DownloadError(
             f"{url}: not served, got HTTP {status} ({error.response.reason_phrase}) against 200 "
             "expected. Check the address in a browser, or get the file elsewhere and put it at "
-            f"{shown(part.with_suffix(''))}."
+            f"{shown(target)}."
         ) from error
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         for cause in causes(error):
@@ -446,13 +436,3 @@ def _answer(
                     "Check the machine's clock and its CA certificates."
                 ) from error
         raise Passing(str(error) or type(error).__name__) from error
-
-
-def _wrong_bytes(download: _Published, part: Path, got: str, expected: str) -> DownloadError:
-    part.unlink(missing_ok=True)
-    _version_file(part).unlink(missing_ok=True)
-    return DownloadError(
-        f"{download.url}: other bytes than published, got {got} against {expected} expected. "
-        "The incomplete file was removed; run again, and if it stays so, the publisher has "
-        "changed the file or a proxy answers in its place."
-    )

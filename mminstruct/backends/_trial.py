@@ -84,9 +84,10 @@ def _unusable(died: str, model: str, kept: Path) -> Exception:
 
     return UsageError(
         f"model {Path(model).name!r}: llama.cpp (llama-cpp-python {llama_cpp.__version__}, "
-        f"{shown(find_library())}) died of {died} when it computed it in a trial. Run the same file "
-        f"with --model_source huggingface --model {model} (pip install 'mminstruct[transformers]'),"
-        f" or install another build of llama-cpp-python. To try it again, delete {shown(kept)}"
+        f"{shown(find_library())}) died of {died} when it computed it in a trial. Run the same "
+        f"file with --model_source huggingface --model {model} (pip install "
+        "'mminstruct[transformers]'), or install another build of llama-cpp-python. To try it "
+        f"again, delete {shown(kept)}"
     )
 
 

@@ -1,19 +1,18 @@
-"""What all HTTP shares: retries, allowances that servers state, keys and their redaction."""
+"""What all HTTP shares: retries, what servers say of waits and allowances, keys, public URLs."""
 
 from __future__ import annotations
 
-import base64
 import logging
 import math
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
-from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from mminstruct.errors import UsageError
 
@@ -214,10 +213,6 @@ class Retries:
             sleep(wait_s)
 
 
-# Shorter values of a query are hardly secret, and would blot out ordinary words.
-_SHORTEST_SECRET = 6
-
-
 def key_from(environment: Mapping[str, str], name: str) -> str | None:
     """The key in a variable, or None if there is none.
 
@@ -238,20 +233,3 @@ def public_url(url: str) -> str:
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2].lower()
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
-
-
-def authorization(base_url: str, api_key: str | None) -> str | None:
-    """The header's value: user and password in the URL are meant for it, so they go first."""
-    parts = urlsplit(base_url)
-    if parts.username is not None:
-        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        return f"Basic {base64.b64encode(pair.encode()).decode()}"
-    return f"Bearer {api_key}" if api_key else None
-
-
-def secrets_of(base_url: str, api_key: str | None) -> Iterator[str]:
-    """What no message may show."""
-    parts = urlsplit(base_url)
-    found = [parts.netloc.rpartition("@")[0], parts.password, parts.query]
-    found += [value for _, value in parse_qsl(parts.query) if len(value) >= _SHORTEST_SECRET]
-    yield from (secret for secret in (*found, api_key) if secret)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Callable
-from urllib.parse import SplitResult, urljoin, urlsplit
+import base64
+from collections.abc import AsyncIterable, Iterable
+from dataclasses import dataclass, field
+from urllib.parse import SplitResult, parse_qsl, unquote, urljoin, urlsplit
 
 import aiohttp
 
@@ -15,7 +17,43 @@ MOST_BYTES = 32 * 2**20
 """No answer is longer: a long one has a megabyte."""
 MOST_LESSONS = 8
 """Redirects and refused fields that one request may teach."""
+# Shorter values of a query are hardly secret, and would blot out ordinary words.
+_SHORTEST_SECRET = 6
 _NO_CONNECTION = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A server, and how it is spoken to.
+
+    Attributes:
+        url: without user, password and query, fit for messages.
+        authorization: the header's value, or None.
+        secrets: what no message may show, the longest first.
+    """
+
+    url: str
+    authorization: str | None = field(default=None, repr=False)
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def at(cls, url: str, api_key: str | None, secrets: Iterable[str] = ()) -> Endpoint:
+        """The server at a URL: user and password in it are meant for it, so they go first."""
+        parts = urlsplit(url)
+        found = [parts.netloc.rpartition("@")[0], parts.password, parts.query, api_key, *secrets]
+        found += [value for _, value in parse_qsl(parts.query) if len(value) >= _SHORTEST_SECRET]
+        header = f"Bearer {api_key}" if api_key else None
+        if parts.username is not None:
+            pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            header = f"Basic {base64.b64encode(pair.encode()).decode()}"
+        hidden = sorted(filter(None, found), key=len, reverse=True)
+        return cls(public_url(url), header, tuple(hidden))
+
+    def redacted(self, text: str) -> str:
+        """The text without anything that is secret."""
+        for secret in self.secrets:
+            text = text.replace(secret, "***")
+        return text
 
 
 def split_url(url: str, what: str, example: str, *, takes_query: bool = True) -> SplitResult:
@@ -84,23 +122,14 @@ def check_length(length: int, where: str) -> None:
         )
 
 
-def no_answer(
-    error: BaseException, where: str, redacted: Callable[[str], str], timeout_s: float
-) -> TransientError:
-    """Ours for what keeps a request from being answered.
-
-    Args:
-        error: of aiohttp, or of the SDK above it.
-        where: who was asked.
-        redacted: takes secrets out of its words.
-        timeout_s: how long an answer was waited for.
-    """
+def no_answer(error: BaseException, server: Endpoint, timeout_s: float) -> TransientError:
+    """Ours for an error of aiohttp, or of the SDK above it, that keeps a request unanswered."""
     if isinstance(error, asyncio.TimeoutError) and not isinstance(error, _NO_CONNECTION):
-        words = f"{where}: no answer within {timeout_s:g} s (--timeout)"
+        words = f"{server.url}: no answer within {timeout_s:g} s (--timeout)"
         return TransientError(words, cause="timeout")
     # The SDK's transport calls a refused and a dropped connection a timeout.
     while error.__cause__ is not None and not isinstance(error, aiohttp.ClientError):
         error = error.__cause__
-    reason = " ".join(redacted(str(error) or type(error).__name__).split())
+    reason = " ".join(server.redacted(str(error) or type(error).__name__).split())
     cause = "unreachable" if isinstance(error, _NO_CONNECTION) else "dropped"
-    return TransientError(f"{where}: {reason}", cause=cause)
+    return TransientError(f"{server.url}: {reason}", cause=cause)

@@ -116,7 +116,7 @@ class Engine:
             model.close()
             raise BackendUnusable(
                 f"model {model_name!r}: llama.cpp can't make a cache of {params.n_ctx} cells for it"
-                f"{_reasons()}; lower --n_ctx, --parallel or --context_window"
+                f"{_quote_errors()}; lower --n_ctx, --parallel or --context_window"
             )
         if params.n_ctx < wanted:
             tell_fewer(model_name, params.n_ctx, wanted)
@@ -177,7 +177,7 @@ class Engine:
             self._leave(task)
         self._admit()
         pieces = self._fill()
-        if not pieces or not self._decoded():
+        if not pieces or not self._decode():
             return
         for task, count, index in pieces:
             task.cached += count
@@ -195,12 +195,12 @@ class Engine:
 
     def _has_room_for(self, task: Task) -> bool:
         """Whether a request fits beside the running ones; openings out of use make room for it."""
-        while self.running and self._expected([*self.running, task]) > self._cells:
+        while self.running and self._reckon_cells([*self.running, task]) > self._cells:
             if not self._drop_an_opening([*self.running, task]):
                 return False
         return True
 
-    def _expected(self, tasks: Sequence[Task]) -> int:
+    def _reckon_cells(self, tasks: Sequence[Task]) -> int:
         """Cells that openings and requests will soon take."""
         openings = {*self.openings, *(task.shared for task in tasks)}
         own = (min(len(t.tokens) + AHEAD, t.length_limit) - t.opening for t in tasks)
@@ -240,9 +240,9 @@ class Engine:
         if self.running:
             self._waiting.appendleft(task)  # with its tokens and its generator, to go on later
         else:
-            self._fail(task, self._too_long(len(task.tokens)))
+            self._fail(task, self._tell_too_long(len(task.tokens)))
 
-    def _too_long(self, tokens: int) -> ContextTooLong:
+    def _tell_too_long(self, tokens: int) -> ContextTooLong:
         return ContextTooLong(
             f"{tokens} tokens don't fit the cache of {self._cells} cells; raise --n_ctx"
         )
@@ -270,7 +270,7 @@ class Engine:
         if code == _NO_ROOM:
             if not self.running and not self._drop_an_opening([task]):
                 self._waiting.popleft()
-                self._fail(task, self._too_long(task.opening))
+                self._fail(task, self._tell_too_long(task.opening))
         elif code:
             self._start_over(code, self._waiting.popleft())
 
@@ -312,7 +312,7 @@ class Engine:
         batch.n_tokens = start + len(tokens)
         batch.logits[batch.n_tokens - 1] = draws
 
-    def _decoded(self) -> bool:
+    def _decode(self) -> bool:
         """Whether the batch could be computed; if not, something was done about it."""
         code = self._lib.llama_decode(self.context, self._batch)
         if code == _NO_ROOM:
@@ -323,7 +323,7 @@ class Engine:
 
     def _start_over(self, code: int, *joining: Task) -> None:
         """Empty the cache after an error that leaves it undefined; requests are tried again."""
-        error = TransientError(f"llama.cpp can't compute ({code}){_reasons()}", cause="engine")
+        error = TransientError(f"llama.cpp can't compute ({code}){_quote_errors()}", cause="engine")
         for task in list(self.running):
             self._leave(task)
             self._fail(task, error)
@@ -387,7 +387,7 @@ def load_model(path: Path, *, vocab_only: bool, gpu_layers: int = 0) -> Any:
     import llama_cpp
     from llama_cpp._internals import LlamaModel
 
-    llama_cpp.llama_log_set(_log_callback(), None)
+    llama_cpp.llama_log_set(_make_log_callback(), None)
     params = _trial.model_params()
     params.vocab_only = vocab_only
     params.n_gpu_layers = gpu_layers
@@ -395,7 +395,7 @@ def load_model(path: Path, *, vocab_only: bool, gpu_layers: int = 0) -> Any:
     try:
         return LlamaModel(path_model=str(path), params=params, verbose=True)
     except ValueError as error:
-        reason = _reasons().replace(str(path), path.name)
+        reason = _quote_errors().replace(str(path), path.name)
         raise BackendUnusable(
             f"model {path.name!r}: llama.cpp can't load it{reason}; is the file complete, "
             "and is there memory for it?"
@@ -433,7 +433,7 @@ _errors: deque[str] = deque(maxlen=3)
 
 
 @lru_cache(maxsize=1)
-def _log_callback() -> Any:
+def _make_log_callback() -> Any:
     """Keeps llama.cpp's last errors for ours; by default it writes to stderr at length."""
     import llama_cpp
 
@@ -444,5 +444,5 @@ def _log_callback() -> Any:
     return llama_cpp.llama_log_callback(keep)
 
 
-def _reasons() -> str:
+def _quote_errors() -> str:
     return f" ({'; '.join(_errors)})" if _errors else ""

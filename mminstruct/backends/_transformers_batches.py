@@ -112,8 +112,8 @@ class _RowLayer(DynamicLayer):
             self.is_initialized = True
             self.keys = key_states.new_zeros(0, key_states.shape[1], 0, key_states.shape[3])
             self.values = value_states.new_zeros(0, value_states.shape[1], 0, value_states.shape[3])
-        self.keys = _grown(self.keys, now.rows, now.width)
-        self.values = _grown(self.values, now.rows, now.width)
+        self.keys = _grow(self.keys, now.rows, now.width)
+        self.values = _grow(self.values, now.rows, now.width)
         for kept, new in ((self.keys, key_states), (self.values, value_states)):
             if now.columns is None:
                 kept[now.first : stop, :, now.start : now.start + new.shape[2]] = new
@@ -132,7 +132,7 @@ class _RowLayer(DynamicLayer):
         return self._batch.now.width
 
 
-def _grown(kept: Tensor, rows: int, columns: int) -> Tensor:
+def _grow(kept: Tensor, rows: int, columns: int) -> Tensor:
     """At least that large, with the old content; zeros elsewhere, as NaN would spread."""
     if rows <= kept.shape[0] and columns <= kept.shape[2]:
         return kept
@@ -163,7 +163,7 @@ class SharedOpeningBatch:
         self._prefill_tokens = count_prefill_tokens(model)
         self._cache_name = cache_name(model)
         self._no_logits = _no_logits(model)
-        self.cache = self._empty()
+        self.cache = self._make_cache()
         self.openings: OrderedDict[tuple[int, ...], Opening] = OrderedDict()
 
     def add(self, new: Sequence[Row]) -> None:
@@ -174,9 +174,9 @@ class SharedOpeningBatch:
         self.trim(first)
         while first < len(self.rows):
             opening = self.rows[first].opening
-            count = self._group(first)
+            count = self._count_group(first)
             texts = [row.tokens[len(opening) : -1] for row in self.rows[first : first + count]]
-            self._prefill(self.cache, texts, self._computed_opening(opening), len(opening), first)
+            self._prefill(self.cache, texts, self._compute_opening(opening), len(opening), first)
             first += count
 
     def trim(self, first: int) -> None:
@@ -201,7 +201,7 @@ class SharedOpeningBatch:
         columns = torch.tensor([row.computed - len(row.opening) for row in self.rows])
         device = self._model.device
         self.now = Pass(
-            self._in_use(),
+            self._find_openings(),
             first=0,
             rows=len(self.rows),
             start=0,
@@ -230,7 +230,7 @@ class SharedOpeningBatch:
             self.rows[gone] = self.rows[last]
         del self.rows[len(kept) :]
         if not self.rows:
-            self.cache = self._empty()
+            self.cache = self._make_cache()
 
     def blank(self, indices: Sequence[int]) -> None:
         """Overwrite what rows that will go have in the cache: others take their places.
@@ -245,11 +245,11 @@ class SharedOpeningBatch:
     def clear(self, *, openings: bool) -> None:
         """Forget all rows, and with ``openings`` what could be shared."""
         self.rows.clear()
-        self.cache = self._empty()
+        self.cache = self._make_cache()
         if openings:
             self.openings.clear()
 
-    def _in_use(self) -> list[tuple[Opening, list[int] | None]]:
+    def _find_openings(self) -> list[tuple[Opening, list[int] | None]]:
         """The openings of the rows, each with its rows."""
         rows: dict[tuple[int, ...], list[int]] = {}
         for index, row in enumerate(self.rows):
@@ -260,10 +260,10 @@ class SharedOpeningBatch:
             for opening, which in rows.items()
         ]
 
-    def _empty(self) -> Cache:
+    def _make_cache(self) -> Cache:
         return Cache(layer_class_to_replicate=partial(_RowLayer, self))
 
-    def _group(self, first: int) -> int:
+    def _count_group(self, first: int) -> int:
         """How many rows from there on are computed at once: of one opening, within the bound."""
         count = 0
         for row in self.rows[first:]:
@@ -275,7 +275,7 @@ class SharedOpeningBatch:
             count += 1
         return count
 
-    def _computed_opening(self, opening: tuple[int, ...]) -> Opening:
+    def _compute_opening(self, opening: tuple[int, ...]) -> Opening:
         """Its keys and values by layer; computed, unless it is one of those used last."""
         if not opening:
             return []
@@ -284,7 +284,7 @@ class SharedOpeningBatch:
             idle = [known for known in self.openings if known not in needed]
             for known in idle[: max(0, len(self.openings) + 1 - _OPENINGS_KEPT)]:
                 del self.openings[known]
-            cache = self._empty()
+            cache = self._make_cache()
             self._prefill(cache, [list(opening)], [], 0, 0)
             length = len(opening)
             self.openings[opening] = [

@@ -135,7 +135,7 @@ class Engine:
         The exception isn't passed on: its frames would hold the memory that is to be freed.
         """
         try:
-            new = self._newcomers()
+            new = self._take_newcomers()
             if new:
                 self.batch.add(new)
             if self.batch.rows:
@@ -146,7 +146,7 @@ class Engine:
             return first_line(error)
         return None
 
-    def _newcomers(self) -> list[Row]:
+    def _take_newcomers(self) -> list[Row]:
         """The waiting requests that join now: the oldest that the batch can take, within memory."""
         rows = self.batch.rows
         with self._changed:
@@ -154,11 +154,11 @@ class Engine:
             if not self._waiting or (rows and not self.batch.joins):
                 return []
             taken: list[Row] = []
-            longest = max(map(self._own, rows), default=0)
+            longest = max(map(self._count_own, rows), default=0)
             longest_prompt = 0
             most_prompt_tokens = self.batch.most_prompt_tokens or math.inf
-            for row in self._candidates():
-                longest = max(longest, self._own(row))
+            for row in self._order_candidates():
+                longest = max(longest, self._count_own(row))
                 longest_prompt = max(longest_prompt, len(row.prompt))
                 count = len(rows) + len(taken) + 1
                 if count > 1 and (
@@ -172,11 +172,11 @@ class Engine:
             self._waiting = deque(row for row in self._waiting if id(row) not in chosen)
         return taken
 
-    def _own(self, row: Row) -> int:
+    def _count_own(self, row: Row) -> int:
         """Tokens that a row may take in the cache for itself."""
         return row.longest - (len(row.opening) if self.batch.joins else 0)
 
-    def _candidates(self) -> list[Row]:
+    def _order_candidates(self) -> list[Row]:
         """Waiting requests in the order they should join."""
         if self.batch.joins:
             return list(self._waiting)

@@ -73,10 +73,10 @@ async def run(path: Path, *, model: str, kind: str, gpu_layers: int, threads: in
         if not died or died.split(":")[0] in _FAULTS:
             resources.keep(kept, died)
     if died:
-        raise _unusable(died, model, kept)
+        raise _tell_death(died, model, kept)
 
 
-def _unusable(died: str, model: str, kept: Path) -> Exception:
+def _tell_death(died: str, model: str, kept: Path) -> Exception:
     import llama_cpp
 
     from mminstruct.errors import UsageError
@@ -103,12 +103,12 @@ async def _try(*arguments: str) -> str | None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     try:
-        return await asyncio.to_thread(_outcome, child)
+        return await asyncio.to_thread(_wait, child)
     finally:
         child.kill()  # where the wait was cancelled
 
 
-def _outcome(child: subprocess.Popen[str]) -> str | None:
+def _wait(child: subprocess.Popen[str]) -> str | None:
     with child:
         try:
             _, said = child.communicate(timeout=_LONGEST_S)

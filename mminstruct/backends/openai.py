@@ -35,6 +35,7 @@ from mminstruct.backends import BackendOptions, Opened, _names, _tokens
 from mminstruct.backends._chat import read_body
 from mminstruct.backends._http import (
     MOST_LESSONS,
+    Endpoint,
     bounded,
     no_answer,
     redirect_of,
@@ -53,11 +54,9 @@ from mminstruct.resources import shown
 from mminstruct.schema import Completion, Message, Option, Request, canonical_json
 from mminstruct.transport import (
     Quotas,
-    authorization,
     key_from,
     public_url,
     read_quotas,
-    secrets_of,
 )
 
 _T = TypeVar("_T")
@@ -242,15 +241,15 @@ class OpenAIBackend(Opened):
         self._official = self._base_url == _OFFICIAL_URL
         self._options = options
         self._api_key = api_key
-        self._secrets = sorted(secrets_of(self._base_url, api_key), key=len, reverse=True)
         self.extra_body = read_extra(options.engine.get("extra_body"))
         own = tuple(options.engine.get("header") or ())
         own_headers = read_headers(own, os.environ)
         self._said = sorted(entry for entry in own if "=$" not in entry)
-        self._secrets += [own_headers[e.partition("=")[0]] for e in own if "=$" in e]
+        hidden = [own_headers[entry.partition("=")[0]] for entry in own if "=$" in entry]
+        self._server = Endpoint.at(self._base_url, api_key, hidden)
         self._headers = {
             "Content-Type": "application/json",
-            "Authorization": authorization(self._base_url, api_key) or openai.Omit(),
+            "Authorization": self._server.authorization or openai.Omit(),
             **own_headers,
         }
         self._dialect = Dialect()
@@ -277,13 +276,13 @@ class OpenAIBackend(Opened):
     @property
     def endpoints(self) -> tuple[str, ...]:
         """The servers' URLs."""
-        return tuple(public_url(replica._base_url) for replica in self.replicas)
+        return tuple(replica._server.url for replica in self.replicas)
 
     def identity(self) -> dict[str, str]:
         """Endpoint and model name; what a server loads under that name it alone knows."""
         identity = {
             "backend": self.name,
-            "endpoint": public_url(self._base_url),
+            "endpoint": self._server.url,
             "model": self._served_model,
         }
         # Absent where nothing was said, so that answers of before count.
@@ -297,6 +296,10 @@ class OpenAIBackend(Opened):
         count = _tokens.openai_counter(self._served_model)
         self.token_error = _tokens.TIKTOKEN_ERROR if count else _tokens.APPROXIMATION_ERROR
         return (count or _tokens.approximate)(messages)
+
+    def redacted(self, text: str) -> str:
+        """The text without anything that is secret."""
+        return self._server.redacted(text)
 
     def require_key(self) -> None:
         """Raise UsageError if OpenAI's own server is to be asked without a key."""
@@ -315,7 +318,7 @@ class OpenAIBackend(Opened):
             # The SDK insists on a key; which one is sent, if any, is in our own header.
             api_key="unused",
             # With a query in it, the SDK would append its path to that.
-            base_url=public_url(self._base_url),
+            base_url=self._server.url,
             default_query=dict(parse_qsl(urlsplit(self._base_url).query, keep_blank_values=True)),
             max_retries=0,
             http_client=openai.DefaultAioHttpClient(
@@ -342,16 +345,16 @@ class OpenAIBackend(Opened):
             try:
                 return await self._post(request)
             except openai.APIStatusError as error:
-                refusal = read_refusal(error.status_code, error.response.content, self.redacted)
+                refusal = self._read_refusal(error.response)
                 if error.response.has_redirect_location:
                     location = error.response.headers["location"]
                     self._path = redirect_of(str(error.response.url), location)
                 self._learn(refusal, request)
                 if before == (self._dialect, self._path):
-                    raise self._refused(refusal, error.response.headers, request) from error
+                    raise self._make_error(refusal, error.response.headers, request) from error
             except _FAILURES as error:
-                raise self._mapped(error) from error
-        raise TransientError(f"{self._where}: sends requests in a circle", cause="no_api")
+                raise self._map_error(error) from error
+        raise TransientError(f"{self._server.url}: sends requests in a circle", cause="no_api")
 
     def _learn(self, refusal: Refusal, request: Request) -> None:
         """Note what a refusal says of how the server wants to be asked."""
@@ -359,7 +362,7 @@ class OpenAIBackend(Opened):
         self._dialect = before.learn(refusal, request.sampling)
         if self._dialect != before:
             news = self._dialect.news(before)
-            _log.info(f"{self._where}: {news} (it answered: {refusal.words[:_NEWS_SHOWN]})")
+            _log.info(f"{self._server.url}: {news} (it answered: {refusal.words[:_NEWS_SHOWN]})")
 
     async def _post(self, request: Request) -> Completion:
         if self._client is None:
@@ -376,17 +379,13 @@ class OpenAIBackend(Opened):
         self._hear(response.headers)
         completion = read_body(
             response.content,
-            redacted=self.redacted,
-            where=self._where,
+            redacted=self._server.redacted,
+            where=self._server.url,
             lost=self._lost,
             max_tokens=request.sampling.max_tokens,
         )
         self._check_model(completion.model)
         return completion
-
-    @property
-    def _where(self) -> str:
-        return public_url(self._base_url)
 
     @property
     def _lost(self) -> str:
@@ -405,7 +404,7 @@ class OpenAIBackend(Opened):
         for asked in (self._served_model, self._answers_as or ""):
             if _names.contradict(asked, answers_as):
                 raise BackendUnusable(
-                    f"{self._where} was asked for {self._served_model!r}"
+                    f"{self._server.url} was asked for {self._served_model!r}"
                     f"{f' and answered as {asked!r}' if asked != self._served_model else ''}, and "
                     f"now {answers_as!r} answers; rows can name one model and its terms: give "
                     "--model as the server names what really answers"
@@ -426,19 +425,24 @@ class OpenAIBackend(Opened):
         if told is not None:
             self.rate_limits = told
 
-    def _refused(
+    def _read_refusal(self, response: httpx2.Response) -> Refusal:
+        return read_refusal(response.status_code, response.content, self._server.redacted)
+
+    def _make_error(
         self, refusal: Refusal, headers: Mapping[str, str], request: Request | None = None
     ) -> BackendError:
         self._hear(headers)
         sampling = request.sampling if request else None
-        return error_of(refusal, headers, where=self._where, sampling=sampling, lost=self._lost)
+        return error_of(
+            refusal, headers, where=self._server.url, sampling=sampling, lost=self._lost
+        )
 
-    def _mapped(self, error: Exception) -> BackendError:
+    def _map_error(self, error: Exception) -> BackendError:
         """Ours for one of `_FAILURES`."""
         if isinstance(error, openai.APIStatusError):
-            refusal = read_refusal(error.status_code, error.response.content, self.redacted)
-            return self._refused(refusal, error.response.headers)
-        return no_answer(error, self._where, self.redacted, self.timeout_s)
+            refusal = self._read_refusal(error.response)
+            return self._make_error(refusal, error.response.headers)
+        return no_answer(error, self._server, self.timeout_s)
 
     async def call(
         self,
@@ -459,7 +463,7 @@ class OpenAIBackend(Opened):
         try:
             return await asyncio.wait_for(api_call(self._client, headers), timeout_s)
         except _FAILURES as error:
-            raise self._mapped(error) from error
+            raise self._map_error(error) from error
 
     async def probe(self) -> None:
         """Raise BackendUnusable where no request can succeed, as far as two small ones tell.
@@ -476,10 +480,10 @@ class OpenAIBackend(Opened):
             return api.post(self._path, content=b"{}", cast_to=httpx2.Response, options=options)
 
         async with self:
-            if await self._missing(look) and (missing := await self._missing(ask)):
+            if await self._look_for_api(look) and (missing := await self._look_for_api(ask)):
                 raise BackendUnusable(str(missing))
 
-    async def _missing(
+    async def _look_for_api(
         self, api_call: Callable[[openai.AsyncOpenAI, Any], Awaitable[httpx2.Response]]
     ) -> BackendError | None:
         """What the answer is if no API is there; a wrong key, and that nobody is, is raised."""
@@ -495,14 +499,8 @@ class OpenAIBackend(Opened):
             if refusal.status_code == 401 and "scope" not in str(error):
                 raise
             response = refusal.response
-        found = read_refusal(response.status_code, response.content, self.redacted)
-        return self._refused(found, response.headers) if kind_of(found) == "no_api" else None
-
-    def redacted(self, text: str) -> str:
-        """The text without anything that is secret."""
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return text
+        found = self._read_refusal(response)
+        return self._make_error(found, response.headers) if kind_of(found) == "no_api" else None
 
 
 _FAILURES = (openai.OpenAIError, aiohttp.ClientError, asyncio.TimeoutError)

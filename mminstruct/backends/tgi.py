@@ -19,7 +19,7 @@ import re
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
@@ -32,6 +32,7 @@ from mminstruct.backends import BackendOptions, Opened
 from mminstruct.backends._chat import read_body
 from mminstruct.backends._http import (
     MOST_LESSONS,
+    Endpoint,
     bounded,
     check_length,
     is_folder,
@@ -61,11 +62,9 @@ from mminstruct.transport import (
     Passing,
     Retries,
     RetryPolicy,
-    authorization,
     key_from,
     public_url,
     retry_after,
-    secrets_of,
 )
 
 if TYPE_CHECKING:
@@ -98,33 +97,6 @@ class _Tokenized(msgspec.Struct):
 
 _served_decoder = msgspec.json.Decoder(Served)
 _tokenized_decoder = msgspec.json.Decoder(_Tokenized)
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """A server, and how it is spoken to.
-
-    Attributes:
-        url: without user, password and trailing slash, fit for messages.
-        authorization: the header's value, or None.
-        secrets: what no message may show.
-    """
-
-    url: str
-    authorization: str | None = field(default=None, repr=False)
-    secrets: tuple[str, ...] = field(default=(), repr=False)
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Those of every request."""
-        kind = {"Content-Type": "application/json"}
-        return kind | ({"Authorization": self.authorization} if self.authorization else {})
-
-    def redacted(self, text: str) -> str:
-        """The start of a text in one line and without secrets."""
-        for secret in self.secrets:
-            text = text.replace(secret, "***")
-        return " ".join(text.split())[:WORDS_SHOWN]
 
 
 def create(options: BackendOptions) -> TGIBackend:
@@ -171,11 +143,7 @@ def endpoint(url: str, environment: Mapping[str, str]) -> Endpoint:
     if key is None and parts.scheme == "https" and (parts.hostname or "").endswith(_HUGGING_FACE):
         key = key_from(environment, "HF_TOKEN")
     whole = urlunsplit((parts.scheme, parts.netloc, path, "", ""))
-    return Endpoint(
-        public_url(whole),
-        authorization(whole, key),
-        tuple(sorted(secrets_of(whole, key), key=len, reverse=True)),
-    )
+    return Endpoint.at(whole, key)
 
 
 @lru_cache(maxsize=64)
@@ -202,7 +170,7 @@ def ask_served(server: Endpoint) -> Served:
         BackendUnusable: it isn't a TGI server, or wants a key.
     """
     with httpx2.Client(
-        headers=server.headers,
+        headers=_headers(server),
         timeout=_ASKING_TIMEOUT_S,
         follow_redirects=True,
         event_hooks={"response": [_read_bounded]},
@@ -218,9 +186,9 @@ def ask_served(server: Endpoint) -> Served:
                 cause="unreachable",
             ) from error
     if info.status_code in (401, 403):
-        raise BackendUnusable(_no_access(server, info.status_code))
+        raise BackendUnusable(_tell_no_access(server, info.status_code))
     if info.status_code >= 500:
-        words = server.redacted(info.text)
+        words = " ".join(server.redacted(info.text).split())[:WORDS_SHOWN]
         raise TransientError(
             f"{server.url} answered {info.status_code} ({words}): the server is there, but its "
             "model is still loading or has died; wait until GET /health answers 200, or look at "
@@ -235,6 +203,11 @@ def ask_served(server: Endpoint) -> Served:
             "without /info, or another, is reached with --model_source openai --model NAME "
             f"--openai_base_url {server.url}/v1"
         ) from error
+
+
+def _headers(server: Endpoint) -> dict[str, str]:
+    kind = {"Content-Type": "application/json"}
+    return kind | ({"Authorization": server.authorization} if server.authorization else {})
 
 
 def _read_bounded(response: httpx2.Response) -> None:
@@ -269,13 +242,13 @@ def error_at(
 ) -> BackendError:
     """The error that a refusal by a server, or by what stands before it, is here."""
     if refusal.status == 401:
-        return BackendUnusable(_no_access(server, 401))
+        return BackendUnusable(_tell_no_access(server, 401))
     if refusal.status == 403 and not refusal.is_page:
-        return RequestRefused(_no_access(server, 403), unknown_here=True)
+        return RequestRefused(_tell_no_access(server, 403), unknown_here=True)
     return error_of(refusal, headers, where=server.url, sampling=sampling, lost=_LOST)
 
 
-def _no_access(server: Endpoint, status: int) -> str:
+def _tell_no_access(server: Endpoint, status: int) -> str:
     host = urlsplit(server.url).hostname or ""
     name = "HF_TOKEN" if host.endswith(_HUGGING_FACE) else "TGI_API_KEY"
     sent = f"the key in {name} is not accepted" if server.authorization else f"set {name} to a key"
@@ -347,7 +320,7 @@ class TGIBackend(Opened):
     @property
     def parallel(self) -> int:
         """What the servers take at once, at most: they refuse all beyond."""
-        most = len(self._replicas) * self._known().max_concurrent_requests
+        most = len(self._replicas) * self._ask_known().max_concurrent_requests
         return min(self._options.max_concurrency, most)
 
     @property
@@ -356,11 +329,11 @@ class TGIBackend(Opened):
 
         What is sent is the same either way: the room that a refusal tells is what a count leaves.
         """
-        return None if self._session else self._known().max_total_tokens
+        return None if self._session else self._ask_known().max_total_tokens
 
     def identity(self) -> dict[str, str]:
         """Model and revision; the endpoint as well if the server doesn't know the revision."""
-        found = self._known()
+        found = self._ask_known()
         identity = {"backend": self.name, "model": self.model}
         if found.model_sha:
             identity["revision"] = found.model_sha
@@ -378,7 +351,7 @@ class TGIBackend(Opened):
         if self._counting is None:
             transport = httpx2.HTTPTransport(retries=3)
             self._counting = httpx2.Client(
-                headers=self._server.headers,
+                headers=_headers(self._server),
                 timeout=_ASKING_TIMEOUT_S,
                 transport=transport,
                 event_hooks={"response": [_read_bounded]},
@@ -419,7 +392,7 @@ class TGIBackend(Opened):
             timeout=aiohttp.ClientTimeout(
                 total=self._options.timeout_s, sock_connect=_CONNECT_TIMEOUT_S
             ),
-            headers=self._server.headers,
+            headers=_headers(self._server),
             trust_env=True,
         )
         return self
@@ -452,8 +425,8 @@ class TGIBackend(Opened):
             lost=_LOST,
             max_tokens=request.sampling.max_tokens,
         )
-        if completion.model != self._known().model_id:
-            raise self._changed(completion.model)
+        if completion.model != self._ask_known().model_id:
+            raise self._tell_change(completion.model)
         return replace(completion, model=self.model)
 
     def _learn(self, refusal: Refusal, headers: Mapping[str, str], request: Request) -> None:
@@ -477,19 +450,17 @@ class TGIBackend(Opened):
                 body = await bounded(response.content.iter_any(), self._server.url)
                 return response.status, response.headers, body
         except (asyncio.TimeoutError, aiohttp.ClientError) as error:
-            failure = no_answer(
-                error, self._server.url, self._server.redacted, self._options.timeout_s
-            )
+            failure = no_answer(error, self._server, self._options.timeout_s)
             if failure.cause != "timeout":
                 self._is_checked = False
             raise failure from error
 
-    def _known(self) -> Served:
+    def _ask_known(self) -> Served:
         """What the answers are known by, which all servers have to run."""
         return served(self._servers)
 
     def _model_id(self) -> str:
-        found = self._known().model_id
+        found = self._ask_known().model_id
         if self._named and self._named != found:
             if is_folder(found):
                 return self._named
@@ -512,12 +483,12 @@ class TGIBackend(Opened):
             if self._is_checked:
                 return
             now = await asyncio.to_thread(ask_served, self._server)
-            if _weights(now) != _weights(self._known()):
-                raise self._changed(" ".join(filter(None, _weights(now))))
+            if _name_weights(now) != _name_weights(self._ask_known()):
+                raise self._tell_change(" ".join(filter(None, _name_weights(now))))
             self._is_checked = True
 
-    def _changed(self, now: str | None) -> BackendUnusable:
-        before = " ".join(filter(None, _weights(self._known())))
+    def _tell_change(self, now: str | None) -> BackendUnusable:
+        before = " ".join(filter(None, _name_weights(self._ask_known())))
         served.cache_clear()
         return BackendUnusable(
             f"{self._server.url} runs {now}, and the run began with {before}; run or load again "
@@ -525,5 +496,5 @@ class TGIBackend(Opened):
         )
 
 
-def _weights(found: Served) -> tuple[str | None, ...]:
+def _name_weights(found: Served) -> tuple[str | None, ...]:
     return found.model_id, found.model_sha, found.model_dtype

@@ -163,7 +163,7 @@ def find_checkpoint(options: BackendOptions) -> _Checkpoint:
     trusted = bool(options.engine.get("trust_remote_code"))
     local = name.endswith(".gguf") or path.exists() or name.startswith((".", "/", "~"))
     if not local:
-        commit = _commit(name, revision)
+        commit = _find_commit(name, revision)
         return _Checkpoint(name, name, commit, on_hub=True, trusted=trusted)
     if revision:
         raise UsageError(f"revision: {path.name!r} is on this machine and has none")
@@ -176,11 +176,11 @@ def find_checkpoint(options: BackendOptions) -> _Checkpoint:
             f"model {name!r}{lacking(path)}: expected a folder with config.json, weights and "
             "tokenizer, a GGUF file, or a Hugging Face repository such as org/name"
         )
-    version = _folder_fingerprint(path.resolve())
+    version = _digest_folder(path.resolve())
     return _Checkpoint(path.resolve().name, str(path.resolve()), version, trusted=trusted)
 
 
-def _folder_fingerprint(folder: Path) -> str:
+def _digest_folder(folder: Path) -> str:
     """Digest of what a folder's model answers by; large files are sampled."""
     files = sorted(
         path
@@ -191,7 +191,7 @@ def _folder_fingerprint(folder: Path) -> str:
 
 
 @lru_cache(maxsize=8)
-def _commit(repo_id: str, revision: str | None) -> str:
+def _find_commit(repo_id: str, revision: str | None) -> str:
     """The commit that a repository's branch or tag points to; offline, as it was last fetched.
 
     Raises:
@@ -230,7 +230,7 @@ def _commit(repo_id: str, revision: str | None) -> str:
 
 
 @lru_cache(maxsize=4)
-def _config(checkpoint: _Checkpoint) -> Any:
+def _load_config(checkpoint: _Checkpoint) -> Any:
     from transformers import AutoConfig
 
     with checkpoint.loading("configuration"):
@@ -249,7 +249,7 @@ def _load_tokenizer(checkpoint: _Checkpoint, template: str | None) -> _Tokenizer
             "give a Jinja file with --chat_template"
         )
     with checkpoint.loading("chat template"):
-        written = _on_a_fixed_day(tokenizer.get_chat_template(template))
+        written = _fix_day(tokenizer.get_chat_template(template))
     return _Tokenizer(checkpoint.name, tokenizer, written)
 
 
@@ -275,7 +275,7 @@ class _Tokenizer(ChatTokenizer):
         """The token that the template ends an answer with, if it is a special one."""
         asked = (Message("user", "A"), Message("assistant", _ANSWER))
         try:
-            _, answer, after = self._written(asked, to_answer=False).rpartition(_ANSWER)
+            _, answer, after = self._write(asked, to_answer=False).rpartition(_ANSWER)
         except BackendUnusable:
             return set()
         tokens = self.library(after.lstrip(), add_special_tokens=False)["input_ids"]
@@ -284,7 +284,7 @@ class _Tokenizer(ChatTokenizer):
 
     def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """As the template writes the messages, with its special tokens."""
-        text = self._written(messages)
+        text = self._write(messages)
         with self._one_at_a_time:
             return tuple(self.library(text, add_special_tokens=False)["input_ids"])
 
@@ -293,7 +293,7 @@ class _Tokenizer(ChatTokenizer):
         known = self.library.added_tokens_decoder.values()
         return [token.content for token in known if token.special]
 
-    def _written(self, messages: Sequence[Message], *, to_answer: bool = True) -> str:
+    def _write(self, messages: Sequence[Message], *, to_answer: bool = True) -> str:
         """What the template makes of the messages, up to where an answer begins.
 
         Raises:
@@ -316,7 +316,7 @@ class _Tokenizer(ChatTokenizer):
         return text
 
 
-def _on_a_fixed_day(template: str) -> str:
+def _fix_day(template: str) -> str:
     """The template with the date that it asks for written out.
 
     From transformers 5 on, what a template is called with are plain values: a function can't be
@@ -347,14 +347,14 @@ class TransformersBackend(Opened):
     @cached_property
     def context_window(self) -> int | None:
         """The model's own, or the option's if that is smaller."""
-        text = _config(self._checkpoint).get_text_config()
+        text = _load_config(self._checkpoint).get_text_config()
         known = (getattr(text, "max_position_embeddings", None), self.options.context_window)
         return min((length for length in known if length is not None), default=None)
 
     def identity(self) -> dict[str, str]:
         """The weights, wherever they lie, what they are computed in, and how they are prompted."""
         checkpoint = self._checkpoint
-        found = {"backend": self.name, "dtype": self._dtype()}
+        found = {"backend": self.name, "dtype": self._find_dtype()}
         if checkpoint.on_hub:
             found |= {"model": checkpoint.where, "revision": checkpoint.version}
         else:
@@ -436,23 +436,23 @@ class TransformersBackend(Opened):
         """The model's, loaded once in a process."""
         return _load_tokenizer(self._checkpoint, self._template)
 
-    def _device(self) -> str | None:
+    def _choose_device(self) -> str | None:
         """Where the model goes; None leaves it to a device map."""
         if self.options.engine.get("device_map"):
             return None
         return self.options.engine.get("device") or best_device()
 
-    def _dtype(self) -> str:
+    def _find_dtype(self) -> str:
         chosen: str | None = self.options.engine.get("dtype")
         if chosen is not None:
             return chosen
         own = "bfloat16"
         if self._checkpoint.gguf_file is None:
-            config = _config(self._checkpoint)
+            config = _load_config(self._checkpoint)
             # Its name before transformers 5.
             named = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None)
             own = str(named or "float32").removeprefix("torch.")
-        if not (self._device() or best_device()).startswith("cpu"):
+        if not (self._choose_device() or best_device()).startswith("cpu"):
             return own
         return own if own == "bfloat16" and _cpu_computes_bfloat16() else "float32"
 
@@ -463,20 +463,20 @@ class TransformersBackend(Opened):
         from mminstruct.backends._transformers_engine import Engine
 
         tokenizer = self.tokenizer()
-        dtype = getattr(torch, self._dtype())
+        dtype = getattr(torch, self._find_dtype())
         arguments = self._checkpoint.arguments()
-        arguments |= {"config": _config(self._checkpoint), "dtype": dtype}
+        arguments |= {"config": _load_config(self._checkpoint), "dtype": dtype}
         if self._checkpoint.gguf_file is not None and hasattr(transformers, "GgufConfig"):
             # Packed weights would be computed by kernels that the library fetches from the Hub.
             arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
-        device = self._device()
+        device = self._choose_device()
         device_map = self.options.engine.get("device_map")
-        with self._checkpoint.loading("weights"), _no_progress_bars():
+        with self._checkpoint.loading("weights"), _hide_progress_bars():
             if device is not None and not _fits(self._checkpoint, dtype, device):
                 if self.options.engine.get("device"):
                     raise BackendUnusable(
                         f"model {self.model!r}: {device} has too little free memory for its "
-                        f"weights in {self._dtype()}; free some of it, use a smaller dtype or "
+                        f"weights in {self._find_dtype()}; free some of it, use a smaller dtype or "
                         "model, or give --device_map auto, which spreads it over all devices"
                     )
                 _log.warning(
@@ -492,7 +492,7 @@ class TransformersBackend(Opened):
             try:
                 engine = Engine(
                     model,
-                    ends=tokenizer.ends | _ends(model),
+                    ends=tokenizer.ends | _find_ends(model),
                     window=self.context_window or 1 << 30,
                     slots=self.options.engine.get("parallel"),
                 )
@@ -504,7 +504,7 @@ class TransformersBackend(Opened):
             "%s runs on %s in %s, up to %d requests at once%s",
             self.model,
             " and ".join(spread) if device is None else device,
-            self._dtype(),
+            self._find_dtype(),
             engine.slots,
             opening,
         )
@@ -552,13 +552,13 @@ def _fits(checkpoint: _Checkpoint, dtype: Any, device: str) -> bool:
         return True
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(
-            _config(checkpoint), trust_remote_code=checkpoint.trusted
+            _load_config(checkpoint), trust_remote_code=checkpoint.trusted
         )
     needed = sum(parameter.numel() for parameter in empty.parameters()) * dtype.itemsize
     return bool(needed <= _SHARE_FOR_WEIGHTS * torch.cuda.mem_get_info(torch.device(device))[0])
 
 
-def _ends(model: Any) -> set[int]:
+def _find_ends(model: Any) -> set[int]:
     """The tokens that end an answer, as the model's configurations name them."""
     found: set[int | None] = set()
     for config in (getattr(model, "generation_config", None), model.config.get_text_config()):
@@ -568,7 +568,7 @@ def _ends(model: Any) -> set[int]:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def _hide_progress_bars() -> Iterator[None]:
     """Without the library's bars for loading, which would tear our own line apart."""
     from transformers.utils import logging as library_logging
 

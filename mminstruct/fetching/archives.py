@@ -86,10 +86,10 @@ def fetch(
             return target
         raise DownloadError(
             f"{download.url}: not fetched, because HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set, "
-            f"and there is no such file{_stated(download)} at {shown(target)}. Unset the variable, "
+            f"and there is no such file{_state(download)} at {shown(target)}. Unset the variable, "
             "or fetch the URL by hand and put it there."
         )
-    with _client(download.url, timeout_s) as client:
+    with _make_client(download.url, timeout_s) as client:
         try:
             known = _ask_facts(client, download, target, sleep)
         except DownloadError:
@@ -98,7 +98,7 @@ def fetch(
             raise
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(target):
+            with _lock(target):
                 if not _is_verified(target, known):
                     _Transfer(client, known, target).run(progress, sleep)
         except OSError as error:
@@ -120,7 +120,7 @@ def _target(download: Download, cache_dir: Path) -> Path:
     return cache_dir / folder / _file_name(download.url)
 
 
-def _stated(download: Download) -> str:
+def _state(download: Download) -> str:
     """What the publisher says about the file, for errors."""
     facts = []
     if download.size_bytes is not None:
@@ -139,7 +139,7 @@ def _ask_facts(
         return download
 
     def ask() -> httpx2.Headers:
-        with _answer(client, "HEAD", download.url, target, {}) as response:
+        with _ask(client, "HEAD", download.url, target, {}) as response:
             return response.headers
 
     retries = Retries(RETRY)
@@ -208,7 +208,7 @@ def _md5(path: Path) -> str:
 
 
 @contextmanager
-def _locked(target: Path) -> Iterator[None]:
+def _lock(target: Path) -> Iterator[None]:
     lock = FileLock(_beside(target, ".lock"))
     try:
         lock.acquire(timeout=0)
@@ -247,7 +247,7 @@ class _Transfer:
         """
         self._part.touch()
         # Whether it would be noticed that the server's file is no longer the one the part is of.
-        may_continue = self._md5 is not None or self._kept_version() is not None
+        may_continue = self._md5 is not None or self._read_kept_version() is not None
         if (had := self._had()) > self._size_bytes or not may_continue:
             if had:
                 logger.info(
@@ -267,7 +267,7 @@ class _Transfer:
         with self._part.open("rb+") as file:
             os.fsync(file.fileno())
         if (got := _md5(self._part)) != (self._md5 or got):
-            raise self._wrong_bytes(f"MD5 {got}", f"MD5 {self._md5}")
+            raise self._refuse_bytes(f"MD5 {got}", f"MD5 {self._md5}")
         self._part.replace(self._target)
         self._version_file.unlink(missing_ok=True)
         _beside(self._target, ".md5").write_text(_md5_line(self._target, got), encoding="utf-8")
@@ -307,16 +307,16 @@ class _Transfer:
         Raises:
             Passing: it ended before the part was complete.
         """
-        had, version = self._had(), self._kept_version()
+        had, version = self._had(), self._read_kept_version()
         headers = {"Range": f"bytes={had}-"} if had else {}
         if had and version is not None:
             headers["If-Range"] = version
-        with _answer(self._client, "GET", self._url, self._target, headers) as response:
+        with _ask(self._client, "GET", self._url, self._target, headers) as response:
             bar.n = size = self._first_byte(response, had, version)
             bar.refresh()
             with self._part.open("ab" if size else "wb", buffering=0) as file:
                 if not size:
-                    self._version_file.write_text(_version(response), encoding="utf-8")
+                    self._version_file.write_text(_read_version(response), encoding="utf-8")
                 chunks = response.iter_raw()
                 while size < self._size_bytes:
                     if not (chunk := next(chunks, b"")):
@@ -325,7 +325,7 @@ class _Transfer:
                     size += len(chunk)
                     bar.update(len(chunk))
         if size > self._size_bytes:
-            raise self._wrong_bytes(f"more than {self._size_bytes} bytes", "exactly as many")
+            raise self._refuse_bytes(f"more than {self._size_bytes} bytes", "exactly as many")
 
     def _first_byte(self, response: httpx2.Response, had: int, version: str | None) -> int:
         """Where in the file the answer starts: ``had``, or 0 where the server starts over."""
@@ -342,10 +342,10 @@ class _Transfer:
                 raise Passing("the file on the server has changed")
             first, total = had, content_range[2]
         if total.isdigit() and int(total) != self._size_bytes:
-            raise self._wrong_bytes(f"{total} bytes", f"{self._size_bytes} bytes")
+            raise self._refuse_bytes(f"{total} bytes", f"{self._size_bytes} bytes")
         return first
 
-    def _kept_version(self) -> str | None:
+    def _read_kept_version(self) -> str | None:
         """The version that the part is of, or None if nobody knows."""
         try:
             text = self._version_file.read_text(encoding="utf-8")
@@ -353,7 +353,7 @@ class _Transfer:
             return None
         return text if _VERSION.fullmatch(text) else None
 
-    def _wrong_bytes(self, got: str, expected: str) -> DownloadError:
+    def _refuse_bytes(self, got: str, expected: str) -> DownloadError:
         self._part.unlink(missing_ok=True)
         self._version_file.unlink(missing_ok=True)
         return DownloadError(
@@ -363,7 +363,7 @@ class _Transfer:
         )
 
 
-def _version(response: httpx2.Response) -> str:
+def _read_version(response: httpx2.Response) -> str:
     """The ETag or else the date of what is sent; empty if there is neither.
 
     An ETag that starts with W/ is of no use: the bytes may differ under it.
@@ -379,7 +379,7 @@ def _write(file: IO[bytes], chunk: bytes) -> None:
         rest = rest[file.write(rest) :]
 
 
-def _client(url: str, timeout_s: float) -> httpx2.Client:
+def _make_client(url: str, timeout_s: float) -> httpx2.Client:
     """Speaks http and https, through the usual proxies; a redirect can't lead to another scheme."""
     try:
         return httpx2.Client(
@@ -403,7 +403,7 @@ def _check_status(response: httpx2.Response) -> None:
 
 
 @contextmanager
-def _answer(
+def _ask(
     client: httpx2.Client, method: str, url: str, target: Path, headers: dict[str, str]
 ) -> Iterator[httpx2.Response]:
     """A server's answer, whose body is yet to be read.

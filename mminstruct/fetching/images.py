@@ -203,7 +203,7 @@ def flaw(path: Path) -> str | None:
         with Image.open(path, formats=_OPENED) as image:
             form = image.format
             image.verify()
-        if form == "PNG" or (form == "JPEG" and _end(path) == b"\xff\xd9"):
+        if form == "PNG" or (form == "JPEG" and _read_end(path) == b"\xff\xd9"):
             return None
         with Image.open(path, formats=_OPENED) as image:
             image.load()
@@ -214,7 +214,7 @@ def flaw(path: Path) -> str | None:
     return None
 
 
-def _end(path: Path) -> bytes:
+def _read_end(path: Path) -> bytes:
     """The last two bytes of a file."""
     with path.open("rb") as file:
         file.seek(-2, os.SEEK_END)
@@ -253,7 +253,7 @@ async def _fetch_all(
             connector=aiohttp.TCPConnector(
                 limit=fetching.max_concurrency,
                 ssl=httpx2.create_ssl_context(),
-                socket_factory=_public_socket if is_guarded else None,
+                socket_factory=_make_public_socket if is_guarded else None,
             ),
             timeout=aiohttp.ClientTimeout(total=None),  # one attempt has a time, see below
             headers=headers,
@@ -279,7 +279,9 @@ async def _fetch_one(
     retries = Retries(fetching.retry, random.Random())
     while True:
         try:
-            body = await asyncio.wait_for(_body(client, wanted.url, fetching), fetching.timeout_s)
+            body = await asyncio.wait_for(
+                _read_body(client, wanted.url, fetching), fetching.timeout_s
+            )
             image = await asyncio.get_running_loop().run_in_executor(
                 threads, checked, body, fetching.max_size, wanted.rotation_deg
             )
@@ -295,7 +297,7 @@ async def _fetch_one(
         await asyncio.sleep(wait_s)
 
 
-def _public_socket(info: tuple[Any, ...]) -> socket.socket:
+def _make_public_socket(info: tuple[Any, ...]) -> socket.socket:
     """A socket for what an address stands for in the end.
 
     Raises:
@@ -312,7 +314,7 @@ def _public_socket(info: tuple[Any, ...]) -> socket.socket:
     return socket.socket(family, kind, protocol)
 
 
-async def _body(client: aiohttp.ClientSession, url: str, fetching: Fetching) -> bytes:
+async def _read_body(client: aiohttp.ClientSession, url: str, fetching: Fetching) -> bytes:
     try:
         if not re.match("https?://", url, re.IGNORECASE):
             raise _Lost("no http or https address")

@@ -273,7 +273,7 @@ class Registry:
 
     def endpoint(self, url: str) -> Endpoint | None:
         """The registered service behind an API's URL, or None."""
-        host = _host(url)
+        host = _find_host(url)
         found = [entry for entry in self.endpoints.values() if host in entry.hosts]
         return max(found, key=lambda e: ("endpoints", e.id) in self.entered, default=None)
 
@@ -306,7 +306,7 @@ def is_public(url: str) -> bool:
 
     Bare addresses, single words and the names of private networks are servers of one's own.
     """
-    host = _host(url)
+    host = _find_host(url)
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -314,7 +314,7 @@ def is_public(url: str) -> bool:
     return False
 
 
-def _host(url: str) -> str:
+def _find_host(url: str) -> str:
     """The host of a URL in lower case, without the dot that a whole name may end with."""
     return (urlsplit(url).hostname or "").rstrip(".")
 
@@ -346,16 +346,16 @@ def load(user_file: str | Path | None = None) -> Registry:
     Raises:
         ConfigError: the user's file can't be read, breaks the schema, or names what isn't there.
     """
-    own = _packaged()
+    own = _load_packaged()
     if user_file is None:
         return own
     path = Path(user_file).expanduser()
     added = strict_yaml.validate(_File, strict_yaml.read(path), where=path.name)
-    return _merged(own, added, path.name)
+    return _merge(own, added, path.name)
 
 
 @lru_cache(maxsize=1)
-def _packaged() -> Registry:
+def _load_packaged() -> Registry:
     data: dict[str, object] = {}
     for path in sorted(Path(__file__).parent.glob("*.yaml")):
         data.update(strict_yaml.read(path))
@@ -363,12 +363,12 @@ def _packaged() -> Registry:
     hub = file.hub_licenses.ids.split() if file.hub_licenses else ()
     left_out = {entry.id: entry.reason for entry in file.left_out}
     empty = Registry({}, {}, {}, {}, {}, {}, left_out, frozenset(hub))
-    return _merged(empty, file, None)
+    return _merge(empty, file, None)
 
 
-def _merged(registry: Registry, file: _File, where: str | None) -> Registry:
+def _merge(registry: Registry, file: _File, where: str | None) -> Registry:
     """The registry with a file's entries over it; ``where`` is the user's file."""
-    models = {model.repo_id: model for model in _models(file.models, where)}
+    models = {model.repo_id: model for model in _read_models(file.models, where)}
     sections: dict[str, dict[str, Any]] = {"models": models}
     for section in ("licenses", "terms", "annotations", "images", "endpoints"):
         entries = getattr(file, section)
@@ -385,7 +385,7 @@ def _merged(registry: Registry, file: _File, where: str | None) -> Registry:
     return merged
 
 
-def _models(groups: Iterable[ModelGroup], where: str | None) -> list[Model]:
+def _read_models(groups: Iterable[ModelGroup], where: str | None) -> list[Model]:
     models = [
         Model(
             repo_id=repo_id,

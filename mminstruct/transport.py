@@ -1,22 +1,23 @@
-"""What all HTTP shares: retries, allowances that servers state, keys and their redaction."""
+"""What all HTTP shares: retries, what servers say of waits and allowances, keys, public URLs."""
 
 from __future__ import annotations
 
-import base64
+import logging
 import math
 import random
 import re
-from collections.abc import (
-    Iterator,
-    Mapping,
-)
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+from email.utils import parsedate_to_datetime
+from typing import TypeVar
+from urllib.parse import urlsplit, urlunsplit
 
-from mminstruct.errors import (
-    UsageError,
-)
+from mminstruct.errors import UsageError
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,25 @@ def read_seconds(text: str | None, now_s: float) -> float | None:
     return max(0.0, when_s - now_s)
 
 
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the server asks to wait: ``retry-after-ms``, else ``Retry-After``, else None.
+
+    **Source:** RFC 9110 section 10.2.3 (seconds or an HTTP date).
+    """
+    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name, "")) * unit_s
+        except ValueError:
+            continue
+        if math.isfinite(seconds):
+            return max(0.0, seconds)
+    try:
+        when = parsedate_to_datetime(headers.get("retry-after", ""))
+    except (TypeError, ValueError):
+        return None
+    return max(0.0, when.timestamp() - time.time())
+
+
 def until(seconds: float) -> str:
     """When a wait ends, as a clock shows it: ``07:00``, or with the day if that is another."""
     now = datetime.now()
@@ -110,6 +130,20 @@ def until(seconds: float) -> str:
 
 
 LONGEST_WAIT_S = 3600.0
+PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""Statuses under which the same request may be answered the next time."""
+
+
+class Passing(Exception):
+    """An attempt that failed and is worth another; its text is the reason.
+
+    Attributes:
+        retry_after_s: seconds the server asked to wait, or None.
+    """
+
+    def __init__(self, reason: str, retry_after_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +154,8 @@ class RetryPolicy:
         max_retries: tries after the first one.
         base_s: mean wait before the first retry; it doubles with each.
         cap_s: longest wait of our own choosing; a server's Retry-After may be longer.
-        max_pause_s: longest pause that a server may ask for; a longer one ends the run.
+        max_pause_s: longest pause that a server may ask for; a longer one ends a run, and is cut
+            short for a file.
         drain_s: how long an interrupted run waits for the answers in flight, which are paid for.
         finish_s: how long a run does so that stopped by itself, and that nobody waits for.
     """
@@ -132,19 +167,50 @@ class RetryPolicy:
     drain_s: float = 60.0
     finish_s: float = 600.0
 
-    def wait_s(self, retry: int, retry_after_s: float | None, rng: random.Random) -> float:
-        """Seconds before retry number ``retry`` (from 0): doubling, and a quarter more or less.
+    def wait_s(self, retry: int, retry_after_s: float | None, rng: random.Random | None) -> float:
+        """Seconds before retry number ``retry`` (from 0); at least what a Retry-After says.
 
-        A Retry-After is a lower bound; a little is added so that not all come back at once.
+        With random numbers a quarter more or less, so that not all come back at once.
         """
-        own_s = min(self.cap_s, self.base_s * 2.0**retry) * rng.uniform(0.75, 1.25)
-        if retry_after_s is None:
-            return own_s
-        return max(own_s, retry_after_s + rng.uniform(0.0, min(1.0, 0.1 + 0.1 * retry_after_s)))
+        own_s = min(self.cap_s, self.base_s * 2.0**retry)
+        told_s = retry_after_s or 0.0
+        if rng is not None:
+            own_s *= rng.uniform(0.75, 1.25)
+            if retry_after_s is not None:
+                told_s += rng.uniform(0.0, min(1.0, 0.1 + 0.1 * retry_after_s))
+        return max(own_s, told_s)
 
 
-# Shorter values of a query are hardly secret, and would blot out ordinary words.
-_SHORTEST_SECRET = 6
+@dataclass(slots=True)
+class Retries:
+    """The attempts at one thing at one server, of which ``failures`` in a row failed so far.
+
+    Whoever sees that one got somewhere sets that to 0. Without ``rng`` waits are exact.
+    """
+
+    policy: RetryPolicy
+    rng: random.Random | None = None
+    failures: int = 0
+
+    def wait_s(self, failure: Passing) -> float | None:
+        """Seconds until the next attempt, or None if there is to be none."""
+        self.failures += 1
+        if self.failures > self.policy.max_retries:
+            return None
+        wait_s = self.policy.wait_s(self.failures - 1, failure.retry_after_s, self.rng)
+        return min(wait_s, self.policy.max_pause_s)
+
+    def run(self, attempt: Callable[[], _T], url: str, sleep: Callable[[float], None]) -> _T:
+        """What an attempt gives at last; raises the `Passing` of the last one if it never does."""
+        while True:
+            try:
+                return attempt()
+            except Passing as failure:
+                wait_s = self.wait_s(failure)
+                if wait_s is None:
+                    raise
+                _log.info("%s: %s; next attempt in %.0f s", url, failure, wait_s)
+            sleep(wait_s)
 
 
 def key_from(environment: Mapping[str, str], name: str) -> str | None:
@@ -162,30 +228,8 @@ def key_from(environment: Mapping[str, str], name: str) -> str | None:
     return key or None
 
 
-def public_name(served: str) -> str:
-    """The model's name; of a folder, by which some servers know theirs, the last part."""
-    return served.rstrip("/").rpartition("/")[2] if served.startswith(("/", "~", ".")) else served
-
-
 def public_url(url: str) -> str:
     """The URL without user, password, query and fragment, fit for rows, keys and logs."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2].lower()
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
-
-
-def authorization(base_url: str, api_key: str | None) -> str | None:
-    """The header's value: user and password in the URL are meant for it, so they go first."""
-    parts = urlsplit(base_url)
-    if parts.username is not None:
-        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        return f"Basic {base64.b64encode(pair.encode()).decode()}"
-    return f"Bearer {api_key}" if api_key else None
-
-
-def secrets_of(base_url: str, api_key: str | None) -> Iterator[str]:
-    """What no message may show."""
-    parts = urlsplit(base_url)
-    found = [parts.netloc.rpartition("@")[0], parts.password, parts.query]
-    found += [value for _, value in parse_qsl(parts.query) if len(value) >= _SHORTEST_SECRET]
-    yield from (secret for secret in (*found, api_key) if secret)

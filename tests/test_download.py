@@ -22,11 +22,13 @@ import pytest
 
 from mminstruct.errors import DownloadError
 from mminstruct.fetching import archives
-from mminstruct.fetching.archives import RETRY_DELAYS_S, fetch
+from mminstruct.fetching.archives import RETRY, fetch
 from mminstruct.sources import Download
 
 BODY = random.Random(1).randbytes(3_000_000)
 MD5 = hashlib.md5(BODY, usedforsecurity=False).hexdigest()
+
+WAITS_S = [RETRY.base_s * 2**retry for retry in range(RETRY.max_retries)]
 
 
 @dataclass
@@ -183,7 +185,7 @@ def test_a_dropped_connection_is_continued_where_it_ended(
     server.drop_after = [100_000, 200_000]
     assert get(server, tmp_path, waits).read_bytes() == BODY
     assert server.asked == [None, "bytes=100000-", "bytes=300000-"]
-    assert waits == list(RETRY_DELAYS_S[:2])
+    assert waits == WAITS_S[:2]
 
 
 def test_a_later_run_continues_what_an_earlier_one_left(server: Script, tmp_path: Path) -> None:
@@ -227,7 +229,7 @@ def test_a_server_that_drops_every_connection_early_is_given_up(
         get(server, tmp_path, waits)
     assert f"against {len(BODY)} expected. Run again to continue" in str(caught.value)
     assert str(target(tmp_path)) in str(caught.value)
-    assert waits == list(RETRY_DELAYS_S)
+    assert waits == WAITS_S
     server.drop_after = []
     assert get(server, tmp_path).read_bytes() == BODY
     assert server.asked[-1] == "bytes=60-"
@@ -242,7 +244,7 @@ def test_attempts_are_not_used_up_while_the_file_grows(
     server.drop_after = [1_300_000] * 9
     path = fetch(download, tmp_path, progress=False, sleep=waits.append)
     assert path.read_bytes() == server.body
-    assert waits == [RETRY_DELAYS_S[0]] * 9
+    assert waits == [WAITS_S[0]] * 9
 
 
 def test_a_server_without_ranges_that_drops_in_the_middle_is_given_up(
@@ -261,7 +263,7 @@ def test_passing_troubles_of_the_server_are_tried_again(
 ) -> None:
     server.statuses = [status, status]
     assert get(server, tmp_path, waits).read_bytes() == BODY
-    assert waits == list(RETRY_DELAYS_S[:2])
+    assert waits == WAITS_S[:2]
 
 
 def test_the_wait_that_a_server_asks_for_is_kept_within_a_minute(
@@ -301,7 +303,7 @@ def test_a_server_that_nobody_runs_is_given_up(tmp_path: Path, waits: list[float
         download = Download(f"http://127.0.0.1:{port}/archive.zip", 1, MD5)
         with pytest.raises(DownloadError, match=r"given up after 6 attempts.*refused"):
             fetch(download, tmp_path, progress=False, sleep=waits.append)
-    assert waits == list(RETRY_DELAYS_S)
+    assert waits == WAITS_S
 
 
 def test_a_server_that_falls_silent_counts_as_dropped(
@@ -321,7 +323,7 @@ def test_a_server_that_falls_silent_counts_as_dropped(
         sleep=sleep_then_wake_the_server,
     )
     assert path.read_bytes() == BODY
-    assert waits[0] == RETRY_DELAYS_S[0]
+    assert waits[0] == WAITS_S[0]
 
 
 def test_other_bytes_are_an_error_and_the_part_is_removed(server: Script, tmp_path: Path) -> None:
@@ -435,6 +437,22 @@ def test_redirects_are_followed_but_not_out_of_the_web(server: Script, tmp_path:
     server.statuses, server.headers = [302], {"Location": "file:///etc/hostname"}
     with pytest.raises(DownloadError, match="HTTP 302"):
         get(server, tmp_path / "b")
+
+
+def test_the_proxy_that_the_environment_names_is_asked(
+    server: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", server.url)
+    download = Download("http://files.example/archive.zip", len(BODY), MD5)
+    assert fetch(download, tmp_path, progress=False).read_bytes() == BODY
+
+
+def test_a_proxy_that_speaks_no_http_is_an_error_in_words(
+    server: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "gopher://127.0.0.1:1")
+    with pytest.raises(DownloadError, match="can't be fetched through the proxy in the env"):
+        get(server, tmp_path)
 
 
 def test_the_name_in_the_cache_is_the_last_part_of_the_address(

@@ -14,7 +14,7 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType, TracebackType
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from mminstruct.backends import _tokens
 from mminstruct.backends._servers import SERVERS, usual_flags
@@ -22,7 +22,10 @@ from mminstruct.errors import UsageError, did_you_mean
 from mminstruct.schema import Completion, Message, Option, Request
 from mminstruct.transport import Quotas
 
-__all__ = ["SERVERS", "Backend", "BackendOptions", "Remote"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["SERVERS", "Backend", "BackendOptions", "Opened", "Remote"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,19 @@ class BackendOptions:
     timeout_s: float = 600.0
     max_concurrency: int = 256
     engine: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Opened:
+    """How backends are opened and closed: as an async context manager, as often as need be."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *raised: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Nothing, where nothing is held."""
 
 
 class Counting(Protocol):
@@ -124,6 +140,7 @@ class Backend(Counting, Protocol):
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
+        /,
     ) -> None: ...
 
 

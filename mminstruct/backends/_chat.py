@@ -125,15 +125,15 @@ def read_body(
     """
 
     def told(found: bytes | msgspec.Raw) -> BackendError | None:
-        return _error_within(bytes(found), redacted, where)
+        return _find_error(bytes(found), redacted, where)
 
-    answer = _decoded(body)
+    answer = _decode_body(body)
     if answer is None or not answer.choices:
         refusal = read_refusal(200, body, redacted)
         if refusal.is_page:
             raise error_of(refusal, {}, where=where, lost=lost)
         raise (told(answer.error) if answer else None) or TransientError(
-            f"{where}: the answer is not a chat completion: {_excerpt(body, redacted)!r}",
+            f"{where}: the answer is not a chat completion: {_quote(body, redacted)!r}",
             cause="bad_body",
         )
     choice = answer.choices[0]
@@ -146,13 +146,13 @@ def read_body(
     ended = (choice.finish_reason or "stop").lower()
     if message is None and _FINISH.get(ended) != "content_filter":
         raise TransientError(
-            f"{where}: the answer has no message: {_excerpt(body, redacted)!r}",
+            f"{where}: the answer has no message: {_quote(body, redacted)!r}",
             cause="bad_body",
         )
     if ended in _UNFINISHED:
         raise TransientError(f"{where} ended its answer with {ended!r}", cause="unfinished")
     message = message or _Message()
-    prompt_tokens, completion_tokens = _usage(answer.usage)
+    prompt_tokens, completion_tokens = _read_usage(answer.usage)
     finish = _FINISH.get(ended, "other")
     text = message.content or ""
     if message.refusal and not text:
@@ -170,7 +170,7 @@ def read_body(
     )
 
 
-def _excerpt(body: bytes, redacted: Callable[[str], str]) -> str:
+def _quote(body: bytes, redacted: Callable[[str], str]) -> str:
     return redacted(body.decode(errors="replace"))[:WORDS_SHOWN]
 
 
@@ -182,7 +182,7 @@ def _is_cut(text: str, tokens: int | None, max_tokens: int | None) -> bool:
     return last.isalnum() or last in (",", ";", ":", "-", "(")
 
 
-def _error_within(body: bytes, redacted: Callable[[str], str], where: str) -> BackendError | None:
+def _find_error(body: bytes, redacted: Callable[[str], str], where: str) -> BackendError | None:
     """The error that an answer of status 200 tells of, if it does."""
     if body in (*_NOTHING, b"false"):
         return None
@@ -195,7 +195,7 @@ def _error_within(body: bytes, redacted: Callable[[str], str], where: str) -> Ba
     )
 
 
-def _usage(raw: msgspec.Raw) -> tuple[int | None, int | None]:
+def _read_usage(raw: msgspec.Raw) -> tuple[int | None, int | None]:
     """Tokens of prompt and answer that are paid for, as far as the counts make sense.
 
     Some services leave what a model thought out of the answer's count; in the total it is.
@@ -211,7 +211,7 @@ def _usage(raw: msgspec.Raw) -> tuple[int | None, int | None]:
     return prompt, max(answer, thought_too or 0)
 
 
-def _decoded(body: bytes) -> _Body | None:
+def _decode_body(body: bytes) -> _Body | None:
     """The body in OpenAI's form, or None if there is no JSON in it that could be one."""
     try:
         answer = _decoder.decode(body)
@@ -220,7 +220,7 @@ def _decoded(body: bytes) -> _Body | None:
     except (msgspec.DecodeError, UnicodeDecodeError):
         pass
     try:
-        usual = json.dumps(_usual(_read(body)), ensure_ascii=False)
+        usual = json.dumps(_normalize(_read(body)), ensure_ascii=False)
         # Half a character that stands alone becomes U+FFFD.
         text = usual.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         return _decoder.decode(text.encode())
@@ -239,7 +239,7 @@ def _read(body: bytes) -> Any:
     text = body.decode(errors="replace").lstrip("\ufeff \r\n\t")
     if text.startswith(("data:", "event:", ":")):
         lines = (line.partition("data:")[2].strip() for line in text.splitlines())
-        return _joined([_json(line) for line in lines if line.startswith("{")])
+        return _join_events([_json(line) for line in lines if line.startswith("{")])
     return _json(text)
 
 
@@ -250,7 +250,7 @@ def _json(text: str) -> Any:
     return json.loads(text, strict=False, parse_float=number, parse_constant=lambda name: None)
 
 
-def _joined(events: list[Any]) -> Any:
+def _join_events(events: list[Any]) -> Any:
     """The completion that the events of a stream are pieces of; one of them may be all of it."""
     text, thought, ended = "", "", None
     others: dict[str, Any] = {}
@@ -266,7 +266,7 @@ def _joined(events: list[Any]) -> Any:
     return {"choices": [{"message": message, "finish_reason": ended or "aborted"}], **others}
 
 
-def _usual(found: Any) -> Any:
+def _normalize(found: Any) -> Any:
     """A body of another form in OpenAI's."""
     if not isinstance(found, dict):
         return found
@@ -280,13 +280,13 @@ def _usual(found: Any) -> Any:
     choice = dict(choices[0])
     message = choice.get("message", choice.get("text"))  # the latter in the API for completions
     if message is not None:
-        choice["message"] = _message(message if isinstance(message, dict) else {"content": message})
+        choice["message"] = _flatten(message if isinstance(message, dict) else {"content": message})
     if isinstance(choice.get("finish_reason"), dict):
         choice["finish_reason"] = choice["finish_reason"].get("type")
     return {**found, "choices": [choice]}
 
 
-def _message(message: dict[str, Any]) -> dict[str, Any]:
+def _flatten(message: dict[str, Any]) -> dict[str, Any]:
     """A message whose content is a text, where it was one or several parts."""
     content = message.get("content")
     if not isinstance(content, list | dict):

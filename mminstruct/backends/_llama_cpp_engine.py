@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 # Sequences that keep openings; requests come by type, so more than two are rarely in use.
 OPENINGS = 4
 # Tokens of an answer for which there has to be room before its request joins the batch.
-_AHEAD = 64
+AHEAD = 64
 # Tokens computed in one step at most.
 _BATCH = 512
 # What llama_decode returns when it finds no free cells, having changed nothing.
@@ -111,22 +111,22 @@ class Engine:
         params.n_seq_max = slots + OPENINGS
         params.n_threads = params.n_threads_batch = threads
         params.kv_unified = is_pool  # there, copying an opening copies no data
-        self._context = _new_context(model, params, max(fewest_cells, least))
-        if not self._context:
+        self.context = _new_context(model, params, max(fewest_cells, least))
+        if not self.context:
             model.close()
             raise BackendUnusable(
                 f"model {model_name!r}: llama.cpp can't make a cache of {params.n_ctx} cells for it"
-                f"{_reasons()}; lower --n_ctx, --parallel or --context_window"
+                f"{_quote_errors()}; lower --n_ctx, --parallel or --context_window"
             )
         if params.n_ctx < wanted:
             tell_fewer(model_name, params.n_ctx, wanted)
-        self._memory = llama_cpp.llama_get_memory(self._context)
-        self._cells = llama_cpp.llama_n_ctx(self._context)
+        self._memory = llama_cpp.llama_get_memory(self.context)
+        self._cells = llama_cpp.llama_n_ctx(self.context)
         self._batch = llama_cpp.llama_batch_init(_BATCH, 0, 1)
         self._free_slots = list(range(slots))
         self._free_openings = list(range(slots, slots + OPENINGS))
-        self._openings: dict[tuple[int, ...], int] = {}  # tokens -> sequence, the oldest use first
-        self._running: list[Task] = []  # the oldest first
+        self.openings: dict[tuple[int, ...], int] = {}  # tokens -> sequence, the oldest use first
+        self.running: list[Task] = []  # the oldest first
         self._waiting: deque[Task] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -160,24 +160,24 @@ class Engine:
         finally:
             with self._changed:
                 self._closing = True
-            for task in (*self._running, *self._waiting):
+            for task in (*self.running, *self._waiting):
                 self._fail(task, BackendUnusable(reason))
             self._lib.llama_batch_free(self._batch)
-            self._lib.llama_free(self._context)
+            self._lib.llama_free(self.context)
             self._model.close()
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._closing or self._waiting or self._running)
+            self._changed.wait_for(lambda: self._closing or self._waiting or self.running)
             return not self._closing
 
     def _step(self) -> None:
         """Compute one batch and draw a token for every request whose prompt is complete."""
-        for task in [task for task in self._running if task.answer.cancelled()]:
+        for task in [task for task in self.running if task.answer.cancelled()]:
             self._leave(task)
         self._admit()
         pieces = self._fill()
-        if not pieces or not self._decoded():
+        if not pieces or not self._decode():
             return
         for task, count, index in pieces:
             task.cached += count
@@ -195,54 +195,54 @@ class Engine:
 
     def _has_room_for(self, task: Task) -> bool:
         """Whether a request fits beside the running ones; openings out of use make room for it."""
-        while self._running and self._expected([*self._running, task]) > self._cells:
-            if not self._drop_an_opening([*self._running, task]):
+        while self.running and self._reckon_cells([*self.running, task]) > self._cells:
+            if not self._drop_an_opening([*self.running, task]):
                 return False
         return True
 
-    def _expected(self, tasks: Sequence[Task]) -> int:
+    def _reckon_cells(self, tasks: Sequence[Task]) -> int:
         """Cells that openings and requests will soon take."""
-        openings = {*self._openings, *(task.shared for task in tasks)}
-        own = (min(len(t.tokens) + _AHEAD, t.length_limit) - t.opening for t in tasks)
+        openings = {*self.openings, *(task.shared for task in tasks)}
+        own = (min(len(t.tokens) + AHEAD, t.length_limit) - t.opening for t in tasks)
         return sum(map(len, openings)) + sum(own)
 
     def _join(self, task: Task) -> bool:
         """Give the first waiting request a slot; False if its opening can't be computed now."""
         shared = task.shared
-        if shared and shared not in self._openings and not self._compute_opening(shared, task):
+        if shared and shared not in self.openings and not self._compute_opening(shared, task):
             return False
         self._waiting.popleft()
         # Sequences are computed together where their numbers follow each other.
         task.sequence = min(self._free_slots)
         self._free_slots.remove(task.sequence)
         if shared:
-            opening = self._openings[shared] = self._openings.pop(shared)
+            opening = self.openings[shared] = self.openings.pop(shared)
             self._lib.llama_memory_seq_cp(self._memory, opening, task.sequence, -1, -1)
         task.cached = len(shared)
         if task.sampler is None:
-            task.sampler = _sampler(task)
-        self._running.append(task)
+            task.sampler = make_sampler(task)
+        self.running.append(task)
         return True
 
     def _leave(self, task: Task) -> None:
         """Free a request's slot and cells."""
-        self._running.remove(task)
+        self.running.remove(task)
         self._forget(task.sequence)
         self._free_slots.append(task.sequence)
         task.sequence, task.cached = -1, 0
 
     def _make_room(self) -> None:
         """Free cells after a batch that found none: openings out of use, else the youngest."""
-        if self._drop_an_opening(self._running):
+        if self._drop_an_opening(self.running):
             return
-        task = self._running[-1]
+        task = self.running[-1]
         self._leave(task)
-        if self._running:
+        if self.running:
             self._waiting.appendleft(task)  # with its tokens and its generator, to go on later
         else:
-            self._fail(task, self._too_long(len(task.tokens)))
+            self._fail(task, self._tell_too_long(len(task.tokens)))
 
-    def _too_long(self, tokens: int) -> ContextTooLong:
+    def _tell_too_long(self, tokens: int) -> ContextTooLong:
         return ContextTooLong(
             f"{tokens} tokens don't fit the cache of {self._cells} cells; raise --n_ctx"
         )
@@ -256,31 +256,31 @@ class Engine:
             chunk = shared[start : start + _BATCH]
             self._batch.n_tokens = 0
             self._put(sequence, chunk, start, False)
-            code = self._lib.llama_decode(self._context, self._batch)
+            code = self._lib.llama_decode(self.context, self._batch)
             if code or self._closing:
                 self._forget(sequence)
                 self._free_openings.append(sequence)
                 self._opening_failed(task, code)
                 return False
-        self._openings[shared] = sequence
+        self.openings[shared] = sequence
         return True
 
     def _opening_failed(self, task: Task, code: int) -> None:
         """Make room for an opening, or wait until others finish, or give the request up."""
         if code == _NO_ROOM:
-            if not self._running and not self._drop_an_opening([task]):
+            if not self.running and not self._drop_an_opening([task]):
                 self._waiting.popleft()
-                self._fail(task, self._too_long(task.opening))
+                self._fail(task, self._tell_too_long(task.opening))
         elif code:
             self._start_over(code, self._waiting.popleft())
 
     def _drop_an_opening(self, tasks: Sequence[Task]) -> bool:
         """Forget the opening that was used longest ago and that none of the tasks has."""
         used = {task.shared for task in tasks}
-        unused = next((shared for shared in self._openings if shared not in used), None)
+        unused = next((shared for shared in self.openings if shared not in used), None)
         if unused is None:
             return False
-        sequence = self._openings.pop(unused)
+        sequence = self.openings.pop(unused)
         self._forget(sequence)
         self._free_openings.append(sequence)
         return True
@@ -292,7 +292,7 @@ class Engine:
         """
         self._batch.n_tokens = 0
         pieces = []
-        for task in sorted(self._running, key=Task.precedence):
+        for task in sorted(self.running, key=Task.precedence):
             stop = min(len(task.tokens), task.cached + _BATCH - self._batch.n_tokens)
             chunk = task.tokens[task.cached : stop]
             if chunk:
@@ -312,9 +312,9 @@ class Engine:
         batch.n_tokens = start + len(tokens)
         batch.logits[batch.n_tokens - 1] = draws
 
-    def _decoded(self) -> bool:
+    def _decode(self) -> bool:
         """Whether the batch could be computed; if not, something was done about it."""
-        code = self._lib.llama_decode(self._context, self._batch)
+        code = self._lib.llama_decode(self.context, self._batch)
         if code == _NO_ROOM:
             self._make_room()
         elif code:
@@ -323,20 +323,20 @@ class Engine:
 
     def _start_over(self, code: int, *joining: Task) -> None:
         """Empty the cache after an error that leaves it undefined; requests are tried again."""
-        error = TransientError(f"llama.cpp can't compute ({code}){_reasons()}", cause="engine")
-        for task in list(self._running):
+        error = TransientError(f"llama.cpp can't compute ({code}){_quote_errors()}", cause="engine")
+        for task in list(self.running):
             self._leave(task)
             self._fail(task, error)
         for task in joining:
             self._fail(task, error)
         self._lib.llama_memory_clear(self._memory, True)
-        self._free_openings += self._openings.values()
-        self._openings.clear()
+        self._free_openings += self.openings.values()
+        self.openings.clear()
 
     def _draw(self, task: Task, index: int) -> None:
         """Draw the next token of an answer and end it if that was the last."""
-        token = self._lib.llama_sampler_sample(task.sampler.sampler, self._context, index)
-        if not math.isfinite(self._lib.llama_get_logits_ith(self._context, index)[token]):
+        token = self._lib.llama_sampler_sample(task.sampler.sampler, self.context, index)
+        if not math.isfinite(self._lib.llama_get_logits_ith(self.context, index)[token]):
             self._leave(task)
             self._fail(task, RequestRefused("the model's logits are not finite"))
             return
@@ -363,7 +363,7 @@ class Engine:
         self._lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
 
-def _sampler(task: Task) -> Any:
+def make_sampler(task: Task) -> Any:
     """llama.cpp's chain for what was asked, and nothing that wasn't."""
     from llama_cpp._internals import LlamaSampler
 
@@ -387,7 +387,7 @@ def load_model(path: Path, *, vocab_only: bool, gpu_layers: int = 0) -> Any:
     import llama_cpp
     from llama_cpp._internals import LlamaModel
 
-    llama_cpp.llama_log_set(_log_callback(), None)
+    llama_cpp.llama_log_set(_make_log_callback(), None)
     params = _trial.model_params()
     params.vocab_only = vocab_only
     params.n_gpu_layers = gpu_layers
@@ -395,7 +395,7 @@ def load_model(path: Path, *, vocab_only: bool, gpu_layers: int = 0) -> Any:
     try:
         return LlamaModel(path_model=str(path), params=params, verbose=True)
     except ValueError as error:
-        reason = _reasons().replace(str(path), path.name)
+        reason = _quote_errors().replace(str(path), path.name)
         raise BackendUnusable(
             f"model {path.name!r}: llama.cpp can't load it{reason}; is the file complete, "
             "and is there memory for it?"
@@ -433,7 +433,7 @@ _errors: deque[str] = deque(maxlen=3)
 
 
 @lru_cache(maxsize=1)
-def _log_callback() -> Any:
+def _make_log_callback() -> Any:
     """Keeps llama.cpp's last errors for ours; by default it writes to stderr at length."""
     import llama_cpp
 
@@ -444,5 +444,5 @@ def _log_callback() -> Any:
     return llama_cpp.llama_log_callback(keep)
 
 
-def _reasons() -> str:
+def _quote_errors() -> str:
     return f" ({'; '.join(_errors)})" if _errors else ""

@@ -13,9 +13,9 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-_GROUPS = Path("/sys/fs/cgroup")
-_OWN_GROUPS = Path("/proc/self/cgroup")
-_PROCESSORS = Path("/proc/cpuinfo")
+GROUPS = Path("/sys/fs/cgroup")
+OWN_GROUPS = Path("/proc/self/cgroup")
+PROCESSORS = Path("/proc/cpuinfo")
 _KIND_OF_PROCESSOR = ("model name", "flags", "CPU implementer", "CPU part", "Features")
 
 
@@ -45,7 +45,7 @@ def cores() -> int:
 def processor() -> str:
     """What tells kinds of processors apart: the name and what it can compute."""
     with contextlib.suppress(OSError):
-        first, _, _ = _PROCESSORS.read_text().partition("\n\n")
+        first, _, _ = PROCESSORS.read_text().partition("\n\n")
         # Others say how fast it is just now, or which of several.
         lines = [line for line in first.splitlines() if line.startswith(_KIND_OF_PROCESSOR)]
         if lines:
@@ -83,14 +83,14 @@ def _core_bounds() -> Iterator[float]:
 def _own_groups(controller: str) -> Iterator[Path]:
     """The folders of the groups that this process is in, each up to the root, in both versions."""
     try:
-        lines = _OWN_GROUPS.read_text().splitlines()
+        lines = OWN_GROUPS.read_text().splitlines()
     except OSError:  # not Linux
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
-        root = _GROUPS / controller if controllers else _GROUPS
+        root = GROUPS / controller if controllers else GROUPS
         own = PurePosixPath(path)
         # In a container the path may be the machine's, of which only the root is there.
         for group in (own, *own.parents):

@@ -9,12 +9,10 @@ the words decide: `_SIGNS` is the table, of which the first line that fits count
 from __future__ import annotations
 
 import json
-import math
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
 from mminstruct.errors import (
@@ -26,7 +24,7 @@ from mminstruct.errors import (
     Withheld,
 )
 from mminstruct.schema import NEUTRAL_AT_ONE, Sampling
-from mminstruct.transport import read_seconds
+from mminstruct.transport import read_seconds, retry_after
 
 Kind = Literal["withheld", "spent", "too_long", "key", "no_api", "again", "refused"]
 
@@ -62,11 +60,11 @@ def read_refusal(status: int, body: bytes, redacted: Callable[[str], str] = str)
         found = json.loads(text, strict=False)
     except (ValueError, RecursionError):
         found = None
-    words = _message(found) if isinstance(found, dict | list) else text
+    words = _find_words(found) if isinstance(found, dict | list) else text
     return Refusal(status, redacted(" ".join(words.split())) or "(no words)", text)
 
 
-def _message(found: Any) -> str:
+def _find_words(found: Any) -> str:
     """The words for people in an error's JSON; all of it where there are none."""
     error = found[0] if isinstance(found, list) and found else found
     while isinstance(error, dict):
@@ -75,7 +73,7 @@ def _message(found: Any) -> str:
     return error if isinstance(error, str) else json.dumps(error or found, ensure_ascii=False)
 
 
-def _text(pattern: str) -> re.Pattern[str]:
+def _seek(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern, re.IGNORECASE)
 
 
@@ -105,8 +103,8 @@ _GONE = (
     r"insufficient|not (?:enough|sufficient)|too low|exceed|exhausted|used up|not active|inactive"
     r"|depleted|overdue|run(?:s|ning)? out|ran out|\bout of\b|arrears"
 )
-_A_DAY = _text(r"per.?(?:day|week|month)|\b[RT]PD\b|\b(?:daily|weekly|monthly)\b")
-_A_MINUTE = _text(r"per.?(?:min|minute|sec|second)(?:\b|per)|\b[RT]PM\b")
+_A_DAY = _seek(r"per.?(?:day|week|month)|\b[RT]PD\b|\b(?:daily|weekly|monthly)\b")
+_A_MINUTE = _seek(r"per.?(?:min|minute|sec|second)(?:\b|per)|\b[RT]PM\b")
 # A sentence that names what a model is shown, a bound, and a length, in whatever order.
 _WITHIN = r"(?:(?![.!?;]\s).)*?"
 _SHOWN = (
@@ -124,18 +122,18 @@ _SIGNS = (
     _Sign(
         "withheld",
         (*_REFUSED, 500),
-        _text(
+        _seek(
             r"content.?filter|content (?:\w+ )?polic|responsibleai|data_inspection|inappropriate"
             r"|content exists risk|considered high risk|new_sensitive|\W1301\W|safety system"
             r"|(?:input|prompt) was flagged|usage polic"
         ),
-        unless=_text(r"\baccount\b|organization|deactivated"),
+        unless=_seek(r"\baccount\b|organization|deactivated"),
     ),
     _Sign("spent", (402,)),
     _Sign(
         "spent",
         (*_REFUSED, 429),
-        _text(
+        _seek(
             r"insufficient_\w|billing_\w|budget_exceeded|exceeded_current_quota|arrearage"
             r"|\W1113\W|\W30001\W|\brecharge\b"
         ),
@@ -143,26 +141,26 @@ _SIGNS = (
     _Sign(
         "spent",
         (*_REFUSED, 429),
-        _text(rf"{_MONEY}.{{0,60}}(?:{_GONE})|(?:{_GONE}).{{0,40}}{_MONEY}"),
+        _seek(rf"{_MONEY}.{{0,60}}(?:{_GONE})|(?:{_GONE}).{{0,40}}{_MONEY}"),
         unless=_A_MINUTE,
     ),
     _Sign(
         "spent",
         (*_REFUSED, 429),
-        _text(rf"(?:limit|quota|exceed|allowance).{{0,80}}(?:{_A_DAY.pattern})"),
+        _seek(rf"(?:limit|quota|exceed|allowance).{{0,80}}(?:{_A_DAY.pattern})"),
     ),
-    _Sign("too_long", (200, 400, 413, 422), _text("context_length_exceeded")),
-    _Sign("too_long", (200, 400, 413, 422), _text(_TOO_LONG), is_said=True),
+    _Sign("too_long", (200, 400, 413, 422), _seek("context_length_exceeded")),
+    _Sign("too_long", (200, 400, 413, 422), _seek(_TOO_LONG), is_said=True),
     # What a window leaves for the answer: nobody asked for less than one token.
-    _Sign("too_long", (200, 400, 422), _text(r"max_(?:\w+_)?tokens must be (?:at least|>=?) [01]")),
-    _Sign("too_long", (413,), _text(_BOUND), is_said=True),
-    _Sign("too_long", (500,), _text(rf"(?=.*(?:tokens|prompt|context)){_TOO_LONG}"), is_said=True),
+    _Sign("too_long", (200, 400, 422), _seek(r"max_(?:\w+_)?tokens must be (?:at least|>=?) [01]")),
+    _Sign("too_long", (413,), _seek(_BOUND), is_said=True),
+    _Sign("too_long", (500,), _seek(rf"(?=.*(?:tokens|prompt|context)){_TOO_LONG}"), is_said=True),
     _Sign("key", (401,)),
-    _Sign("no_api", (404,), unless=_text("model|deployment|resource")),
+    _Sign("no_api", (404,), unless=_seek("model|deployment|resource")),
     _Sign("no_api", (405, 501)),
     _Sign("again", _PASSING),
     # FastChat's and others' own codes for what passes; a request that was damaged on its way.
-    _Sign("again", _REFUSED, _text(r'"code": ?"?5\d{4}\b|\bpars(?:e|ing)\b.{0,20}\b(?:body|json)')),
+    _Sign("again", _REFUSED, _seek(r'"code": ?"?5\d{4}\b|\bpars(?:e|ing)\b.{0,20}\b(?:body|json)')),
     _Sign("again", (200,)),
 )
 
@@ -205,10 +203,10 @@ def error_of(
     if kind == "withheld":
         return Withheld(message, words=words)
     if kind == "too_long":
-        window, room = _numbers(words, sampling.max_tokens if sampling else 0)
+        window, room = _read_numbers(words, sampling.max_tokens if sampling else 0)
         return ContextTooLong(message, window=window, room=room)
     if kind == "spent":
-        wait_s = _told_wait_s(refusal, headers)
+        wait_s = _read_wait_s(refusal, headers)
         if not _A_DAY.search(f"{words} {refusal.whole}"):
             if wait_s is None or status != 429 or "insufficient_quota" in refusal.whole:
                 return BackendUnusable(f"{message}; the account has no credit left")
@@ -224,7 +222,7 @@ def error_of(
         return RequestRefused(message, unknown_here=True, status=status)
     if kind == "again":
         cause = f"http_{status if status != 200 else 502}"
-        wait_s = _told_wait_s(refusal, headers)
+        wait_s = _read_wait_s(refusal, headers)
         return TransientError(message, cause=cause, retry_after_s=wait_s)
     flag = advice(refusal, sampling) if sampling is not None else ""
     of_all = _NO_TEMPLATE.search(refusal.whole) or _NO_STREAM.search(refusal.whole)
@@ -234,15 +232,15 @@ def error_of(
 
 # Where a refusal says how long window and prompt are. "At least 3073 input tokens" is what the
 # answer that was asked for leaves, not the prompt's length.
-_BEYOND = _text(r"limit:? (\d+)\D+requested:? (\d+)")
-_WINDOW = _text(r"context length (?:is|of)(?: only)? (\d+)|must be <= (\d+)\. Given")
-_PROMPT = _text(
+_BEYOND = _seek(r"limit:? (\d+)\D+requested:? (\d+)")
+_WINDOW = _seek(r"context length (?:is|of)(?: only)? (\d+)|must be <= (\d+)\. Given")
+_PROMPT = _seek(
     r"(?<!at least )\b(\d+) (?:input tokens|in the (?:messages|prompt|input)|of text input"
     r"|`inputs` tokens)"
 )
 
 
-def _numbers(words: str, max_tokens: int) -> tuple[int | None, int | None]:
+def _read_numbers(words: str, max_tokens: int) -> tuple[int | None, int | None]:
     """Tokens of the window, and what the prompt leaves of them, where a refusal says both."""
     if beyond := _BEYOND.search(words):
         return int(beyond[1]), int(beyond[1]) - int(beyond[2]) + max_tokens
@@ -253,12 +251,12 @@ def _numbers(words: str, max_tokens: int) -> tuple[int | None, int | None]:
     return window, window - int(prompt[1])
 
 
-_NO_SYSTEM = _text(
+_NO_SYSTEM = _seek(
     r"system.{0,3} (?:role|message|prompt)|role.{0,40}\bsystem\b|roles must alternate"
     r"|only user\b.{0,20}\bassistant\b|developer instruction is not"
 )
-_NO_TEMPLATE = _text(rf"chat.?template|template_error|{_NO_SYSTEM.pattern}")
-_NO_STREAM = _text(r"only supports? stream|enable the stream|stream.{0,20}must be (?:set to )?true")
+_NO_TEMPLATE = _seek(rf"chat.?template|template_error|{_NO_SYSTEM.pattern}")
+_NO_STREAM = _seek(r"only supports? stream|enable the stream|stream.{0,20}must be (?:set to )?true")
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,7 +321,7 @@ def advice(refusal: Refusal, sampling: Sampling) -> str:
     return ""
 
 
-def _told_wait_s(refusal: Refusal, headers: Mapping[str, str]) -> float | None:
+def _read_wait_s(refusal: Refusal, headers: Mapping[str, str]) -> float | None:
     """Seconds that the server asks to wait, in a header or in its words, or None."""
     told = retry_after(headers)
     for pattern in (
@@ -334,22 +332,3 @@ def _told_wait_s(refusal: Refusal, headers: Mapping[str, str]) -> float | None:
         if told is None and (found := re.search(pattern, refusal.whole, re.IGNORECASE)):
             told = read_seconds(found[1].replace(" ", ""), time.time())
     return told
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the server asks to wait: ``retry-after-ms``, else ``Retry-After``, else None.
-
-    **Source:** RFC 9110 section 10.2.3 (seconds or an HTTP date).
-    """
-    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers.get(name, "")) * unit_s
-        except ValueError:
-            continue
-        if math.isfinite(seconds):
-            return max(0.0, seconds)
-    try:
-        when = parsedate_to_datetime(headers.get("retry-after", ""))
-    except (TypeError, ValueError):
-        return None
-    return max(0.0, when.timestamp() - time.time())

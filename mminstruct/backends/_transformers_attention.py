@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 ATTENTION = "mminstruct_shared_opening"
-_PIECE_OF_SCORES = 1 << 21
+PIECE_OF_SCORES = 1 << 21
 # Tokens for which reading all keys is worth it.
 _LEAST_PIECE = 8
 
@@ -110,12 +110,12 @@ def attend(
     query = query.reshape(rows, key_heads, group, size) * scaling
     hidden = now.hidden(key.shape[2]).to(query.device)
     own = (query @ key.transpose(2, 3)).masked_fill(hidden, -torch.inf).float()
-    out, own_total = _weighted(own, value)
+    out, own_total = _weigh(own, value)
     for (common_key, common_value), which in openings:
         chosen = slice(None) if which is None else torch.tensor(which, device=query.device)
         some = query[chosen].transpose(0, 1)  # (key heads, rows, group, size)
         common = (some.reshape(key_heads, -1, size) @ common_key[0].transpose(1, 2)).float()
-        seen, total = _weighted(common, common_value[0])
+        seen, total = _weigh(common, common_value[0])
         seen, total = (t.view(*some.shape[:3], -1).transpose(0, 1) for t in (seen, total))
         # Each part is normalised by itself; their shares follow from the sums of their weights.
         share = (total - own_total[chosen]).sigmoid().to(value.dtype)
@@ -139,7 +139,7 @@ def _attend_in_pieces(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     key, value = key.flatten(0, 1), value.flatten(0, 1)
     later = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
     out = query.new_empty(*query.shape[:3], value.shape[-1])
-    at_once = max(_LEAST_PIECE, _PIECE_OF_SCORES // (rows * heads * columns))
+    at_once = max(_LEAST_PIECE, PIECE_OF_SCORES // (rows * heads * columns))
     for start in range(0, tokens, at_once):
         piece = query[:, :, start : start + at_once]
         scores = piece.flatten(1, 2) @ key.transpose(1, 2)
@@ -150,7 +150,7 @@ def _attend_in_pieces(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return out.view(rows, heads, tokens, -1)
 
 
-def _weighted(scores: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+def _weigh(scores: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """The values' mean, weighted by the softmax of scores, and the logarithm of the weights' sum.
 
     ``scores`` is written over.

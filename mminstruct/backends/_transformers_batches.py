@@ -112,8 +112,8 @@ class _RowLayer(DynamicLayer):
             self.is_initialized = True
             self.keys = key_states.new_zeros(0, key_states.shape[1], 0, key_states.shape[3])
             self.values = value_states.new_zeros(0, value_states.shape[1], 0, value_states.shape[3])
-        self.keys = _grown(self.keys, now.rows, now.width)
-        self.values = _grown(self.values, now.rows, now.width)
+        self.keys = _grow(self.keys, now.rows, now.width)
+        self.values = _grow(self.values, now.rows, now.width)
         for kept, new in ((self.keys, key_states), (self.values, value_states)):
             if now.columns is None:
                 kept[now.first : stop, :, now.start : now.start + new.shape[2]] = new
@@ -132,7 +132,7 @@ class _RowLayer(DynamicLayer):
         return self._batch.now.width
 
 
-def _grown(kept: Tensor, rows: int, columns: int) -> Tensor:
+def _grow(kept: Tensor, rows: int, columns: int) -> Tensor:
     """At least that large, with the old content; zeros elsewhere, as NaN would spread."""
     if rows <= kept.shape[0] and columns <= kept.shape[2]:
         return kept
@@ -163,23 +163,23 @@ class SharedOpeningBatch:
         self._prefill_tokens = count_prefill_tokens(model)
         self._cache_name = cache_name(model)
         self._no_logits = _no_logits(model)
-        self._cache = self._empty()
-        self._openings: OrderedDict[tuple[int, ...], Opening] = OrderedDict()
+        self.cache = self._make_cache()
+        self.openings: OrderedDict[tuple[int, ...], Opening] = OrderedDict()
 
     def add(self, new: Sequence[Row]) -> None:
         """Compute the prompts, but for each one's last token."""
         first = len(self.rows)
         # By opening and length. Those that were let in are known, whatever happens next.
         self.rows.extend(sorted(new, key=lambda row: (row.opening, row.computed)))
-        self._trim(first)
+        self.trim(first)
         while first < len(self.rows):
             opening = self.rows[first].opening
-            count = self._group(first)
+            count = self._count_group(first)
             texts = [row.tokens[len(opening) : -1] for row in self.rows[first : first + count]]
-            self._prefill(self._cache, texts, self._computed_opening(opening), len(opening), first)
+            self._prefill(self.cache, texts, self._compute_opening(opening), len(opening), first)
             first += count
 
-    def _trim(self, first: int) -> None:
+    def trim(self, first: int) -> None:
         """Give up rows and columns of the cache, if with these newcomers most would lie idle.
 
         What memory there is for is reckoned by the rows there are: many that were short and a few
@@ -188,7 +188,7 @@ class SharedOpeningBatch:
         own = [row.computed - len(row.opening) for row in self.rows[:first]]
         rows = len(self.rows)
         columns = max(row.longest - len(row.opening) for row in self.rows) + _COLUMNS
-        for layer in self._cache.layers:
+        for layer in self.cache.layers:
             if not layer.is_initialized:
                 continue
             size = max(rows, layer.keys.shape[0]) * max(columns, layer.keys.shape[2])
@@ -201,7 +201,7 @@ class SharedOpeningBatch:
         columns = torch.tensor([row.computed - len(row.opening) for row in self.rows])
         device = self._model.device
         self.now = Pass(
-            self._in_use(),
+            self._find_openings(),
             first=0,
             rows=len(self.rows),
             start=0,
@@ -209,7 +209,7 @@ class SharedOpeningBatch:
             width=int(columns.max()) + 1,
         )
         positions = torch.tensor([[row.computed] for row in self.rows])
-        output = self._run(self._cache, [[row.tokens[-1]] for row in self.rows], positions)
+        output = self._run(self.cache, [[row.tokens[-1]] for row in self.rows], positions)
         logits: Tensor = output.logits[:, -1]
         return logits
 
@@ -223,21 +223,21 @@ class SharedOpeningBatch:
             kept.remove(last)
             kept.add(gone)
             used = self.rows[last].computed - len(self.rows[last].opening)
-            for layer in self._cache.layers:
+            for layer in self.cache.layers:
                 if layer.is_initialized:
                     layer.keys[gone, :, :used] = layer.keys[last, :, :used]
                     layer.values[gone, :, :used] = layer.values[last, :, :used]
             self.rows[gone] = self.rows[last]
         del self.rows[len(kept) :]
         if not self.rows:
-            self._cache = self._empty()
+            self.cache = self._make_cache()
 
     def blank(self, indices: Sequence[int]) -> None:
         """Overwrite what rows that will go have in the cache: others take their places.
 
         What isn't attended to has the weight 0, which makes NaN of NaN.
         """
-        for layer in self._cache.layers:
+        for layer in self.cache.layers:
             if layer.is_initialized:
                 layer.keys[indices] = 0
                 layer.values[indices] = 0
@@ -245,25 +245,25 @@ class SharedOpeningBatch:
     def clear(self, *, openings: bool) -> None:
         """Forget all rows, and with ``openings`` what could be shared."""
         self.rows.clear()
-        self._cache = self._empty()
+        self.cache = self._make_cache()
         if openings:
-            self._openings.clear()
+            self.openings.clear()
 
-    def _in_use(self) -> list[tuple[Opening, list[int] | None]]:
+    def _find_openings(self) -> list[tuple[Opening, list[int] | None]]:
         """The openings of the rows, each with its rows."""
         rows: dict[tuple[int, ...], list[int]] = {}
         for index, row in enumerate(self.rows):
             if row.opening:
                 rows.setdefault(row.opening, []).append(index)
         return [
-            (self._openings[opening], None if len(which) == len(self.rows) else which)
+            (self.openings[opening], None if len(which) == len(self.rows) else which)
             for opening, which in rows.items()
         ]
 
-    def _empty(self) -> Cache:
+    def _make_cache(self) -> Cache:
         return Cache(layer_class_to_replicate=partial(_RowLayer, self))
 
-    def _group(self, first: int) -> int:
+    def _count_group(self, first: int) -> int:
         """How many rows from there on are computed at once: of one opening, within the bound."""
         count = 0
         for row in self.rows[first:]:
@@ -275,24 +275,24 @@ class SharedOpeningBatch:
             count += 1
         return count
 
-    def _computed_opening(self, opening: tuple[int, ...]) -> Opening:
+    def _compute_opening(self, opening: tuple[int, ...]) -> Opening:
         """Its keys and values by layer; computed, unless it is one of those used last."""
         if not opening:
             return []
-        if opening not in self._openings:
+        if opening not in self.openings:
             needed = {row.opening for row in self.rows}
-            idle = [known for known in self._openings if known not in needed]
-            for known in idle[: max(0, len(self._openings) + 1 - _OPENINGS_KEPT)]:
-                del self._openings[known]
-            cache = self._empty()
+            idle = [known for known in self.openings if known not in needed]
+            for known in idle[: max(0, len(self.openings) + 1 - _OPENINGS_KEPT)]:
+                del self.openings[known]
+            cache = self._make_cache()
             self._prefill(cache, [list(opening)], [], 0, 0)
             length = len(opening)
-            self._openings[opening] = [
+            self.openings[opening] = [
                 (layer.keys[:, :, :length].clone(), layer.values[:, :, :length].clone())
                 for layer in cache.layers
             ]
-        self._openings.move_to_end(opening)
-        return self._openings[opening]
+        self.openings.move_to_end(opening)
+        return self.openings[opening]
 
     def _prefill(
         self,
@@ -320,7 +320,7 @@ class SharedOpeningBatch:
             self.now = Pass(
                 [(opening, None)] if opening else [],
                 first=first,
-                rows=max(first + len(texts), len(self.rows)) if cache is self._cache else 1,
+                rows=max(first + len(texts), len(self.rows)) if cache is self.cache else 1,
                 start=start,
                 columns=None,
                 width=stop,
@@ -367,7 +367,7 @@ class PaddedBatch:
         self._cache_name = cache_name(model)
         self._no_logits = _no_logits(model)
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
-        self._cache: Any = None
+        self.cache: Any = None
         self._mask = torch.zeros(0, 0, dtype=torch.long)
 
     def add(self, new: Sequence[Row]) -> None:
@@ -376,7 +376,7 @@ class PaddedBatch:
         texts = [row.tokens[:-1] for row in self.rows]
         longest = max(len(text) for text in texts)
         padded = [[*[0] * (longest - len(text)), *text] for text in texts]
-        self._cache = DynamicCache(config=self._model.config)
+        self.cache = DynamicCache(config=self._model.config)
         self._mask = torch.tensor(
             [[0] * (longest - len(text)) + [1] * len(text) for text in texts],
             device=self._model.device,
@@ -406,7 +406,7 @@ class PaddedBatch:
         if not self.rows:
             self.clear(openings=False)
             return
-        self._cache.reorder_cache(chosen)
+        self.cache.reorder_cache(chosen)
         self._mask = self._mask[chosen]
 
     def blank(self, indices: Sequence[int]) -> None:
@@ -414,7 +414,7 @@ class PaddedBatch:
 
     def clear(self, *, openings: bool) -> None:
         """Forget all rows."""
-        self.rows, self._cache = [], None
+        self.rows, self.cache = [], None
 
     def _run(self, tokens: Sequence[Sequence[int]], mask: Tensor, **arguments: Any) -> Any:
         count = len(tokens[0])
@@ -425,7 +425,7 @@ class PaddedBatch:
             input_ids=torch.tensor(tokens, device=self._model.device),
             attention_mask=mask,
             use_cache=True,
-            **{self._cache_name: self._cache},
+            **{self._cache_name: self.cache},
             **arguments,
         )
 

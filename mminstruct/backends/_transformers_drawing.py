@@ -24,7 +24,7 @@ def draw(logits: Tensor, rows: Sequence[Row]) -> list[int]:
     """
     groups: dict[Callable[[Tensor, Sequence[Row]], list[int]], list[int]] = {}
     for index, row in enumerate(rows):
-        groups.setdefault(_way(row.sampling), []).append(index)
+        groups.setdefault(_choose(row.sampling), []).append(index)
     tokens = [0] * len(rows)
     for way, group in groups.items():
         chosen = logits if len(group) == len(rows) else logits[group]
@@ -33,22 +33,22 @@ def draw(logits: Tensor, rows: Sequence[Row]) -> list[int]:
     return tokens
 
 
-def _way(sampling: Sampling) -> Callable[[Tensor, Sequence[Row]], list[int]]:
+def _choose(sampling: Sampling) -> Callable[[Tensor, Sequence[Row]], list[int]]:
     if sampling.temperature <= 0:
-        return _likeliest
-    return _drawn_from_nucleus if sampling.top_p < 1 else _drawn
+        return _take_likeliest
+    return draw_from_nucleus if sampling.top_p < 1 else _draw_freely
 
 
-def _likeliest(logits: Tensor, rows: Sequence[Row]) -> list[int]:
+def _take_likeliest(logits: Tensor, rows: Sequence[Row]) -> list[int]:
     tokens: list[int] = logits.argmax(-1).tolist()
     return tokens
 
 
-def _drawn_from_nucleus(logits: Tensor, rows: Sequence[Row]) -> list[int]:
-    return _drawn(logits, rows, nucleus=True)
+def draw_from_nucleus(logits: Tensor, rows: Sequence[Row]) -> list[int]:
+    return _draw_freely(logits, rows, nucleus=True)
 
 
-def _drawn(logits: Tensor, rows: Sequence[Row], *, nucleus: bool = False) -> list[int]:
+def _draw_freely(logits: Tensor, rows: Sequence[Row], *, nucleus: bool = False) -> list[int]:
     if logits.device.type == "mps":
         logits = logits.cpu()  # it has no float64
     of_rows = partial(torch.tensor, device=logits.device, dtype=torch.float64)

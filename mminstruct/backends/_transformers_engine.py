@@ -1,13 +1,9 @@
 """Continuous batching for a causal language model of `transformers`; imported when one is opened.
 
-The tokens that all prompts with the same first messages share (system prompt and few-shot examples:
-most of the prompt) are computed once. Their keys and values are kept once, too: attention over them
-is one matrix product for all rows that have them, and only what follows is kept for each row, at
-its own columns, so that a row joins and leaves without moving the others. Models whose layers
-aren't plain attention (sliding windows shorter than the context, recurrent states, attention sinks
-...) go through the library's own cache in left-padded batches instead, without a shared opening.
-Both are tried out as a model is loaded; one that gives other logits there, as those do that keep
-their states elsewhere (Mamba, RWKV), is refused.
+What prompts share is computed and kept once, and each row keeps what follows at its own columns, so
+that rows join and leave without moving the others. Models for which that gives other logits go
+through the library's own cache in left-padded batches; what suits a model is tried out as it is
+loaded (`_transformers_probing`).
 """
 
 from __future__ import annotations
@@ -55,14 +51,12 @@ class Engine:
     """
 
     def __init__(self, model: Any, *, ends: set[int], window: int, slots: int | None) -> None:
-        self._model = model
+        self.model = model
         self._ends = ends
         self._closing = threading.Event()
         self._changed = threading.Condition()
         self._waiting: deque[Row] = deque()
-        self._batch, self._bytes_per_token, self.no_opening = batch_for(
-            model, self._closing, window
-        )
+        self.batch, self._bytes_per_token, self.no_opening = batch_for(model, self._closing, window)
         device = model.device
         self._most = slots or _SLOTS.get(device.type, 32)
         self._slots = self._most
@@ -71,7 +65,7 @@ class Engine:
         self._any_finite = False
         self._alone: Row | None = None
         share = _SHARE_OF_MEMORY.get(device.type, 0.4)
-        self._room = int(share * _free_bytes(device)) // max(1, self._bytes_per_token)
+        self._room = int(share * free_bytes(device)) // max(1, self._bytes_per_token)
 
     @property
     def slots(self) -> int:
@@ -115,23 +109,23 @@ class Engine:
         finally:
             with self._changed:
                 self._closing.set()
-                left = [*self._batch.rows, *self._waiting]
+                left = [*self.batch.rows, *self._waiting]
                 self._waiting.clear()
-            self._batch.clear(openings=True)
+            self.batch.clear(openings=True)
             for row in left:
                 row.finish(BackendUnusable(reason))
 
     def release(self) -> None:
         """Give the model's memory back, once `serve` has returned; the engine is of no use then."""
-        device = self._model.device
-        del self._model, self._batch
+        device = self.model.device
+        del self.model, self.batch
         gc.collect()  # a batch and its cache know each other
         _release(device)
 
     def _has_work(self) -> bool:
         with self._changed:
             self._changed.wait_for(
-                lambda: self._closing.is_set() or self._waiting or self._batch.rows
+                lambda: self._closing.is_set() or self._waiting or self.batch.rows
             )
             return not self._closing.is_set()
 
@@ -141,30 +135,30 @@ class Engine:
         The exception isn't passed on: its frames would hold the memory that is to be freed.
         """
         try:
-            new = self._newcomers()
+            new = self._take_newcomers()
             if new:
-                self._batch.add(new)
-            if self._batch.rows:
-                self._advance(self._batch.step())
+                self.batch.add(new)
+            if self.batch.rows:
+                self._advance(self.batch.step())
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             return first_line(error)
         return None
 
-    def _newcomers(self) -> list[Row]:
+    def _take_newcomers(self) -> list[Row]:
         """The waiting requests that join now: the oldest that the batch can take, within memory."""
-        rows = self._batch.rows
+        rows = self.batch.rows
         with self._changed:
             self._waiting = deque(row for row in self._waiting if not row.cancelled)
-            if not self._waiting or (rows and not self._batch.joins):
+            if not self._waiting or (rows and not self.batch.joins):
                 return []
             taken: list[Row] = []
-            longest = max(map(self._own, rows), default=0)
+            longest = max(map(self._count_own, rows), default=0)
             longest_prompt = 0
-            most_prompt_tokens = self._batch.most_prompt_tokens or math.inf
-            for row in self._candidates():
-                longest = max(longest, self._own(row))
+            most_prompt_tokens = self.batch.most_prompt_tokens or math.inf
+            for row in self._order_candidates():
+                longest = max(longest, self._count_own(row))
                 longest_prompt = max(longest_prompt, len(row.prompt))
                 count = len(rows) + len(taken) + 1
                 if count > 1 and (
@@ -178,20 +172,20 @@ class Engine:
             self._waiting = deque(row for row in self._waiting if id(row) not in chosen)
         return taken
 
-    def _own(self, row: Row) -> int:
+    def _count_own(self, row: Row) -> int:
         """Tokens that a row may take in the cache for itself."""
-        return row.longest - (len(row.opening) if self._batch.joins else 0)
+        return row.longest - (len(row.opening) if self.batch.joins else 0)
 
-    def _candidates(self) -> list[Row]:
+    def _order_candidates(self) -> list[Row]:
         """Waiting requests in the order they should join."""
-        if self._batch.joins:
+        if self.batch.joins:
             return list(self._waiting)
         # The oldest and its nearest in length, so that little is padded.
         oldest = len(self._waiting[0].prompt)
         return sorted(self._waiting, key=lambda row: abs(len(row.prompt) - oldest))
 
     def _advance(self, logits: Tensor) -> None:
-        rows = list(self._batch.rows)
+        rows = list(self.batch.rows)
         finite = torch.isfinite(logits.amax(-1)).tolist()
         if not all(finite):
             self._refuse([index for index in range(len(rows)) if not finite[index]], logits.dtype)
@@ -212,7 +206,7 @@ class Engine:
             else:
                 row.finish(end)
         if len(kept) < len(rows):
-            self._batch.keep(kept)
+            self.batch.keep(kept)
         self._steps += 1
         if self._slots < self._most and self._steps >= _STEPS_BEFORE_GROWTH:
             self._slots += max(1, self._slots // 8)
@@ -226,23 +220,23 @@ class Engine:
             RuntimeError: it is due to the model: all of several rows are such, or all since the
                 start.
         """
-        rows = [self._batch.rows[index] for index in indices]
+        rows = [self.batch.rows[index] for index in indices]
         why = f"the model's logits are not finite in {str(dtype).removeprefix('torch.')}"
         if dtype != torch.float32:
             why += "; try float32"
-        several = len(rows) > 1 and len(rows) == len(self._batch.rows)
+        several = len(rows) > 1 and len(rows) == len(self.batch.rows)
         if several or (self._refused and not self._any_finite):
             raise RuntimeError(why)
         self._refused += len(rows)
-        self._batch.blank(indices)
+        self.batch.blank(indices)
         for row in rows:
             row.finish(RequestRefused(f"prompt of {len(row.prompt)} tokens: {why}"))
 
     def _back_off(self, why: str) -> None:
         """Go on with half as many rows; they are computed again up to where they were."""
-        rows = list(self._batch.rows)
-        self._batch.clear(openings=len(rows) < 2)
-        _release(self._model.device)
+        rows = list(self.batch.rows)
+        self.batch.clear(openings=len(rows) < 2)
+        _release(self.model.device)
         self._steps = 0
         if len(rows) < 2 and (not rows or rows[0] is self._alone):
             for row in rows:
@@ -261,7 +255,7 @@ class Engine:
             self._waiting.extendleft(reversed(rows))
 
 
-def _free_bytes(device: Any) -> int:
+def free_bytes(device: Any) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type == "mps":

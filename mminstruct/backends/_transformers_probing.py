@@ -50,18 +50,18 @@ def batch_for(
     vocabulary = model.get_input_embeddings().weight.shape[0]
     tokens = torch.randint(vocabulary, (1, 12), generator=torch.Generator().manual_seed(1))
     output = model(input_ids=tokens.to(model.device), use_cache=True)
-    bytes_per_token = _bytes(output.get(cache_name(model))) // tokens.numel()
+    bytes_per_token = _count_bytes(output.get(cache_name(model))) // tokens.numel()
     probe, plain = tokens[0].tolist(), output.logits[0].float()
     usual = model.config._attn_implementation
-    reason = _tried(lambda: _other_layers(model, window)) or _tried(
-        lambda: _shares_badly(model, probe, plain)
+    reason = _try(lambda: _find_other_layers(model, window)) or _try(
+        lambda: _try_sharing(model, probe, plain)
     )
     if reason is None:
         return SharedOpeningBatch(model, closing), bytes_per_token, None
     model.set_attn_implementation(usual)
     # Layers with a recurrent state may begin anew with every pass of several tokens.
-    whole = _tried(lambda: _pads_badly(model, probe, plain, whole=False)) is not None
-    wrong = _tried(lambda: _pads_badly(model, probe, plain, whole=True)) if whole else None
+    whole = _try(lambda: _try_padding(model, probe, plain, whole=False)) is not None
+    wrong = _try(lambda: _try_padding(model, probe, plain, whole=True)) if whole else None
     if wrong is not None:
         raise BackendUnusable(
             f"{type(model).__name__} isn't supported, as it can't be computed for several prompts "
@@ -71,7 +71,7 @@ def batch_for(
     return batch, bytes_per_token, reason
 
 
-def _tried(check: Callable[[], str | None]) -> str | None:
+def _try(check: Callable[[], str | None]) -> str | None:
     """What the check finds wrong, or the error that the model meets in it."""
     try:
         return check()
@@ -81,13 +81,13 @@ def _tried(check: Callable[[], str | None]) -> str | None:
         return first_line(error)
 
 
-def _bytes(cache: Cache | None) -> int:
+def _count_bytes(cache: Cache | None) -> int:
     layers = getattr(cache, "layers", [])
     kept = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
     return sum(tensor.nbytes for tensor in kept if tensor is not None)
 
 
-def _other_layers(model: Any, window: int) -> str | None:
+def _find_other_layers(model: Any, window: int) -> str | None:
     for layer in DynamicCache(config=model.config).layers:
         wide = getattr(layer, "is_sliding", False) and layer.sliding_window >= window
         if type(layer) is not DynamicLayer and not wide:
@@ -95,7 +95,7 @@ def _other_layers(model: Any, window: int) -> str | None:
     return None
 
 
-def _shares_badly(model: Any, tokens: list[int], plain: Tensor) -> str | None:
+def _try_sharing(model: Any, tokens: list[int], plain: Tensor) -> str | None:
     """What is wrong with its logits if prompts share an opening.
 
     Args:
@@ -109,11 +109,11 @@ def _shares_badly(model: Any, tokens: list[int], plain: Tensor) -> str | None:
         return "its attention can't be replaced"
     batch = SharedOpeningBatch(model, threading.Event())
     # Prompts of two lengths, so that one of them is padded.
-    batch.add([_probe_row(tokens[:length], tuple(tokens[:5])) for length in (12, 9)])
-    return _off(batch, plain, _PROBE_ERROR)
+    batch.add([_make_row(tokens[:length], tuple(tokens[:5])) for length in (12, 9)])
+    return _compare(batch, plain, _PROBE_ERROR)
 
 
-def _pads_badly(model: Any, tokens: list[int], plain: Tensor, *, whole: bool) -> str | None:
+def _try_padding(model: Any, tokens: list[int], plain: Tensor, *, whole: bool) -> str | None:
     """What is wrong with its logits in a padded batch, of which a row then leaves."""
     if model.dtype == torch.float32:
         bound = _PADDED_ERROR
@@ -121,22 +121,22 @@ def _pads_badly(model: Any, tokens: list[int], plain: Tensor, *, whole: bool) ->
         bound = _WHOLE_ERROR_ROUNDED if whole else _PROBE_ERROR
     # Three tokens of each row at once, so that some are pads only.
     batch = PaddedBatch(model, threading.Event(), prefill_tokens=9, whole=whole)
-    batch.add([_probe_row(tokens[:length], ()) for length in (10, 11, 5)])
-    wrong = _off(batch, plain, bound)
+    batch.add([_make_row(tokens[:length], ()) for length in (10, 11, 5)])
+    wrong = _compare(batch, plain, bound)
     if wrong is not None:
         return wrong
     batch.keep([0, 2])
     for row in batch.rows:
         row.answer.append(tokens[len(row.prompt)])
-    return _off(batch, plain, bound)
+    return _compare(batch, plain, bound)
 
 
-def _off(batch: SharedOpeningBatch | PaddedBatch, plain: Tensor, bound: float) -> str | None:
+def _compare(batch: SharedOpeningBatch | PaddedBatch, plain: Tensor, bound: float) -> str | None:
     ours = batch.step().float()
     usual = plain[[row.computed for row in batch.rows]]
     off = float((ours - usual).abs().max() / (plain.max() - plain.min()))
     return None if off < bound else f"its logits would be off by {off:.0%}"
 
 
-def _probe_row(prompt: list[int], opening: tuple[int, ...]) -> Row:
+def _make_row(prompt: list[int], opening: tuple[int, ...]) -> Row:
     return Row(prompt, opening, Sampling(), 1, random.Random(0), lambda end: None)  # noqa: S311

@@ -1,11 +1,8 @@
 """Whether llama.cpp can compute on this machine, tried once in a process of its own.
 
-A library built for another processor, or by a compiler that broke one of its kernels, dies by a
-signal and would take the run with it. So before a model is first loaded with its weights, a child
-loads the same file and computes a prompt and a token, as the engine does. It takes no smaller file:
-the types of the weights choose the kernels, and what was read is still in memory for the load that
-follows. The outcome is kept in the Hugging Face cache by all that it depends on: the library, the
-processor, the kind of model, CPU or GPU. After an update of llama-cpp-python it is tried anew.
+A library built for another processor dies by a signal and would take the run with it. So a child
+loads the model first, as the types of its weights choose the kernels, and computes a prompt and a
+token. The outcome is kept by all that it depends on: library, processor, kind of model, CPU or GPU.
 
 This file is the child's program, too, and then imports nothing of mminstruct, which takes seconds.
 
@@ -64,7 +61,7 @@ async def run(path: Path, *, model: str, kind: str, gpu_layers: int, threads: in
     """
     from mminstruct import resources
 
-    kept = _kept_outcome(f"{kind} {gpu_layers != 0}")
+    kept = locate_outcome(f"{kind} {gpu_layers != 0}")
     if kept.is_file():
         died = kept.read_text(encoding="utf-8")
     else:
@@ -76,10 +73,10 @@ async def run(path: Path, *, model: str, kind: str, gpu_layers: int, threads: in
         if not died or died.split(":")[0] in _FAULTS:
             resources.keep(kept, died)
     if died:
-        raise _unusable(died, model, kept)
+        raise _tell_death(died, model, kept)
 
 
-def _unusable(died: str, model: str, kept: Path) -> Exception:
+def _tell_death(died: str, model: str, kept: Path) -> Exception:
     import llama_cpp
 
     from mminstruct.errors import UsageError
@@ -87,9 +84,10 @@ def _unusable(died: str, model: str, kept: Path) -> Exception:
 
     return UsageError(
         f"model {Path(model).name!r}: llama.cpp (llama-cpp-python {llama_cpp.__version__}, "
-        f"{shown(_library())}) died of {died} when it computed it in a trial. Run the same file "
-        f"with --model_source huggingface --model {model} (pip install 'mminstruct[transformers]'),"
-        f" or install another build of llama-cpp-python. To try it again, delete {shown(kept)}"
+        f"{shown(find_library())}) died of {died} when it computed it in a trial. Run the same "
+        f"file with --model_source huggingface --model {model} (pip install "
+        "'mminstruct[transformers]'), or install another build of llama-cpp-python. To try it "
+        f"again, delete {shown(kept)}"
     )
 
 
@@ -105,12 +103,12 @@ async def _try(*arguments: str) -> str | None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     try:
-        return await asyncio.to_thread(_outcome, child)
+        return await asyncio.to_thread(_wait, child)
     finally:
         child.kill()  # where the wait was cancelled
 
 
-def _outcome(child: subprocess.Popen[str]) -> str | None:
+def _wait(child: subprocess.Popen[str]) -> str | None:
     with child:
         try:
             _, said = child.communicate(timeout=_LONGEST_S)
@@ -123,23 +121,24 @@ def _outcome(child: subprocess.Popen[str]) -> str | None:
     return f"{signal.Signals(-child.returncode).name}{reason and f': {reason:.200}'}"
 
 
-def _library() -> Path:
+def find_library() -> Path:
+    """The file of llama.cpp that is loaded."""
     import llama_cpp.llama_cpp
 
     return Path(llama_cpp.llama_cpp._lib._name)
 
 
-def _kept_outcome(settings: str) -> Path:
+def locate_outcome(settings: str) -> Path:
     """Where an outcome is kept: whatever could change it changes this place."""
     import xxhash
     from huggingface_hub.constants import HF_HOME
 
     from mminstruct.backends import _machine
 
-    every = sorted(_library().parent.iterdir())
+    every = sorted(find_library().parent.iterdir())
     files = [file for file in every if re.search("ggml|llama", file.name)]
-    library = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    name = xxhash.xxh3_128_hexdigest(f"{library} {_machine.processor()} {settings}".encode())
+    state = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    name = xxhash.xxh3_128_hexdigest(f"{state} {_machine.processor()} {settings}".encode())
     return Path(HF_HOME) / "mminstruct" / "trials" / name
 
 

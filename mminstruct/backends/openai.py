@@ -19,27 +19,34 @@ import logging
 import os
 import re
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, TypeVar
-from urllib.parse import parse_qsl, urljoin, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import aiohttp
 import httpx2
 import msgspec
 import openai
 
-from mminstruct.backends import BackendOptions, _names, _tokens
+from mminstruct.backends import BackendOptions, Opened, _names, _tokens
 from mminstruct.backends._chat import read_body
+from mminstruct.backends._http import (
+    MOST_LESSONS,
+    Endpoint,
+    bounded,
+    no_answer,
+    redirect_of,
+    shown_name,
+    split_url,
+)
 from mminstruct.backends._refusals import Dialect, Refusal, error_of, kind_of, read_refusal
 from mminstruct.backends._templates import without_system
 from mminstruct.errors import (
     BackendError,
     BackendUnusable,
-    RequestRefused,
     TransientError,
     UsageError,
 )
@@ -47,12 +54,9 @@ from mminstruct.resources import shown
 from mminstruct.schema import Completion, Message, Option, Request, canonical_json
 from mminstruct.transport import (
     Quotas,
-    authorization,
     key_from,
-    public_name,
     public_url,
     read_quotas,
-    secrets_of,
 )
 
 _T = TypeVar("_T")
@@ -61,10 +65,6 @@ _OFFICIAL_URL = "https://api.openai.com/v1"
 _CONNECT_TIMEOUT_S = 30.0
 # Longer than connecting may take, which is to be told from a slow answer.
 _PROBE_TIMEOUT_S = _CONNECT_TIMEOUT_S + 10.0
-# A long answer has a megabyte.
-MOST_BYTES = 32 * 2**20
-MOST_LESSONS = 8
-"""Redirects and refused fields that one request may teach."""
 _NEWS_SHOWN = 200
 # What a request says in its own words, and by what flag it is said otherwise.
 _OURS = {
@@ -138,17 +138,7 @@ def normal_base_url(url: str | None) -> str:
     """
     if url is None:
         return _OFFICIAL_URL
-    try:
-        parts = urlsplit(url.strip())
-        is_http = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        (parts.hostname or "").encode("idna")
-    except ValueError:  # no number as the port, half an IPv6 address, an empty part of a name
-        is_http = False
-    if not is_http:
-        shown = url.strip().partition("?")[0].rpartition("@")[2]
-        raise UsageError(
-            f"base URL: expected something like http://localhost:8000/v1, got {shown!r}"
-        )
+    parts = split_url(url, "base URL", "http://localhost:8000/v1")
     path = parts.path.rstrip("/")
     if path.endswith("/chat/completions"):
         path = path.removesuffix("/chat/completions")
@@ -241,20 +231,7 @@ def read_headers(given: Sequence[str], environment: Mapping[str, str]) -> dict[s
     return headers
 
 
-def redirect_of(url: str, location: str) -> str | None:
-    """Where a server sends a request on to; None if that isn't the same server.
-
-    Another one gets no prompt that nobody meant for it.
-    """
-    target = urljoin(url, location)
-    before, after = urlsplit(url), urlsplit(target)
-    if before.hostname != after.hostname:
-        return None
-    secured = before.scheme == "http" and after.scheme == "https"
-    return target if secured or before[:2] == after[:2] else None
-
-
-class OpenAIBackend:
+class OpenAIBackend(Opened):
     """One model at an OpenAI-compatible server, and at the replicas of that."""
 
     name: Literal["openai"] = "openai"
@@ -264,15 +241,15 @@ class OpenAIBackend:
         self._official = self._base_url == _OFFICIAL_URL
         self._options = options
         self._api_key = api_key
-        self._secrets = sorted(secrets_of(self._base_url, api_key), key=len, reverse=True)
         self.extra_body = read_extra(options.engine.get("extra_body"))
         own = tuple(options.engine.get("header") or ())
         own_headers = read_headers(own, os.environ)
         self._said = sorted(entry for entry in own if "=$" not in entry)
-        self._secrets += [own_headers[e.partition("=")[0]] for e in own if "=$" in e]
+        hidden = [own_headers[entry.partition("=")[0]] for entry in own if "=$" in entry]
+        self._server = Endpoint.at(self._base_url, api_key, hidden)
         self._headers = {
             "Content-Type": "application/json",
-            "Authorization": authorization(self._base_url, api_key) or openai.Omit(),
+            "Authorization": self._server.authorization or openai.Omit(),
             **own_headers,
         }
         self._dialect = Dialect()
@@ -280,7 +257,7 @@ class OpenAIBackend:
         self._answers_as: str | None = None
         self._client: openai.AsyncOpenAI | None = None
         self._served_model = options.model or ""
-        self.model = public_name(self._served_model)
+        self.model = shown_name(self._served_model)
         # A server of one's own knows models by their Hub id; the official one has terms of its own.
         self.repo_id = "openai-api" if self._official else self.model
         self.parallel = options.max_concurrency
@@ -299,13 +276,13 @@ class OpenAIBackend:
     @property
     def endpoints(self) -> tuple[str, ...]:
         """The servers' URLs."""
-        return tuple(public_url(replica._base_url) for replica in self.replicas)
+        return tuple(replica._server.url for replica in self.replicas)
 
     def identity(self) -> dict[str, str]:
         """Endpoint and model name; what a server loads under that name it alone knows."""
         identity = {
             "backend": self.name,
-            "endpoint": public_url(self._base_url),
+            "endpoint": self._server.url,
             "model": self._served_model,
         }
         # Absent where nothing was said, so that answers of before count.
@@ -319,6 +296,10 @@ class OpenAIBackend:
         count = _tokens.openai_counter(self._served_model)
         self.token_error = _tokens.TIKTOKEN_ERROR if count else _tokens.APPROXIMATION_ERROR
         return (count or _tokens.approximate)(messages)
+
+    def redacted(self, text: str) -> str:
+        """The text without anything that is secret."""
+        return self._server.redacted(text)
 
     def require_key(self) -> None:
         """Raise UsageError if OpenAI's own server is to be asked without a key."""
@@ -337,7 +318,7 @@ class OpenAIBackend:
             # The SDK insists on a key; which one is sent, if any, is in our own header.
             api_key="unused",
             # With a query in it, the SDK would append its path to that.
-            base_url=public_url(self._base_url),
+            base_url=self._server.url,
             default_query=dict(parse_qsl(urlsplit(self._base_url).query, keep_blank_values=True)),
             max_retries=0,
             http_client=openai.DefaultAioHttpClient(
@@ -351,12 +332,8 @@ class OpenAIBackend:
         )
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def close(self) -> None:
+        """Let go of the connections."""
         if self._client is not None:
             await self._client.close()
         self._client = None
@@ -368,34 +345,16 @@ class OpenAIBackend:
             try:
                 return await self._post(request)
             except openai.APIStatusError as error:
-                refusal = read_refusal(error.status_code, error.response.content, self.redacted)
-                self._follow(error.response)
+                refusal = self._read_refusal(error.response)
+                if error.response.has_redirect_location:
+                    location = error.response.headers["location"]
+                    self._path = redirect_of(str(error.response.url), location)
                 self._learn(refusal, request)
                 if before == (self._dialect, self._path):
-                    raise self._refused(refusal, error.response.headers, request) from error
+                    raise self._make_error(refusal, error.response.headers, request) from error
             except _FAILURES as error:
-                raise self._mapped(error) from error
-        raise TransientError(f"{self._where}: sends requests in a circle", cause="no_api")
-
-    def _follow(self, response: httpx2.Response) -> None:
-        """Take the place that a request was redirected to.
-
-        Raises:
-            RequestRefused: it is another server.
-        """
-        location = response.headers.get("location")
-        if not (300 <= response.status_code < 400 and location):
-            return
-        target = redirect_of(str(response.url), location)
-        if target is None:
-            elsewhere = public_url(urljoin(str(response.url), location))
-            raise RequestRefused(
-                f"{self._where} answered {response.status_code}: it redirects to {elsewhere}, "
-                "another server; give that with --openai_base_url if it is the one",
-                unknown_here=True,
-                status=response.status_code,
-            )
-        self._path = target
+                raise self._map_error(error) from error
+        raise TransientError(f"{self._server.url}: sends requests in a circle", cause="no_api")
 
     def _learn(self, refusal: Refusal, request: Request) -> None:
         """Note what a refusal says of how the server wants to be asked."""
@@ -403,7 +362,7 @@ class OpenAIBackend:
         self._dialect = before.learn(refusal, request.sampling)
         if self._dialect != before:
             news = self._dialect.news(before)
-            _log.info(f"{self._where}: {news} (it answered: {refusal.words[:_NEWS_SHOWN]})")
+            _log.info(f"{self._server.url}: {news} (it answered: {refusal.words[:_NEWS_SHOWN]})")
 
     async def _post(self, request: Request) -> Completion:
         if self._client is None:
@@ -420,17 +379,13 @@ class OpenAIBackend:
         self._hear(response.headers)
         completion = read_body(
             response.content,
-            redacted=self.redacted,
-            where=self._where,
+            redacted=self._server.redacted,
+            where=self._server.url,
             lost=self._lost,
             max_tokens=request.sampling.max_tokens,
         )
         self._check_model(completion.model)
         return completion
-
-    @property
-    def _where(self) -> str:
-        return public_url(self._base_url)
 
     @property
     def _lost(self) -> str:
@@ -449,7 +404,7 @@ class OpenAIBackend:
         for asked in (self._served_model, self._answers_as or ""):
             if _names.contradict(asked, answers_as):
                 raise BackendUnusable(
-                    f"{self._where} was asked for {self._served_model!r}"
+                    f"{self._server.url} was asked for {self._served_model!r}"
                     f"{f' and answered as {asked!r}' if asked != self._served_model else ''}, and "
                     f"now {answers_as!r} answers; rows can name one model and its terms: give "
                     "--model as the server names what really answers"
@@ -461,7 +416,7 @@ class OpenAIBackend:
         """Read a body before the SDK does, which knows no bound; or refuse to be led elsewhere."""
         asked = response.request.url
         if response.request.method == "POST" and response.has_redirect_location:
-            check_redirect(str(asked), response.headers["location"])
+            redirect_of(str(asked), response.headers["location"])
         if not asked.path.endswith("/content"):  # of a batch's file, which is streamed to disk
             response._content = await bounded(response.aiter_bytes(), public_url(str(asked)))
 
@@ -470,28 +425,24 @@ class OpenAIBackend:
         if told is not None:
             self.rate_limits = told
 
-    def _refused(
+    def _read_refusal(self, response: httpx2.Response) -> Refusal:
+        return read_refusal(response.status_code, response.content, self._server.redacted)
+
+    def _make_error(
         self, refusal: Refusal, headers: Mapping[str, str], request: Request | None = None
     ) -> BackendError:
         self._hear(headers)
         sampling = request.sampling if request else None
-        return error_of(refusal, headers, where=self._where, sampling=sampling, lost=self._lost)
+        return error_of(
+            refusal, headers, where=self._server.url, sampling=sampling, lost=self._lost
+        )
 
-    def _mapped(self, error: Exception) -> BackendError:
+    def _map_error(self, error: Exception) -> BackendError:
         """Ours for one of `_FAILURES`."""
         if isinstance(error, openai.APIStatusError):
-            refusal = read_refusal(error.status_code, error.response.content, self.redacted)
-            return self._refused(refusal, error.response.headers)
-        where = self._where
-        if isinstance(error, asyncio.TimeoutError):
-            words = f"{where}: no answer within {self.timeout_s:g} s (--timeout)"
-            return TransientError(words, cause="timeout")
-        root = _root(error)
-        reason = self.redacted(str(root) or type(root).__name__)
-        return TransientError(
-            f"{where}: {' '.join(reason.split())}",
-            cause="unreachable" if isinstance(root, _NO_CONNECTION) else "dropped",
-        )
+            refusal = self._read_refusal(error.response)
+            return self._make_error(refusal, error.response.headers)
+        return no_answer(error, self._server, self.timeout_s)
 
     async def call(
         self,
@@ -512,7 +463,7 @@ class OpenAIBackend:
         try:
             return await asyncio.wait_for(api_call(self._client, headers), timeout_s)
         except _FAILURES as error:
-            raise self._mapped(error) from error
+            raise self._map_error(error) from error
 
     async def probe(self) -> None:
         """Raise BackendUnusable where no request can succeed, as far as two small ones tell.
@@ -529,10 +480,10 @@ class OpenAIBackend:
             return api.post(self._path, content=b"{}", cast_to=httpx2.Response, options=options)
 
         async with self:
-            if await self._missing(look) and (missing := await self._missing(ask)):
+            if await self._look_for_api(look) and (missing := await self._look_for_api(ask)):
                 raise BackendUnusable(str(missing))
 
-    async def _missing(
+    async def _look_for_api(
         self, api_call: Callable[[openai.AsyncOpenAI, Any], Awaitable[httpx2.Response]]
     ) -> BackendError | None:
         """What the answer is if no API is there; a wrong key, and that nobody is, is raised."""
@@ -548,29 +499,11 @@ class OpenAIBackend:
             if refusal.status_code == 401 and "scope" not in str(error):
                 raise
             response = refusal.response
-        found = read_refusal(response.status_code, response.content, self.redacted)
-        return self._refused(found, response.headers) if kind_of(found) == "no_api" else None
-
-    def redacted(self, text: str) -> str:
-        """The text without anything that is secret."""
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return text
+        found = self._read_refusal(response)
+        return self._make_error(found, response.headers) if kind_of(found) == "no_api" else None
 
 
 _FAILURES = (openai.OpenAIError, aiohttp.ClientError, asyncio.TimeoutError)
-_NO_CONNECTION = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
-
-
-def _root(error: BaseException) -> BaseException:
-    """What happened on the wire.
-
-    The SDK's transport calls a refused and a dropped connection a timeout, and lets some errors of
-    aiohttp through as they are.
-    """
-    while error.__cause__ is not None and not isinstance(error, aiohttp.ClientError):
-        error = error.__cause__
-    return error
 
 
 def _without_query(record: logging.LogRecord) -> bool:
@@ -579,36 +512,3 @@ def _without_query(record: logging.LogRecord) -> bool:
         parts = (public_url(str(a)) if isinstance(a, httpx2.URL) else a for a in record.args)
         record.args = tuple(parts)
     return True
-
-
-def check_redirect(asked: str, location: str) -> None:
-    """Raise BackendUnusable for a redirect that would take prompts to somebody else."""
-    led = urljoin(asked, location)
-    here, there = urlsplit(asked), urlsplit(led)
-    is_upgrade = (here.scheme, there.scheme) == ("http", "https")
-    if here.hostname != there.hostname or not (here.netloc == there.netloc or is_upgrade):
-        raise BackendUnusable(
-            f"{public_url(asked)} redirects to {public_url(led)}, where the prompts would go; if "
-            "that is meant, give that server's URL instead"
-        )
-
-
-async def bounded(chunks: AsyncIterable[bytes], where: str) -> bytes:
-    """A body, decompressed.
-
-    Raises:
-        TransientError: it is longer than any answer; the rest isn't read.
-    """
-    body = bytearray()
-    async for chunk in chunks:
-        body += chunk
-        check_length(len(body), where)
-    return bytes(body)
-
-
-def check_length(length: int, where: str) -> None:
-    """Raise TransientError for a body that is longer than any answer, in bytes."""
-    if length > MOST_BYTES:
-        raise TransientError(
-            f"{where}: the answer is longer than {MOST_BYTES:,} bytes", cause="bad_body"
-        )

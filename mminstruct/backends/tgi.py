@@ -1,23 +1,12 @@
-"""Chat completions of a text-generation-inference (TGI) server of Hugging Face.
+"""Chat completions of a text-generation-inference (TGI) server of Hugging Face, from 2.0.2 on.
 
 **Wire format:** https://huggingface.github.io/text-generation-inference/ (Messages API, ``/info``,
-``/health``, ``/chat_tokenize``); servers from 2.0.2 on, for token counts from 2.3 on.
+``/health``, ``/chat_tokenize``), in the types of the client package, ``text-generation``. Its own
+client isn't used: it opens a connection for every request, and sends ``null`` for what is left out.
 
-Requests, answers and errors have the types of the client package, ``text-generation``, over one
-pooled session of our own: its `AsyncClient` opens a session, and with it a connection, for every
-request, has no error for a body that isn't JSON, and sends ``null`` for each field left out.
-
-The model is known by what ``/info`` says, its Hub id and revision, so that an answer counts as
-stored wherever the same weights are served. A server that loaded them from a folder doesn't say
-which they are; then the endpoint is part of the identity, and ``--model`` may give their Hub id.
-
-The window is the server's business: it counts a prompt anyway, and what its refusal says of the
-room that a prompt leaves saves a run the round trip to count each one beforehand.
-
-Sampling is what was asked for: TGI is greedy at a temperature of 0 (not where the field is left
-out), but only if no top-p comes with it, and refuses a top-p of 1.
-
-A key comes from ``TGI_API_KEY``; an endpoint at Hugging Face gets ``HF_TOKEN`` where that is unset.
+The model is known by its Hub id and revision, as ``/info`` says them, so that an answer counts
+wherever the same weights are served; of weights from a folder the endpoint is part of the identity.
+A run counts no tokens: what a refusal says of the room that a prompt leaves is as good.
 """
 
 from __future__ import annotations
@@ -29,10 +18,9 @@ import os
 import re
 import time
 import weakref
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
@@ -40,24 +28,27 @@ import aiohttp
 import httpx2
 import msgspec
 
-from mminstruct.backends import BackendOptions
+from mminstruct.backends import BackendOptions, Opened
 from mminstruct.backends._chat import read_body
+from mminstruct.backends._http import (
+    MOST_LESSONS,
+    Endpoint,
+    bounded,
+    check_length,
+    is_folder,
+    no_answer,
+    redirect_of,
+    shown_name,
+    split_url,
+)
 from mminstruct.backends._refusals import (
     WORDS_SHOWN,
     Dialect,
     Refusal,
     error_of,
     read_refusal,
-    retry_after,
 )
 from mminstruct.backends._templates import without_system
-from mminstruct.backends.openai import (
-    MOST_LESSONS,
-    bounded,
-    check_length,
-    check_redirect,
-    redirect_of,
-)
 from mminstruct.errors import (
     BackendError,
     BackendUnusable,
@@ -66,7 +57,15 @@ from mminstruct.errors import (
     UsageError,
 )
 from mminstruct.schema import Completion, Message, Request, Sampling
-from mminstruct.transport import authorization, key_from, public_url, secrets_of
+from mminstruct.transport import (
+    PASSING_STATUS,
+    Passing,
+    Retries,
+    RetryPolicy,
+    key_from,
+    public_url,
+    retry_after,
+)
 
 if TYPE_CHECKING:
     from text_generation.types import ChatRequest
@@ -76,7 +75,7 @@ _HUGGING_FACE = ".endpoints.huggingface.cloud"
 _ASKING_TIMEOUT_S = 30.0
 _CONNECT_TIMEOUT_S = 30.0
 # An estimate counts thousands of prompts; one refusal by a busy server doesn't end it.
-_COUNTING_PAUSES_S = (0.5, 1.0, 2.0, 4.0)
+_COUNTING = RetryPolicy(max_retries=4, max_pause_s=_ASKING_TIMEOUT_S)
 _log = logging.getLogger(__name__)
 _LOST = "no TGI server at this address; others are reached with --model_source openai"
 
@@ -98,33 +97,6 @@ class _Tokenized(msgspec.Struct):
 
 _served_decoder = msgspec.json.Decoder(Served)
 _tokenized_decoder = msgspec.json.Decoder(_Tokenized)
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """A server, and how it is spoken to.
-
-    Attributes:
-        url: without user, password and trailing slash, fit for messages.
-        authorization: the header's value, or None.
-        secrets: what no message may show.
-    """
-
-    url: str
-    authorization: str | None = field(default=None, repr=False)
-    secrets: tuple[str, ...] = field(default=(), repr=False)
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Those of every request."""
-        kind = {"Content-Type": "application/json"}
-        return kind | ({"Authorization": self.authorization} if self.authorization else {})
-
-    def redacted(self, text: str) -> str:
-        """The start of a text in one line and without secrets."""
-        for secret in self.secrets:
-            text = text.replace(secret, "***")
-        return " ".join(text.split())[:WORDS_SHOWN]
 
 
 def create(options: BackendOptions) -> TGIBackend:
@@ -165,24 +137,13 @@ def endpoint(url: str, environment: Mapping[str, str]) -> Endpoint:
     Raises:
         UsageError: it isn't an http(s) URL, or has a query; the key can't be sent.
     """
-    try:
-        parts = urlsplit(url.strip())
-        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # no number as the port, half an IPv6 address
-        fits = False
-    if not fits or parts.query:
-        shown = url.strip().partition("?")[0].rpartition("@")[2]
-        raise UsageError(f"TGI URL: expected something like http://localhost:8080, got {shown!r}")
+    parts = split_url(url, "TGI URL", "http://localhost:8080", takes_query=False)
     path = re.sub(r"(/v1(/chat/completions)?|/generate(_stream)?)?/*$", "", parts.path)
     key = key_from(environment, "TGI_API_KEY")
     if key is None and parts.scheme == "https" and (parts.hostname or "").endswith(_HUGGING_FACE):
         key = key_from(environment, "HF_TOKEN")
     whole = urlunsplit((parts.scheme, parts.netloc, path, "", ""))
-    return Endpoint(
-        public_url(whole),
-        authorization(whole, key),
-        tuple(sorted(secrets_of(whole, key), key=len, reverse=True)),
-    )
+    return Endpoint.at(whole, key)
 
 
 @lru_cache(maxsize=64)
@@ -209,7 +170,7 @@ def ask_served(server: Endpoint) -> Served:
         BackendUnusable: it isn't a TGI server, or wants a key.
     """
     with httpx2.Client(
-        headers=server.headers,
+        headers=_headers(server),
         timeout=_ASKING_TIMEOUT_S,
         follow_redirects=True,
         event_hooks={"response": [_read_bounded]},
@@ -225,9 +186,9 @@ def ask_served(server: Endpoint) -> Served:
                 cause="unreachable",
             ) from error
     if info.status_code in (401, 403):
-        raise BackendUnusable(_no_access(server, info.status_code))
+        raise BackendUnusable(_tell_no_access(server, info.status_code))
     if info.status_code >= 500:
-        words = server.redacted(info.text)
+        words = " ".join(server.redacted(info.text).split())[:WORDS_SHOWN]
         raise TransientError(
             f"{server.url} answered {info.status_code} ({words}): the server is there, but its "
             "model is still loading or has died; wait until GET /health answers 200, or look at "
@@ -244,6 +205,11 @@ def ask_served(server: Endpoint) -> Served:
         ) from error
 
 
+def _headers(server: Endpoint) -> dict[str, str]:
+    kind = {"Content-Type": "application/json"}
+    return kind | ({"Authorization": server.authorization} if server.authorization else {})
+
+
 def _read_bounded(response: httpx2.Response) -> None:
     """Read a body before `httpx2` does, which knows no bound."""
     body = bytearray()
@@ -253,14 +219,11 @@ def _read_bounded(response: httpx2.Response) -> None:
     response._content = bytes(body)
 
 
-async def _check_redirect(
-    session: aiohttp.ClientSession, context: object, led: aiohttp.TraceRequestRedirectParams
-) -> None:
-    check_redirect(str(led.url), led.response.headers.get("Location", ""))
-
-
 def payload(messages: Sequence[Message], sampling: Sampling) -> ChatRequest:
-    """The request in the client package's types; ``tgi`` is any server's own model."""
+    """The request in the client package's types; ``tgi`` is any server's own model.
+
+    TGI is greedy at a temperature of 0, but only if no top-p comes with it, and refuses one of 1.
+    """
     from text_generation import types
 
     greedy = sampling.temperature == 0.0
@@ -279,20 +242,20 @@ def error_at(
 ) -> BackendError:
     """The error that a refusal by a server, or by what stands before it, is here."""
     if refusal.status == 401:
-        return BackendUnusable(_no_access(server, 401))
+        return BackendUnusable(_tell_no_access(server, 401))
     if refusal.status == 403 and not refusal.is_page:
-        return RequestRefused(_no_access(server, 403), unknown_here=True)
+        return RequestRefused(_tell_no_access(server, 403), unknown_here=True)
     return error_of(refusal, headers, where=server.url, sampling=sampling, lost=_LOST)
 
 
-def _no_access(server: Endpoint, status: int) -> str:
+def _tell_no_access(server: Endpoint, status: int) -> str:
     host = urlsplit(server.url).hostname or ""
     name = "HF_TOKEN" if host.endswith(_HUGGING_FACE) else "TGI_API_KEY"
     sent = f"the key in {name} is not accepted" if server.authorization else f"set {name} to a key"
     return f"{server.url} answered {status}: {sent}"
 
 
-class TGIBackend:
+class TGIBackend(Opened):
     """One model at one TGI server, and at the replicas of that.
 
     A server is asked what it runs when it is opened, and again after it couldn't be reached: one
@@ -311,11 +274,13 @@ class TGIBackend:
         *,
         named: str | None = None,
         own: int = 0,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._servers = tuple(servers)
         self._server = self._servers[own]
         self._options = options
         self._named = named
+        self._sleep = sleep
         self._session: aiohttp.ClientSession | None = None
         self._counting: httpx2.Client | None = None
         # An estimate asks for a chunk of prompts, to see what fits, and then for each again.
@@ -344,19 +309,18 @@ class TGIBackend:
     @property
     def model(self) -> str:
         """Its Hub id; of weights in a folder the name given with ``--model``, or the folder's."""
-        served_id = self._model_id()
-        return served_id.rstrip("/").rpartition("/")[2] if _is_folder(served_id) else served_id
+        return shown_name(self._model_id())
 
     @property
     def repo_id(self) -> str | None:
         """Its Hub id; None for weights in a folder that nobody gave a name."""
         served_id = self._model_id()
-        return None if _is_folder(served_id) else served_id
+        return None if is_folder(served_id) else served_id
 
     @property
     def parallel(self) -> int:
         """What the servers take at once, at most: they refuse all beyond."""
-        most = len(self._replicas) * self._known().max_concurrent_requests
+        most = len(self._replicas) * self._ask_known().max_concurrent_requests
         return min(self._options.max_concurrency, most)
 
     @property
@@ -365,11 +329,11 @@ class TGIBackend:
 
         What is sent is the same either way: the room that a refusal tells is what a count leaves.
         """
-        return None if self._session else self._known().max_total_tokens
+        return None if self._session else self._ask_known().max_total_tokens
 
     def identity(self) -> dict[str, str]:
         """Model and revision; the endpoint as well if the server doesn't know the revision."""
-        found = self._known()
+        found = self._ask_known()
         identity = {"backend": self.name, "model": self.model}
         if found.model_sha:
             identity["revision"] = found.model_sha
@@ -387,29 +351,33 @@ class TGIBackend:
         if self._counting is None:
             transport = httpx2.HTTPTransport(retries=3)
             self._counting = httpx2.Client(
-                headers=self._server.headers,
+                headers=_headers(self._server),
                 timeout=_ASKING_TIMEOUT_S,
                 transport=transport,
                 event_hooks={"response": [_read_bounded]},
             )
             weakref.finalize(self, self._counting.close)
+        counting, url = self._counting, f"{self._server.url}/chat_tokenize"
         asked = payload(messages, Sampling()).model_dump_json(exclude_none=True)
-        url = f"{self._server.url}/chat_tokenize"
-        try:
-            for pause_s in (*_COUNTING_PAUSES_S, None):
-                answer = self._counting.post(url, content=asked)
-                is_busy = answer.status_code == 429 or answer.status_code >= 500
-                if pause_s is None or not is_busy:
-                    break
-                time.sleep(min(retry_after(answer.headers) or pause_s, _ASKING_TIMEOUT_S))
+
+        def attempt() -> int:
+            answer = counting.post(url, content=asked)
             if answer.status_code == 200:
                 return len(_tokenized_decoder.decode(answer.content).tokenize_response)
+            words = read_refusal(answer.status_code, answer.content, self._server.redacted).words
+            failure = f"{url} answered {answer.status_code}: {words}"
+            if answer.status_code in PASSING_STATUS:
+                raise Passing(failure, retry_after(answer.headers))
+            advice = "; a TGI server counts tokens from 2.3 on"
+            raise BackendUnusable(failure + (advice if answer.status_code == 404 else ""))
+
+        try:
+            return Retries(_COUNTING).run(attempt, url, self._sleep)
+        except Passing as failure:
+            raise BackendUnusable(str(failure)) from failure
         except (httpx2.HTTPError, msgspec.DecodeError, UnicodeDecodeError) as error:
             reason = self._server.redacted(str(error))
             raise BackendUnusable(f"{url}: tokens can't be counted: {reason}") from error
-        advice = "; a TGI server counts tokens from 2.3 on" if answer.status_code == 404 else ""
-        words = read_refusal(answer.status_code, answer.content, self._server.redacted).words
-        raise BackendUnusable(f"{url} answered {answer.status_code}: {words}{advice}")
 
     async def __aenter__(self) -> TGIBackend:
         self._checking = asyncio.Lock()
@@ -419,25 +387,18 @@ class TGIBackend:
                 await self._check()
             except TransientError as error:
                 raise BackendUnusable(str(error)) from error
-        redirects = aiohttp.TraceConfig()
-        redirects.on_request_redirect.append(_check_redirect)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=parallel),
             timeout=aiohttp.ClientTimeout(
                 total=self._options.timeout_s, sock_connect=_CONNECT_TIMEOUT_S
             ),
-            headers=self._server.headers,
+            headers=_headers(self._server),
             trust_env=True,
-            trace_configs=[redirects],
         )
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def close(self) -> None:
+        """Let go of the connections; what the server runs is asked anew at the next opening."""
         if self._session is not None:
             await self._session.close()
         self._session = None
@@ -464,14 +425,14 @@ class TGIBackend:
             lost=_LOST,
             max_tokens=request.sampling.max_tokens,
         )
-        if completion.model != self._known().model_id:
-            raise self._changed(completion.model)
+        if completion.model != self._ask_known().model_id:
+            raise self._tell_change(completion.model)
         return replace(completion, model=self.model)
 
     def _learn(self, refusal: Refusal, headers: Mapping[str, str], request: Request) -> None:
         """Take the place that a request was sent on to, and go without a system prompt."""
         if 300 <= refusal.status < 400:
-            self._url = redirect_of(self._url, headers.get("location", "")) or self._url
+            self._url = redirect_of(self._url, headers.get("location", ""))
         learned = self._dialect.learn(refusal, request.sampling)
         if learned.system != self._dialect.system:
             _log.info(f"{self._server.url}: {learned.news(self._dialect)}")
@@ -489,16 +450,19 @@ class TGIBackend:
                 body = await bounded(response.content.iter_any(), self._server.url)
                 return response.status, response.headers, body
         except (asyncio.TimeoutError, aiohttp.ClientError) as error:
-            raise self._no_answer(error) from error
+            failure = no_answer(error, self._server, self._options.timeout_s)
+            if failure.cause != "timeout":
+                self._is_checked = False
+            raise failure from error
 
-    def _known(self) -> Served:
+    def _ask_known(self) -> Served:
         """What the answers are known by, which all servers have to run."""
         return served(self._servers)
 
     def _model_id(self) -> str:
-        found = self._known().model_id
+        found = self._ask_known().model_id
         if self._named and self._named != found:
-            if _is_folder(found):
+            if is_folder(found):
                 return self._named
             raise UsageError(
                 f"model {self._named!r}: {self._server.url} runs {found}; leave --model out, or "
@@ -519,35 +483,18 @@ class TGIBackend:
             if self._is_checked:
                 return
             now = await asyncio.to_thread(ask_served, self._server)
-            if _weights(now) != _weights(self._known()):
-                raise self._changed(" ".join(filter(None, _weights(now))))
+            if _name_weights(now) != _name_weights(self._ask_known()):
+                raise self._tell_change(" ".join(filter(None, _name_weights(now))))
             self._is_checked = True
 
-    def _changed(self, now: str | None) -> BackendUnusable:
-        before = " ".join(filter(None, _weights(self._known())))
+    def _tell_change(self, now: str | None) -> BackendUnusable:
+        before = " ".join(filter(None, _name_weights(self._ask_known())))
         served.cache_clear()
         return BackendUnusable(
             f"{self._server.url} runs {now}, and the run began with {before}; run or load again "
             "to take what is run now; all servers have to run the same"
         )
 
-    def _no_answer(self, error: Exception) -> TransientError:
-        where = self._server.url
-        if isinstance(error, asyncio.TimeoutError) and not isinstance(error, _NO_CONNECTION):
-            words = f"{where}: no answer within {self._options.timeout_s:g} s (--timeout)"
-            return TransientError(words, cause="timeout")
-        self._is_checked = False
-        reason = self._server.redacted(str(error)) or type(error).__name__
-        cause = "unreachable" if isinstance(error, _NO_CONNECTION) else "dropped"
-        return TransientError(f"{where}: {reason}", cause=cause)
 
-
-_NO_CONNECTION = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
-
-
-def _is_folder(model_id: str) -> bool:
-    return model_id.startswith(("/", ".", "~"))
-
-
-def _weights(found: Served) -> tuple[str | None, ...]:
+def _name_weights(found: Served) -> tuple[str | None, ...]:
     return found.model_id, found.model_sha, found.model_dtype

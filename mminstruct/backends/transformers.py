@@ -1,25 +1,8 @@
 """Hugging Face transformers in process: a Hub repository, a local folder or a GGUF file.
 
-An engine thread batches continuously (`_transformers_engine`): the tokens that all prompts with the
-same first messages share are computed once, and a request joins as others finish. How many are
-computed at once follows from the memory that the model leaves; where that turns out too little,
-half as many go on.
-
-What an answer depends on: the weights, their dtype, the chat template, its prompt, its sampling and
-its seed, from which each request draws its own random numbers (without a seed one is derived from
-the prompt). Only the sampling that was asked for is applied, not what ``generation_config.json``
-suggests, of which only the tokens that end an answer are taken. Neighbours in the batch and the
-device change a logit in its last digits, and now and then that tips a choice between two tokens;
-less often in float32. Models whose positions are scaled by the longest prompt (rotary ``dynamic``
-and ``longrope``) also depend on their neighbours once one of them exceeds the original context.
-
-A template that writes the date is told a fixed day, and where it has no place for a system prompt
-the user says it (`_templates`).
-
-By default the dtype is the checkpoint's own on a GPU, and bfloat16 where that is the checkpoint's
-own on a CPU that computes it itself; other CPUs get float32. A GGUF file counts as bfloat16. The
-dtype is part of the identity, so answers of one aren't taken for the other's; the device itself is
-not.
+Requests are computed side by side, and what their prompts begin with once (`_transformers_engine`).
+The dtype, part of the identity, is by default the checkpoint's own, and float32 on a CPU that lacks
+it. Only the sampling that was asked for is applied. docs/engines.md says what answers depend on.
 """
 
 from __future__ import annotations
@@ -27,32 +10,33 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
-import os.path
 import random
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import takewhile
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from mminstruct.backends import BackendOptions
+from mminstruct.backends import BackendOptions, Opened
 from mminstruct.backends._gguf import check_gguf, fingerprint
-from mminstruct.backends._templates import spelling, strftime_now, unspelt, without_system
+from mminstruct.backends._templates import (
+    ChatTokenizer,
+    measure_room,
+    read_seed,
+    strftime_now,
+)
 from mminstruct.errors import (
     BackendError,
     BackendUnusable,
-    ContextTooLong,
     MMInstructError,
     UsageError,
     lacking,
 )
-from mminstruct.schema import Completion, FinishReason, Message, Option, Request, Role, digest
+from mminstruct.schema import Completion, FinishReason, Message, Option, Request, digest
 
 if TYPE_CHECKING:
     from mminstruct.backends._transformers_engine import Engine
@@ -86,8 +70,7 @@ _NOT_THE_MODEL = re.compile(
     r"|(training_args|optimizer|scheduler)\.bin$",
     re.IGNORECASE,
 )
-# First words after the opening: what they have in common is not part of it.
-_PROBES = ("A", "7", "\n", " (")
+_ANOTHER_TEMPLATE = "give another one with --chat_template"
 # An answer by which to find what a template writes after one.
 _ANSWER = "mminstruct"
 _DATE = re.compile(r"""\bstrftime_now\(\s*(["'])(?P<pattern>[^"'\\]*)\1\s*\)""")
@@ -116,7 +99,7 @@ def create(options: BackendOptions) -> TransformersBackend:
         raise UsageError("device and device_map: give one of them, the map chooses devices itself")
     if options.engine.get("parallel", 1) < 1:
         raise UsageError(f"parallel: expected at least 1, got {options.engine['parallel']}")
-    return TransformersBackend(_checkpoint(options), options)
+    return TransformersBackend(find_checkpoint(options), options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,14 +151,19 @@ class _Checkpoint:
             ) from error
 
 
-def _checkpoint(options: BackendOptions) -> _Checkpoint:
+def find_checkpoint(options: BackendOptions) -> _Checkpoint:
+    """The files of the model that is named.
+
+    Raises:
+        UsageError: there are none, or they aren't a model's.
+    """
     name = options.model or ""
     path = Path(name).expanduser()
     revision = options.engine.get("revision")
     trusted = bool(options.engine.get("trust_remote_code"))
     local = name.endswith(".gguf") or path.exists() or name.startswith((".", "/", "~"))
     if not local:
-        commit = _commit(name, revision)
+        commit = _find_commit(name, revision)
         return _Checkpoint(name, name, commit, on_hub=True, trusted=trusted)
     if revision:
         raise UsageError(f"revision: {path.name!r} is on this machine and has none")
@@ -188,11 +176,11 @@ def _checkpoint(options: BackendOptions) -> _Checkpoint:
             f"model {name!r}{lacking(path)}: expected a folder with config.json, weights and "
             "tokenizer, a GGUF file, or a Hugging Face repository such as org/name"
         )
-    version = _folder_fingerprint(path.resolve())
+    version = _digest_folder(path.resolve())
     return _Checkpoint(path.resolve().name, str(path.resolve()), version, trusted=trusted)
 
 
-def _folder_fingerprint(folder: Path) -> str:
+def _digest_folder(folder: Path) -> str:
     """Digest of what a folder's model answers by; large files are sampled."""
     files = sorted(
         path
@@ -203,7 +191,7 @@ def _folder_fingerprint(folder: Path) -> str:
 
 
 @lru_cache(maxsize=8)
-def _commit(repo_id: str, revision: str | None) -> str:
+def _find_commit(repo_id: str, revision: str | None) -> str:
     """The commit that a repository's branch or tag points to; offline, as it was last fetched.
 
     Raises:
@@ -242,7 +230,7 @@ def _commit(repo_id: str, revision: str | None) -> str:
 
 
 @lru_cache(maxsize=4)
-def _config(checkpoint: _Checkpoint) -> Any:
+def _load_config(checkpoint: _Checkpoint) -> Any:
     from transformers import AutoConfig
 
     with checkpoint.loading("configuration"):
@@ -250,7 +238,7 @@ def _config(checkpoint: _Checkpoint) -> Any:
 
 
 @lru_cache(maxsize=4)
-def _tokenizer(checkpoint: _Checkpoint, template: str | None) -> _ChatTokenizer:
+def _load_tokenizer(checkpoint: _Checkpoint, template: str | None) -> _Tokenizer:
     from transformers import AutoTokenizer
 
     with checkpoint.loading("tokenizer"):
@@ -261,94 +249,51 @@ def _tokenizer(checkpoint: _Checkpoint, template: str | None) -> _ChatTokenizer:
             "give a Jinja file with --chat_template"
         )
     with checkpoint.loading("chat template"):
-        written = _on_a_fixed_day(tokenizer.get_chat_template(template))
-    return _ChatTokenizer(checkpoint.name, tokenizer, written)
+        written = _fix_day(tokenizer.get_chat_template(template))
+    return _Tokenizer(checkpoint.name, tokenizer, written)
 
 
-class _ChatTokenizer:
-    """Chat messages to tokens and back; from any thread."""
+class _Tokenizer(ChatTokenizer):
+    """A library's tokenizer, which is used by one thread at a time."""
 
     def __init__(self, model: str, tokenizer: Any, template: str) -> None:
-        self._model = model
-        self._tokenizer = tokenizer
+        super().__init__(model, _ANOTHER_TEMPLATE, probes=("A", "7", "\n", " ("))
+        self.library = tokenizer
         self._template = template
         self._one_at_a_time = threading.Lock()
-        self._openings: dict[tuple[Message, ...], tuple[int, ...]] = {}
-        self.tokens = lru_cache(maxsize=256)(self._tokens)
         self.ends: set[int] = {tokenizer.eos_token_id} - {None} | self._ends_of_turn()
 
     def text(self, tokens: Sequence[int]) -> str:
         """What the tokens say, special ones too: they tell where an answer ends."""
         with self._one_at_a_time:
-            text: str = self._tokenizer.decode(
+            text: str = self.library.decode(
                 tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
             )
         return text
 
-    def opening(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
-        """The tokens that this prompt shares with all that have the same first messages.
-
-        The same object for all of them, and never the whole prompt.
-        """
-        first, role, tokens = messages[:-1], messages[-1].role, self.tokens(messages)
-        if first not in self._openings:
-            self._openings[first] = self._common(first, role)
-        opening = self._openings[first]
-        if _begins(tokens, opening):
-            return opening
-        if not _begins(self._tokens((*first, Message(role, _PROBES[0]))), opening):
-            # The template writes another one by now.
-            opening = self._openings[first] = self._common(first, role)
-        pairs = zip(opening, tokens[:-1], strict=False)
-        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        return opening if common == len(opening) else opening[:common]
-
-    def _common(self, first: tuple[Message, ...], role: Role) -> tuple[int, ...]:
-        """The tokens that these messages begin with, whatever the next one says."""
-        probes = [self._tokens((*first, Message(role, text))) for text in _PROBES]
-        common = len(os.path.commonprefix(probes))
-        if common == min(map(len, probes)):
-            raise BackendUnusable(
-                f"model {self._model!r}: its chat template doesn't write what messages say; "
-                "give another one with --chat_template"
-            )
-        return probes[0][:common]
-
-    @cached_property
-    def _special(self) -> re.Pattern[str] | None:
-        known = self._tokenizer.added_tokens_decoder.values()
-        return spelling(token.content for token in known if token.special)
-
-    @cached_property
-    def _takes_system(self) -> bool:
-        """Whether the template writes a system prompt; some raise an error, some leave it out."""
-        user = Message("user", _PROBES[0])
-        try:
-            one, other = (self._written((Message("system", p), user)) for p in _PROBES[:2])
-        except BackendUnusable:
-            return False
-        return one != other
-
     def _ends_of_turn(self) -> set[int]:
         """The token that the template ends an answer with, if it is a special one."""
-        asked = (Message("user", _PROBES[0]), Message("assistant", _ANSWER))
+        asked = (Message("user", "A"), Message("assistant", _ANSWER))
         try:
-            _, answer, after = self._written(asked, to_answer=False).rpartition(_ANSWER)
+            _, answer, after = self._write(asked, to_answer=False).rpartition(_ANSWER)
         except BackendUnusable:
             return set()
-        tokens = self._tokenizer(after.lstrip(), add_special_tokens=False)["input_ids"]
-        known = self._tokenizer.added_tokens_decoder
+        tokens = self.library(after.lstrip(), add_special_tokens=False)["input_ids"]
+        known = self.library.added_tokens_decoder
         return {token for token in tokens[:1] if answer and token in known and known[token].special}
 
-    def _tokens(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
-        if messages[0].role == "system" and not self._takes_system:
-            messages = without_system(messages)
-        text = self._written(unspelt(messages, self._special))
+    def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """As the template writes the messages, with its special tokens."""
+        text = self._write(messages)
         with self._one_at_a_time:
-            # The template writes the special tokens itself.
-            return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+            return tuple(self.library(text, add_special_tokens=False)["input_ids"])
 
-    def _written(self, messages: tuple[Message, ...], *, to_answer: bool = True) -> str:
+    def special_texts(self) -> Iterable[str]:
+        """Of the tokens that were added as special ones."""
+        known = self.library.added_tokens_decoder.values()
+        return [token.content for token in known if token.special]
+
+    def _write(self, messages: Sequence[Message], *, to_answer: bool = True) -> str:
         """What the template makes of the messages, up to where an answer begins.
 
         Raises:
@@ -357,7 +302,7 @@ class _ChatTokenizer:
         chat = [{"role": message.role, "content": message.content} for message in messages]
         with self._one_at_a_time:
             try:
-                text: str = self._tokenizer.apply_chat_template(
+                text: str = self.library.apply_chat_template(
                     chat,
                     chat_template=self._template,
                     add_generation_prompt=to_answer,
@@ -365,13 +310,13 @@ class _ChatTokenizer:
                 )
             except Exception as error:  # a template is a program, and may raise anything
                 raise BackendUnusable(
-                    f"model {self._model!r}: its chat template doesn't take these messages "
-                    f"({error}); give another one with --chat_template"
+                    f"model {self._name!r}: its chat template doesn't take these messages "
+                    f"({error}); {_ANOTHER_TEMPLATE}"
                 ) from error
         return text
 
 
-def _on_a_fixed_day(template: str) -> str:
+def _fix_day(template: str) -> str:
     """The template with the date that it asks for written out.
 
     From transformers 5 on, what a template is called with are plain values: a function can't be
@@ -380,12 +325,7 @@ def _on_a_fixed_day(template: str) -> str:
     return _DATE.sub(lambda call: repr(strftime_now(call["pattern"])), template)
 
 
-def _begins(tokens: tuple[int, ...], opening: tuple[int, ...]) -> bool:
-    """Whether the opening is shorter and what the tokens begin with."""
-    return len(tokens) > len(opening) and tokens[: len(opening)] == opening
-
-
-class TransformersBackend:
+class TransformersBackend(Opened):
     """One model in this process."""
 
     name: Literal["transformers"] = "transformers"
@@ -394,10 +334,10 @@ class TransformersBackend:
 
     def __init__(self, checkpoint: _Checkpoint, options: BackendOptions) -> None:
         self._checkpoint = checkpoint
-        self._options = options
+        self.options = options
         self._template = _template(options.engine.get("chat_template"))
         self._thread: ThreadPoolExecutor | None = None
-        self._engine: Engine | None = None
+        self.engine: Engine | None = None
         self._serving: Future[None] | None = None
         self.model = checkpoint.name
         self.repo_id = checkpoint.where if checkpoint.on_hub else None
@@ -407,14 +347,14 @@ class TransformersBackend:
     @cached_property
     def context_window(self) -> int | None:
         """The model's own, or the option's if that is smaller."""
-        text = _config(self._checkpoint).get_text_config()
-        known = (getattr(text, "max_position_embeddings", None), self._options.context_window)
+        text = _load_config(self._checkpoint).get_text_config()
+        known = (getattr(text, "max_position_embeddings", None), self.options.context_window)
         return min((length for length in known if length is not None), default=None)
 
     def identity(self) -> dict[str, str]:
         """The weights, wherever they lie, what they are computed in, and how they are prompted."""
         checkpoint = self._checkpoint
-        found = {"backend": self.name, "dtype": self._dtype()}
+        found = {"backend": self.name, "dtype": self._find_dtype()}
         if checkpoint.on_hub:
             found |= {"model": checkpoint.where, "revision": checkpoint.version}
         else:
@@ -427,34 +367,30 @@ class TransformersBackend:
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """Exact: the template applied, then the model's own tokenizer."""
-        return len(self._tokenizer().tokens(tuple(messages)))
+        return len(self.tokenizer().tokens(tuple(messages)))
 
     async def __aenter__(self) -> TransformersBackend:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="transformers")
         loop = asyncio.get_running_loop()
         try:
-            self._engine = await loop.run_in_executor(self._thread, self._load)
+            self.engine = await loop.run_in_executor(self._thread, self._load)
         except BaseException:
             self._thread.shutdown()
             raise
-        self._serving = self._thread.submit(self._engine.serve)
+        self._serving = self._thread.submit(self.engine.serve)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._engine is None or self._thread is None or self._serving is None:
+    async def close(self) -> None:
+        """End the engine and give its memory back; what isn't finished fails."""
+        if self.engine is None or self._thread is None or self._serving is None:
             return
-        engine, serving, thread = self._engine, self._serving, self._thread
+        engine, serving, thread = self.engine, self._serving, self._thread
         engine.close()
         try:
             await asyncio.wrap_future(serving)
         finally:
             thread.shutdown()
-            self._engine = self._serving = self._thread = None
+            self.engine = self._serving = self._thread = None
             # The next one, of another split, has to find the memory free.
             engine.release()
 
@@ -468,30 +404,22 @@ class TransformersBackend:
         """
         from mminstruct.backends._transformers_batches import Row
 
-        if self._engine is None:
+        if self.engine is None:
             raise BackendUnusable("the backend is not open")
-        tokenizer, sampling = self._tokenizer(), request.sampling
+        tokenizer, sampling = self.tokenizer(), request.sampling
         prompt = tokenizer.tokens(request.messages)
-        window = self.context_window
-        room = sampling.max_tokens if window is None else window - len(prompt)
-        if room < 1:
-            raise ContextTooLong(
-                f"prompt of {len(prompt)} tokens, window of {window}: no room for an answer"
-            )
-        seed = sampling.seed
-        if seed is None:
-            seed = int(digest(request.messages)[:7], 16)
+        room = measure_room(len(prompt), self.context_window, sampling.max_tokens)
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[FinishReason] = loop.create_future()
         row = Row(
             prompt=list(prompt),
             opening=tokenizer.opening(request.messages),
             sampling=sampling,
-            limit=min(sampling.max_tokens, room),
-            rng=random.Random(seed),  # noqa: S311
+            limit=room,
+            rng=random.Random(read_seed(request)),  # noqa: S311
             finish=lambda end: _tell(loop, ended, end),
         )
-        self._engine.submit(row)
+        self.engine.submit(row)
         try:
             reason = await ended
         finally:
@@ -504,26 +432,27 @@ class TransformersBackend:
             model=self.model,
         )
 
-    def _tokenizer(self) -> _ChatTokenizer:
-        return _tokenizer(self._checkpoint, self._template)
+    def tokenizer(self) -> _Tokenizer:
+        """The model's, loaded once in a process."""
+        return _load_tokenizer(self._checkpoint, self._template)
 
-    def _device(self) -> str | None:
+    def _choose_device(self) -> str | None:
         """Where the model goes; None leaves it to a device map."""
-        if self._options.engine.get("device_map"):
+        if self.options.engine.get("device_map"):
             return None
-        return self._options.engine.get("device") or _best_device()
+        return self.options.engine.get("device") or best_device()
 
-    def _dtype(self) -> str:
-        chosen: str | None = self._options.engine.get("dtype")
+    def _find_dtype(self) -> str:
+        chosen: str | None = self.options.engine.get("dtype")
         if chosen is not None:
             return chosen
         own = "bfloat16"
         if self._checkpoint.gguf_file is None:
-            config = _config(self._checkpoint)
+            config = _load_config(self._checkpoint)
             # Its name before transformers 5.
             named = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None)
             own = str(named or "float32").removeprefix("torch.")
-        if not (self._device() or _best_device()).startswith("cpu"):
+        if not (self._choose_device() or best_device()).startswith("cpu"):
             return own
         return own if own == "bfloat16" and _cpu_computes_bfloat16() else "float32"
 
@@ -533,21 +462,21 @@ class TransformersBackend:
 
         from mminstruct.backends._transformers_engine import Engine
 
-        tokenizer = self._tokenizer()
-        dtype = getattr(torch, self._dtype())
+        tokenizer = self.tokenizer()
+        dtype = getattr(torch, self._find_dtype())
         arguments = self._checkpoint.arguments()
-        arguments |= {"config": _config(self._checkpoint), "dtype": dtype}
+        arguments |= {"config": _load_config(self._checkpoint), "dtype": dtype}
         if self._checkpoint.gguf_file is not None and hasattr(transformers, "GgufConfig"):
             # Packed weights would be computed by kernels that the library fetches from the Hub.
             arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
-        device = self._device()
-        device_map = self._options.engine.get("device_map")
-        with self._checkpoint.loading("weights"), _no_progress_bars():
+        device = self._choose_device()
+        device_map = self.options.engine.get("device_map")
+        with self._checkpoint.loading("weights"), _hide_progress_bars():
             if device is not None and not _fits(self._checkpoint, dtype, device):
-                if self._options.engine.get("device"):
+                if self.options.engine.get("device"):
                     raise BackendUnusable(
                         f"model {self.model!r}: {device} has too little free memory for its "
-                        f"weights in {self._dtype()}; free some of it, use a smaller dtype or "
+                        f"weights in {self._find_dtype()}; free some of it, use a smaller dtype or "
                         "model, or give --device_map auto, which spreads it over all devices"
                     )
                 _log.warning(
@@ -563,9 +492,9 @@ class TransformersBackend:
             try:
                 engine = Engine(
                     model,
-                    ends=tokenizer.ends | _ends(model),
+                    ends=tokenizer.ends | _find_ends(model),
                     window=self.context_window or 1 << 30,
-                    slots=self._options.engine.get("parallel"),
+                    slots=self.options.engine.get("parallel"),
                 )
             except BackendUnusable as error:
                 raise BackendUnusable(f"model {self.model!r}: {error}") from error
@@ -575,7 +504,7 @@ class TransformersBackend:
             "%s runs on %s in %s, up to %d requests at once%s",
             self.model,
             " and ".join(spread) if device is None else device,
-            self._dtype(),
+            self._find_dtype(),
             engine.slots,
             opening,
         )
@@ -596,7 +525,8 @@ def _template(file: str | None) -> str | None:
 
 
 @lru_cache(maxsize=1)
-def _best_device() -> str:
+def best_device() -> str:
+    """A GPU, if there is one."""
     import torch
 
     if torch.cuda.is_available():
@@ -622,13 +552,13 @@ def _fits(checkpoint: _Checkpoint, dtype: Any, device: str) -> bool:
         return True
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(
-            _config(checkpoint), trust_remote_code=checkpoint.trusted
+            _load_config(checkpoint), trust_remote_code=checkpoint.trusted
         )
     needed = sum(parameter.numel() for parameter in empty.parameters()) * dtype.itemsize
     return bool(needed <= _SHARE_FOR_WEIGHTS * torch.cuda.mem_get_info(torch.device(device))[0])
 
 
-def _ends(model: Any) -> set[int]:
+def _find_ends(model: Any) -> set[int]:
     """The tokens that end an answer, as the model's configurations name them."""
     found: set[int | None] = set()
     for config in (getattr(model, "generation_config", None), model.config.get_text_config()):
@@ -638,7 +568,7 @@ def _ends(model: Any) -> set[int]:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def _hide_progress_bars() -> Iterator[None]:
     """Without the library's bars for loading, which would tear our own line apart."""
     from transformers.utils import logging as library_logging
 

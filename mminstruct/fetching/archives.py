@@ -20,36 +20,32 @@ import os
 import re
 import ssl
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, cast
-from urllib.parse import unquote, urlsplit
+from typing import IO, Any
+from urllib.parse import unquote, urljoin, urlsplit
 
 import datasets
+import httpx2
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from mminstruct.errors import DownloadError
+from mminstruct.errors import DownloadError, causes
 from mminstruct.resources import shown
 from mminstruct.sources import Download
+from mminstruct.transport import PASSING_STATUS, Passing, Retries, RetryPolicy, retry_after
 
 logger = logging.getLogger(__name__)
 
-RETRY_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Waits between attempts; one more failure ends the download."""
+RETRY = RetryPolicy(max_retries=5, base_s=1.0, max_pause_s=60.0)
+"""Attempts in a row that get nowhere; one more failure ends the download."""
 
-_log = logging.getLogger(__name__)
-_LONGEST_WAIT_S = 60.0
 _PROGRESS_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 18
+_WEB = ("http", "https")
 # What can go into a header: an ETag in its quotes, or a date.
 _VERSION = re.compile(r'"[\x21\x23-\x7e]*"|[\w ,:+-]+', re.ASCII)
-_RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
 
 
 def fetch(
@@ -77,7 +73,7 @@ def fetch(
         DownloadError: the server doesn't have it, stays unreachable, or sends other bytes; the
             disk is full; or downloads are switched off and the file is not there.
     """
-    if urlsplit(download.url).scheme not in ("http", "https"):
+    if urlsplit(download.url).scheme not in _WEB:
         raise DownloadError(
             f"{download.url}: can't be fetched, got another scheme against http or https "
             "expected. Fetch it by hand."
@@ -90,26 +86,27 @@ def fetch(
             return target
         raise DownloadError(
             f"{download.url}: not fetched, because HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set, "
-            f"and there is no such file{_stated(download)} at {shown(target)}. Unset the variable, "
+            f"and there is no such file{_state(download)} at {shown(target)}. Unset the variable, "
             "or fetch the URL by hand and put it there."
         )
-    try:
-        published = _published(download, target, timeout_s, sleep)
-    except DownloadError:
-        if _is_taken(target, download):
-            return target
-        raise
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target):
-            if not _is_verified(target, published):
-                _fetch_locked(published, target, progress, timeout_s, sleep)
-    except OSError as error:
-        raise DownloadError(
-            f"{shown(target)}: can't be written, got '{error.strerror or error}' against room for "
-            f"{published.size_bytes} bytes expected. Free some space there or choose another cache "
-            "directory, and run again: it continues where it stopped."
-        ) from error
+    with _make_client(download.url, timeout_s) as client:
+        try:
+            known = _ask_facts(client, download, target, sleep)
+        except DownloadError:
+            if _is_taken(target, download):
+                return target
+            raise
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with _lock(target):
+                if not _is_verified(target, known):
+                    _Transfer(client, known, target).run(progress, sleep)
+        except OSError as error:
+            raise DownloadError(
+                f"{shown(target)}: can't be written, got '{error.strerror or error}' against room "
+                f"for {known.size_bytes} bytes expected. Free some space there or choose "
+                "another cache directory, and run again: it continues where it stopped."
+            ) from error
     return target
 
 
@@ -123,7 +120,7 @@ def _target(download: Download, cache_dir: Path) -> Path:
     return cache_dir / folder / _file_name(download.url)
 
 
-def _stated(download: Download) -> str:
+def _state(download: Download) -> str:
     """What the publisher says about the file, for errors."""
     facts = []
     if download.size_bytes is not None:
@@ -133,54 +130,36 @@ def _stated(download: Download) -> str:
     return f" with {' and '.join(facts)}" if facts else ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Published:
-    """A file whose size is known; its MD5 may be neither stated nor sent."""
-
-    url: str
-    size_bytes: int
-    md5: str | None
-
-
-def _published(
-    download: Download, target: Path, timeout_s: float, sleep: Callable[[float], None]
-) -> _Published:
-    """The download with what its publisher leaves out asked from the server."""
+def _ask_facts(
+    client: httpx2.Client, download: Download, target: Path, sleep: Callable[[float], None]
+) -> Download:
+    """The download with what its publisher leaves out, as the server says it."""
     size_bytes, md5 = download.size_bytes, download.md5
     if size_bytes is not None and md5 is not None:
-        return _Published(download.url, size_bytes, md5)
-    request = urllib.request.Request(
-        download.url,
-        method="HEAD",
-        headers={"User-Agent": "mminstruct", "Accept-Encoding": "identity"},
-    )
-    for delay_s in (*RETRY_DELAYS_S, None):
-        try:
-            with _network_errors(download.url, _beside(target, ".part")):
-                response = cast(HTTPResponse, _opener().open(request, timeout=timeout_s))
-        except _Dropped as dropped:
-            if delay_s is None:
-                raise DownloadError(
-                    f"{download.url}: given up after {len(RETRY_DELAYS_S) + 1} attempts (last: "
-                    f"{dropped}). Run again, or fetch it by hand and put it at {shown(target)}."
-                ) from dropped
-            sleep(delay_s)
-        else:
-            break
-    with response:
-        length, hashes = (
-            response.headers.get("Content-Length", ""),
-            response.headers.get_all("x-goog-hash", []),
-        )
+        return download
+
+    def ask() -> httpx2.Headers:
+        with _ask(client, "HEAD", download.url, target, {}) as response:
+            return response.headers
+
+    retries = Retries(RETRY)
+    try:
+        headers = retries.run(ask, download.url, sleep)
+    except Passing as failure:
+        raise DownloadError(
+            f"{download.url}: given up after {retries.failures} attempts (last: {failure}). "
+            f"Run again, or fetch it by hand and put it at {shown(target)}."
+        ) from failure
+    length = headers.get("Content-Length", "")
     if size_bytes is None and not length.isdigit():
         raise DownloadError(
             f"{download.url}: the server states no size, got Content-Length {length!r}. Fetch it "
             f"by hand and put it at {shown(target)}."
         )
-    found = re.search(r"md5=([A-Za-z0-9+/]{22}==)", ",".join(hashes))
+    found = re.search(r"md5=([A-Za-z0-9+/]{22}==)", headers.get("x-goog-hash", ""))
     if md5 is None and found:
         md5 = base64.b64decode(found[1]).hex()
-    return _Published(download.url, int(length) if size_bytes is None else size_bytes, md5)
+    return Download(download.url, int(length) if size_bytes is None else size_bytes, md5)
 
 
 def _file_name(url: str) -> str:
@@ -192,7 +171,7 @@ def _beside(target: Path, suffix: str) -> Path:
     return target.with_name(target.name + suffix)
 
 
-def _is_verified(target: Path, download: Download | _Published) -> bool:
+def _is_verified(target: Path, download: Download) -> bool:
     """Whether the whole file is there; its bytes are read only the first time."""
     size = target.stat().st_size if target.is_file() else 0
     if not size or download.size_bytes not in (None, size):
@@ -229,7 +208,7 @@ def _md5(path: Path) -> str:
 
 
 @contextmanager
-def _locked(target: Path) -> Iterator[None]:
+def _lock(target: Path) -> Iterator[None]:
     lock = FileLock(_beside(target, ".lock"))
     try:
         lock.acquire(timeout=0)
@@ -242,164 +221,155 @@ def _locked(target: Path) -> Iterator[None]:
         lock.release()
 
 
-class _Dropped(Exception):
-    """An attempt that ended early and is worth another."""
+class _Transfer:
+    """A file on its way to its place, continued where an earlier connection or run ended.
 
-    def __init__(self, cause: str, retry_after_s: float | None = None) -> None:
-        super().__init__(cause)
-        self.retry_after_s = retry_after_s
-
-
-def _fetch_locked(
-    download: _Published,
-    target: Path,
-    progress: bool,
-    timeout_s: float,
-    sleep: Callable[[float], None],
-) -> None:
-    part = _beside(target, ".part")
-    part.touch()
-    if part.stat().st_size > download.size_bytes or not _may_continue(download, part):
-        if size := part.stat().st_size:
-            _log.info(
-                f"{target.name}: started anew, as nobody can tell whether the {size:,} bytes that "
-                "are there are of the same version"
-            )
-        os.truncate(part, 0)
-    with tqdm(
-        desc=target.name,
-        total=download.size_bytes,
-        unit="B",
-        unit_scale=True,
-        unit_divisor=1024,
-        disable=not progress,
-    ) as bar:
-        _receive_all(download, part, bar, timeout_s, sleep)
-    with part.open("rb+") as file:
-        os.fsync(file.fileno())
-    if (got := _md5(part)) != (download.md5 or got):
-        raise _wrong_bytes(download, part, f"MD5 {got}", f"MD5 {download.md5}")
-    part.replace(target)
-    _version_file(part).unlink(missing_ok=True)
-    _beside(target, ".md5").write_text(_md5_line(target, got), encoding="utf-8")
-
-
-def _receive_all(
-    download: _Published,
-    part: Path,
-    bar: Any,
-    timeout_s: float,
-    sleep: Callable[[float], None],
-) -> None:
-    """Connects until the part has its full size, each time where the last connection ended."""
-    failures, most_bytes = 0, part.stat().st_size
-    while part.stat().st_size < download.size_bytes:
-        try:
-            _receive(download, part, bar, timeout_s)
-        except _Dropped as dropped:
-            # A long file over a bad line is fine as long as every few attempts get somewhere.
-            size = part.stat().st_size
-            failures = 0 if size >= most_bytes + _PROGRESS_BYTES else failures + 1
-            most_bytes = max(most_bytes, size)
-            if failures > len(RETRY_DELAYS_S):
-                raise DownloadError(
-                    f"{download.url}: given up after {failures} attempts, got {size} bytes "
-                    f"(last: {dropped}) against {download.size_bytes} expected. "
-                    "Run again to continue where it stopped, or fetch it by hand and put it at "
-                    f"{shown(part.with_suffix(''))}."
-                ) from dropped
-            delay_s = RETRY_DELAYS_S[max(failures - 1, 0)]
-            if dropped.retry_after_s is not None:
-                delay_s = min(max(dropped.retry_after_s, delay_s), _LONGEST_WAIT_S)
-            logger.info("%s: %s; next attempt in %.0f s", download.url, dropped, delay_s)
-            sleep(delay_s)
-
-
-def _receive(download: _Published, part: Path, bar: Any, timeout_s: float) -> None:
-    """One connection; what arrives is appended to the part.
-
-    Raises:
-        _Dropped: it ended before the part was complete.
+    Args:
+        client: asks the server.
+        download: whose size is known; its MD5 may be neither stated nor sent.
+        target: where the file goes.
     """
-    had, version = part.stat().st_size, _kept_version(part)
-    headers = {"User-Agent": "mminstruct", "Accept-Encoding": "identity"}
-    if had:
-        headers["Range"] = f"bytes={had}-"
-        if version is not None:
+
+    def __init__(self, client: httpx2.Client, download: Download, target: Path) -> None:
+        assert download.size_bytes is not None
+        self._client = client
+        self._url, self._md5 = download.url, download.md5
+        self._size_bytes = download.size_bytes
+        self._target = target
+        self._part = _beside(target, ".part")
+        self._version_file = _beside(target, ".version")
+
+    def run(self, progress: bool, sleep: Callable[[float], None]) -> None:
+        """Receive what is missing and verify the whole; a lock keeps other processes out.
+
+        Raises:
+            DownloadError: the server doesn't have it, stays unreachable, or sends other bytes.
+        """
+        self._part.touch()
+        # Whether it would be noticed that the server's file is no longer the one the part is of.
+        may_continue = self._md5 is not None or self._read_kept_version() is not None
+        if (had := self._had()) > self._size_bytes or not may_continue:
+            if had:
+                logger.info(
+                    f"{self._target.name}: started anew, as nobody can tell whether the {had:,} "
+                    "bytes that are there are of the same version"
+                )
+            os.truncate(self._part, 0)
+        with tqdm(
+            desc=self._target.name,
+            total=self._size_bytes,
+            unit="B",
+            unit_scale=True,
+            unit_divisor=1024,
+            disable=not progress,
+        ) as bar:
+            self._receive_all(bar, sleep)
+        with self._part.open("rb+") as file:
+            os.fsync(file.fileno())
+        if (got := _md5(self._part)) != (self._md5 or got):
+            raise self._refuse_bytes(f"MD5 {got}", f"MD5 {self._md5}")
+        self._part.replace(self._target)
+        self._version_file.unlink(missing_ok=True)
+        _beside(self._target, ".md5").write_text(_md5_line(self._target, got), encoding="utf-8")
+
+    def _had(self) -> int:
+        """Bytes that are there already."""
+        return self._part.stat().st_size
+
+    def _receive_all(self, bar: Any, sleep: Callable[[float], None]) -> None:
+        """Connect until the part has its full size, each time where the last connection ended."""
+        retries, most_bytes = Retries(RETRY), self._had()
+
+        def receive() -> None:
+            nonlocal most_bytes
+            try:
+                if self._had() < self._size_bytes:
+                    self._receive(bar)
+            except Passing:
+                # A long file over a bad line is fine as long as every few attempts get somewhere.
+                if self._had() >= most_bytes + _PROGRESS_BYTES:
+                    retries.failures = 0
+                most_bytes = max(most_bytes, self._had())
+                raise
+
+        try:
+            retries.run(receive, self._url, sleep)
+        except Passing as failure:
+            raise DownloadError(
+                f"{self._url}: given up after {retries.failures} attempts, got {self._had()} bytes "
+                f"(last: {failure}) against {self._size_bytes} expected. Run again to continue "
+                f"where it stopped, or fetch it by hand and put it at {shown(self._target)}."
+            ) from failure
+
+    def _receive(self, bar: Any) -> None:
+        """One connection; what arrives is appended to the part.
+
+        Raises:
+            Passing: it ended before the part was complete.
+        """
+        had, version = self._had(), self._read_kept_version()
+        headers = {"Range": f"bytes={had}-"} if had else {}
+        if had and version is not None:
             headers["If-Range"] = version
-    request = urllib.request.Request(download.url, headers=headers)
-    with _network_errors(download.url, part, continues=had > 0):
-        response = cast(HTTPResponse, _opener().open(request, timeout=timeout_s))
-    with response:
-        size = _first_byte(response, download, part, had, version)
-        bar.n = size
-        bar.refresh()
-        with part.open("ab" if size else "wb", buffering=0) as file:
-            if not size:
-                _version_file(part).write_text(_version(response), encoding="utf-8")
-            while size < download.size_bytes:
-                with _network_errors(download.url, part):
-                    # Not read(): it would lose what arrived before a reset.
-                    chunk = response.read1(_CHUNK_BYTES)
-                if not chunk:
-                    raise _Dropped(f"connection closed after {size} bytes")
-                _write(file, chunk[: download.size_bytes - size])
-                size += len(chunk)
-                bar.update(len(chunk))
-    if size > download.size_bytes:
-        raise _wrong_bytes(
-            download, part, f"more than {download.size_bytes} bytes", "exactly as many"
+        with _ask(self._client, "GET", self._url, self._target, headers) as response:
+            bar.n = size = self._first_byte(response, had, version)
+            bar.refresh()
+            with self._part.open("ab" if size else "wb", buffering=0) as file:
+                if not size:
+                    self._version_file.write_text(_read_version(response), encoding="utf-8")
+                chunks = response.iter_raw()
+                while size < self._size_bytes:
+                    if not (chunk := next(chunks, b"")):
+                        raise Passing(f"connection closed after {size} bytes")
+                    _write(file, chunk[: self._size_bytes - size])
+                    size += len(chunk)
+                    bar.update(len(chunk))
+        if size > self._size_bytes:
+            raise self._refuse_bytes(f"more than {self._size_bytes} bytes", "exactly as many")
+
+    def _first_byte(self, response: httpx2.Response, had: int, version: str | None) -> int:
+        """Where in the file the answer starts: ``had``, or 0 where the server starts over."""
+        first, total = 0, response.headers.get("Content-Length", "")
+        if response.status_code == 206:
+            given = response.headers.get("Content-Range", "")
+            content_range = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", given)
+            if content_range is None or int(content_range[1]) != had:
+                os.truncate(self._part, 0)
+                raise Passing("the server answered with another range than asked for")
+            sent = {response.headers.get(name) for name in ("ETag", "Last-Modified")} - {None}
+            if version is not None and sent and version not in sent:
+                os.truncate(self._part, 0)
+                raise Passing("the file on the server has changed")
+            first, total = had, content_range[2]
+        if total.isdigit() and int(total) != self._size_bytes:
+            raise self._refuse_bytes(f"{total} bytes", f"{self._size_bytes} bytes")
+        return first
+
+    def _read_kept_version(self) -> str | None:
+        """The version that the part is of, or None if nobody knows."""
+        try:
+            text = self._version_file.read_text(encoding="utf-8")
+        except (FileNotFoundError, UnicodeDecodeError):
+            return None
+        return text if _VERSION.fullmatch(text) else None
+
+    def _refuse_bytes(self, got: str, expected: str) -> DownloadError:
+        self._part.unlink(missing_ok=True)
+        self._version_file.unlink(missing_ok=True)
+        return DownloadError(
+            f"{self._url}: other bytes than published, got {got} against {expected} expected. The "
+            "incomplete file was removed; run again, and if it stays so, the publisher has changed "
+            "the file or a proxy answers in its place."
         )
 
 
-def _version_file(part: Path) -> Path:
-    return part.with_suffix(".version")
-
-
-def _version(response: HTTPResponse) -> str:
+def _read_version(response: httpx2.Response) -> str:
     """The ETag or else the date of what is sent; empty if there is neither.
 
     An ETag that starts with W/ is of no use: the bytes may differ under it.
     """
     etag = response.headers.get("ETag", "")
     return etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
-
-
-def _kept_version(part: Path) -> str | None:
-    """The version that a part is of, or None if nobody knows."""
-    try:
-        text = _version_file(part).read_text(encoding="utf-8")
-    except (FileNotFoundError, UnicodeDecodeError):
-        return None
-    return text if _VERSION.fullmatch(text) else None
-
-
-def _may_continue(download: _Published, part: Path) -> bool:
-    """Whether it would be noticed if the server's file is no longer the one the part is of."""
-    return download.md5 is not None or _kept_version(part) is not None
-
-
-def _first_byte(
-    response: HTTPResponse, download: _Published, part: Path, had: int, version: str | None
-) -> int:
-    """Where in the file the answer starts: ``had``, or 0 where the server starts over."""
-    length = response.headers.get("Content-Length", "")
-    first, total = 0, length
-    if response.status == 206:
-        content_range = re.fullmatch(
-            r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "")
-        )
-        if content_range is None or int(content_range[1]) != had:
-            os.truncate(part, 0)
-            raise _Dropped("the server answered with another range than asked for")
-        sent = {response.headers.get(name) for name in ("ETag", "Last-Modified")} - {None}
-        if version is not None and sent and version not in sent:
-            os.truncate(part, 0)
-            raise _Dropped("the file on the server has changed")
-        first, total = had, content_range[2]
-    if total.isdigit() and int(total) != download.size_bytes:
-        raise _wrong_bytes(download, part, f"{total} bytes", f"{download.size_bytes} bytes")
-    return first
 
 
 def _write(file: IO[bytes], chunk: bytes) -> None:
@@ -409,56 +379,60 @@ def _write(file: IO[bytes], chunk: bytes) -> None:
         rest = rest[file.write(rest) :]
 
 
-@contextmanager
-def _network_errors(url: str, part: Path, *, continues: bool = False) -> Iterator[None]:
-    try:
-        yield
-    except urllib.error.HTTPError as error:
-        with error:
-            status, retry_after = error.code, error.headers.get("Retry-After", "")
-        if status == 416 and continues:
-            os.truncate(part, 0)
-            raise _Dropped("HTTP 416: the file on the server is shorter") from error
-        if status in _RETRIED_STATUS:
-            wait_s = float(retry_after) if retry_after.isdigit() else None
-            raise _Dropped(f"HTTP {status}", wait_s) from error
-        raise DownloadError(
-            f"{url}: not served, got HTTP {status} ({error.reason}) against 200 expected. "
-            "Check the address in a browser, or get the file elsewhere and put it at "
-            f"{shown(part.with_suffix(''))}."
-        ) from error
-    except (OSError, HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        if isinstance(reason, ssl.SSLCertVerificationError):
-            raise DownloadError(
-                f"{url}: the server's certificate is not trusted, got "
-                f"'{reason.verify_message}' against a valid one expected. "
-                "Check the machine's clock and its CA certificates."
-            ) from error
-        raise _Dropped(str(reason) or type(reason).__name__) from error
-
-
-def _opener() -> urllib.request.OpenerDirector:
+def _make_client(url: str, timeout_s: float) -> httpx2.Client:
     """Speaks http and https, through the usual proxies; a redirect can't lead to another scheme."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.UnknownHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPRedirectHandler(),
-        urllib.request.HTTPErrorProcessor(),
-    ):
-        opener.add_handler(handler)
-    return opener
+    try:
+        return httpx2.Client(
+            headers={"User-Agent": "mminstruct", "Accept-Encoding": "identity"},
+            timeout=timeout_s,
+            follow_redirects=True,
+            event_hooks={"response": [_check_status]},
+        )
+    except (ImportError, ValueError) as error:
+        raise DownloadError(
+            f"{url}: can't be fetched through the proxy in the environment ({error}). Give one "
+            "that speaks HTTP, or fetch it by hand."
+        ) from error
 
 
-def _wrong_bytes(download: _Published, part: Path, got: str, expected: str) -> DownloadError:
-    part.unlink(missing_ok=True)
-    _version_file(part).unlink(missing_ok=True)
-    return DownloadError(
-        f"{download.url}: other bytes than published, got {got} against {expected} expected. "
-        "The incomplete file was removed; run again, and if it stays so, the publisher has "
-        "changed the file or a proxy answers in its place."
-    )
+def _check_status(response: httpx2.Response) -> None:
+    """Raise HTTPStatusError for errors, and for redirects that lead out of the web."""
+    led = urlsplit(urljoin(str(response.url), response.headers.get("Location", "")))
+    if not (response.has_redirect_location and led.scheme in _WEB):
+        response.raise_for_status()
+
+
+@contextmanager
+def _ask(
+    client: httpx2.Client, method: str, url: str, target: Path, headers: dict[str, str]
+) -> Iterator[httpx2.Response]:
+    """A server's answer, whose body is yet to be read.
+
+    Raises:
+        Passing: it failed, now or while it is read, and is worth another attempt.
+        DownloadError: the server doesn't have the file or isn't trusted.
+    """
+    try:
+        with client.stream(method, url, headers=headers) as response:
+            yield response
+    except httpx2.HTTPStatusError as error:
+        status = error.response.status_code
+        if status == 416 and "Range" in headers:
+            os.truncate(_beside(target, ".part"), 0)
+            raise Passing("HTTP 416: the file on the server is shorter") from error
+        if status in PASSING_STATUS:
+            raise Passing(f"HTTP {status}", retry_after(error.response.headers)) from error
+        raise DownloadError(
+            f"{url}: not served, got HTTP {status} ({error.response.reason_phrase}) against 200 "
+            "expected. Check the address in a browser, or get the file elsewhere and put it at "
+            f"{shown(target)}."
+        ) from error
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        for cause in causes(error):
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                raise DownloadError(
+                    f"{url}: the server's certificate is not trusted, got "
+                    f"'{cause.verify_message}' against a valid one expected. "
+                    "Check the machine's clock and its CA certificates."
+                ) from error
+        raise Passing(str(error) or type(error).__name__) from error

@@ -31,16 +31,13 @@ import aiohttp
 import httpx2
 from PIL import Image, ImageOps
 
-from mminstruct.backends._refusals import retry_after
 from mminstruct.errors import RunStopped, UsageError
-from mminstruct.transport import RetryPolicy
+from mminstruct.transport import PASSING_STATUS, Passing, Retries, RetryPolicy, retry_after
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 """What an image may be, as Pillow names it."""
 
 _OPENED = (*FORMATS, "BMP", "GIF", "TIFF")
-_RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
-_LONGEST_WAIT_S = 120.0
 _GIVE_UP_AFTER = 20
 # Each may have a third of a gigabyte in pixels.
 _DECODED_AT_ONCE = 4
@@ -83,7 +80,7 @@ class Fetching:
     max_bytes: int = 64 * 2**20
     max_size: int | None = None
     private_addresses: bool = False
-    retry: RetryPolicy = RetryPolicy(max_retries=5, base_s=1.0)
+    retry: RetryPolicy = RetryPolicy(max_retries=5, base_s=1.0, max_pause_s=120.0)
 
     def __post_init__(self) -> None:
         for name in ("max_concurrency", "timeout_s", "max_bytes", "max_size"):
@@ -115,14 +112,6 @@ class _Lost(Exception):
 
 class _Private(OSError):
     """An address that isn't of the public internet."""
-
-
-class _Again(_Lost):
-    """The same for now: worth another attempt."""
-
-    def __init__(self, reason: str, retry_after_s: float | None = None) -> None:
-        super().__init__(reason)
-        self.retry_after_s = retry_after_s
 
 
 def fetch(
@@ -214,7 +203,7 @@ def flaw(path: Path) -> str | None:
         with Image.open(path, formats=_OPENED) as image:
             form = image.format
             image.verify()
-        if form == "PNG" or (form == "JPEG" and _end(path) == b"\xff\xd9"):
+        if form == "PNG" or (form == "JPEG" and _read_end(path) == b"\xff\xd9"):
             return None
         with Image.open(path, formats=_OPENED) as image:
             image.load()
@@ -225,7 +214,7 @@ def flaw(path: Path) -> str | None:
     return None
 
 
-def _end(path: Path) -> bytes:
+def _read_end(path: Path) -> bytes:
     """The last two bytes of a file."""
     with path.open("rb") as file:
         file.seek(-2, os.SEEK_END)
@@ -252,7 +241,7 @@ async def _fetch_all(
                 continue
             lost = await _fetch_one(client, threads, image, folder, fetching)
             done(image.file, None if lost is None else str(lost))
-            unreachable = unreachable + 1 if isinstance(lost, _Again) else 0
+            unreachable = unreachable + 1 if isinstance(lost, Passing) else 0
             if unreachable >= _GIVE_UP_AFTER:
                 raise RunStopped(
                     f"images: {unreachable} in a row could not be fetched (last: {image.url}: "
@@ -264,7 +253,7 @@ async def _fetch_all(
             connector=aiohttp.TCPConnector(
                 limit=fetching.max_concurrency,
                 ssl=httpx2.create_ssl_context(),
-                socket_factory=_public_socket if is_guarded else None,
+                socket_factory=_make_public_socket if is_guarded else None,
             ),
             timeout=aiohttp.ClientTimeout(total=None),  # one attempt has a time, see below
             headers=headers,
@@ -285,29 +274,30 @@ async def _fetch_one(
     wanted: Wanted,
     folder: Path,
     fetching: Fetching,
-) -> _Lost | None:
+) -> _Lost | Passing | None:
     """None if the image is in the folder now, else why not."""
-    retries, rng = 0, random.Random()
+    retries = Retries(fetching.retry, random.Random())
     while True:
         try:
-            body = await asyncio.wait_for(_body(client, wanted.url, fetching), fetching.timeout_s)
+            body = await asyncio.wait_for(
+                _read_body(client, wanted.url, fetching), fetching.timeout_s
+            )
             image = await asyncio.get_running_loop().run_in_executor(
                 threads, checked, body, fetching.max_size, wanted.rotation_deg
             )
-        except asyncio.TimeoutError:  # noqa: UP041 (another class before Python 3.11)
-            lost: _Lost = _Again(f"not there after {fetching.timeout_s:g} s")
-        except _Lost as error:
-            lost = error
-        else:
             return _keep(folder / wanted.file, image)
-        if not isinstance(lost, _Again) or retries == fetching.retry.max_retries:
+        except _Lost as lost:
             return lost
-        wait_s = fetching.retry.wait_s(retries, lost.retry_after_s, rng)
-        await asyncio.sleep(min(wait_s, _LONGEST_WAIT_S))
-        retries += 1
+        except asyncio.TimeoutError:  # noqa: UP041 (another class before Python 3.11)
+            failure = Passing(f"not there after {fetching.timeout_s:g} s")
+        except Passing as error:
+            failure = error
+        if (wait_s := retries.wait_s(failure)) is None:
+            return failure
+        await asyncio.sleep(wait_s)
 
 
-def _public_socket(info: tuple[Any, ...]) -> socket.socket:
+def _make_public_socket(info: tuple[Any, ...]) -> socket.socket:
     """A socket for what an address stands for in the end.
 
     Raises:
@@ -324,13 +314,13 @@ def _public_socket(info: tuple[Any, ...]) -> socket.socket:
     return socket.socket(family, kind, protocol)
 
 
-async def _body(client: aiohttp.ClientSession, url: str, fetching: Fetching) -> bytes:
+async def _read_body(client: aiohttp.ClientSession, url: str, fetching: Fetching) -> bytes:
     try:
         if not re.match("https?://", url, re.IGNORECASE):
             raise _Lost("no http or https address")
         async with client.get(url) as response:
-            if response.status in _RETRIED_STATUS:
-                raise _Again(f"HTTP {response.status}", retry_after(response.headers))
+            if response.status in PASSING_STATUS:
+                raise Passing(f"HTTP {response.status}", retry_after(response.headers))
             if response.status != 200:
                 raise _Lost(f"HTTP {response.status}")
             body = bytearray()
@@ -346,9 +336,9 @@ async def _body(client: aiohttp.ClientSession, url: str, fetching: Fetching) -> 
     except aiohttp.ClientConnectorError as error:
         if isinstance(error.os_error, _Private):
             raise _Lost(str(error.os_error)) from error
-        raise _Again(str(error)) from error
+        raise Passing(str(error)) from error
     except aiohttp.ClientError as error:
-        raise _Again(str(error) or type(error).__name__) from error
+        raise Passing(str(error) or type(error).__name__) from error
 
 
 def _keep(path: Path, image: bytes) -> _Lost | None:

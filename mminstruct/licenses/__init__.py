@@ -68,7 +68,7 @@ def annotation_parts(registry: Registry, *, source: str, title: str, license: st
         license: SPDX identifier, as the source names it.
     """
     what = f"annotations of {title}"
-    named = _work(registry, "annotations", what, license)
+    named = _look_up(registry, "annotations", what, license)
     work = registry.annotation(source)
     if work is None:
         return [named]
@@ -82,15 +82,15 @@ def annotation_parts(registry: Registry, *, source: str, title: str, license: st
 
 def prompt_part(registry: Registry, *, name: str, license: str) -> Part:
     """Prompts and few-shot examples under the licence that their config names."""
-    return _work(registry, "prompts", f"prompts and examples of {name!r}", license)
+    return _look_up(registry, "prompts", f"prompts and examples of {name!r}", license)
 
 
 def image_part(registry: Registry, *, license: str | None) -> Part:
     """Shipped images under one licence, as rows name it; None is unknown."""
-    return _work(registry, "images", f"images under {license or 'unknown licences'}", license)
+    return _look_up(registry, "images", f"images under {license or 'unknown licences'}", license)
 
 
-def _work(registry: Registry, role: Role, what: str, license: str | None) -> Part:
+def _look_up(registry: Registry, role: Role, what: str, license: str | None) -> Part:
     entry = registry.license(license)
     if entry is None:
         note = f"; no licence is registered as {license!r}" if license else ""

@@ -77,7 +77,7 @@ class Part:
         if self.by is None:
             said = "the terms are not known here"
         elif isinstance(self.by, License):
-            said = f"{self.by.title}, {_license_says(self.by)}"
+            said = f"{self.by.title}, {_summarize(self.by)}"
         else:
             said = f"{self.by.title}, {_SAYS[self.by.output_training]}"
         if self.by is not None:
@@ -126,16 +126,9 @@ class Verdict:
 
     def as_json(self) -> dict[str, Any]:
         """Plain data: the Hub's fields (None where there is none), then what follows from them."""
-        return {
-            "license": self.license,
-            "license_name": self.license_name,
-            "license_link": self.license_link,
-            "commercial": self.commercial,
-            "output_training": self.output_training,
-            "redistribution": self.redistribution,
-            "obligations": [o.model_dump() for o in self.obligations],
-            "reasons": list(self.reasons),
-        }
+        fields = {name: getattr(self, name) for name in self.__slots__ if name != "parts"}
+        obligations = [duty.model_dump() for duty in self.obligations]
+        return {**fields, "obligations": obligations, "reasons": list(self.reasons)}
 
     @property
     def name(self) -> str:
@@ -157,13 +150,13 @@ def compose(registry: Registry, parts: Iterable[Part]) -> Verdict:
     if not any(part.role == "annotations" for part in ordered):
         raise ValueError("rows are made from annotations, and none are among the parts")
     commercial = together(*(part.commercial for part in ordered))
-    license, name, link = _hub_license(registry, ordered)
+    license, name, link = _choose_hub_license(registry, ordered)
     return Verdict(
         license=license,
         license_name=name,
         license_link=link,
         commercial=commercial,
-        output_training=_strictest(ordered),
+        output_training=_find_strictest(ordered),
         redistribution=all(
             part.by.redistribution and part.by.derivatives is not False
             for part in ordered
@@ -172,12 +165,14 @@ def compose(registry: Registry, parts: Iterable[Part]) -> Verdict:
         obligations=tuple(
             dict.fromkeys(duty for part in ordered if part.by for duty in part.by.obligations)
         ),
-        reasons=(*(part.reason for part in ordered), _conclusion(ordered, commercial)),
+        reasons=(*(part.reason for part in ordered), _conclude(ordered, commercial)),
         parts=ordered,
     )
 
 
-def _hub_license(registry: Registry, parts: tuple[Part, ...]) -> tuple[str, str | None, str | None]:
+def _choose_hub_license(
+    registry: Registry, parts: tuple[Part, ...]
+) -> tuple[str, str | None, str | None]:
     """Hub id, name and link.
 
     Raises:
@@ -185,28 +180,32 @@ def _hub_license(registry: Registry, parts: tuple[Part, ...]) -> tuple[str, str 
     """
     works = {p.by.id: p.by for p in parts if isinstance(p.by, License)}
     texts = {p.by.id: p.by for p in parts if isinstance(p.by, License) and p.role != "images"}
-    if not _covering(registry, texts) and any(text.share_alike for text in texts.values()):
+    if not _find_covering(registry, texts) and any(text.share_alike for text in texts.values()):
         raise UsageError(
             f"licences: {' and '.join(sorted(t.title for t in texts.values()))} exclude each "
             "other, as one of them asks that all text be under itself; leave a source out"
         )
     if any(part.by is None or _is_unknown(part.by) for part in parts):
         return "unknown", None, None
-    binding = {p.by.id: p.by for p in parts if isinstance(p.by, Terms) and not _is_free(p.by)}
-    covering = _covering(registry, works)
+    binding = {
+        p.by.id: p.by
+        for p in parts
+        if isinstance(p.by, Terms) and p.by.output_training != "allowed"
+    }
+    covering = _find_covering(registry, works)
     if covering and not binding:
-        return _alone(covering[0])
+        return _name_alone(covering[0])
     if covering:
         works = {covering[0].id: covering[0]}
-    together = [*sorted(_not_covered(registry, works)), *sorted(binding)]
+    together = [*sorted(_drop_covered(registry, works)), *sorted(binding)]
     return "other", "-and-".join(dict.fromkeys(together)), "LICENSE"
 
 
-def _alone(entry: License) -> tuple[str, str | None, str | None]:
+def _name_alone(entry: License) -> tuple[str, str | None, str | None]:
     return ("other", entry.id, entry.url) if entry.hub == "other" else (entry.hub, None, None)
 
 
-def _covering(registry: Registry, needed: Iterable[str]) -> list[License]:
+def _find_covering(registry: Registry, needed: Iterable[str]) -> list[License]:
     """The licences under which text under all of these may be released; the freest first."""
     found = [name for name, covered in registry.covered.items() if covered.issuperset(needed)]
     # Whatever covers a licence covers what that covers: the freest is covered by most.
@@ -214,22 +213,18 @@ def _covering(registry: Registry, needed: Iterable[str]) -> list[License]:
     return [registry.licenses[name] for name in found]
 
 
-def _not_covered(registry: Registry, names: Iterable[str]) -> list[str]:
+def _drop_covered(registry: Registry, names: Iterable[str]) -> list[str]:
     """Those that none of the others covers."""
     names = set(names)
     return [n for n in names if not any(n in registry.covered[other] for other in names - {n})]
 
 
-def _strictest(parts: tuple[Part, ...]) -> OutputTraining:
+def _find_strictest(parts: tuple[Part, ...]) -> OutputTraining:
     says: list[OutputTraining] = ["allowed"]
     for part in parts:
         if part.role in ("model", "service"):
             says.append(part.by.output_training if isinstance(part.by, Terms) else "unknown")
     return max(says, key=_STRICTNESS.index)
-
-
-def _is_free(by: Terms) -> bool:
-    return by.output_training == "allowed"
 
 
 def _is_unknown(by: License | Terms) -> bool:
@@ -241,10 +236,10 @@ def _is_unknown(by: License | Terms) -> bool:
 def why_not(registry: Registry, name: str | None) -> str:
     """Why something under a licence, as rows name it, may not be used commercially, in words."""
     entry = registry.license(name)
-    return _license_says(entry) if entry else "terms that are not known here"
+    return _summarize(entry) if entry else "terms that are not known here"
 
 
-def _license_says(by: License) -> str:
+def _summarize(by: License) -> str:
     against = [
         word
         for answer, word in (
@@ -259,7 +254,7 @@ def _license_says(by: License) -> str:
     return "free for commercial use" if usable(by) else "with terms that are not known here"
 
 
-def _conclusion(parts: tuple[Part, ...], commercial: bool | None) -> str:
+def _conclude(parts: tuple[Part, ...], commercial: bool | None) -> str:
     what = "text and images" if any(part.role == "images" for part in parts) else "the text"
     if commercial:
         return f"so {what} may train any model commercially, obligations aside"

@@ -73,12 +73,12 @@ def declared(path: Path) -> Declared:
             card = path / "README.md"
             if not card.is_file():
                 return Declared(f"{path.name}/ (without a README.md)")
-            return _from_card(card.read_text(encoding="utf-8"), f"{path.name}/README.md")
+            return _read_card(card.read_text(encoding="utf-8"), f"{path.name}/README.md")
         with path.open("rb") as file:
             if file.read(len(_MAGIC)) != _MAGIC:
                 return Declared(path.name)
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                return _from_gguf(dict(gguf_metadata(content, path.name)), path.name)
+                return _read_gguf(dict(gguf_metadata(content, path.name)), path.name)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"model {path.name!r}: can't be read: {error}") from error
 
@@ -91,25 +91,21 @@ def gguf_metadata(content: bytes | mmap.mmap, name: str) -> Iterator[tuple[str, 
     """
     at = 0
 
-    def take(layout: str) -> int | float:
+    def skip(size: float) -> int:
+        """Where what is skipped begins."""
         nonlocal at
-        size = struct.calcsize(f"<{layout}")
         if at + size > len(content):
             raise UsageError(f"model {name!r}: the GGUF header is cut off after {at} bytes")
-        (value,) = struct.unpack_from(f"<{layout}", content, at)
-        at += size
-        number: int | float = value
+        start, at = at, at + int(size)
+        return start
+
+    def take(layout: str) -> int | float:
+        size = struct.calcsize(f"<{layout}")
+        number: int | float = struct.unpack_from(f"<{layout}", content, skip(size))[0]
         return number
 
-    def skip(size: float) -> None:
-        nonlocal at
-        if at + size > len(content):
-            raise UsageError(f"model {name!r}: the GGUF header is cut off after {at} bytes")
-        at += int(size)
-
     def text() -> str:
-        start = at + 8
-        skip(take("Q"))
+        start = skip(take("Q"))
         return bytes(content[start:at]).decode("utf-8", errors="replace")
 
     def value(kind: float) -> Any:
@@ -144,10 +140,10 @@ def gguf_metadata(content: bytes | mmap.mmap, name: str) -> Iterator[tuple[str, 
         yield key, value(take("I"))
 
 
-def _from_gguf(metadata: Mapping[str, Any], where: str) -> Declared:
+def _read_gguf(metadata: Mapping[str, Any], where: str) -> Declared:
     def words(*keys: str) -> list[str]:
         values = (metadata.get(f"general.{key}") for key in keys)
-        return [_plain(value) for value in values if isinstance(value, str) and value.strip()]
+        return [_clean(value) for value in values if isinstance(value, str) and value.strip()]
 
     names = words("license")
     if names and names[0].lower() == "other":
@@ -172,7 +168,7 @@ def _from_gguf(metadata: Mapping[str, Any], where: str) -> Declared:
     return Declared(where, own, tuple(names), tuple(dict.fromkeys(parents)), tuple(unnamed))
 
 
-def _from_card(text: str, where: str) -> Declared:
+def _read_card(text: str, where: str) -> Declared:
     front = _FRONT_MATTER.match(text)
     try:
         data = strict_yaml.load(front[1]) if front else {}
@@ -180,10 +176,10 @@ def _from_card(text: str, where: str) -> Declared:
         raise UsageError(f"{where}: its front matter is not readable as YAML: {error}") from error
     if not isinstance(data, dict):
         raise UsageError(f"{where}: expected a mapping as front matter, got {type(data).__name__}")
-    names = _listed(data.get("license"))
+    names = _list_words(data.get("license"))
     if [name.lower() for name in names] == ["other"]:
-        names = _listed(data.get("license_name")) or names
-    bases = _listed(data.get("base_model"))
+        names = _list_words(data.get("license_name")) or names
+    bases = _list_words(data.get("base_model"))
     exact = {base: _repo_id(base) for base in bases}
     return Declared(
         where,
@@ -193,12 +189,12 @@ def _from_card(text: str, where: str) -> Declared:
     )
 
 
-def _listed(value: Any) -> list[str]:
+def _list_words(value: Any) -> list[str]:
     values = value if isinstance(value, list) else [value]
-    return [_plain(str(item)) for item in values if item not in (None, "")]
+    return [_clean(str(item)) for item in values if item not in (None, "")]
 
 
-def _plain(text: str) -> str:
+def _clean(text: str) -> str:
     """One short line of printable characters: it comes from a stranger's file."""
     shown = "".join(c if c.isprintable() else " " for c in text)
     return " ".join(shown.split())[:_LONGEST_SHOWN]
@@ -231,7 +227,7 @@ def model_parts(
         endpoints: URLs of the APIs that serve it; none if it runs in this process.
         given: the id is the user's word, which stands above what the files say.
     """
-    services, note = _services(registry, endpoints)
+    services, note = _find_services(registry, endpoints)
     if services and all(own_models for own_models, _ in services) and not note:
         return tuple(part for _, part in services)
     parts = [part for _, part in services]
@@ -243,9 +239,9 @@ def model_parts(
     if repo_id is None and files is None:
         parts.append(Part("model", f"model {name}", None, note))
     if repo_id is not None:
-        parts += _registered(registry, repo_id, note, "")
+        parts += _trace_registered(registry, repo_id, note, "")
     if files is not None:
-        parts += _declared(registry, name, files, note)
+        parts += _trace_declared(registry, name, files, note)
     return tuple(parts)
 
 
@@ -262,7 +258,9 @@ def named_model(registry: Registry, model: str, model_id: str | None = None) -> 
     return model_parts(registry, name=name, repo_id=repo_id, files=files, given=bool(model_id))
 
 
-def _services(registry: Registry, endpoints: Iterable[str]) -> tuple[list[tuple[bool, Part]], str]:
+def _find_services(
+    registry: Registry, endpoints: Iterable[str]
+) -> tuple[list[tuple[bool, Part]], str]:
     """The services behind some URLs with their terms, and a word on servers of one's own.
 
     With each goes whether its models are its own, so that its terms are all there is to know.
@@ -286,7 +284,7 @@ def _services(registry: Registry, endpoints: Iterable[str]) -> tuple[list[tuple[
     return services, note
 
 
-def _registered(registry: Registry, repo_id: str, note: str, relation: str) -> Iterator[Part]:
+def _trace_registered(registry: Registry, repo_id: str, note: str, relation: str) -> Iterator[Part]:
     """The model's terms, then its base's, and so on; unknown if it has no entry."""
     model = registry.models.get(repo_id)
     what = f"{relation}model {repo_id}"
@@ -300,19 +298,19 @@ def _registered(registry: Registry, repo_id: str, note: str, relation: str) -> I
     source += f"; {model.note}" if model.note else ""
     yield Part("model", what, terms, note + source + origin, repo_id)
     if model.base:
-        yield from _registered(registry, model.base, f"; {repo_id} was made from it", "base ")
+        yield from _trace_registered(registry, model.base, f"; {repo_id} was made from it", "base ")
 
 
-def _declared(registry: Registry, name: str, files: Declared, note: str) -> Iterator[Part]:
+def _trace_declared(registry: Registry, name: str, files: Declared, note: str) -> Iterator[Part]:
     said = f"{note}; as {files.where} says"
     if files.repo_id in registry.models:
-        yield from _registered(registry, str(files.repo_id), said, "")
+        yield from _trace_registered(registry, str(files.repo_id), said, "")
     for license in files.licenses:
         by: Terms | None = registry.terms_named(license)
         origin = registry.origin("terms", by.id) if by else ""
         yield Part("model", f"model {name}, licence {license}", by, said + origin)
     for parent in files.parents:
-        yield from _registered(registry, parent, said, "base ")
+        yield from _trace_registered(registry, parent, said, "base ")
     for unnamed in files.unnamed_parents:
         yield Part("model", f"base model {unnamed}", None, f"{said}, which is no exact id")
     if not (files.licenses or files.parents or files.unnamed_parents) and (

@@ -11,10 +11,10 @@ import datetime
 import difflib
 import ipaddress
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
@@ -79,51 +79,45 @@ class _Fact(Strict):
     note: str | None = None
 
 
-class License(_Fact):
+class _Clause(_Fact):
+    id: Id
+    title: str = Field(min_length=1)
+    clause: str = Field(min_length=1)
+    evidence: Evidence
+
+
+class _Text(_Clause):
+    spdx: str | None = None
+    hub: str
+    url: str = Field(min_length=1)
+    obligations: tuple[Obligation, ...] = ()
+
+
+class License(_Text):
     """A licence of annotations, images or prompts; ``null`` is not known.
 
     ``covers`` are licences whose text may be released under this one. ``redistribution`` is whether
     what is made of it may be passed on at all.
     """
 
-    id: Id
-    title: str = Field(min_length=1)
-    spdx: str | None = None
-    hub: str
-    url: str = Field(min_length=1)
     commercial: bool | None
     derivatives: bool | None
     redistribution: bool = True
     share_alike: bool = False
-    obligations: tuple[Obligation, ...] = ()
     covers: tuple[Id, ...] = ()
-    clause: str = Field(min_length=1)
-    evidence: Evidence
 
 
-class Terms(_Fact):
+class Terms(_Text):
     """What a model's or a service's terms say about outputs."""
 
-    id: Id
-    title: str = Field(min_length=1)
-    spdx: str | None = None
-    hub: str
-    url: str = Field(min_length=1)
     output_training: OutputTraining
-    obligations: tuple[Obligation, ...] = ()
-    clause: str = Field(min_length=1)
-    evidence: Evidence
 
 
-class Work(_Fact):
+class Work(_Clause):
     """Annotations, or a kind of image, and the licence it is under; ``null`` is not known."""
 
-    id: Id
-    title: str = Field(min_length=1)
     license: Id | None
     sources: tuple[str, ...] = ()
-    clause: str = Field(min_length=1)
-    evidence: Evidence
 
 
 class ModelGroup(_Fact):
@@ -279,7 +273,7 @@ class Registry:
 
     def endpoint(self, url: str) -> Endpoint | None:
         """The registered service behind an API's URL, or None."""
-        host = _host(url)
+        host = _find_host(url)
         found = [entry for entry in self.endpoints.values() if host in entry.hosts]
         return max(found, key=lambda e: ("endpoints", e.id) in self.entered, default=None)
 
@@ -312,7 +306,7 @@ def is_public(url: str) -> bool:
 
     Bare addresses, single words and the names of private networks are servers of one's own.
     """
-    host = _host(url)
+    host = _find_host(url)
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -320,7 +314,7 @@ def is_public(url: str) -> bool:
     return False
 
 
-def _host(url: str) -> str:
+def _find_host(url: str) -> str:
     """The host of a URL in lower case, without the dot that a whole name may end with."""
     return (urlsplit(url).hostname or "").rstrip(".")
 
@@ -352,16 +346,16 @@ def load(user_file: str | Path | None = None) -> Registry:
     Raises:
         ConfigError: the user's file can't be read, breaks the schema, or names what isn't there.
     """
-    own = _packaged()
+    own = _load_packaged()
     if user_file is None:
         return own
     path = Path(user_file).expanduser()
     added = strict_yaml.validate(_File, strict_yaml.read(path), where=path.name)
-    return _merged(own, added, path.name)
+    return _merge(own, added, path.name)
 
 
 @lru_cache(maxsize=1)
-def _packaged() -> Registry:
+def _load_packaged() -> Registry:
     data: dict[str, object] = {}
     for path in sorted(Path(__file__).parent.glob("*.yaml")):
         data.update(strict_yaml.read(path))
@@ -369,34 +363,29 @@ def _packaged() -> Registry:
     hub = file.hub_licenses.ids.split() if file.hub_licenses else ()
     left_out = {entry.id: entry.reason for entry in file.left_out}
     empty = Registry({}, {}, {}, {}, {}, {}, left_out, frozenset(hub))
-    return _merged(empty, file, None)
+    return _merge(empty, file, None)
 
 
-def _merged(registry: Registry, file: _File, where: str | None) -> Registry:
+def _merge(registry: Registry, file: _File, where: str | None) -> Registry:
     """The registry with a file's entries over it; ``where`` is the user's file."""
-    models = {model.repo_id: model for model in _models(file.models, where)}
-    entered = {("models", repo_id) for repo_id in models}
+    models = {model.repo_id: model for model in _read_models(file.models, where)}
+    sections: dict[str, dict[str, Any]] = {"models": models}
     for section in ("licenses", "terms", "annotations", "images", "endpoints"):
-        ids = [entry.id for entry in getattr(file, section)]
-        _check_once(ids, section, where)
-        entered |= {(section, id) for id in ids}
-    merged = Registry(
-        licenses={**registry.licenses, **{entry.id: entry for entry in file.licenses}},
-        terms={**registry.terms, **{entry.id: entry for entry in file.terms}},
-        annotations={**registry.annotations, **{work.id: work for work in file.annotations}},
-        images={**registry.images, **{work.id: work for work in file.images}},
-        models={**registry.models, **models},
-        endpoints={**registry.endpoints, **{entry.id: entry for entry in file.endpoints}},
-        left_out=registry.left_out,
-        hub_licenses=registry.hub_licenses,
-        entered=frozenset(entered) if where else frozenset(),
+        entries = getattr(file, section)
+        _check_once([entry.id for entry in entries], section, where)
+        sections[section] = {entry.id: entry for entry in entries}
+    entered = frozenset((section, id) for section, added in sections.items() for id in added)
+    merged = replace(
+        registry,
+        **{section: getattr(registry, section) | added for section, added in sections.items()},
+        entered=entered if where else frozenset(),
         user_file=where,
     )
     _check(merged, where or "mminstruct/licenses")
     return merged
 
 
-def _models(groups: Iterable[ModelGroup], where: str | None) -> list[Model]:
+def _read_models(groups: Iterable[ModelGroup], where: str | None) -> list[Model]:
     models = [
         Model(
             repo_id=repo_id,

@@ -44,15 +44,15 @@ class Use:
         if not total:
             return text
         if self.is_counted or len(self.media) == 1:
-            text += f"; {self.kind}: {self._share(self.media, '', ' be used commercially')}"
+            text += f"; {self.kind}: {self._tell_share(self.media, '', ' be used commercially')}"
         else:
             text += f"; {self.kind}: known once the annotations are read"
         if not self.is_counted and len(self.rows) > 1:
             return text
         way_out = "; --commercial leaves them out" if self.text and 0 < free < total else ""
-        return f"{text}, so {self._share(self.rows, ' rows')}{way_out}"
+        return f"{text}, so {self._tell_share(self.rows, ' rows')}{way_out}"
 
-    def _share(self, counts: Mapping[str, int], things: str, end: str = "") -> str:
+    def _tell_share(self, counts: Mapping[str, int], things: str, end: str = "") -> str:
         """Which of them may be used, or may not, or aren't known to."""
         number = f"{sum(counts.values()):,}{things}"
         some = number if self.is_counted else f"the{things}" if things else "them"

@@ -14,8 +14,8 @@ MIB = 1 << 20
 @pytest.fixture
 def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty tree of control groups, none of which this process is in yet."""
-    monkeypatch.setattr(_machine, "_GROUPS", tmp_path / "groups")
-    monkeypatch.setattr(_machine, "_OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(_machine, "GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(_machine, "OWN_GROUPS", tmp_path / "own")
     (tmp_path / "own").write_text("")
     return tmp_path
 
@@ -74,7 +74,7 @@ def test_both_engines_keep_to_what_the_process_may_use(
     stat = "inactive_file 0"
     write(groups / "groups", memory__max=100 * MIB, memory__current=60 * MIB, memory__stat=stat)
     cpu = _transformers_engine.torch.device("cpu")
-    assert _transformers_engine._free_bytes(cpu) == 40 * MIB
-    assert llama_cpp._memory_bytes() == 20 * MIB
+    assert _transformers_engine.free_bytes(cpu) == 40 * MIB
+    assert llama_cpp.cache_bytes() == 20 * MIB
     write(groups / "groups", memory__current=0)
-    assert llama_cpp._memory_bytes() == 25 * MIB
+    assert llama_cpp.cache_bytes() == 25 * MIB

@@ -9,7 +9,6 @@ import logging
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -231,12 +230,10 @@ def test_a_server_too_old_to_count_says_so() -> None:
         assert complete(backend, Request(MESSAGES))[0].text
 
 
-def test_a_busy_server_is_asked_for_a_count_again(
-    server: TGIServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_busy_server_is_asked_for_a_count_again(server: TGIServer) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(tgi, "time", SimpleNamespace(sleep=pauses.append))
-    backend = backend_of(server)
+    endpoint = tgi.endpoint(server.url, {})
+    backend = tgi.TGIBackend([endpoint], BackendOptions(timeout_s=20.0), sleep=pauses.append)
     server.busy = [tgi_server.OVERLOADED, (503, {"Retry-After": "7"}, "busy"), (429, {}, "")]
     assert backend.count_tokens(MESSAGES) == complete(backend, Request(MESSAGES))[0].prompt_tokens
     assert pauses == [0.5, 7.0, 2.0]

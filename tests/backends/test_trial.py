@@ -151,18 +151,18 @@ def test_another_library_processor_or_kind_of_model_is_tried_anew(
     library = tmp_path / "libllama.so"
     library.write_bytes(b"1")
     (tmp_path / "libggml-cpu.so").write_bytes(b"1")
-    monkeypatch.setattr(_trial, "_library", lambda: library)
-    places = [_trial._kept_outcome("llama 3 True")]
-    places.append(_trial._kept_outcome("llama 2 True"))
+    monkeypatch.setattr(_trial, "find_library", lambda: library)
+    places = [_trial.locate_outcome("llama 3 True")]
+    places.append(_trial.locate_outcome("llama 2 True"))
     (tmp_path / "libggml-cpu.so").write_bytes(b"22")
-    places.append(_trial._kept_outcome("llama 2 True"))
-    assert places[-1] == _trial._kept_outcome("llama 2 True")
+    places.append(_trial.locate_outcome("llama 2 True"))
+    assert places[-1] == _trial.locate_outcome("llama 2 True")
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("cpu MHz : 1000\nmodel name : A\nflags : amx_int8\n\nflags : none\n")
-    monkeypatch.setattr(_machine, "_PROCESSORS", cpuinfo)
-    places.append(_trial._kept_outcome("llama 2 True"))
+    monkeypatch.setattr(_machine, "PROCESSORS", cpuinfo)
+    places.append(_trial.locate_outcome("llama 2 True"))
     cpuinfo.write_text("cpu MHz : 2000\nmodel name : A\nflags : amx_int8\n")
-    assert places[-1] == _trial._kept_outcome("llama 2 True")
+    assert places[-1] == _trial.locate_outcome("llama 2 True")
     assert len(set(places)) == 4
 
 

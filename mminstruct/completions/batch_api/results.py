@@ -10,8 +10,8 @@ from typing import IO
 import msgspec
 
 from mminstruct.backends._chat import read_body
+from mminstruct.backends._http import MOST_BYTES
 from mminstruct.backends._refusals import WORDS_SHOWN, error_of, read_refusal
-from mminstruct.backends.openai import MOST_BYTES
 from mminstruct.completions.client import MAYBE_PAID
 from mminstruct.completions.job import Failed
 from mminstruct.errors import (

@@ -1,0 +1,135 @@
+"""What backends at a server share: addresses, bounded bodies, redirects, and silences."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterable, Iterable
+from dataclasses import dataclass, field
+from urllib.parse import SplitResult, parse_qsl, unquote, urljoin, urlsplit
+
+import aiohttp
+
+from mminstruct.errors import BackendUnusable, TransientError, UsageError
+from mminstruct.transport import public_url
+
+MOST_BYTES = 32 * 2**20
+"""No answer is longer: a long one has a megabyte."""
+MOST_LESSONS = 8
+"""Redirects and refused fields that one request may teach."""
+# Shorter values of a query are hardly secret, and would blot out ordinary words.
+_SHORTEST_SECRET = 6
+_NO_CONNECTION = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A server, and how it is spoken to.
+
+    Attributes:
+        url: without user, password and query, fit for messages.
+        authorization: the header's value, or None.
+        secrets: what no message may show, the longest first.
+    """
+
+    url: str
+    authorization: str | None = field(default=None, repr=False)
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def at(cls, url: str, api_key: str | None, secrets: Iterable[str] = ()) -> Endpoint:
+        """The server at a URL: user and password in it are meant for it, so they go first."""
+        parts = urlsplit(url)
+        found = [parts.netloc.rpartition("@")[0], parts.password, parts.query, api_key, *secrets]
+        found += [value for _, value in parse_qsl(parts.query) if len(value) >= _SHORTEST_SECRET]
+        header = f"Bearer {api_key}" if api_key else None
+        if parts.username is not None:
+            pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            header = f"Basic {base64.b64encode(pair.encode()).decode()}"
+        hidden = sorted(filter(None, found), key=len, reverse=True)
+        return cls(public_url(url), header, tuple(hidden))
+
+    def redacted(self, text: str) -> str:
+        """The text without anything that is secret."""
+        for secret in self.secrets:
+            text = text.replace(secret, "***")
+        return text
+
+
+def split_url(url: str, what: str, example: str, *, takes_query: bool = True) -> SplitResult:
+    """The parts of an http(s) URL.
+
+    Raises:
+        UsageError: it isn't one, as an example would be.
+    """
+    try:
+        parts = urlsplit(url.strip())
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        (parts.hostname or "").encode("idna")
+    except ValueError:  # no number as the port, half an IPv6 address, an empty part of a name
+        fits = False
+    if not fits or (parts.query and not takes_query):
+        shown = url.strip().partition("?")[0].rpartition("@")[2]
+        raise UsageError(f"{what}: expected something like {example}, got {shown!r}")
+    return parts
+
+
+def is_folder(model: str) -> bool:
+    """Whether a server knows its model by the folder that it is in there."""
+    return model.startswith(("/", ".", "~"))
+
+
+def shown_name(model: str) -> str:
+    """The model's name; of a folder the last part."""
+    return model.rstrip("/").rpartition("/")[2] if is_folder(model) else model
+
+
+def redirect_of(asked: str, location: str) -> str:
+    """Where a server sends a request on to, on the same server.
+
+    Raises:
+        BackendUnusable: it is another one, which gets no prompt that nobody meant for it.
+    """
+    led = urljoin(asked, location)
+    here, there = urlsplit(asked), urlsplit(led)
+    is_upgrade = (here.scheme, there.scheme) == ("http", "https")
+    if here.hostname != there.hostname or not (here[:2] == there[:2] or is_upgrade):
+        raise BackendUnusable(
+            f"{public_url(asked)} redirects to {public_url(led)}, where the prompts would go; if "
+            "that is meant, give that server's URL instead"
+        )
+    return led
+
+
+async def bounded(chunks: AsyncIterable[bytes], where: str) -> bytes:
+    """A body, decompressed.
+
+    Raises:
+        TransientError: it is longer than any answer; the rest isn't read.
+    """
+    body = bytearray()
+    async for chunk in chunks:
+        body += chunk
+        check_length(len(body), where)
+    return bytes(body)
+
+
+def check_length(length: int, where: str) -> None:
+    """Raise TransientError for a body that is longer than any answer, in bytes."""
+    if length > MOST_BYTES:
+        raise TransientError(
+            f"{where}: the answer is longer than {MOST_BYTES:,} bytes", cause="bad_body"
+        )
+
+
+def no_answer(error: BaseException, server: Endpoint, timeout_s: float) -> TransientError:
+    """Ours for an error of aiohttp, or of the SDK above it, that keeps a request unanswered."""
+    if isinstance(error, asyncio.TimeoutError) and not isinstance(error, _NO_CONNECTION):
+        words = f"{server.url}: no answer within {timeout_s:g} s (--timeout)"
+        return TransientError(words, cause="timeout")
+    # The SDK's transport calls a refused and a dropped connection a timeout.
+    while error.__cause__ is not None and not isinstance(error, aiohttp.ClientError):
+        error = error.__cause__
+    reason = " ".join(server.redacted(str(error) or type(error).__name__).split())
+    cause = "unreachable" if isinstance(error, _NO_CONNECTION) else "dropped"
+    return TransientError(f"{server.url}: {reason}", cause=cause)

@@ -63,22 +63,8 @@ class Attempt:
     Prompt, request and key are None once no length is left.
     """
 
-    __slots__ = (
-        "_backend",
-        "_identity",
-        "_job",
-        "_prompts",
-        "key",
-        "prompt",
-        "request",
-        "scope",
-        "why_too_long",
-    )
-
     def __init__(self, job: Job, backend: Counting, identity: Mapping[str, str]) -> None:
-        self._job = job
-        self._backend = backend
-        self._identity = identity
+        self._job, self._backend, self._identity = job, backend, identity
         self._prompts = job.prompts()
         self.scope = job.scope
         self.prompt: Prompt | None = None

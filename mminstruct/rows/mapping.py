@@ -25,8 +25,9 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mminstruct.completions.client import Client, close_loop
+from mminstruct.completions.client import Client
 from mminstruct.completions.job import Outcome
+from mminstruct.completions.loop import close_loop
 from mminstruct.rows.assembly import make_results
 from mminstruct.rows.columns import RESULT
 from mminstruct.rows.plan import Plan
@@ -54,7 +55,9 @@ def chunk_size(requests: datasets.Dataset, plan: Plan, client: Client) -> int:
 def _announce(requests: datasets.Dataset, client: Client) -> None:
     """Tell the client how many requests of each instruction type are to come."""
     types = requests.select_columns("type").with_format("arrow")[:].column("type")
-    client.expect({kind["values"]: kind["counts"] for kind in pc.value_counts(types).to_pylist()})
+    client.row_rules.expect(
+        {kind["values"]: kind["counts"] for kind in pc.value_counts(types).to_pylist()}
+    )
 
 
 def window(parallel: int, size: int) -> int:

@@ -7,17 +7,20 @@ import heapq
 import math
 import pickle
 import random
+import selectors
 import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mminstruct.completions.buckets import Bucket, Rates
+from mminstruct.completions.buckets import Rates
 from mminstruct.completions.budget import Budget
 from mminstruct.completions.gate import Gate
+from mminstruct.completions.history import Change, History
 from mminstruct.completions.limiter import Limiter, Sent
 from mminstruct.config import InstructConfig
 from mminstruct.errors import UsageError
@@ -358,6 +361,45 @@ def test_a_backend_in_this_process_gets_all_it_takes_at_once() -> None:
     assert limiter.wait_s(2.0) == 0.0
 
 
+def test_a_limiter_tells_what_it_changed_and_why(caplog: pytest.LogCaptureFixture) -> None:
+    limiter, server = Limiter(256, server="http://one"), Server(5.0, 10.0, latency_s=0.5)
+    with caplog.at_level("DEBUG", "mminstruct"):
+        course = simulate(limiter, server, until_s=2.0)
+    pace, pause, *others = limiter.history.changes
+    refused_s = course.refused[0]
+    why = "a refusal after 10 requests in 0.1 s"
+    assert pace == Change(refused_s, "pace", 100.0, pytest.approx(18.94, abs=0.01), why)
+    assert pause == Change(refused_s, "pause", 0.0, pytest.approx(0.1), "refusals in a row: 1")
+    assert {change.what for change in others} == {"pace", "pause", "window"}
+    assert caplog.messages[:2] == [
+        "http://one: pace 100.0 -> 18.9/s: a refusal after 10 requests in 0.1 s",
+        "http://one: pause 0.0 -> 0.1 s: refusals in a row: 1",
+    ]
+    assert len(caplog.messages) == 2 + len(others)
+
+
+def test_a_limiter_tells_of_refusals_without_a_reason_and_of_servers_that_are_left_out() -> None:
+    limiter = Limiter(256, spare=True)
+    simulate(limiter, Server(None, latency_s=0.5, noise=0.1), requests=400)
+    for number in range(3):
+        limiter.failed(limiter.sent(50.0 + number), 50.0 + number, "unreachable")
+    limiter.answered(limiter.sent(60.0), 61.0)
+    whys = [change.why.partition(":")[0] for change in limiter.history.changes]
+    trial = whys.index("a trial whether the refusals have a reason")
+    assert trial < whys.index("refusals have no reason")
+    assert whys[-2:] == [
+        "left out after 3 failures in a row (unreachable)",
+        "the server answers again",
+    ]
+
+
+def test_the_history_of_a_long_run_does_not_grow() -> None:
+    history = History()
+    for number in range(1000):
+        history.note(float(number), "pause", 0.0, 1.0, "a test")
+    assert [change.at_s for change in history.changes] == [float(n) for n in range(800, 1000)]
+
+
 def test_timeouts_shrink_what_is_in_flight() -> None:
     limiter = Limiter(64)
     sent = []
@@ -468,11 +510,15 @@ def run_gate(
     now = 0.0
     out: list[float] = []
 
+    class Idle(selectors.SelectSelector):
+        def select(self, timeout: float | None = None) -> Any:
+            nonlocal now
+            now += timeout or 0.0
+            return super().select(0)
+
     class Loop(asyncio.SelectorEventLoop):
         def time(self) -> float:
             return now
-
-    loop = Loop()
 
     async def run() -> None:
         gate = Gate([Limiter(64, adaptive=False)], 64, rates, clock=lambda: now)
@@ -484,16 +530,9 @@ def run_gate(
 
         await asyncio.gather(*(one() for _ in range(requests)))
 
-    task = loop.create_task(run())
-    while not task.done():
-        loop.call_soon(loop.stop)
-        loop.run_forever()
-        timers = [handle.when() for handle in loop._scheduled if not handle.cancelled()]
-        if timers and not loop._ready:
-            now = max(now, min(timers))
-    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop = Loop(Idle())
+    loop.run_until_complete(run())
     loop.close()
-    task.result()
     return out, now
 
 
@@ -599,10 +638,9 @@ def test_waits_too_short_for_the_timers_of_uvloop_are_waited_for_in_turn() -> No
     import uvloop
 
     async def run() -> None:
-        gate = Gate([Limiter(8, adaptive=False)], 8, Rates(requests_per_minute=600_000))
-        for _ in range(3):  # more than a second's worth at once would wait longer
-            gate._requests = Bucket(10_000.0, 1.0)
-            await asyncio.gather(*(gate.enter() for _ in range(2)))
+        gate = Gate([Limiter(8, adaptive=False)], 8, Rates(tokens_per_minute=600_000))
+        await gate.enter(tokens=10_000)  # a second's worth: those that follow wait 0.1 ms each
+        await asyncio.gather(*(gate.enter(tokens=1) for _ in range(6)))
 
     loop = uvloop.new_event_loop()
     loop.run_until_complete(asyncio.wait_for(run(), 60))

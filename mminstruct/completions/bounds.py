@@ -172,7 +172,7 @@ class Bounds:
         ):
             own_s = bounded(1 / self.pace.value, (0.1, tuning.longest_pause_s))
             own_s = min(tuning.longest_pause_s, own_s * 2.0 ** min(9, self._refusals_in_a_row))
-            why = f"a refusal after {self._refusals_in_a_row} in a row"
+            why = f"refusals in a row: {self._refusals_in_a_row + 1}"
             self.pause(now, max(own_s, retry_after_s or 0.0), why)
         self._refusals_in_a_row += 1
 

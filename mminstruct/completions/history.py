@@ -9,6 +9,7 @@ from dataclasses import dataclass
 _log = logging.getLogger(__name__)
 
 _CHANGES_KEPT = 200
+_UNITS = {"pace": "/s", "window": " at once", "pause": " s"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,7 @@ class Change:
 
     Attributes:
         at_s: when, by the limiter's clock.
-        what: ``pace`` (requests a second), ``window`` (requests in flight), ``pause`` (seconds).
+        what: ``pace`` (requests a second), ``window`` (requests in flight) or ``pause`` (seconds).
         before: its value until then.
         after: its value from then on.
         why: in words.
@@ -40,4 +41,5 @@ class History:
     def note(self, now: float, what: str, before: float, after: float, why: str) -> None:
         """Keep and log a `Change`."""
         self.changes.append(Change(now, what, before, after, why))
-        _log.debug("%s%s %.1f -> %.1f: %s", self._server, what, before, after, why)
+        words, unit = "%s%s %.1f -> %.1f%s: %s", _UNITS[what]
+        _log.debug(words, self._server, what, before, after, unit, why)

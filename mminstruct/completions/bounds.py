@@ -120,16 +120,9 @@ class Bounds:
     def refused(
         self, now: float, sent_s: float, in_flight: int, retry_after_s: float | None
     ) -> bool:
-        """Learn from a refusal.
+        """Learn from a refusal; whether it tells something.
 
-        Args:
-            now: when it came.
-            sent_s: when the request was sent.
-            in_flight: the others.
-            retry_after_s: what the server said.
-
-        Returns:
-            Whether it tells something. What was sent before the last one is the same event.
+        What was sent before the last one is the same event.
         """
         if sent_s >= self.since_s:
             self._accepted -= 1

@@ -82,9 +82,7 @@ class Client:
         budget: Budget | None = None,
         failures: Mapping[bytes, Failed] | None = None,
     ) -> None:
-        self.backend = backend
-        self.store = store
-        self.stats = stats or Stats()
+        self.backend, self.store, self.stats = backend, store, stats or Stats()
         self._policy = policy or RetryPolicy()
         self._rates = rates
         self._budget = budget if budget is not None and budget.bounded else None
@@ -264,18 +262,17 @@ class Client:
             failure = failures.get(attempt.key) if is_known else None
             if failure is None:
                 is_known = False
+                attempt.shorten()
             elif failure.rejected:
-                self._note_too_long(attempt, failure.message)
+                attempt.shorten(failure.room, failure.message)
             else:
                 return self._failed(failure.cause, failure.message)
-            attempt.shorten(failure.room if failure is not None else None)
             (stored,) = self._stored([attempt])
             if stored is not None:
                 return stored
-        if not is_known:
-            words = "its answer is not in the store, and nothing was sent"
-            return self._failed(NOT_SENT, words)
-        return self._too_long(attempt)
+        if is_known:
+            return self._too_long(attempt)
+        return self._failed(NOT_SENT, "its answer is not in the store, and nothing was sent")
 
     async def _sent(self, attempt: Attempt) -> Outcome:
         """The outcome of an attempt in the longest form that the server takes."""
@@ -284,8 +281,7 @@ class Client:
                 completion = await self._answer(attempt.key, attempt.request, attempt)
             except ContextTooLong as error:
                 self._sender.note_window(attempt.request, attempt.wanted, error)
-                self._note_too_long(attempt, error)
-                attempt.shorten(error.room)
+                attempt.shorten(error.room, str(error))
                 (stored,) = self._stored([attempt])
                 if stored is not None:
                     return stored
@@ -332,9 +328,6 @@ class Client:
     def _stop_if(self, error: MMInstructError | None) -> None:
         if error is not None:
             self._ending.stop(error)
-
-    def _note_too_long(self, attempt: Attempt, error: object) -> None:
-        attempt.why_too_long = f"even the shortest prompt is too long: {error}"
 
     def _too_long(self, attempt: Attempt) -> Failed:
         self.stats.rejected["too_long"] += 1

@@ -14,21 +14,13 @@ _UNITS = {"pace": "/s", "window": " at once", "pause": " s"}
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Something that a limiter changed.
+    """Something that a limiter changed."""
 
-    Attributes:
-        at_s: when, by the limiter's clock.
-        what: ``pace`` (requests a second), ``window`` (requests in flight) or ``pause`` (seconds).
-        before: its value until then.
-        after: its value from then on.
-        why: in words.
-    """
-
-    at_s: float
-    what: str
+    at_s: float  # by the limiter's clock
+    what: str  # "pace" (requests a second), "window" (requests in flight) or "pause" (seconds)
     before: float
     after: float
-    why: str
+    why: str  # in words
 
 
 class History:

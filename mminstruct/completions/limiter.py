@@ -27,19 +27,12 @@ _OVERLOADED = ("timeout", "http_408", "http_503", "http_504", "http_529")
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A request that was let out.
-
-    Attributes:
-        at_s: when.
-        in_flight: with it.
-        tokens: that were taken for it.
-        server: to which of the gate's.
-    """
+    """A request that was let out."""
 
     at_s: float
-    in_flight: int
-    tokens: float = 0.0
-    server: int = 0
+    in_flight: int  # with it
+    tokens: float = 0.0  # that were taken for it
+    server: int = 0  # of the gate's
 
 
 class _Latencies:

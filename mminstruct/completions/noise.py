@@ -16,17 +16,10 @@ from mminstruct.completions.tuning import Tuning
 
 @dataclass(slots=True)
 class _Trial:
-    """A time in which more is sent than seemed to be taken.
-
-    Attributes:
-        since_s: its begin.
-        worth_per_s: requests a second that would be more than was taken before.
-        sent_s: when something was sent.
-        refused: how much of it was refused by now.
-    """
+    """A time in which more is sent than seemed to be taken."""
 
     since_s: float
-    worth_per_s: float
+    worth_per_s: float  # requests a second that would be more than was taken before
     sent_s: list[float] = field(default_factory=list)
     refused: int = 0
 
@@ -94,13 +87,9 @@ class Noise:
         return True
 
     def starts_trial(self, now: float, accepted: int, seconds: float, curve_s: float) -> bool:
-        """Whether it is time for one, after a refusal.
+        """Whether it is time for one, after so many accepted requests in so many seconds.
 
-        Args:
-            now: the trial's begin.
-            accepted: requests since the last refusal that told something.
-            seconds: since then.
-            curve_s: of the pace; refusals are quick within it.
+        Refusals within the curve of the pace are quick.
         """
         tuning = self._tuning
         if seconds < curve_s:

@@ -90,10 +90,7 @@ class StopRules:
     def is_hopeless(self, error: RequestRefused | TransientError, before: bool) -> bool:
         """Count a failure at the start: whether it says that no request can succeed.
 
-        Args:
-            error: it.
-            before: whether this model answered such requests in another run: the ones left may be
-                those that fail for good.
+        Where this model answered others ``before``, those left may be the ones that fail for good.
         """
         self._failed_at_start += 1
         if isinstance(error, TransientError):
@@ -110,14 +107,9 @@ class StopRules:
     ) -> RunStopped | None:
         """Whether nothing but failures has come back for long.
 
-        A failure tells nothing about the server if another request was answered since its first
+        A failure tells nothing about the server if there are more answers than before its first
         attempt: what fails again and again comes to its end last. And a rerun asks for nothing but
-        what failed before, so the more there is in the store, the more of that there may be.
-
-        Args:
-            error: that a request ended with.
-            answers_before: `answers` when it was first sent.
-            stored: answers of this run that were in the store.
+        what failed before, so the more is stored, the more of that there may be.
         """
         if self.answers > answers_before:
             return None
@@ -144,12 +136,7 @@ class StopRules:
         return NoRows(f"{words} (finish reason {completion.finish_reason!r})")
 
     def look_for_cuts(self, counted: int, ours: int) -> NoRows | None:
-        """Warn, then stop, where a server counts the same for prompts that are far longer.
-
-        Args:
-            counted: tokens of a prompt, as the server counts them.
-            ours: the same by our count.
-        """
+        """Warn, then stop, where a server counts the same for prompts that are longer by far."""
         if not _LEAST_WINDOW <= counted <= _CUT_SHARE * ours:
             return None
         self._cut_in_a_row = self._cut_in_a_row + 1 if counted == self._cut_at else 1
@@ -167,12 +154,7 @@ class StopRules:
 
 
 class RowRules:
-    """What answers that give no row tell; on the thread alone that makes the rows.
-
-    Args:
-        stats: of the run.
-        stop: ends it.
-    """
+    """What answers that give no row tell; on the thread alone that makes the rows."""
 
     def __init__(self, stats: Stats, stop: Callable[[NoRows], None]) -> None:
         self._stats, self._answered_before, self._stop = stats, stats.answered, stop

@@ -68,7 +68,7 @@ def empty(finish_reason: FinishReason, only_thoughts: bool = False) -> Completio
     ("answer", "words"),
     [
         (empty("length"), "max_tokens (1,234) before it wrote any text"),
-        (empty("stop", only_thoughts=True), f"30 answers in a row were empty; {ONLY_THOUGHTS} (finish"),
+        (empty("stop", only_thoughts=True), f"were empty; {ONLY_THOUGHTS} (finish"),
         (empty("stop"), "has the server the chat template of its model?"),
     ],
 )

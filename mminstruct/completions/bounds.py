@@ -97,13 +97,13 @@ class Bounds:
         self._proven = (0, 0)
         self._sent_s: deque[float] = deque(maxlen=tuning.sent_kept)
 
-    def sent(self, now: float) -> None:
+    def note_sent(self, now: float) -> None:
         """Note that a request is sent."""
         self._accepted += 1
         self._sent_s.append(now)
-        self._noise.sent(now)
+        self._noise.note_sent(now)
 
-    def answered(self, sent_s: float, in_flight: int) -> None:
+    def note_answer(self, sent_s: float, in_flight: int) -> None:
         """Note that a request was answered, which was sent then with so many in flight."""
         if sent_s > self.refused_s:
             self._refusals_in_a_row = 0
@@ -117,7 +117,7 @@ class Bounds:
             self._paused_s += self.resume_s - before_s
             self._history.note(now, "pause", before_s - now, self.resume_s - now, why)
 
-    def refused(
+    def note_refusal(
         self, now: float, sent_s: float, in_flight: int, retry_after_s: float | None
     ) -> bool:
         """Learn from a refusal; whether it tells something.
@@ -128,7 +128,7 @@ class Bounds:
             self._accepted -= 1
         if self._sent_s and self._sent_s[-1] >= sent_s:
             self._sent_s.pop()
-        self._noise.refused()
+        self._noise.note_refusal()
         if sent_s <= self.refused_s:
             return False
         if not self._noise.tries:

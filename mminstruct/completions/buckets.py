@@ -59,8 +59,8 @@ class Allowance:
 
     def __init__(self, rates: Rates | None = None) -> None:
         rates = rates or Rates()
-        self._requests = _declared(rates.requests_per_minute)
-        self._tokens = _declared(rates.tokens_per_minute)
+        self._requests = _declare(rates.requests_per_minute)
+        self._tokens = _declare(rates.tokens_per_minute)
 
     @property
     def counts_tokens(self) -> bool:
@@ -85,18 +85,18 @@ class Allowance:
         if self._tokens is not None:
             self._tokens.take(more)
 
-    def told(self, now: float, quotas: Quotas, requests: float, tokens: float) -> None:
+    def note_quotas(self, now: float, quotas: Quotas, requests: float, tokens: float) -> None:
         """Go by what the server says; so many requests and tokens are under way."""
-        self._requests = _told(now, self._requests, quotas.requests, requests)
-        self._tokens = _told(now, self._tokens, quotas.tokens, tokens)
+        self._requests = _correct(now, self._requests, quotas.requests, requests)
+        self._tokens = _correct(now, self._tokens, quotas.tokens, tokens)
 
 
-def _declared(per_minute: float | None) -> Bucket | None:
+def _declare(per_minute: float | None) -> Bucket | None:
     """A bucket of which no more than a second's worth is used at once."""
     return Bucket(per_minute / 60, max(1.0, per_minute / 60)) if per_minute else None
 
 
-def _told(
+def _correct(
     now: float, bucket: Bucket | None, quota: Quota | None, under_way: float
 ) -> Bucket | None:
     """A bucket with what a server says is left until its reset."""

@@ -177,7 +177,7 @@ class Client:
             RunStopped: the run can't go on; the reason is its cause.
             StoreError: likewise.
         """
-        return asyncio.run_coroutine_threadsafe(self._shielded(jobs), self._loop.loop)
+        return asyncio.run_coroutine_threadsafe(self._shield(jobs), self._loop.loop)
 
     async def complete(self, jobs: Sequence[Job]) -> list[Outcome]:
         """`submit` for callers that have an event loop of their own."""
@@ -198,7 +198,7 @@ class Client:
     def _stop_soon(self, error: MMInstructError) -> None:
         self._loop.loop.call_soon_threadsafe(self._ending.stop, error)
 
-    async def _shielded(self, jobs: Sequence[Job]) -> list[Outcome]:
+    async def _shield(self, jobs: Sequence[Job]) -> list[Outcome]:
         work = self._loop.spawn(self._complete_many(jobs))
         ends: list[asyncio.Future[Any]] = [work, self._ending.come]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -212,7 +212,7 @@ class Client:
         if self.stats.started_s is None:
             self.stats.started_s = time.monotonic()
         attempts = [Attempt(job, self.backend, self._identities[0]) for job in jobs]
-        outcomes = self._stored(attempts)
+        outcomes = self._find(attempts)
         waiting = [i for i, outcome in enumerate(outcomes) if outcome is None]
         # A failure of one ends the wait, not the others: they may be paid for.
         tasks = [self._loop.spawn(self._outcome(attempts[i])) for i in waiting]
@@ -222,12 +222,12 @@ class Client:
 
     async def _has_answers(self, jobs: Sequence[Job]) -> bool:
         keys = {Attempt(job, self.backend, self._identities[0]).key for job in jobs} - {None}
-        with self._stopping_at_store_errors():
+        with self._stop_at_store_errors():
             return len(self.store.get_many([key for key in keys if key is not None])) == len(keys)
 
-    def _stored(self, attempts: Sequence[Attempt]) -> list[Outcome | None]:
+    def _find(self, attempts: Sequence[Attempt]) -> list[Outcome | None]:
         """What the store has of some attempts."""
-        with self._stopping_at_store_errors():
+        with self._stop_at_store_errors():
             found = find_stored(self.store, attempts, self._identities)
         self.stats.stored += sum(completion is not None for completion in found)
         return [
@@ -236,7 +236,7 @@ class Client:
         ]
 
     @contextlib.contextmanager
-    def _stopping_at_store_errors(self) -> Iterator[None]:
+    def _stop_at_store_errors(self) -> Iterator[None]:
         try:
             yield
         except StoreError as error:
@@ -245,13 +245,13 @@ class Client:
 
     async def _outcome(self, attempt: Attempt) -> Outcome:
         if self._failures is not None:
-            return self._unsent(attempt, self._failures)
+            return self._find_shorter(attempt, self._failures)
         try:
-            return await self._sent(attempt)
+            return await self._ask(attempt)
         finally:
             self._start.pass_on(attempt)
 
-    def _unsent(self, attempt: Attempt, failures: Mapping[bytes, Failed]) -> Outcome:
+    def _find_shorter(self, attempt: Attempt, failures: Mapping[bytes, Failed]) -> Outcome:
         """What is known of an attempt where nothing is sent: of its shorter forms, too.
 
         Those come into question that a server found the longer ones too long for, or, where
@@ -266,15 +266,15 @@ class Client:
             elif failure.rejected:
                 attempt.shorten(failure.room, failure.message)
             else:
-                return self._failed(failure.cause, failure.message)
-            (stored,) = self._stored([attempt])
+                return self._fail(failure.cause, failure.message)
+            (stored,) = self._find([attempt])
             if stored is not None:
                 return stored
         if is_known:
             return self._too_long(attempt)
-        return self._failed(NOT_SENT, "its answer is not in the store, and nothing was sent")
+        return self._fail(NOT_SENT, "its answer is not in the store, and nothing was sent")
 
-    async def _sent(self, attempt: Attempt) -> Outcome:
+    async def _ask(self, attempt: Attempt) -> Outcome:
         """The outcome of an attempt in the longest form that the server takes."""
         while attempt.prompt and attempt.request and attempt.key:
             try:
@@ -282,14 +282,14 @@ class Client:
             except ContextTooLong as error:
                 self._sender.note_window(attempt.request, attempt.wanted, error)
                 attempt.shorten(error.room, str(error))
-                (stored,) = self._stored([attempt])
+                (stored,) = self._find([attempt])
                 if stored is not None:
                     return stored
                 continue
             except RequestRefused as error:
-                return self._failed("refused", error)
+                return self._fail("refused", error)
             except TransientError as error:
-                return self._failed(error.cause, error)
+                return self._fail(error.cause, error)
             return Answered(attempt.prompt, completion)
         return self._too_long(attempt)
 
@@ -308,7 +308,7 @@ class Client:
             self._stop_if(self._rules.look_for_text(completion, request.sampling.max_tokens))
             if isinstance(self.backend, Remote) and _is_void(completion):
                 raise TransientError("the server's answer is empty", cause="empty")
-            with self._sender.saving(), self._stopping_at_store_errors():
+            with self._sender.saving(), self._stop_at_store_errors():
                 scope = attempt.scope if completion.completion_tokens else None
                 await self.store.put(key, completion, scope)
             mine.set_result(completion)
@@ -333,7 +333,7 @@ class Client:
         self.stats.rejected["too_long"] += 1
         return Failed("too_long", attempt.why_too_long, rejected=True)
 
-    def _failed(self, cause: str, error: object) -> Failed:
+    def _fail(self, cause: str, error: object) -> Failed:
         self.stats.failed[cause] += 1
         # Half a character, as in words that were cut off, is none that Arrow takes.
         return Failed(cause, str(error).encode("utf-8", "replace").decode())

@@ -101,7 +101,7 @@ class Gate:
             return await waiter.let_out
         except asyncio.CancelledError:
             if waiter.let_out.done() and not waiter.let_out.cancelled():
-                self.failed(waiter.let_out.result(), "not_sent")
+                self.note_failure(waiter.let_out.result(), "not_sent")
             raise
 
     def close(self, error: Exception) -> None:
@@ -114,26 +114,26 @@ class Gate:
                 waiter.let_out.set_exception(error)
         self._waiting.clear()
 
-    def answered(self, sent: Sent, *, used: float | None, quotas: Quotas | None = None) -> None:
-        """As `Limiter.answered` and `Limiter.told`."""
-        self._limiters[sent.server].answered(sent, self._clock(), used=used)
+    def note_answer(self, sent: Sent, *, used: float | None, quotas: Quotas | None = None) -> None:
+        """As `Limiter.note_answer` and `Limiter.note_quotas`."""
+        self._limiters[sent.server].note_answer(sent, self._clock(), used=used)
         if used is not None:
             self._allowance.correct_tokens(used - sent.tokens)
         self._told(sent, quotas)
 
-    def refused(self, sent: Sent, retry_after_s: float | None, quotas: Quotas | None) -> None:
-        """As `Limiter.refused` and `Limiter.told`."""
-        self._limiters[sent.server].refused(sent, self._clock(), retry_after_s)
+    def note_refusal(self, sent: Sent, retry_after_s: float | None, quotas: Quotas | None) -> None:
+        """As `Limiter.note_refusal` and `Limiter.note_quotas`."""
+        self._limiters[sent.server].note_refusal(sent, self._clock(), retry_after_s)
         self._told(sent, quotas)
 
     def _told(self, sent: Sent, quotas: Quotas | None) -> None:
         if quotas is not None:
-            self._limiters[sent.server].told(self._clock(), quotas)
+            self._limiters[sent.server].note_quotas(self._clock(), quotas)
         self._let_out()
 
-    def failed(self, sent: Sent, cause: str) -> None:
-        """As `Limiter.failed`."""
-        self._limiters[sent.server].failed(sent, self._clock(), cause)
+    def note_failure(self, sent: Sent, cause: str) -> None:
+        """As `Limiter.note_failure`."""
+        self._limiters[sent.server].note_failure(sent, self._clock(), cause)
         self._let_out()
 
     def _let_out(self) -> None:
@@ -158,7 +158,7 @@ class Gate:
                 continue
             self._waiting.popleft()
             self._allowance.take(waiter.tokens)
-            waiter.let_out.set_result(self._limiters[server].sent(now, waiter.tokens, server))
+            waiter.let_out.set_result(self._limiters[server].note_sent(now, waiter.tokens, server))
         self._waiting.extendleft(reversed(passed))
 
     def _choose(self, now: float, waiter: _Waiter) -> tuple[int, float]:

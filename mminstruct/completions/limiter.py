@@ -199,22 +199,22 @@ class Limiter:
             if bound.value < most if bound.known is None else bound is self._in_the_way:
                 bound.advance(passed_s)
 
-    def sent(self, now: float, tokens: float = 0.0, server: int = 0) -> Sent:
+    def note_sent(self, now: float, tokens: float = 0.0, server: int = 0) -> Sent:
         """Note that a request is sent."""
         self._credit -= 1
         self.in_flight += 1
-        self._bounds.sent(now)
+        self._bounds.note_sent(now)
         self._tokens_under_way += tokens
         self._allowance.take(tokens)
         return Sent(now, self.in_flight, tokens, server)
 
-    def answered(self, sent: Sent, now: float, *, used: float | None = None) -> None:
+    def note_answer(self, sent: Sent, now: float, *, used: float | None = None) -> None:
         """A request was answered, with so many tokens; one refused for good counts as well."""
         self._end(sent, used)
         self._revive(now)
         self._probe_after_s = self._tuning.probe_s[0]
         self._strain *= self._tuning.strain_kept
-        self._bounds.answered(sent.at_s, sent.in_flight)
+        self._bounds.note_answer(sent.at_s, sent.in_flight)
         if self._adaptive:
             self._weigh(now, max(1e-6, now - sent.at_s))
 
@@ -237,11 +237,11 @@ class Limiter:
         width = max(self._tuning.least_window, least, self._tuning.shrunk * self.in_flight)
         self._bounds.window.learn(now, width, max(15.0, 5 * self._latencies.median_s), why)
 
-    def told(self, now: float, quotas: Quotas) -> None:
+    def note_quotas(self, now: float, quotas: Quotas) -> None:
         """What the server says about its allowances."""
-        self._allowance.told(now, quotas, self.in_flight, self._tokens_under_way)
+        self._allowance.note_quotas(now, quotas, self.in_flight, self._tokens_under_way)
 
-    def failed(self, sent: Sent, now: float, cause: str) -> None:
+    def note_failure(self, sent: Sent, now: float, cause: str) -> None:
         """A request failed otherwise than by a refusal."""
         tuning = self._tuning
         self._end(sent, None)
@@ -260,14 +260,16 @@ class Limiter:
                 self._strain, self._strained_s = 0.0, now
                 self._shrink(now, 0.0, f"failures that tell of too much at once ({cause})")
 
-    def refused(self, sent: Sent, now: float, retry_after_s: float | None) -> None:
+    def note_refusal(self, sent: Sent, now: float, retry_after_s: float | None) -> None:
         """A request was refused for now."""
         self._advance(now)
         self._end(sent, 0.0)
         self._revive(now)
         if retry_after_s is not None:
             self._bounds.pause(now, retry_after_s, "the server's Retry-After")
-        if self._adaptive and self._bounds.refused(now, sent.at_s, self.in_flight, retry_after_s):
+        if self._adaptive and self._bounds.note_refusal(
+            now, sent.at_s, self.in_flight, retry_after_s
+        ):
             self._credit = 0.0
 
     def _end(self, sent: Sent, used: float | None) -> None:

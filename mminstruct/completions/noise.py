@@ -58,7 +58,7 @@ class Noise:
         """Whether refusals have been found to have no reason."""
         return self._spell is not None
 
-    def sent(self, now: float) -> None:
+    def note_sent(self, now: float) -> None:
         """Note that a request is sent."""
         if self._trial is not None:
             self._trial.sent_s.append(now)
@@ -67,7 +67,7 @@ class Noise:
         if self._spell is not None:
             self._spell.sent += 1
 
-    def refused(self) -> None:
+    def note_refusal(self) -> None:
         """Note that a request was refused."""
         if self._spell is not None:
             self._spell.refused += 1

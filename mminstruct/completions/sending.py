@@ -266,22 +266,22 @@ class Sender:
                 news = _news(server, before)
                 if news is not None and error.retry_after_s is None:
                     error.retry_after_s = _used_up_s(news)
-                self.gate.refused(sent, error.retry_after_s, news)
+                self.gate.note_refusal(sent, error.retry_after_s, news)
             raise
         except Withheld as error:  # an answer, too, which would be the same again
             cause = ""
-            self.gate.answered(sent, used=0.0)
+            self.gate.note_answer(sent, used=0.0)
             return Completion(error.words, "content_filter", 0, 0)
         except RequestRefused as error:
             if error.unknown_here and self._is_left_out(sent.server, error, tries):
                 cause = "unknown_here"
                 raise TransientError(str(error), cause=cause) from error
             cause = ""
-            self.gate.answered(sent, used=0.0)
+            self.gate.note_answer(sent, used=0.0)
             raise
         else:
             cause = ""
-            self.gate.answered(sent, used=used_tokens(completion), quotas=_news(server, before))
+            self.gate.note_answer(sent, used=used_tokens(completion), quotas=_news(server, before))
             if len(self.servers) == 1:
                 self._mind_allowance(server)
             return completion
@@ -289,7 +289,7 @@ class Sender:
             stats.in_flight -= 1
             stats.waiting_since_s.pop(this, None)
             if cause:
-                self.gate.failed(sent, cause)
+                self.gate.note_failure(sent, cause)
             stats.held_by = self.gate.words()
 
     def _is_left_out(self, server: int, error: RequestRefused, tries: Tries) -> bool:

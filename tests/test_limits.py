@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
+from mminstruct.completions.bounds import Change, History
 from mminstruct.completions.buckets import Rates
 from mminstruct.completions.budget import Budget
 from mminstruct.completions.gate import Gate
-from mminstruct.completions.history import Change, History
 from mminstruct.completions.limiter import Limiter, Sent
 from mminstruct.config import InstructConfig
 from mminstruct.errors import UsageError

@@ -18,7 +18,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeVar
@@ -29,7 +29,6 @@ from mminstruct.completions.budget import Budget
 from mminstruct.completions.gate import Gate
 from mminstruct.completions.job import Answered, Attempt, Failed, Job, Outcome
 from mminstruct.completions.limiter import Limiter
-from mminstruct.completions.loop import LoopThread
 from mminstruct.completions.sending import Sender, Start
 from mminstruct.completions.stats import Stats
 from mminstruct.completions.stopping import Ending, RowRules, StopRules
@@ -53,6 +52,67 @@ _DRAIN_STREAM_S = 5.0
 
 NOT_SENT = "not_sent"
 """The cause of a failure where nothing was to be sent and the store lacks the answer."""
+
+
+def close_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancel what is left on a loop that doesn't run, and close it."""
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    if left:
+        loop.run_until_complete(asyncio.wait(left))
+    loop.close()
+
+
+class _LoopThread:
+    """An event loop on a thread of its own, and its tasks."""
+
+    def __init__(self, name: str) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        self._tasks: set[asyncio.Task[Any]] = set()  # written on the loop alone
+
+    def start(self) -> None:
+        """Let it run."""
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """What some work gives, for a caller on another thread."""
+        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            future.cancel()
+            raise
+
+    def stop(self) -> None:
+        """Close it, from another thread."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+
+    def spawn(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+        """Begin some work, on the loop."""
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        return task
+
+    async def cancel_spawned(self) -> None:
+        """End what was spawned."""
+        tasks = {task for task in self._tasks if not task.done()}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # mark as seen: whoever waited may have gone
+
+    def _serve(self) -> None:
+        self.loop.run_forever()
+        close_loop(self.loop)
 
 
 class Client:
@@ -87,8 +147,9 @@ class Client:
         self._rates = rates
         self._budget = budget if budget is not None and budget.bounded else None
         self._failures = failures
+        self._remotes = backend.replicas if isinstance(backend, Remote) else ()
         self._identities = identities_of(backend)
-        self._loop = LoopThread("llm-client")
+        self._loop = _LoopThread("llm-client")
         self.row_rules = RowRules(self.stats, self._stop_soon)
         # What follows, and most of the stats, is written on the loop alone.
         self._rules, self._ending = StopRules(), Ending(self._loop.loop)
@@ -111,17 +172,16 @@ class Client:
         return self
 
     async def _open(self) -> None:
-        remotes = self.backend.replicas if isinstance(self.backend, Remote) else ()
-        servers = remotes or (self.backend,)
+        servers = self._remotes or (self.backend,)
         try:
             for server in servers if self._failures is None else ():
                 await self._open_servers.enter_async_context(server)
         except BaseException:
             await self._open_servers.aclose()
             raise
-        most, spare = self.backend.parallel, len(servers) > 1
+        most, adaptive, spare = self.backend.parallel, bool(self._remotes), len(servers) > 1
         names = self.backend.endpoints if spare else ("",)
-        limiters = [Limiter(most, adaptive=bool(remotes), spare=spare, server=n) for n in names]
+        limiters = [Limiter(most, adaptive=adaptive, spare=spare, server=name) for name in names]
         self._sender = Sender(
             servers,
             Gate(limiters, most, self._rates),
@@ -306,7 +366,7 @@ class Client:
             self.stats.prompt_tokens += completion.prompt_tokens or 0
             self.stats.completion_tokens += completion.completion_tokens or 0
             self._stop_if(self._rules.look_for_text(completion, request.sampling.max_tokens))
-            if isinstance(self.backend, Remote) and _is_void(completion):
+            if self._remotes and _is_void(completion):
                 raise TransientError("the server's answer is empty", cause="empty")
             with self._sender.saving(), self._stop_at_store_errors():
                 scope = attempt.scope if completion.completion_tokens else None
@@ -320,7 +380,7 @@ class Client:
             del self._asking[key]
             mine.cancel()  # nothing happens if it has a result
         self.stats.answered += 1
-        if isinstance(self.backend, Remote):
+        if self._remotes:
             ours = rough_tokens(request.messages)
             self._stop_if(self._rules.look_for_cuts(completion.prompt_tokens or 0, ours))
         return completion

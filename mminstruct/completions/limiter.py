@@ -16,9 +16,8 @@ import statistics
 from dataclasses import dataclass
 from typing import Literal
 
-from mminstruct.completions.bounds import Bound, Bounds
+from mminstruct.completions.bounds import Bound, Bounds, History
 from mminstruct.completions.buckets import Allowance
-from mminstruct.completions.history import History
 from mminstruct.completions.tuning import Tuning, bounded
 from mminstruct.transport import Quotas
 

@@ -107,6 +107,7 @@ class Sender:
     unsaved: int = 0
 
     def __post_init__(self) -> None:
+        self._remotes = [server if isinstance(server, Remote) else None for server in self.servers]
         self._saved = asyncio.Event()
         self._paying = asyncio.Lock()
         self._rng = random.Random()  # noqa: S311
@@ -243,7 +244,7 @@ class Sender:
         tries.sent += 1
         stats.sent += 1
         stats.in_flight += 1
-        before = _quotas(server)
+        before = self._told(sent.server)
         cause, this = "not_sent", object()
         try:
             # A slow disk holds back what is sent: no more than this is lost if the machine dies.
@@ -263,7 +264,8 @@ class Sender:
             if cause == "http_429" or error.retry_after_s is not None:
                 cause = ""
                 tries.refused_by = sent.server
-                news = _news(server, before)
+                told = self._told(sent.server)
+                news = None if told is before else told
                 if news is not None and error.retry_after_s is None:
                     error.retry_after_s = _used_up_s(news)
                 self.gate.note_refusal(sent, error.retry_after_s, news)
@@ -281,9 +283,10 @@ class Sender:
             raise
         else:
             cause = ""
-            self.gate.note_answer(sent, used=used_tokens(completion), quotas=_news(server, before))
-            if len(self.servers) == 1:
-                self._mind_allowance(server)
+            used, told = used_tokens(completion), self._told(sent.server)
+            self.gate.note_answer(sent, used=used, quotas=None if told is before else told)
+            if told is not None and len(self.servers) == 1:
+                self._mind_allowance(told)
             return completion
         finally:
             stats.in_flight -= 1
@@ -302,10 +305,14 @@ class Sender:
             _log.warning("left out for now: %s", error)
         return True
 
-    def _mind_allowance(self, server: Backend) -> None:
+    def _told(self, server: int) -> Quotas | None:
+        """The allowances that a server told last."""
+        remote = self._remotes[server]
+        return remote.rate_limits if remote is not None else None
+
+    def _mind_allowance(self, told: Quotas) -> None:
         """Stop the run where an allowance is used up for longer than it may pause."""
-        told = _quotas(server)
-        used_up_s = 0.0 if told is None else _used_up_s(told) or 0.0
+        used_up_s = _used_up_s(told) or 0.0
         if used_up_s > self.policy.max_pause_s:
             words = f"the server's allowance is used up until {until(used_up_s)}"
             self.ending.stop(RunStopped(f"{words}; --max_pause {used_up_s:.0f} waits for it"))
@@ -434,16 +441,6 @@ def _is_its_own(error: TransientError, tries: Tries) -> bool:
     if tries.timeouts:
         return tries.timeouts >= _TIMEOUTS - 1
     return error.cause in _SAME_AGAIN and tries.alike >= _OWN_TRIES
-
-
-def _quotas(server: Backend) -> Quotas | None:
-    return server.rate_limits if isinstance(server, Remote) else None
-
-
-def _news(server: Backend, before: Quotas | None) -> Quotas | None:
-    """The allowances that a server told, if it told them anew."""
-    told = _quotas(server)
-    return None if told is before else told
 
 
 def _used_up_s(told: Quotas) -> float | None:

@@ -25,9 +25,8 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mminstruct.completions.client import Client
+from mminstruct.completions.client import Client, close_loop
 from mminstruct.completions.job import Outcome
-from mminstruct.completions.loop import close_loop
 from mminstruct.rows.assembly import make_results
 from mminstruct.rows.columns import RESULT
 from mminstruct.rows.plan import Plan

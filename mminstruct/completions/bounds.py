@@ -72,7 +72,7 @@ class Bound:
         """Double from here on."""
         before, self.known = self.value, None
         self._start, self.doubles_s, self._clock_s = start, doubles_s, 0.0
-        self.changed(now, before, why)
+        self.note_change(now, before, why)
 
     def learn(
         self, now: float, known: float, curve_s: float, why: str, *, sure: bool = True
@@ -80,9 +80,9 @@ class Bound:
         """Follow the curve about this from here on; about a mere guess, from near to it."""
         before, self.known, self.curve_s = self.value, known, curve_s
         self._clock_s = 0.0 if sure else self._tuning.curve_guess * curve_s
-        self.changed(now, before, why)
+        self.note_change(now, before, why)
 
-    def changed(self, now: float, before: float, why: str) -> None:
+    def note_change(self, now: float, before: float, why: str) -> None:
         """Note that it was another one."""
         self._history.note(now, self._name, before, self.value, why)
 
@@ -268,8 +268,8 @@ class Bounds:
         elif found == "a reason":
             why = "refusals have a reason: no more was taken when more was sent"
             self.window, self.pace = self._before_trial
-            self.window.changed(now, window.value, why)
-            self.pace.changed(now, pace.value, why)
+            self.window.note_change(now, window.value, why)
+            self.pace.note_change(now, pace.value, why)
             self.pause(now, 1 / self.pace.value, why)
         return found is not None
 

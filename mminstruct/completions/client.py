@@ -153,7 +153,7 @@ class Client:
         self.row_rules = RowRules(self.stats, self._stop_soon)
         # What follows, and most of the stats, is written on the loop alone.
         self._rules, self._ending = StopRules(), Ending(self._loop.loop)
-        self._open_servers = contextlib.AsyncExitStack()
+        self._open_servers: contextlib.AsyncExitStack
         self._sender: Sender
         self._start: Start
         self._asking: dict[bytes, asyncio.Future[Completion]] = {}
@@ -173,12 +173,10 @@ class Client:
 
     async def _open(self) -> None:
         servers = self._remotes or (self.backend,)
-        try:
+        async with contextlib.AsyncExitStack() as opened:
             for server in servers if self._failures is None else ():
-                await self._open_servers.enter_async_context(server)
-        except BaseException:
-            await self._open_servers.aclose()
-            raise
+                await opened.enter_async_context(server)
+            self._open_servers = opened.pop_all()
         most, adaptive, spare = self.backend.parallel, bool(self._remotes), len(servers) > 1
         names = self.backend.endpoints if spare else ("",)
         limiters = [Limiter(most, adaptive=adaptive, spare=spare, server=name) for name in names]
@@ -416,7 +414,8 @@ class Client:
         await self._open_servers.aclose()
 
 
-# The open ones. They know nothing of who uses them, so a stream is garbage all the same.
+# The open ones, written by whatever thread opens or closes one. They know nothing of who uses them,
+# so a stream is garbage all the same.
 _clients: set[Client] = set()
 
 

@@ -22,6 +22,7 @@ from mminstruct.completions.buckets import Rates
 from mminstruct.completions.budget import Budget
 from mminstruct.completions.gate import Gate
 from mminstruct.completions.limiter import Limiter, Sent
+from mminstruct.completions.tuning import Tuning
 from mminstruct.config import InstructConfig
 from mminstruct.errors import UsageError
 from mminstruct.transport import Quota, Quotas, read_quotas
@@ -398,6 +399,14 @@ def test_the_history_of_a_long_run_does_not_grow() -> None:
     for number in range(1000):
         history.note(float(number), "pause", 0.0, 1.0, "a test")
     assert [change.at_s for change in history.changes] == [float(n) for n in range(800, 1000)]
+
+
+@pytest.mark.parametrize("per_s", [5.0, 100.0])
+def test_a_limiter_begins_with_the_pace_that_it_is_given(per_s: float) -> None:
+    limiter = Limiter(256, tuning=Tuning(start_per_s=per_s))
+    assert limiter.wait_s(0.0) == 0.0
+    limiter.note_sent(0.0)
+    assert limiter.wait_s(0.0) == pytest.approx(1 / per_s)
 
 
 def test_timeouts_shrink_what_is_in_flight() -> None:

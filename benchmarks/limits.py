@@ -286,7 +286,7 @@ def gate_cost_us() -> float:
         gate = Gate([Limiter(500)], 500)
 
         async def one() -> None:
-            gate.answered(await gate.enter(), used=None)
+            gate.note_answer(await gate.enter(), used=None)
 
         for _ in range(0, requests, 100):
             await asyncio.gather(*(one() for _ in range(100)))

@@ -158,6 +158,8 @@ class RetryPolicy:
             short for a file.
         drain_s: how long an interrupted run waits for the answers in flight, which are paid for.
         finish_s: how long a run does so that stopped by itself, and that nobody waits for.
+        patience_s: how long others wait for the very first answer before they try beside it.
+        gateway_waits_s: a gateway that waited so long in vain may have been paid for.
     """
 
     max_retries: int = 8
@@ -166,6 +168,8 @@ class RetryPolicy:
     max_pause_s: float = LONGEST_WAIT_S
     drain_s: float = 60.0
     finish_s: float = 600.0
+    patience_s: float = 15.0
+    gateway_waits_s: float = 10.0
 
     def wait_s(self, retry: int, retry_after_s: float | None, rng: random.Random | None) -> float:
         """Seconds before retry number ``retry`` (from 0); at least what a Retry-After says.

@@ -414,6 +414,23 @@ def test_a_split_without_a_row_costs_no_other_split(
         assert {split: len(rows) for split, rows in made.items()} == {"train": 6}
 
 
+def test_a_verbose_run_says_what_slows_it_down(
+    folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        if len(server.bodies) in (1, 3):
+            return (429, {"Retry-After": "0.2"}, {"error": {"message": "slow down"}})
+        return chat_completion(turns_for(body))
+
+    server.answer = answer
+    why = "mminstruct: pause 0.0 -> 0.2 s: the server's Retry-After"
+    assert generate("COCO2017", "-v", server=server) == 0
+    assert why in capsys.readouterr().err.splitlines()
+    server.bodies.clear()
+    assert generate("COCO2017", "--seed", "1", "--overwrite", server=server) == 0
+    assert "pause 0.0" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("is_there", [True, False])
 def test_where_a_place_is_given_nothing_else_is_read(
     folder: Path,

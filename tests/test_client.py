@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ import pytest
 
 from mminstruct.backends import BackendOptions
 from mminstruct.backends.fake import FakeBackend
-from mminstruct.completions import client as client_module
 from mminstruct.completions.budget import Budget
 from mminstruct.completions.client import Client
 from mminstruct.completions.job import Answered, Failed, Job, Outcome
@@ -385,13 +385,20 @@ def test_a_client_that_is_closed_in_its_own_thread_does_not_wait_for_itself(
     store_path: Path,
 ) -> None:
     # The garbage collector may find a stream that was left in any thread.
-    script = Asked()
+    threads: list[threading.Thread] = []
+
+    def answer(text: str, before: int) -> str:
+        if not threads:
+            threads.append(threading.current_thread())
+            asyncio.get_running_loop().call_soon(client.__exit__, GeneratorExit, None, None)
+        return text
+
+    script = Asked(answer)
     client = Client(Backend(script, latency_s=0.2), ResponseStore(store_path)).__enter__()
     future = client.submit([job(f"scene {n}") for n in range(8)])
-    wait_until(lambda: len(script.texts) > 0)
-    client._loop.call_soon_threadsafe(client.__exit__, GeneratorExit, None, None)
-    client._thread.join(PATIENCE_S)
-    assert not client._thread.is_alive()
+    wait_until(lambda: len(threads) > 0)
+    threads[0].join(PATIENCE_S)
+    assert not threads[0].is_alive()
     assert future.done()
     assert stored(store_path) == len(script.texts) > 0
 
@@ -399,11 +406,14 @@ def test_a_client_that_is_closed_in_its_own_thread_does_not_wait_for_itself(
 def test_a_stream_in_a_cycle_is_closed_when_the_garbage_collector_finds_it(
     store_path: Path,
 ) -> None:
-    clients = []
+    threads: list[threading.Thread] = []
+
+    def answer(text: str, before: int) -> str:
+        threads.append(threading.current_thread())
+        return f"re {text}"
 
     def stream() -> Iterator[str]:
-        with Client(Backend(Asked()), ResponseStore(store_path)) as client:
-            clients.append(client._thread)
+        with Client(Backend(Asked(answer)), ResponseStore(store_path)) as client:
             yield answer_text(ask(client, [job("a scene")])[0])
 
     def leave() -> None:
@@ -413,8 +423,8 @@ def test_a_stream_in_a_cycle_is_closed_when_the_garbage_collector_finds_it(
 
     leave()
     gc.collect()
-    clients[0].join(PATIENCE_S)
-    assert not clients[0].is_alive()
+    threads[0].join(PATIENCE_S)
+    assert not threads[0].is_alive()
     assert stored(store_path) == 1
 
 
@@ -819,16 +829,16 @@ def test_a_budget_of_requests_counts_answers_and_not_failed_attempts(store_path:
 
 @pytest.mark.parametrize(("waits_s", "tries"), [(0.0, 3), (60.0, 5)])
 def test_a_gateway_that_waits_in_vain_is_asked_no_more_often_than_one_that_times_out(
-    store_path: Path, waits_s: float, tries: int, monkeypatch: pytest.MonkeyPatch
+    store_path: Path, waits_s: float, tries: int
 ) -> None:
     def answer(text: str, before: int) -> str:
         if text == "slow":
             raise TransientError("Gateway Timeout", cause="http_504")
         return text
 
-    monkeypatch.setattr(client_module, "_GATEWAY_WAITS_S", waits_s)
+    policy = replace(QUICK, gateway_waits_s=waits_s)
     script, budget = Asked(answer), Budget(max_requests=20)
-    with Client(Backend(script), ResponseStore(store_path), policy=QUICK, budget=budget) as client:
+    with Client(Backend(script), ResponseStore(store_path), policy=policy, budget=budget) as client:
         outcomes = ask(client, [job("a scene"), job("slow")])
     assert isinstance(outcomes[1], Failed)
     assert script.texts.count("slow") == tries
@@ -837,18 +847,16 @@ def test_a_gateway_that_waits_in_vain_is_asked_no_more_often_than_one_that_times
 
 @pytest.mark.parametrize("cause", ["timeout", "dropped", "http_504", "http_524", "http_408"])
 def test_an_attempt_that_may_have_been_paid_for_counts_with_its_worst_case(
-    store_path: Path, cause: str, monkeypatch: pytest.MonkeyPatch
+    store_path: Path, cause: str
 ) -> None:
-    monkeypatch.setattr(client_module, "_GATEWAY_WAITS_S", 0.0)
-
     def answer(text: str, before: int) -> str:
         if before == 0 and text != "first":
             raise TransientError("no answer in time", cause=cause)
         return text
 
-    budget = priced(max_cost_usd=100.0)
+    budget, policy = priced(max_cost_usd=100.0), replace(QUICK, gateway_waits_s=0.0)
     with Client(
-        Backend(Asked(answer)), ResponseStore(store_path), policy=QUICK, budget=budget
+        Backend(Asked(answer)), ResponseStore(store_path), policy=policy, budget=budget
     ) as client:
         ask(client, [job("first", max_tokens=10)])
         ask(client, [job("a scene", max_tokens=10)])

@@ -22,12 +22,11 @@ from loopback import DROP, LoopbackServer, chat_completion
 from mminstruct.backends import BackendOptions
 from mminstruct.backends._refusals import retry_after
 from mminstruct.backends.openai import OpenAIBackend, create, normal_base_url
-from mminstruct.completions import client
-from mminstruct.completions import client as client_module
 from mminstruct.completions.budget import Budget
 from mminstruct.completions.client import Client
 from mminstruct.completions.job import Answered, Failed, Job, Outcome
 from mminstruct.completions.stats import Stats
+from mminstruct.completions.stopping import FAILED_AT_START
 from mminstruct.completions.store import ResponseStore, Scope
 from mminstruct.errors import RunStopped, UsageError
 from mminstruct.prompts.messages import Prompt
@@ -35,6 +34,7 @@ from mminstruct.schema import Message, Sampling
 from mminstruct.transport import RetryPolicy, public_url
 
 QUICK = RetryPolicy(max_retries=3, base_s=0.01, cap_s=0.05)
+IMPATIENT = replace(QUICK, patience_s=0.05)
 # Bounds hangs, nothing else.
 PATIENCE_S = 60
 KEY = "sk-planted-in-test-faults"
@@ -1294,9 +1294,8 @@ def test_prompts_that_a_server_cuts_are_warned_of_and_then_end_the_run(
 
 
 def test_one_request_that_hangs_first_holds_up_no_other(
-    server: LoopbackServer, store_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: LoopbackServer, store_path: Path
 ) -> None:
-    monkeypatch.setattr(client_module, "_PATIENCE_S", 0.05)
     others_done = asyncio.Event()
 
     async def answer(server: LoopbackServer, body: dict[str, Any]) -> Any:
@@ -1307,21 +1306,21 @@ def test_one_request_that_hangs_first_holds_up_no_other(
         return well(body)
 
     server.answer = answer
-    assert len(Run(scenes(5), server.url, store_path, max_concurrency=2).texts) == 5
+    run = Run(scenes(5), server.url, store_path, policy=IMPATIENT, max_concurrency=2)
+    assert len(run.texts) == 5
     assert server.asked.count("first") == 1
 
 
 def test_once_a_slow_first_request_is_answered_none_waits_for_the_one_that_came_beside_it(
-    server: LoopbackServer, store_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: LoopbackServer, store_path: Path
 ) -> None:
-    monkeypatch.setattr(client_module, "_PATIENCE_S", 0.05)
     beside, others_done = asyncio.Event(), asyncio.Event()
 
     async def answer(server: LoopbackServer, body: dict[str, Any]) -> Any:
         number = len(server.bodies)
         if number == 1:
             await beside.wait()
-        elif number == client._FAILED_AT_START:  # the last that may try beside it
+        elif number == FAILED_AT_START:  # the last that may try beside it
             beside.set()
             await asyncio.wait_for(others_done.wait(), 30)
         elif number == 8:
@@ -1329,7 +1328,8 @@ def test_once_a_slow_first_request_is_answered_none_waits_for_the_one_that_came_
         return well(body)
 
     server.answer = answer
-    assert len(Run(scenes(8), server.url, store_path, max_concurrency=8).texts) == 8
+    run = Run(scenes(8), server.url, store_path, policy=IMPATIENT, max_concurrency=8)
+    assert len(run.texts) == 8
     assert len(server.bodies) == 8
 
 

@@ -7,18 +7,22 @@ import heapq
 import math
 import pickle
 import random
+import selectors
 import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mminstruct.completions.buckets import Bucket, Rates
+from mminstruct.completions.bounds import Change, History
+from mminstruct.completions.buckets import Rates
 from mminstruct.completions.budget import Budget
 from mminstruct.completions.gate import Gate
 from mminstruct.completions.limiter import Limiter, Sent
+from mminstruct.completions.tuning import Tuning
 from mminstruct.config import InstructConfig
 from mminstruct.errors import UsageError
 from mminstruct.transport import Quota, Quotas, read_quotas
@@ -139,7 +143,7 @@ def simulate(
                     at(woken_s, send)
                 return
             left -= 1
-            sent = limiter.sent(now)
+            sent = limiter.note_sent(now)
             at(now + RTT_S, lambda then, sent=sent: arrive(then, sent))
 
     def arrive(now: float, sent: Sent) -> None:
@@ -153,14 +157,14 @@ def simulate(
         server.in_flight -= 1
         course.answered.append(now)
         course.latencies.append(now - sent.at_s)
-        limiter.answered(sent, now)
+        limiter.note_answer(sent, now)
         send(now)
 
     def refuse(now: float, sent: Sent) -> None:
         nonlocal left
         left += 1
         course.refused.append(now)
-        limiter.refused(sent, now, server.retry_after_s)
+        limiter.note_refusal(sent, now, server.retry_after_s)
         send(now)
 
     for when_s, change in changes:
@@ -318,9 +322,9 @@ def test_many_refusals_at_the_same_time_are_one_event() -> None:
             if wait_s > 0:
                 now += wait_s
             else:
-                sent.append(limiter.sent(now))
+                sent.append(limiter.note_sent(now))
         for one in sent[-refusals:]:
-            limiter.refused(one, now + 0.01, None)
+            limiter.note_refusal(one, now + 0.01, None)
         limiter.wait_s(now + 10)
         paces.append(limiter.words(now + 10.0) or str(limiter.wait_s(now + 10.0)))
     assert paces[0] == paces[1]
@@ -333,16 +337,16 @@ def test_a_retry_after_holds_back_everything_and_no_herd_follows_it() -> None:
         wait_s = limiter.wait_s(now)
         now += wait_s
         if not wait_s:
-            sent.append(limiter.sent(now))
+            sent.append(limiter.note_sent(now))
     for one in sent[40:]:
-        limiter.refused(one, now, 5.0)
+        limiter.note_refusal(one, now, 5.0)
     for one in sent[:40]:
-        limiter.answered(one, now)
+        limiter.note_answer(one, now)
     assert limiter.wait_s(now + 1) == pytest.approx(4.0)
     assert limiter.words(now + 1) == "paused 4s"
     then, again = now + 5.0, 0
     while not limiter.wait_s(then):
-        limiter.sent(then)
+        limiter.note_sent(then)
         again += 1
     assert again <= 5
 
@@ -351,11 +355,58 @@ def test_a_backend_in_this_process_gets_all_it_takes_at_once() -> None:
     limiter = Limiter(7, adaptive=False)
     for _ in range(7):
         assert limiter.wait_s(0.0) == 0.0
-        last = limiter.sent(0.0)
+        last = limiter.note_sent(0.0)
     assert limiter.wait_s(0.0) == math.inf
-    limiter.refused(last, 0.0, 2.0)
+    limiter.note_refusal(last, 0.0, 2.0)
     assert limiter.wait_s(0.5) == 1.5
     assert limiter.wait_s(2.0) == 0.0
+
+
+def test_a_limiter_tells_what_it_changed_and_why(caplog: pytest.LogCaptureFixture) -> None:
+    limiter, server = Limiter(256, server="http://one"), Server(5.0, 10.0, latency_s=0.5)
+    with caplog.at_level("DEBUG", "mminstruct"):
+        course = simulate(limiter, server, until_s=2.0)
+    pace, pause, *others = limiter.history.changes
+    refused_s = course.refused[0]
+    why = "a refusal after 10 requests in 0.1 s"
+    assert pace == Change(refused_s, "pace", 100.0, pytest.approx(18.94, abs=0.01), why)
+    assert pause == Change(refused_s, "pause", 0.0, pytest.approx(0.1), "refusals in a row: 1")
+    assert {change.what for change in others} == {"pace", "pause", "window"}
+    assert caplog.messages[:2] == [
+        "http://one: pace 100.0 -> 18.9/s: a refusal after 10 requests in 0.1 s",
+        "http://one: pause 0.0 -> 0.1 s: refusals in a row: 1",
+    ]
+    assert len(caplog.messages) == 2 + len(others)
+
+
+def test_a_limiter_tells_of_refusals_without_a_reason_and_of_servers_that_are_left_out() -> None:
+    limiter = Limiter(256, spare=True)
+    simulate(limiter, Server(None, latency_s=0.5, noise=0.1), requests=400)
+    for number in range(3):
+        limiter.note_failure(limiter.note_sent(50.0 + number), 50.0 + number, "unreachable")
+    limiter.note_answer(limiter.note_sent(60.0), 61.0)
+    whys = [change.why.partition(":")[0] for change in limiter.history.changes]
+    trial = whys.index("a trial whether the refusals have a reason")
+    assert trial < whys.index("refusals have no reason")
+    assert whys[-2:] == [
+        "left out after 3 failures in a row (unreachable)",
+        "the server answers again",
+    ]
+
+
+def test_the_history_of_a_long_run_does_not_grow() -> None:
+    history = History()
+    for number in range(1000):
+        history.note(float(number), "pause", 0.0, 1.0, "a test")
+    assert [change.at_s for change in history.changes] == [float(n) for n in range(800, 1000)]
+
+
+@pytest.mark.parametrize("per_s", [5.0, 100.0])
+def test_a_limiter_begins_with_the_pace_that_it_is_given(per_s: float) -> None:
+    limiter = Limiter(256, tuning=Tuning(start_per_s=per_s))
+    assert limiter.wait_s(0.0) == 0.0
+    limiter.note_sent(0.0)
+    assert limiter.wait_s(0.0) == pytest.approx(1 / per_s)
 
 
 def test_timeouts_shrink_what_is_in_flight() -> None:
@@ -366,9 +417,9 @@ def test_timeouts_shrink_what_is_in_flight() -> None:
         wait_s = limiter.wait_s(now)
         now += wait_s
         if not wait_s:
-            sent.append(limiter.sent(now))
+            sent.append(limiter.note_sent(now))
     for one in sent[:2]:
-        limiter.failed(one, now + 60, "timeout")
+        limiter.note_failure(one, now + 60, "timeout")
     assert limiter.room <= 0
     assert limiter.in_flight == 38
 
@@ -450,12 +501,12 @@ def test_an_allowance_that_the_server_tells_is_kept_to_without_a_refusal() -> No
     told: list[Quotas] = []
 
     def answered(sent: Sent, now: float, *, used: float | None = None) -> None:
-        Limiter.answered(limiter, sent, now, used=used)
+        Limiter.note_answer(limiter, sent, now, used=used)
         remaining = math.floor(server.level)
         told.append(Quotas(Quota(60, remaining, (60 - server.level) / 5)))
-        limiter.told(now, told[-1])
+        limiter.note_quotas(now, told[-1])
 
-    limiter.answered = answered  # type: ignore[method-assign]
+    limiter.note_answer = answered  # type: ignore[method-assign]
     course = simulate(limiter, server, until_s=120.0)
     assert not course.refused
     assert course.per_s(60, 120) >= 0.95 * 5
@@ -468,11 +519,15 @@ def run_gate(
     now = 0.0
     out: list[float] = []
 
+    class Idle(selectors.SelectSelector):
+        def select(self, timeout: float | None = None) -> Any:
+            nonlocal now
+            now += timeout or 0.0
+            return super().select(0)
+
     class Loop(asyncio.SelectorEventLoop):
         def time(self) -> float:
             return now
-
-    loop = Loop()
 
     async def run() -> None:
         gate = Gate([Limiter(64, adaptive=False)], 64, rates, clock=lambda: now)
@@ -480,20 +535,13 @@ def run_gate(
         async def one() -> None:
             sent = await gate.enter(tokens=tokens)
             out.append(now)
-            gate.answered(sent, used=used)
+            gate.note_answer(sent, used=used)
 
         await asyncio.gather(*(one() for _ in range(requests)))
 
-    task = loop.create_task(run())
-    while not task.done():
-        loop.call_soon(loop.stop)
-        loop.run_forever()
-        timers = [handle.when() for handle in loop._scheduled if not handle.cancelled()]
-        if timers and not loop._ready:
-            now = max(now, min(timers))
-    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop = Loop(Idle())
+    loop.run_until_complete(run())
     loop.close()
-    task.result()
     return out, now
 
 
@@ -528,7 +576,7 @@ def test_requests_go_to_the_server_with_most_room_and_never_beyond_the_sum() -> 
         blocked = asyncio.ensure_future(gate.enter())
         await asyncio.sleep(0)
         assert not blocked.done()
-        gate.answered(sent[-1], used=None)
+        gate.note_answer(sent[-1], used=None)
         await blocked
         return [one.server for one in sent]
 
@@ -546,7 +594,7 @@ def test_whoever_waits_for_one_server_holds_up_nobody_who_can_go_to_another() ->
         others = [await asyncio.wait_for(gate.enter(), 10) for _ in range(7)]
         assert {sent.server for sent in others} == {0}
         assert not waiting.done()
-        gate.answered(full, used=None)
+        gate.note_answer(full, used=None)
         assert (await asyncio.wait_for(waiting, 10)).server == 1
 
     asyncio.run(run())
@@ -577,7 +625,7 @@ def test_a_dead_server_is_left_out_and_probed_until_it_answers() -> None:
             clock[0] += 0.1
             sent = await gate.enter(avoid={1})
             assert sent.server == 0
-            gate.failed(sent, "unreachable")
+            gate.note_failure(sent, "unreachable")
         assert dead.dead
         assert gate.words() == "1 of 2 servers out"
         assert gate.others({1}) is False
@@ -588,7 +636,7 @@ def test_a_dead_server_is_left_out_and_probed_until_it_answers() -> None:
         probes = [await gate.enter() for _ in range(3)]
         assert [probe.server for probe in probes].count(0) == 1
         probe = next(probe for probe in probes if probe.server == 0)
-        gate.answered(probe, used=None)
+        gate.note_answer(probe, used=None)
         assert not dead.dead
 
     asyncio.run(run())
@@ -599,10 +647,9 @@ def test_waits_too_short_for_the_timers_of_uvloop_are_waited_for_in_turn() -> No
     import uvloop
 
     async def run() -> None:
-        gate = Gate([Limiter(8, adaptive=False)], 8, Rates(requests_per_minute=600_000))
-        for _ in range(3):  # more than a second's worth at once would wait longer
-            gate._requests = Bucket(10_000.0, 1.0)
-            await asyncio.gather(*(gate.enter() for _ in range(2)))
+        gate = Gate([Limiter(8, adaptive=False)], 8, Rates(tokens_per_minute=600_000))
+        await gate.enter(tokens=10_000)  # a second's worth: those that follow wait 0.1 ms each
+        await asyncio.gather(*(gate.enter(tokens=1) for _ in range(6)))
 
     loop = uvloop.new_event_loop()
     loop.run_until_complete(asyncio.wait_for(run(), 60))
@@ -634,7 +681,7 @@ def test_a_request_that_is_cancelled_as_it_is_let_out_takes_no_room() -> None:
         first = await gate.enter()
         waiting = asyncio.ensure_future(gate.enter())
         await asyncio.sleep(0)
-        gate.answered(first, used=None)
+        gate.note_answer(first, used=None)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting

@@ -52,7 +52,7 @@ def quiet_libraries() -> None:
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     notes = logging.getLogger("mminstruct")
-    notes.handlers, notes.propagate = [_Notes(logging.INFO)], False
+    notes.handlers, notes.propagate = [_Notes()], False
     notes.setLevel(logging.INFO)
     logging.getLogger("mminstruct.fetching").setLevel(logging.WARNING)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import logging
 import os
 import shlex
 import sys
@@ -61,6 +62,9 @@ def add_generate(commands: Any) -> None:
         allow_abbrev=False,
     )
     parser.set_defaults(command=_generate)
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="say what slows a run down, too, and why"
+    )
     add_run_arguments(parser)
 
 
@@ -79,6 +83,8 @@ def _generate(args: argparse.Namespace) -> int:
                 f"{info.modality}; use jsonl or dataset"
             )
     quiet_libraries()
+    if args.verbose:
+        logging.getLogger("mminstruct").setLevel(logging.DEBUG)
     with tempfile.TemporaryDirectory() as scratch:
         builders = make_builders(args, scratch)
         verdict = verdict_of([builder.config for builder in builders])

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from mminstruct.completions.buckets import Rates, declared_bucket
+from mminstruct.completions.buckets import Allowance, Rates
 from mminstruct.completions.limiter import Limiter, Sent
 from mminstruct.transport import Quotas
 
@@ -40,12 +40,8 @@ class Gate:
         rates: Rates | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        rates = rates or Rates()
-        self._limiters = limiters
-        self._most = most
-        self._requests = declared_bucket(rates.requests_per_minute)
-        self._tokens = declared_bucket(rates.tokens_per_minute)
-        self._clock = clock
+        self._limiters, self._most, self._clock = limiters, most, clock
+        self._allowance = Allowance(rates)
         self._waiting: deque[_Waiter] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._wakes_s = math.inf
@@ -59,7 +55,7 @@ class Gate:
     @property
     def counts_tokens(self) -> bool:
         """Whether it matters how many tokens a request may take."""
-        return self._tokens is not None or any(x.counts_tokens for x in self._limiters)
+        return self._allowance.counts_tokens or any(x.counts_tokens for x in self._limiters)
 
     def words(self) -> str:
         """What holds requests back, for the progress line; empty if nothing does."""
@@ -105,7 +101,7 @@ class Gate:
             return await waiter.let_out
         except asyncio.CancelledError:
             if waiter.let_out.done() and not waiter.let_out.cancelled():
-                self.failed(waiter.let_out.result(), "not_sent")
+                self.note_failure(waiter.let_out.result(), "not_sent")
             raise
 
     def close(self, error: Exception) -> None:
@@ -118,27 +114,26 @@ class Gate:
                 waiter.let_out.set_exception(error)
         self._waiting.clear()
 
-    def answered(self, sent: Sent, *, used: float | None, quotas: Quotas | None = None) -> None:
-        """As `Limiter.answered` and `Limiter.told`."""
-        now, limiter = self._clock(), self._limiters[sent.server]
-        limiter.answered(sent, now, used=used)
-        if self._tokens is not None and used is not None:
-            self._tokens.take(used - sent.tokens)
+    def note_answer(self, sent: Sent, *, used: float | None, quotas: Quotas | None = None) -> None:
+        """As `Limiter.note_answer` and `Limiter.note_quotas`."""
+        self._limiters[sent.server].note_answer(sent, self._clock(), used=used)
+        if used is not None:
+            self._allowance.correct_tokens(used - sent.tokens)
+        self._told(sent, quotas)
+
+    def note_refusal(self, sent: Sent, retry_after_s: float | None, quotas: Quotas | None) -> None:
+        """As `Limiter.note_refusal` and `Limiter.note_quotas`."""
+        self._limiters[sent.server].note_refusal(sent, self._clock(), retry_after_s)
+        self._told(sent, quotas)
+
+    def _told(self, sent: Sent, quotas: Quotas | None) -> None:
         if quotas is not None:
-            limiter.told(now, quotas)
+            self._limiters[sent.server].note_quotas(self._clock(), quotas)
         self._let_out()
 
-    def refused(self, sent: Sent, retry_after_s: float | None, quotas: Quotas | None) -> None:
-        """As `Limiter.refused` and `Limiter.told`."""
-        now, limiter = self._clock(), self._limiters[sent.server]
-        limiter.refused(sent, now, retry_after_s)
-        if quotas is not None:
-            limiter.told(now, quotas)
-        self._let_out()
-
-    def failed(self, sent: Sent, cause: str) -> None:
-        """As `Limiter.failed`."""
-        self._limiters[sent.server].failed(sent, self._clock(), cause)
+    def note_failure(self, sent: Sent, cause: str) -> None:
+        """As `Limiter.note_failure`."""
+        self._limiters[sent.server].note_failure(sent, self._clock(), cause)
         self._let_out()
 
     def _let_out(self) -> None:
@@ -151,7 +146,9 @@ class Gate:
                 self._waiting.popleft()
                 continue
             server, wait_s = self._choose(now, waiter)
-            shared_s = self._shared_s(now, waiter)
+            shared_s = self._allowance.wait_s(now, waiter.tokens)
+            if self.in_flight >= self._most:
+                shared_s = math.inf
             if max(wait_s, shared_s) > 0:
                 self._wake_at(now, now + max(wait_s, shared_s))
                 # What all share would never suffice for one that is passed over.
@@ -160,31 +157,17 @@ class Gate:
                 passed.append(self._waiting.popleft())
                 continue
             self._waiting.popleft()
-            for bucket, amount in ((self._requests, 1.0), (self._tokens, waiter.tokens)):
-                if bucket is not None:
-                    bucket.take(amount)
-            waiter.let_out.set_result(self._limiters[server].sent(now, waiter.tokens, server))
+            self._allowance.take(waiter.tokens)
+            waiter.let_out.set_result(self._limiters[server].note_sent(now, waiter.tokens, server))
         self._waiting.extendleft(reversed(passed))
 
     def _choose(self, now: float, waiter: _Waiter) -> tuple[int, float]:
         """The server to send a request to, and seconds until that takes it."""
-        if len(self._limiters) == 1:
-            server, wait_s = 0, self._limiters[0].wait_s(now, waiter.tokens)
-        else:
-            every = range(len(self._limiters))
-            servers = [n for n in every if n not in waiter.avoid] or list(every)
-            waits = {n: self._limiters[n].wait_s(now, waiter.tokens) for n in servers}
-            server = min(servers, key=lambda n: (waits[n], -self._limiters[n].room))
-            wait_s = waits[server]
-        return server, wait_s
-
-    def _shared_s(self, now: float, waiter: _Waiter) -> float:
-        """Seconds until what all servers share lets a request out."""
-        wait_s = math.inf if len(self._limiters) > 1 and self.in_flight >= self._most else 0.0
-        for bucket, amount in ((self._requests, 1.0), (self._tokens, waiter.tokens)):
-            if bucket is not None:
-                wait_s = max(wait_s, bucket.wait_s(now, amount))
-        return wait_s
+        every = range(len(self._limiters))
+        servers = [n for n in every if n not in waiter.avoid] or every
+        waits = {n: self._limiters[n].wait_s(now, waiter.tokens) for n in servers}
+        server = min(servers, key=lambda n: (waits[n], -self._limiters[n].room))
+        return server, waits[server]
 
     def _wake_at(self, now: float, when_s: float) -> None:
         """Look again then, or before; loops differ in what their timers tell."""

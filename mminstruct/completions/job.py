@@ -63,22 +63,8 @@ class Attempt:
     Prompt, request and key are None once no length is left.
     """
 
-    __slots__ = (
-        "_backend",
-        "_identity",
-        "_job",
-        "_prompts",
-        "key",
-        "prompt",
-        "request",
-        "scope",
-        "why_too_long",
-    )
-
     def __init__(self, job: Job, backend: Counting, identity: Mapping[str, str]) -> None:
-        self._job = job
-        self._backend = backend
-        self._identity = identity
+        self._job, self._backend, self._identity = job, backend, identity
         self._prompts = job.prompts()
         self.scope = job.scope
         self.prompt: Prompt | None = None
@@ -87,12 +73,15 @@ class Attempt:
         self.why_too_long = "there is no shorter prompt"
         self.shorten()
 
-    def shorten(self, room: int | None = None) -> None:
+    def shorten(self, room: int | None = None, refusal: str = "") -> None:
         """Go on to the next prompt that fits, or stay with this one if its room is enough.
 
         Args:
             room: tokens for an answer to this prompt, as the server that refused it says.
+            refusal: in words.
         """
+        if refusal:
+            self.why_too_long = f"even the shortest prompt is too long: {refusal}"
         if room is not None and self.prompt and self.request:
             sampling = self.request.sampling
             if self.wanted <= room < sampling.max_tokens:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 class Stats:
     """Counters of a run, read by the progress line while they grow.
 
+    The client's loop writes them; the thread that makes the rows counts in ``rejected``, too.
+
     Attributes:
         total: requests in the run, or None while unknown.
         stored: answers that were in the store already.

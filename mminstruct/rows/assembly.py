@@ -74,11 +74,11 @@ def make_results(chunk: Chunk, outcomes: list[Outcome], plan: Plan, client: Clie
         if isinstance(parsed, Rejected):
             # too_long was counted by the client, before any answer.
             client.stats.rejected[parsed.reason] += 1
-            client.count_useless(name, parsed.reason, parsed.detail)
+            client.row_rules.count_useless(name, parsed.reason, parsed.detail)
             read.append(None)
             reasons.append((parsed.reason, parsed.detail, outcome.completion.text, True))
         else:
-            client.count_useful(name)
+            client.row_rules.count_useful(name)
             read.append((outcome, parsed))
             reasons.append((None, None, None, None))
     media = [context.media for context in chunk.contexts]

@@ -54,7 +54,9 @@ def chunk_size(requests: datasets.Dataset, plan: Plan, client: Client) -> int:
 def _announce(requests: datasets.Dataset, client: Client) -> None:
     """Tell the client how many requests of each instruction type are to come."""
     types = requests.select_columns("type").with_format("arrow")[:].column("type")
-    client.expect({kind["values"]: kind["counts"] for kind in pc.value_counts(types).to_pylist()})
+    client.row_rules.expect(
+        {kind["values"]: kind["counts"] for kind in pc.value_counts(types).to_pylist()}
+    )
 
 
 def window(parallel: int, size: int) -> int:

@@ -12,8 +12,8 @@ import msgspec
 from mminstruct.backends._chat import read_body
 from mminstruct.backends._http import MOST_BYTES
 from mminstruct.backends._refusals import WORDS_SHOWN, error_of, read_refusal
-from mminstruct.completions.client import MAYBE_PAID
 from mminstruct.completions.job import Failed
+from mminstruct.completions.sending import MAYBE_PAID
 from mminstruct.errors import (
     BackendError,
     BackendUnusable,

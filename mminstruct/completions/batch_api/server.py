@@ -31,8 +31,8 @@ from mminstruct.completions.batch_api.drafts import (
     Draft,
     Limits,
 )
-from mminstruct.completions.client import too_long_a_pause
 from mminstruct.completions.stats import Stats
+from mminstruct.completions.stopping import too_long_a_pause
 from mminstruct.errors import BackendUnusable, RequestRefused, TransientError
 from mminstruct.transport import RetryPolicy
 

@@ -4,6 +4,7 @@ Importing it lets `datasets.load_dataset` find the builders:
 ``load_dataset("builders/coco2014_llava")``.
 """
 
+import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +18,19 @@ from mminstruct.loading import register
 from mminstruct.version import __version__
 
 if TYPE_CHECKING:
+    from mminstruct.generation import generate
     from mminstruct.releases.hub import push_to_hub
 
-__all__ = ["__version__", "push_to_hub"]
+__all__ = ["__version__", "generate", "push_to_hub"]
 
 register()
 
 
-def __getattr__(name: str) -> Any:
-    # Not needed to load a builder, and what it imports takes a while.
-    if name == "push_to_hub":
-        from mminstruct.releases.hub import push_to_hub
+# Not needed to load a builder, and what they import takes a while.
+_LAZY = {"generate": "mminstruct.generation", "push_to_hub": "mminstruct.releases.hub"}
 
-        return push_to_hub
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)

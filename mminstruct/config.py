@@ -1,11 +1,10 @@
-"""What a builder is asked for, by name."""
+"""What a builder is asked for, by name; `mminstruct.recipe` looks up what the names stand for."""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
+import inspect
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,25 +12,13 @@ from typing import Any, get_args, get_type_hints
 
 import datasets
 
-from mminstruct import backends, licenses, prompts, sources, splits
+from mminstruct import backends, sources
 from mminstruct.backends import BackendOptions
 from mminstruct.completions.buckets import Rates
-from mminstruct.errors import (
-    UsageError,
-    did_you_mean,
-)
-from mminstruct.licenses import Part, Registry, Tally, Verdict
-from mminstruct.prompts.config import PromptConfig
-from mminstruct.rows.contexts import contexts_dataset, media_licenses
-from mminstruct.rows.plan import code_version
-from mminstruct.schema import Option, Sampling, digest
-from mminstruct.sources import Files, ReadReport, Source
-from mminstruct.sources._annotation_file import not_found
-from mminstruct.transport import LONGEST_WAIT_S
+from mminstruct.errors import UsageError, did_you_mean
+from mminstruct.schema import Option
+from mminstruct.transport import LONGEST_WAIT_S, RetryPolicy
 
-_log = logging.getLogger(__name__)
-
-SHARDS = 64
 ALIASES = {
     "model_source": "backend",
     "openai_base_url": "base_url",
@@ -117,43 +104,6 @@ class InstructConfig(datasets.BuilderConfig):
     default_dir: str | None = None
     commercial: bool = False
 
-    def create_config_id(
-        self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None
-    ) -> str:
-        """``<name>-<digest>`` over everything that changes rows, and over nothing else."""
-        self.check()
-        source, config = self.open_source(), self.open_prompts()
-        types = prompts.type_names(config, self.type_names())
-        splits = self.split_names(source)
-        backend = backends.create(self.backend, self.backend_options())
-        registry, verdict = self.registry(), self.verdict()
-        if self.commercial:
-            licenses.check_commercial(registry, verdict)
-        rows = [
-            code_version(),
-            source.info,
-            sources.chosen_options(source),
-            [self.fingerprint(source, split) for split in splits],
-            splits,
-            config.hash,
-            types,
-            backend.identity(),
-            registry.endpoint_names(backend.endpoints),
-            self.sampling(),
-            self.context_window,
-            self.limit,
-            [verdict.license, verdict.commercial, registry.image_use(), self.commercial],
-            *self.own_store(),
-            None if custom_features is None else custom_features.to_dict(),
-        ]
-        return f"{self.name}-{digest(rows)[:16]}"
-
-    def own_store(self) -> list[str]:
-        """The store's path if one was given: whoever gives a new one wants to ask again."""
-        if self.response_store is None:
-            return []
-        return [str(Path(self.response_store).expanduser().resolve())]
-
     def check(self) -> None:
         """Raise UsageError for a value of another type or out of range."""
         self._check_types()
@@ -180,23 +130,10 @@ class InstructConfig(datasets.BuilderConfig):
             if not low <= value or (high is not None and value > high):
                 bound = f"at least {low}" if high is None else f"between {low} and {high}"
                 raise UsageError(f"{field}: expected {bound}, got {value}")
-        if self.batch_api:
-            backend = backends.create(self.backend, self.backend_options())
-            if backend.name != "openai":
-                raise UsageError(
-                    f"batch_api: the model source {backend.name!r} has no Batch API; "
-                    "use the model source 'openai' or leave it out"
-                )
-            for field in ("requests_per_minute", "tokens_per_minute"):
-                if getattr(self, field) is not None:
-                    raise UsageError(
-                        f"{field}: requests of the Batch API go up in files, at no rate of ours; "
-                        f"leave out {field} or batch_api"
-                    )
 
     def _check_types(self) -> None:
         """Raise UsageError for a single value of another type than its argument has."""
-        hints = get_type_hints(type(self))
+        hints = get_type_hints(InstructConfig)
         for field in dataclasses.fields(InstructConfig):
             kinds = get_args(hints[field.name]) or (hints[field.name],)
             if set(kinds) <= {*_KINDS, type(None)}:
@@ -215,159 +152,14 @@ class InstructConfig(datasets.BuilderConfig):
                 if name in known:
                     _check_type(name, value, (known[name][0].type,))
 
-    def open_source(self) -> Source:
-        """The source of the contexts."""
-        return sources.get(self.source, self.source_options)
-
-    def open_prompts(self) -> PromptConfig:
-        """The prompt config, read again each time, as its file may have been edited."""
-        return prompts.load(self.prompt_config)
-
-    def type_names(self) -> tuple[str, ...] | None:
-        """The chosen instruction types, or None for all."""
-        chosen = [self.types] if isinstance(self.types, str) else self.types
-        return tuple(chosen) if chosen else None
-
-    def split_names(self, source: Source) -> tuple[str, ...]:
-        """The chosen splits in the source's order.
-
-        Raises:
-            UsageError: the source has no such split.
-        """
-        chosen = [self.splits] if isinstance(self.splits, str) else self.splits
-        chosen = list(chosen or source.info.splits[:1])
-        if splits.ALL in chosen:
-            return source.info.splits
-        for split in chosen:
-            if split not in source.info.splits:
-                raise UsageError(
-                    f"{source.info.name} has no split {split!r}"
-                    f"{did_you_mean(split, source.info.splits)}"
-                )
-        return tuple(split for split in source.info.splits if split in chosen)
-
-    def fingerprint(self, source: Source, split: str) -> str:
-        """Digest of the split's annotations: of the files, or of the archive to be downloaded."""
-        files = self.locate(source, split)
-        return files.fingerprint if files else digest(source.downloads(split))
-
-    def locate(self, source: Source, split: str) -> Files | None:
-        """The split's files under ``data_dir``; without one None, if they have to be downloaded.
-
-        Raises:
-            SourceError: a ``data_dir`` is given and doesn't have them.
-        """
-        places = self.places()
-        files = source.locate(places, split)
-        if files is None and self.data_dir:
-            parts = sources.members(source, split)
-            part, own = next(m for m in parts if m[0].locate(places, m[1]) is None)
-            others = [s for s in part.info.splits if s != own and part.locate(places, s)]
-            name = f"{part.info.name}, split {own!r}"
-            raise not_found(name, places, part.file_names(own).values(), others)
-        return files
-
-    def places(self) -> list[Path]:
-        """Where annotation files are looked for."""
-        given = self.data_dir or self.default_dir
-        return [Path(given).expanduser()] if given else []
-
-    def contexts(
-        self, source: Source, files: Files, split: str, cache_dir: Path
-    ) -> tuple[datasets.Dataset, ReadReport]:
-        """The split's contexts that rows are asked for, and what reading left out.
-
-        Raises:
-            UsageError: there is none.
-        """
-        contexts, report = contexts_dataset(source, files, split, cache_dir)
-        for reason in report.skipped:
-            level = logging.INFO if reason in report.harmless else logging.WARNING
-            words = f"{source.info.name}, split {split!r}: left out {report.line(reason)}"
-            _log.log(level, words)
-        if not len(contexts):
-            lines = "; ".join(map(report.line, report.skipped)) or "there is none in the files"
-            raise UsageError(
-                f"{source.info.name}, split {split!r}: no {source.info.modality} is left to write "
-                f"about: {lines}"
-            )
-        if self.commercial:
-            contexts = self._commercial(source, split, contexts, report)
-        if self.limit is not None:
-            contexts = contexts.select(range(min(self.limit, len(contexts))))
-        return contexts, report
-
-    def _commercial(
-        self, source: Source, split: str, contexts: datasets.Dataset, report: ReadReport
-    ) -> datasets.Dataset:
-        """The contexts whose images (motions ...) may be used commercially; others are reported.
-
-        Raises:
-            UsageError: there is none.
-        """
-        registry = self.registry()
-        found = list(media_licenses(contexts))
-        kept = contexts.select([n for n, name in enumerate(found) if registry.allows(name)])
-        left_out = Counter(name for name in found if not registry.allows(name))
-        kind, said = source.info.modality, []
-        for name, count in left_out.most_common():
-            why = f"under {name or 'an unknown licence'} ({licenses.why_not(registry, name)})"
-            report.skip(f"{kind} {why}", count, harmless=True)
-            said.append(f"{count} {why}")
-        outcome = (
-            f"{source.info.name}, split {split!r}: {len(kept)} of {len(contexts)} {kind}s may be "
-            f"used commercially; left out: {', '.join(said) or 'none'}"
-        )
-        if not len(kept):
-            raise UsageError(outcome)
-        _log.info(outcome)
-        return kept
-
-    def expect(
-        self, tally: Tally, media_licenses: Mapping[str | None, int], text: bool | None
-    ) -> None:
-        """Count rows that are to come about images under these licences, with such a text."""
-        types = prompts.type_names(self.open_prompts(), self.type_names())
-        tally.kinds.add(self.open_source().info.modality)
-        tally.expect(media_licenses, len(types), text, self.registry().allows)
-
-    def registry(self) -> Registry:
-        """The facts about licences, with the user's own, read again each time."""
-        return licenses.load(self.licenses)
-
-    def text_parts(self, registry: Registry) -> list[Part]:
-        """Whatever rows are made of besides a model's words, with its licence."""
-        source, config = self.open_source().info, self.open_prompts()
-        parts = [licenses.prompt_part(registry, name=config.name, license=config.license)]
-        for info in source.parts or (source,):
-            parts += licenses.annotation_parts(
-                registry, source=info.name, title=info.title, license=info.license
-            )
-        return parts
-
-    def verdict(self) -> Verdict:
-        """What the text of the rows may be used for; images are not part of them."""
-        registry = self.registry()
-        backend = backends.create(self.backend, self.backend_options())
-        path = Path(self.model or "").expanduser() if backend.repo_id is None else None
-        model = licenses.model_parts(
-            registry,
-            name=backend.model,
-            repo_id=self.model_id or backend.repo_id,
-            files=licenses.declared(path) if self.model and path and path.exists() else None,
-            endpoints=backend.endpoints,
-            given=self.model_id is not None,
-        )
-        return licenses.compose(registry, [*self.text_parts(registry), *model])
-
-    def sampling(self) -> Sampling:
-        """How completions are drawn."""
-        return Sampling(float(self.temperature), float(self.top_p), self.max_tokens, self.seed)
-
     def rates(self, share: float = 1.0) -> Rates:
         """What may be sent a minute, with a share of it for one of several processes."""
         asked = (self.requests_per_minute, self.tokens_per_minute)
         return Rates(*(None if rate is None else rate * share for rate in asked))
+
+    def retry_policy(self) -> RetryPolicy:
+        """How often and how long a request is tried."""
+        return RetryPolicy(self.max_retries, max_pause_s=self.max_pause_s, finish_s=self.timeout_s)
 
     def backend_options(self, share: float = 1.0) -> BackendOptions:
         """The backend's options, with a share of the concurrency for one of several processes."""
@@ -408,3 +200,28 @@ OWN_OPTIONS: dict[str, Callable[[], Mapping[str, tuple[Option, tuple[str, ...]]]
     "engine": backends.engine_options,
     "source_options": sources.options,
 }
+
+
+def read_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `load_dataset` by the names of the config's fields.
+
+    Raises:
+        UsageError: one is unknown, or given by two names.
+    """
+    found = dict(given)
+    for field, options in OWN_OPTIONS.items():
+        own = {name: found.pop(name) for name in given if name in options()}
+        if own:
+            found[field] = {**found.get(field, {}), **own}
+    for name, ours in ALIASES.items():
+        if found.get(name) is not None and found.get(ours) is not None:
+            raise UsageError(f"{name}: another name of {ours}; give one of them")
+        if (value := found.pop(name, None)) is not None:
+            found[ours] = value
+    fields = [field.name for field in dataclasses.fields(InstructConfig)]
+    of_datasets = inspect.signature(datasets.DatasetBuilder).parameters
+    for unknown in sorted(found.keys() - {*fields, *of_datasets}):
+        known = [*fields, *ALIASES]
+        known += [name for options in OWN_OPTIONS.values() for name in options()]
+        raise UsageError(f"unknown argument {unknown!r}{did_you_mean(unknown, known)}")
+    return found

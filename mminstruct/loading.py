@@ -71,12 +71,18 @@ def builder_class(script: Path) -> type[InstructBuilder]:
 
 def find(source: str, prompt_config: str) -> Path | None:
     """The script among ours that names this source and prompt config, or None."""
+    found = find_builder(source, prompt_config)
+    return found and found[0]
+
+
+def find_builder(source: str, prompt_config: str) -> tuple[Path, type[InstructBuilder]] | None:
+    """As `find`, with the builder that the script defines."""
     for name in names():
         script = script_of(f"builders/{name}")
-        if script is not None:
+        if script is not None and name.startswith(f"{source.lower().replace('+', '_')}_"):
             cls = builder_class(script)
             if (source, prompt_config) == (cls.SOURCE, cls.PROMPT_CONFIG):
-                return script
+                return script, cls
     return None
 
 

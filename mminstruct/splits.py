@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import datasets
+
+from mminstruct.errors import UsageError
 
 ALL = "all"
 """What `datasets` calls all splits together."""
@@ -27,3 +29,24 @@ def specs(split: Any) -> list[str]:
 def name_of(spec: str) -> str:
     """The split that a spec is all of, or a part; it may be a wrong one."""
     return re.split(r"[\[(]", spec)[0]
+
+
+def check_whole(specs: Iterable[str]) -> None:
+    """Raise UsageError for a part of a split: `datasets` would have the whole made for it."""
+    for spec in specs:
+        if spec != (name := name_of(spec)):
+            raise UsageError(
+                f"split: {spec!r} is a part of what would have to be generated whole; give "
+                f"split={name!r} and limit=N for its first N images, or load it whole once, after "
+                "which a part costs nothing"
+            )
+
+
+def check_generated(names: Iterable[str], generated: Sequence[str]) -> None:
+    """Raise UsageError for a split that is asked for, and not among those that are generated."""
+    for name in names:
+        if name not in (*generated, ALL):
+            raise UsageError(
+                f"split: expected some of splits={list(generated)}, got {name!r}; leave out "
+                "splits, or name it there"
+            )

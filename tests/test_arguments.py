@@ -15,9 +15,9 @@ import datasets
 import pytest
 
 import mminstruct_command
-from mminstruct import backends, cli, export
+from mminstruct import backends, cli, export, generation
 from mminstruct.builder import InstructBuilder, make
-from mminstruct.cli import app, generate, runs
+from mminstruct.cli import app, runs
 from mminstruct.cli.arguments import USAGE
 from mminstruct.cli.console import DONE, INTERRUPTED
 from mminstruct.errors import UsageError
@@ -222,12 +222,8 @@ def test_a_folder_never_has_the_name_of_a_file(
         assert f"output path {path}: the format dataset is a folder, got the name of a " in said
         assert "a file with the format jsonl, llava-instruct, sharegpt, messages, axolotl" in said
     for folder in ("llava-v1.5", "run.2026-01-31"):
-        assert (
-            generate.choose_output(parsed(f"generate SAMPLE --output_path {folder}"))[0]
-            == "dataset"
-        )
-    wanted = parsed("generate SAMPLE --output_path x.txt --output_format jsonl")
-    assert generate.choose_output(wanted) == ("jsonl", Path("x.txt"))
+        assert generation.choose_output(folder) == ("dataset", Path(folder))
+    assert generation.choose_output("x.txt", "jsonl") == ("jsonl", Path("x.txt"))
     with pytest.raises(UsageError, match="the format parquet is a folder, got the name of a"):
         export.check_output(Path(path), "parquet")
 

@@ -707,6 +707,28 @@ def test_rows_in_memory_are_pushed_with_a_card_and_a_licence_of_their_own(
     assert "| conversation | 2 | 0 | not recorded | not recorded |" in card
 
 
+def test_what_generate_gives_is_pushed_with_what_it_knows(
+    server: HubServer, shell: Client, tmp_path: Path
+) -> None:
+    code = (
+        "import mminstruct\n"
+        "made = mminstruct.generate('SAMPLE', limit=2, seed=7, backend='fake',\n"
+        f"    cache_dir={str(tmp_path)!r}, response_store={str(tmp_path / 'r.sqlite')!r})\n"
+        "for number in range(2):\n"
+        "    pushed = mminstruct.push_to_hub(made, 'user/name', accept_license='unknown')\n"
+        "    print(pushed.is_new)\n"
+        "mminstruct.push_to_hub(made, 'user/name', licenses='mine.yaml')\n"
+    )
+    ended = shell.run(code)
+    assert str(ended.code).startswith("UsageError: model_id, licenses, prompt_config, source_opt")
+    assert ended.out == "True\nFalse\n"
+    head = server.repos["user/name"].head
+    assert len(rows_in(head, "conversation")) == 2
+    noted = json.loads(text_in(head, "provenance.json"))
+    assert (noted["settings"]["seed"], noted["model"]) == ("7", "scripted")
+    assert noted["rejected"] == noted["failed"] == {}
+
+
 def test_rows_in_memory_that_claim_too_much_are_not_pushed(
     server: HubServer, shell: Client, tmp_path: Path
 ) -> None:

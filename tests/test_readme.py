@@ -14,6 +14,7 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -161,16 +162,22 @@ def test_a_flag_of_the_readme_works(flag: str, folder: Path) -> None:
 
 
 def test_the_python_of_the_readme_works(
-    folder: Path, server: LoopbackServer, monkeypatch: pytest.MonkeyPatch
+    folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # The README's reader has the annotations downloaded; here they lie in ./cache.
-    (code,) = PYTHON
-    code = code.replace("http://localhost:8000/v1", server.url)
-    code = code.replace("limit=10", "limit=10, data_dir='cache', response_store='r.sqlite'")
-    names: dict[str, datasets.Dataset] = {}
-    exec(compile(code, "README.md", "exec"), names)  # noqa: S102
+    loading, generating = PYTHON
+    names: dict[str, Any] = {}
+    for code in (loading, generating):
+        code = code.replace("http://localhost:8000/v1", server.url)
+        code = code.replace("limit=10", "limit=10, data_dir='cache', response_store='r.sqlite'")
+        exec(compile(code, "README.md", "exec"), names)  # noqa: S102
     assert len(names["ds"]) == 1
     assert names["ds"][0]["license"] == "cc-by-4.0"
+    made = names["made"]
+    assert made.rows["train"].unique("source") == ["COCO2017", "SAMPLE"]
+    assert len(made.rows["train"]) == made.report.requests == 3 * (1 + 10)
+    assert str(made.rows["train"][0]["messages"]) in capsys.readouterr().out
+    assert len((folder / "instruct.jsonl").read_text().splitlines()) == 33
 
 
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -7,14 +7,12 @@ import json
 import tempfile
 from typing import Any
 
-from mminstruct.builder import (
-    use_of,
-    verdict_of,
-)
 from mminstruct.cli.arguments import Parser
 from mminstruct.cli.console import print_text, quiet_libraries, say
 from mminstruct.cli.flags import add_flags, add_run_arguments
-from mminstruct.cli.runs import make_builders
+from mminstruct.cli.runs import config_arguments
+from mminstruct.generation import find_infos, make_builders
+from mminstruct.recipe import introduce
 from mminstruct.reports import estimate, estimate_text
 
 
@@ -46,15 +44,12 @@ _ESTIMATE_FLAGS: dict[str, dict[str, Any]] = {
 def _estimate(args: argparse.Namespace) -> int:
     quiet_libraries()
     with tempfile.TemporaryDirectory() as scratch:
-        builders = make_builders(args, scratch)
-        verdict = verdict_of([builder.config for builder in builders])
-        say(str(use_of(builders, verdict)))
-        say(f"model {builders[0].plan().model}; licence of the text: {verdict.name}")
+        builders = make_builders(find_infos(args.sources), config_arguments(args, scratch))
+        asked = [(builder.recipe, list(builder.requests().values())) for builder in builders]
+        for line in introduce(asked):
+            say(line)
         found = estimate.estimate(
-            [part for builder in builders for part in builder.asked()],
-            builders[0].terms(),
-            exact=args.exact,
-            requests_per_second=args.requests_per_second,
+            asked, exact=args.exact, requests_per_second=args.requests_per_second
         )
     text = json.dumps(found.as_json(), indent=2) + "\n" if args.json else estimate_text.table(found)
     return print_text(text)

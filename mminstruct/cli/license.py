@@ -26,7 +26,6 @@ from mminstruct.cli.flags import (
 from mminstruct.cli.runs import (
     check_source_options,
     choose_source_options,
-    load_source_infos,
     name_places,
     read_base_urls,
 )
@@ -36,6 +35,8 @@ from mminstruct.errors import (
     UsageError,
     lacking,
 )
+from mminstruct.generation import find_infos
+from mminstruct.recipe import Recipe
 from mminstruct.rows.contexts import media_licenses
 
 
@@ -67,7 +68,7 @@ def _license(args: argparse.Namespace) -> int:
         "model_id": args.model_id,
         **name_places(args),
     }
-    wanted = load_source_infos(args)
+    wanted = find_infos(args.sources)
     check_source_options(args, [info.name for info in wanted])
     by_name = args.model is not None and args.model_source is None
     if by_name and args.model_id is None:
@@ -76,8 +77,9 @@ def _license(args: argparse.Namespace) -> int:
         given.update(backend=args.model_source, model=args.model, base_url=read_base_urls(args))
     elif any(getattr(args, flag) for flag in SERVER_FLAGS):
         raise UsageError("a server's URL says nothing without --model_source; give both")
-    configs = [
-        InstructConfig(
+    recipes: list[Recipe] = []
+    for info in wanted:
+        config = InstructConfig(
             source=info.name,
             source_options=choose_source_options(args, info.name),
             prompt_config=args.prompt_config or info.prompt_config,
@@ -85,20 +87,19 @@ def _license(args: argparse.Namespace) -> int:
             commercial=bool(args.commercial),
             **given,
         )
-        for info in wanted
-    ]
-    registry = configs[0].registry()
+        recipes.append(Recipe.of(config, *recipes[:1]))
+    registry = recipes[0].registry
     if by_name:
         model = licenses.named_model(registry, args.model, args.model_id)
-        own = [licenses.compose(registry, [*c.text_parts(registry), *model]) for c in configs]
+        own = [licenses.compose(registry, [*r.text_parts, *model]) for r in recipes]
     else:
-        own = [config.verdict() for config in configs]
+        own = [recipe.verdict for recipe in recipes]
     verdict = licenses.compose(registry, [part for each in own for part in each.parts])
     others = licenses.alternatives(registry, verdict)
     tally, images, are_counted = licenses.Tally(), [], True
-    for config, terms in zip(configs, own, strict=True):
-        counts, said, is_counted = _images(config, registry)
-        config.expect(tally, counts, terms.commercial)
+    for recipe, terms in zip(recipes, own, strict=True):
+        counts, said, is_counted = _images(recipe)
+        recipe.expect(tally, counts, terms.commercial)
         images.append(said)
         are_counted &= is_counted
     use = tally.use(verdict.commercial, registry.allows, is_counted=are_counted)
@@ -127,34 +128,32 @@ def _model_hint(registry: licenses.Registry, model: str) -> str | None:
     return None
 
 
-def _images(
-    config: InstructConfig, registry: licenses.Registry
-) -> tuple[Mapping[str | None, int], str, bool]:
+def _images(recipe: Recipe) -> tuple[Mapping[str | None, int], str, bool]:
     """Licence -> images of a source, in words too, and whether they were counted.
 
     They are where its annotation files are at hand; else these are the licences that its publisher
     names, each once, or None for nobody knows.
     """
-    config.check()
-    source = config.open_source()
-    splits = config.split_names(source)
-    where = f"{source.info.name}, {' and '.join(splits)}"
-    files = {split: config.locate(source, split) for split in splits}
+    source, splits = recipe.source.info, recipe.splits
+    where = f"{source.name}, {' and '.join(splits)}"
+    files = {split: recipe.locate(split) for split in splits}
     cache = Path(datasets.config.HF_DATASETS_CACHE)
-    found = [config.contexts(source, f, s, cache)[0] for s, f in files.items() if f is not None]
+    found = [
+        recipe.read_contexts(f, split, cache)[0] for split, f in files.items() if f is not None
+    ]
     if len(found) == len(splits):
         counts = Counter(chain.from_iterable(map(media_licenses, found)))
         shares = ", ".join(f"{name or 'not known'} {n:,}" for name, n in counts.most_common())
         return counts, f"{where}: {shares}, counted in the annotation files", True
-    first = (source.info.parts or (source.info,))[0]
-    works = registry.image_works(first.name)
+    first = (source.parts or (source,))[0]
+    works = recipe.registry.image_works(first.name)
     names = [work.license for work in works] or [None]
     said = " or ".join(name or "a licence that is not known here" for name in names)
     notes = dict.fromkeys(f"; {work.note}" for work in works if work.note)
     return (
         dict.fromkeys(names, 1),
         f"{where}: {said}, as published{''.join(notes)}; not counted, as the annotation files are "
-        f"not in {resources.shown(config.places()[0])} (--dataset_storage_path)",
+        f"not in {resources.shown(recipe.places[0])} (--dataset_storage_path)",
         False,
     )
 

@@ -9,7 +9,8 @@ from mminstruct import sources
 from mminstruct.cli.arguments import Parser
 from mminstruct.cli.console import print_text, quiet_libraries
 from mminstruct.cli.flags import CONFIG_FLAG, CONTENT_FLAGS, add_flags, flags_of_options
-from mminstruct.cli.runs import check_source_options, find_builder_class, name_places
+from mminstruct.cli.runs import check_source_options, name_places
+from mminstruct.generation import find_infos, make_builders
 from mminstruct.reports import preview
 
 
@@ -33,18 +34,10 @@ def add_show(commands: Any) -> None:
 
 def _show(args: argparse.Namespace) -> int:
     quiet_libraries()
-    (name,) = args.sources
-    check_source_options(args, [sources.get(name).info.name])
-    given = {
-        **name_places(args),
-        "types": args.types,
-        "splits": args.splits,
-        **{option: getattr(args, option) for option in sources.options_of(name)},
-    }
-    builder = find_builder_class(name, args.prompt_config)(
-        config_name="default",
-        backend="fake",
-        **{field: value for field, value in given.items() if value is not None},
-    )
-    found = preview.preview(builder, args.id)
+    infos = find_infos(args.sources)
+    check_source_options(args, [info.name for info in infos])
+    names = ("prompt_config", "types", "splits", *sources.options())
+    given = {"backend": "fake", **name_places(args), **{n: getattr(args, n) for n in names}}
+    (builder,) = make_builders(infos, {n: v for n, v in given.items() if v is not None})
+    found = preview.preview(builder.recipe, builder.requests().values(), args.id)
     return print_text(found.as_json() + "\n" if args.json else found.as_text())

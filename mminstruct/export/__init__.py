@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import datasets
 
 from mminstruct import licenses, resources
-from mminstruct.builder import LEFT_OUT, REJECTED
 from mminstruct.errors import UsageError, did_you_mean, lacking
 from mminstruct.export import checks, output, reading
 from mminstruct.export.checks import check_folder_name, check_output, default_output, made_at
@@ -35,7 +34,7 @@ from mminstruct.export.pictures import (
 from mminstruct.export.reading import Terms
 from mminstruct.licenses import Tally, Use
 from mminstruct.rows import replacing
-from mminstruct.rows.report import Report
+from mminstruct.rows.report import LEFT_OUT, REJECTED, Report
 
 if TYPE_CHECKING:
     from mminstruct.fetching.images import Fetching

@@ -20,7 +20,7 @@ import logging
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -41,10 +41,11 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 )
 
 from mminstruct import strict_yaml
-from mminstruct.builder import LEFT_OUT, REJECTED
 from mminstruct.errors import HubError, MMInstructError, UsageError, lacking
 from mminstruct.releases import notices, repository, tracing
 from mminstruct.releases.contents import CREDITS
+from mminstruct.releases.origin import MadeRows
+from mminstruct.rows.report import LEFT_OUT, REJECTED
 from mminstruct.version import __version__
 
 _log = logging.getLogger(__name__)
@@ -507,7 +508,7 @@ def _describe(error: Any, repo_id: str, endpoint: str) -> str:
 
 
 def push_to_hub(
-    rows: datasets.Dataset | datasets.DatasetDict,
+    rows: datasets.Dataset | datasets.DatasetDict | MadeRows,
     repo_id: str,
     *,
     private: bool = False,
@@ -525,7 +526,8 @@ def push_to_hub(
     not what the rows say but what follows from whatever they say they were made from.
 
     Args:
-        rows: as the builders make them, or some of those, of any models and prompt configs.
+        rows: as the builders make them, or some of those, of any models and prompt configs; or what
+            `mminstruct.generate` gives, which needs nothing more to be told.
         repo_id: ``user/name``; made if it isn't there.
         private: make it a private one.
         revision: tag for the commit.
@@ -541,17 +543,28 @@ def push_to_hub(
             from what they were made from; and as in `push`.
         HubError: as in `push`.
     """
-    splits = tracing.splits_of(rows)
-    origin = tracing.trace(
-        splits,
-        repo_id=repo_id,
-        model_id=model_id,
-        licenses_file=licenses,
-        prompt_config=prompt_config,
-        source_options=source_options,
-    )
+    report = None
+    if isinstance(rows, MadeRows):
+        if (model_id, licenses, prompt_config, source_options) != (None,) * 4:
+            raise UsageError(
+                "model_id, licenses, prompt_config, source_options: what generate gives has them "
+                "with it; leave them out"
+            )
+        splits: Mapping[str, datasets.Dataset] = rows.rows
+        # Without the day: the same rows are the same release on any.
+        origin, report = replace(rows.origin, repo_id=repo_id, written_on=None), rows.report
+    else:
+        splits = tracing.splits_of(rows)
+        origin = tracing.trace(
+            splits,
+            repo_id=repo_id,
+            model_id=model_id,
+            licenses_file=licenses,
+            prompt_config=prompt_config,
+            source_options=source_options,
+        )
     with tempfile.TemporaryDirectory() as scratch:
-        repository.write(splits, Path(scratch), origin)
+        repository.write(splits, Path(scratch), origin, report)
         return push(
             scratch,
             repo_id,

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from datasets import Features
+from datasets import DatasetDict, Features
 
 from mminstruct import licenses
 from mminstruct.licenses import Registry, Use, Verdict
 from mminstruct.prompts.config import PromptConfig
 from mminstruct.releases.markdown import to_line
+from mminstruct.rows.report import Report
 from mminstruct.sources import SourceInfo
 
 
@@ -68,6 +69,21 @@ class Origin:
         """What the annotations describe, in a word and in the plural."""
         kinds = {source.modality for source in self.sources}
         return f"{kinds.pop()}s" if len(kinds) == 1 else "media"
+
+
+@dataclass(frozen=True, slots=True)
+class MadeRows:
+    """Rows that have how they came about with them.
+
+    Attributes:
+        rows: by split.
+        report: what became of the requests.
+        origin: as a release tells it.
+    """
+
+    rows: DatasetDict
+    report: Report
+    origin: Origin
 
 
 @dataclass(frozen=True, slots=True)

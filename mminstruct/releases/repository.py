@@ -29,7 +29,6 @@ import pyarrow as pa
 from filelock import FileLock
 
 from mminstruct import resources
-from mminstruct.builder import LEFT_OUT, REJECTED
 from mminstruct.errors import RunStopped, UsageError
 from mminstruct.releases import cards, croissant, notices
 from mminstruct.releases.contents import CREDITS, count_contents
@@ -37,7 +36,7 @@ from mminstruct.releases.origin import DataFile, Origin
 from mminstruct.releases.pages import find_page
 from mminstruct.rows import replacing
 from mminstruct.rows.columns import NEEDED_BY_RELEASES
-from mminstruct.rows.report import Report
+from mminstruct.rows.report import LEFT_OUT, REJECTED, Report
 
 ROWS = re.compile(r"data/[^/]+/[^/]+-\d{5}-of-\d{5}(-[0-9a-f]{16})?\.parquet")
 """How files of rows are named, in releases that don't list them, too."""

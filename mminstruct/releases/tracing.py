@@ -10,8 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import astuple, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 
@@ -19,6 +18,7 @@ from mminstruct import licenses, prompts, sources
 from mminstruct.errors import UsageError
 from mminstruct.licenses import ENDPOINTS_JOINT, Part, Registry, Verdict
 from mminstruct.prompts.config import PromptConfig
+from mminstruct.recipe import find_annotation_parts
 from mminstruct.releases.origin import Origin
 from mminstruct.rows.columns import FEATURES
 from mminstruct.sources import SourceInfo
@@ -28,38 +28,20 @@ _ROWS_AT_ONCE = 10_000
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-@dataclass(frozen=True, slots=True)
-class _Making:
-    """What rows were made from, as they say.
-
-    Attributes:
-        source: name of the source.
-        backend: name of the backend.
-        model: name of the model.
-        endpoint: the APIs, as `Registry.endpoint_names` has them, or None.
-        prompt_config: its name.
-        prompt_version: its version.
-        prompt_hash: digest of its content.
-    """
+class _Making(NamedTuple):
+    """What rows were made from, as they say."""
 
     source: str
     backend: str
     model: str
-    endpoint: str | None
+    endpoint: str | None  # the APIs, as `Registry.endpoint_names` has them
     prompt_config: str
     prompt_version: str
     prompt_hash: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Claim:
-    """What rows say that they may be used for.
-
-    Attributes:
-        license: of the text.
-        commercial_use: of text and image.
-        image_license: of the image, or None.
-    """
+class _Claim(NamedTuple):
+    """What rows say that they may be used for, image and all."""
 
     license: str
     commercial_use: bool | None
@@ -133,8 +115,8 @@ def trace(
         sources=tuple(infos[m.source] for m in pairs),
         configs=tuple(configs[m] or _unknown_config(m) for m in pairs),
         types=tuple(sorted(types, key=lambda n: order.index(n) if n in order else len(order))),
-        backend=_listed(m.backend for m in makings),
-        model=_listed(m.model for m in makings),
+        backend=", ".join(dict.fromkeys(m.backend for m in makings)),
+        model=", ".join(dict.fromkeys(m.model for m in makings)),
         verdict=licenses.compose(registry, [part for some in parts.values() for part in some]),
         registry=registry,
         settings={"released by": f"mminstruct {__version__}, from rows alone"},
@@ -144,8 +126,7 @@ def trace(
 
 def _read(splits: Mapping[str, datasets.Dataset]) -> tuple[list[tuple[_Making, _Claim]], list[str]]:
     """What rows say of how they were made with what they may be used for, and their types."""
-    made_from = [field.name for field in fields(_Making)[1:]]
-    claimed = [field.name for field in fields(_Claim)]
+    made_from, claimed = _Making._fields[1:], _Claim._fields
     columns = ["source", *claimed, *(f"provenance.{name}" for name in made_from)]
     said: Counter[tuple[Any, ...]] = Counter()
     types: Counter[str] = Counter()
@@ -155,10 +136,8 @@ def _read(splits: Mapping[str, datasets.Dataset]) -> tuple[list[tuple[_Making, _
             flat = batch.flatten()
             said.update(zip(*(flat.column(name).to_pylist() for name in columns), strict=True))
             types.update(flat.column("type").to_pylist())
-    return [
-        (_Making(source, *rest[len(claimed) :]), _Claim(*rest[: len(claimed)]))
-        for source, *rest in said
-    ], list(types)
+    n = len(claimed)
+    return [(_Making(s, *rest[n:]), _Claim(*rest[:n])) for s, *rest in said], list(types)
 
 
 def _config(making: _Making, given: str | None) -> PromptConfig | None:
@@ -209,20 +188,13 @@ def _parts(
     repo_ids: Mapping[str, str | None],
 ) -> list[Part]:
     """Whatever rows of this making are made of, with its licence."""
-    parts = [
-        licenses.prompt_part(registry, name=making.prompt_config, license=config.license)
-        if config
-        else Part(
-            "prompts",
-            f"prompts and examples of {making.prompt_config!r} {making.prompt_version}",
-            None,
-            f"; no prompt config of this content ({making.prompt_hash}) is at hand",
-        )
-    ]
-    for info in source.parts or (source,):
-        parts += licenses.annotation_parts(
-            registry, source=info.name, title=info.title, license=info.license
-        )
+    if config:
+        prompt = licenses.prompt_part(registry, name=config.name, license=config.license)
+    else:
+        named = f"{making.prompt_config!r} {making.prompt_version}"
+        why = f"; no prompt config of this content ({making.prompt_hash}) is at hand"
+        prompt = Part("prompts", f"prompts and examples of {named}", None, why)
+    parts = [prompt, *find_annotation_parts(registry, source)]
     repo_id = repo_ids[making.model]
     parts += licenses.model_parts(
         registry,
@@ -246,7 +218,7 @@ def _check_claim(registry: Registry, making: _Making, claim: _Claim, verdict: Ve
     if is_same and (verdict.commercial or not claim.commercial_use) and not was_barred:
         return
     use = {True: "yes", False: "no", None: "not known"}
-    about = ", ".join(f"{f.name} {v}" for f, v in zip(fields(making), astuple(making), strict=True))
+    about = ", ".join(f"{name} {value}" for name, value in making._asdict().items())
     raise UsageError(
         f"rows say: {claim.license}, commercial use: {use[claim.commercial_use]}; got from what "
         f"they were made from ({about}): {verdict}\n"
@@ -254,7 +226,3 @@ def _check_claim(registry: Registry, making: _Making, claim: _Claim, verdict: Ve
         + "if they were generated with entries or a prompt config of your own, or a model file, "
         "give the same here: licenses, prompt_config, source_options, model_id"
     )
-
-
-def _listed(names: Any) -> str:
-    return ", ".join(dict.fromkeys(names))

@@ -20,19 +20,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
 
 from mminstruct import licenses
-from mminstruct.backends import ROUGH_ERROR, Backend, Counting, Remote, rough_tokens
-from mminstruct.completions.buckets import Rates
+from mminstruct.backends import ROUGH_ERROR, Counting, Remote, rough_tokens
 from mminstruct.completions.client import find_stored, identities_of
 from mminstruct.completions.job import Attempt
-from mminstruct.completions.prices import Price
 from mminstruct.completions.store import Lengths, ResponseStore, Scope
 from mminstruct.errors import UsageError
+from mminstruct.recipe import Found, Recipe
 from mminstruct.reports.intervals import (
     Interval,
     estimate_count,
@@ -69,53 +67,6 @@ class _Sizes(NamedTuple):
 _ALL = _Sizes(math.inf)
 _GLANCE = _Sizes(600, 300, 20, 50)
 _NONE = _Sizes(0, 0, 0, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """The requests of one instruction type of a split.
-
-    Attributes:
-        plan: what becomes of their answers.
-        type: instruction type.
-        requests: as `generate.requests_dataset` gives them.
-    """
-
-    plan: Plan
-    type: str
-    requests: datasets.Dataset
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """Under what a run asks: the model, its price, and what the run keeps to.
-
-    Attributes:
-        backend: not opened.
-        store: file of the finished answers.
-        price: None if it isn't known.
-        context_window: as asked for; None is the model's own.
-        rates: what will be sent a minute at most.
-        max_requests: where the run will stop, or None.
-        max_cost_usd: likewise.
-        batch_api: whether it goes through the Batch API.
-    """
-
-    backend: Backend
-    store: Path
-    price: Price | None
-    context_window: int | None = None
-    rates: Rates = Rates()
-    max_requests: int | None = None
-    max_cost_usd: float | None = None
-    batch_api: bool = False
-
-    @property
-    def is_charged(self) -> bool:
-        """Whether somebody charges for requests: where no price is known, all but own servers."""
-        if self.price is not None:
-            return self.price.cost_usd(1, 1) > 0
-        return any(map(licenses.is_public, self.backend.endpoints))
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,14 +108,14 @@ class Estimate:
 
     Attributes:
         parts: by source, split and type.
-        terms: under which it asks.
+        recipe: of the first source, whose model and bounds are those of all.
         token_error: of the count of prompt tokens, as in `Backend.token_error`.
         in_store: answers in the store, whatever they are to.
         requests_per_second: throughput to expect, or None if unknown.
     """
 
     parts: tuple[Part, ...]
-    terms: Terms
+    recipe: Recipe
     token_error: float | None
     in_store: int
     requests_per_second: float | None = None
@@ -189,14 +140,14 @@ class Estimate:
     @property
     def cost_usd(self) -> Interval | None:
         """Of what is not in the store; None if the price isn't known."""
-        return self._cost(None if self.terms.price is None else self.terms.price.cost_usd)
+        return self._cost(None if self.recipe.price is None else self.recipe.price.cost_usd)
 
     @property
     def batch_cost_usd(self) -> Interval | None:
         """The same through the Batch API; None if there is none, or its price isn't known."""
-        if self.terms.price is None or self.terms.price.batch is None:
+        if self.recipe.price is None or self.recipe.price.batch is None:
             return None
-        return self._cost(self.terms.price.batch_cost_usd)
+        return self._cost(self.recipe.price.batch_cost_usd)
 
     def _cost(self, price: Any) -> Interval | None:
         prompt, answer = self.total("prompt_tokens_left"), self.total("completion_tokens_left")
@@ -219,8 +170,8 @@ class Estimate:
         tokens = self.total("prompt_tokens_left") + self.total("completion_tokens_left")
         per_second = [
             (left, self.requests_per_second),
-            (left, _per_second(self.terms.rates.requests_per_minute)),
-            (tokens, _per_second(self.terms.rates.tokens_per_minute)),
+            (left, _per_second(self.recipe.config.rates().requests_per_minute)),
+            (tokens, _per_second(self.recipe.config.rates().tokens_per_minute)),
         ]
         times = [(x.low / rate, x.high / rate) for x, rate in per_second if rate is not None]
         return Interval(*map(max, zip(*times, strict=True))) if times else None
@@ -228,7 +179,11 @@ class Estimate:
     @property
     def stops_at(self) -> str | None:
         """The bound that the run may come to before its end, as its flag is written."""
-        most, most_usd, cost = self.terms.max_requests, self.terms.max_cost_usd, self.own_cost_usd
+        most, most_usd, cost = (
+            self.recipe.config.max_requests,
+            self.recipe.config.max_cost,
+            self.own_cost_usd,
+        )
         if most is not None and most < self.total("left").high:
             return f"--max_requests {most:,}"
         if most_usd is not None and cost is not None and most_usd < cost.high:
@@ -238,29 +193,36 @@ class Estimate:
     @property
     def own_cost_usd(self) -> Interval | None:
         """What it costs in the way it goes, through the Batch API or not; None if unknown."""
-        return (self.batch_cost_usd if self.terms.batch_api else None) or self.cost_usd
+        return (self.batch_cost_usd if self.recipe.config.batch_api else None) or self.cost_usd
+
+    @property
+    def is_charged(self) -> bool:
+        """Whether somebody charges for requests: where no price is known, all but own servers."""
+        if self.recipe.price is not None:
+            return self.recipe.price.cost_usd(1, 1) > 0
+        return any(map(licenses.is_public, self.recipe.backend.endpoints))
 
     @property
     def is_large(self) -> bool:
         """Whether it may cost more, or ask a paid API for more, than one would by mistake."""
-        terms, cost = self.terms, self.own_cost_usd or Interval()
-        return terms.is_charged and any(
+        config, cost = self.recipe.config, self.own_cost_usd or Interval()
+        return self.is_charged and any(
             high > bound and (most is None or most > bound)
             for high, most, bound in (
-                (self.total("left").high, terms.max_requests, _LARGE_REQUESTS),
-                (cost.high, terms.max_cost_usd, _LARGE_USD),
+                (self.total("left").high, config.max_requests, _LARGE_REQUESTS),
+                (cost.high, config.max_cost, _LARGE_USD),
             )
         )
 
     def line(self) -> str:
         """How many requests, what is stored of them, and what the rest costs, in one line."""
         stored, cost = self.total("stored"), self.own_cost_usd
-        to = f"{self.requests:,} requests to {self.terms.backend.model}"
+        to = f"{self.requests:,} requests to {self.recipe.backend.model}"
         said = [f"{to}, {format_whole(stored)} stored"]
         if not self.total("left").high:
             return f"{said[0]}: none is left to send"
         if cost is None:
-            said.append("cost unknown" + " (--price_in, --price_out)" * self.terms.is_charged)
+            said.append("cost unknown" + " (--price_in, --price_out)" * self.is_charged)
         else:
             said.append(f"cost {format_interval(cost, format_usd)}" if cost.high else "no cost")
         if bound := self.stops_at:
@@ -293,31 +255,26 @@ class Estimate:
             },
             "too_long": self.total("too_long").plain(),
             "types": {name: figures([p for p in self.parts if p.type == name]) for name in types},
-            "model": self.terms.backend.model,
+            "model": self.recipe.backend.model,
             "token_error": self.token_error,
             "sampled": sum(p.looked_at for p in self.parts) if self.sampled else None,
             "price": None
-            if self.terms.price is None
+            if self.recipe.price is None
             else {
-                "in": self.terms.price.usd_per_prompt_token * 1e6,
-                "out": self.terms.price.usd_per_completion_token * 1e6,
-                "origin": self.terms.price.origin,
+                "in": self.recipe.price.usd_per_prompt_token * 1e6,
+                "out": self.recipe.price.usd_per_completion_token * 1e6,
+                "origin": self.recipe.price.origin,
             },
         }
 
 
 def estimate(
-    asked: Sequence[Asked],
-    terms: Terms,
-    *,
-    exact: bool = False,
-    requests_per_second: float | None = None,
+    found: Found, *, exact: bool = False, requests_per_second: float | None = None
 ) -> Estimate:
     """What asking for all of it would take.
 
     Args:
-        asked: by source, split and type.
-        terms: under which a run would ask.
+        found: each recipe with the requests of its splits; all of one model.
         exact: look at every request, however many there are.
         requests_per_second: throughput to expect.
 
@@ -327,39 +284,44 @@ def estimate(
     """
     if requests_per_second is not None and not requests_per_second > 0:
         raise UsageError(f"requests_per_second: expected more than 0, got {requests_per_second}")
-    found = _estimate(asked, terms, terms.backend, terms.backend, _ALL if exact else _Sizes())
-    return replace(found, requests_per_second=requests_per_second)
+    backend = found[0][0].backend
+    estimated = _estimate(found, backend, backend, _ALL if exact else _Sizes())
+    return replace(estimated, requests_per_second=requests_per_second)
 
 
-def glance(asked: Sequence[Asked], terms: Terms) -> Estimate:
+def glance(found: Found) -> Estimate:
     """As `estimate`, within a moment and with wider intervals; no server is asked.
 
     Nor is a model in this process, which may take long to load, and costs nothing: of its answers
     it is known how many there are of a kind.
 
-    Args:
-        asked: by source, split and type.
-        terms: under which a run asks.
-
     Raises:
         StoreError: the response store can't be read.
     """
-    sizes = _GLANCE if isinstance(terms.backend, Remote) else _NONE
-    by_guess = _ByGuess(terms.context_window)
-    return _estimate(asked, terms, by_guess, by_guess, sizes)
+    recipe = found[0][0]
+    sizes = _GLANCE if isinstance(recipe.backend, Remote) else _NONE
+    by_guess = _ByGuess(recipe.config.context_window)
+    return _estimate(found, by_guess, by_guess, sizes)
 
 
-def _estimate(
-    asked: Sequence[Asked], terms: Terms, fitted: Counting, counted: Counting, sizes: _Sizes
-) -> Estimate:
-    look_at_all = sum(len(part.requests) for part in asked) <= sizes.all_up_to
+def _estimate(found: Found, fitted: Counting, counted: Counting, sizes: _Sizes) -> Estimate:
+    recipe = found[0][0]
+    asked = [
+        (of, name, requests.select(range(number * size, (number + 1) * size)))
+        for of, splits in found
+        for requests in splits
+        for size in [len(requests) // len(of.types)]
+        for number, name in enumerate(of.types)
+    ]
+    look_at_all = sum(len(requests) for *_, requests in asked) <= sizes.all_up_to
     size = max(sizes.sample_of_type, sizes.sample // max(1, len(asked)))
-    with ResponseStore(terms.store, read_only=True) as store:
-        look = _Look(identities_of(terms.backend), fitted, counted, store, sizes.pilot)
+    with ResponseStore(recipe.store, read_only=True) as store:
+        look = _Look(identities_of(recipe.backend), fitted, counted, store, sizes.pilot)
         parts = tuple(
-            _part(look, part, len(part.requests) if look_at_all else size) for part in asked
+            _part(look, of.plan, name, requests, len(requests) if look_at_all else size)
+            for of, name, requests in asked
         )
-        return Estimate(parts, terms, counted.token_error, len(store))
+        return Estimate(parts, recipe, counted.token_error, len(store))
 
 
 def _per_second(per_minute: float | None) -> float | None:
@@ -413,9 +375,8 @@ class _Look:
                 self.keys.add(attempt.key)
 
 
-def _part(look: _Look, asked: Asked, size: int) -> Part:
+def _part(look: _Look, plan: Plan, name: str, requests: datasets.Dataset, size: int) -> Part:
     """The figures of one type, from ``size`` of its requests."""
-    plan, name, requests = asked.plan, asked.type, asked.requests
     total = len(requests)
     chosen = spread_sample(total, size, seed=name)
     seen = list(look.at(requests.select(chosen), plan))

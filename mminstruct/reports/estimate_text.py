@@ -91,7 +91,7 @@ def _notes(found: Estimate) -> Iterator[str]:
 
 
 def _cost_text(found: Estimate) -> str:
-    cost, price, model = found.cost_usd, found.terms.price, found.terms.backend.model
+    cost, price, model = found.cost_usd, found.recipe.price, found.recipe.backend.model
     if cost is None:
         return f"unknown: no price of {model} here; give --price_in and --price_out"
     if price is None or not (price.usd_per_prompt_token or price.usd_per_completion_token):

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import datasets
 import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mminstruct import prompts
-from mminstruct.builder import InstructBuilder
 from mminstruct.errors import UsageError
+from mminstruct.recipe import Recipe
 from mminstruct.schema import Context, Message, decode_context
 
 _NEAREST_AMONG = 2000
@@ -62,27 +63,26 @@ class Preview:
                 yield f"\n--- {message.role}\n{message.content}"
 
 
-def preview(builder: InstructBuilder, context_id: str | None) -> Preview:
-    """The context of that id, or the first one, in one of the builder's splits.
+def preview(recipe: Recipe, splits: Iterable[datasets.Dataset], context_id: str | None) -> Preview:
+    """The context of that id, or the first one, in one of the splits.
 
     A number may lack its leading zeros.
 
     Raises:
         UsageError: there is none.
     """
-    config = builder.config.open_prompts()
     known: list[str] = []
-    for requests in builder.requests().values():
+    for requests in splits:
         ids = requests.data.column("id")
         row = 0 if context_id is None else _row(ids, context_id)
         if row >= 0:
             context = decode_context(requests[row]["context"])
-            types = prompts.type_names(config, builder.config.type_names())
             return Preview(
-                context, {name: prompts.render(context, config, name).messages for name in types}
+                context,
+                {n: prompts.render(context, recipe.prompts, n).messages for n in recipe.types},
             )
         known += ids.slice(0, _NEAREST_AMONG).to_pylist()
-    source = builder.config.open_source().info.name
+    source = recipe.source.info.name
     raise UsageError(f"{source} has no context {context_id!r}{_hint(context_id or '', known)}")
 
 

@@ -13,6 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mminstruct.completions.client import NOT_SENT
+from mminstruct.errors import NoRows, RunStopped, UsageError
+
+REJECTED = "rejected.jsonl"
+"""What gave no row, and why; with the answers, which stay on this machine."""
+
+LEFT_OUT = "left_out.jsonl"
+"""What reading the annotations left out, with examples, which stay on this machine."""
 
 
 @dataclass
@@ -113,6 +120,36 @@ class Report:
             truncated=data["truncated"],
             rejected={kind: Counter(counts) for kind, counts in data["rejected"].items()},
             failed={kind: Counter(counts) for kind, counts in data["failed"].items()},
+        )
+
+    @classmethod
+    def read_all(cls, folder: Path, split: str) -> Report:
+        """The sum of what was written about a split."""
+        found = cls()
+        for path in sorted(folder.glob(f"report-{split}-*.json")):
+            found.add(cls.read(path))
+        return found
+
+    def explain_no_row(self, split: str) -> str:
+        """What became of the requests of a split instead."""
+        first = next((f"; the first: {entry['detail']}" for entry in self.entries()), "")
+        return f"no row in split {split!r}: {summary(self)}{first}"
+
+    def stop(self, words: str, where: str) -> Exception:
+        """What to raise where no split has a row.
+
+        Args:
+            words: what became of the requests.
+            where: where the answers are, as a sentence after a space; or nothing.
+        """
+        if self.failures.total() > self.unsent:
+            return RunStopped(words)
+        if not self.rejections:
+            return UsageError(f"{words}; leave out partial (--partial) to ask for them")
+        return NoRows(
+            f"{words}.{where} The same run gives the same again: take another model, context "
+            "window, prompt config or sampling; or, if the server was at fault and is repaired, "
+            "give another, new --response_store"
         )
 
 

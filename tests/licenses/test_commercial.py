@@ -216,7 +216,7 @@ def test_a_gguf_file_is_known_by_its_header_through_load_dataset(folder: Path) -
             data_dir="cache",
             cache_dir="hf",
         )
-        assert builder.config.verdict().commercial is use
+        assert builder.recipe.verdict.commercial is use
         assert builder.info.license == "cc-by-4.0"
 
 

@@ -1,0 +1,286 @@
+"""What ``mminstruct generate`` does, from Python too: sources and a model -> rows, and a release.
+
+The same steps in the same order: everything that can go wrong for free does so before anything is
+paid for, and what was paid for is kept.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from mminstruct import export, loading, prompts, resources, sources
+from mminstruct.builder import InstructBuilder, announce, count_together, make
+from mminstruct.errors import NoRows, UsageError, did_you_mean
+from mminstruct.licenses import Verdict
+from mminstruct.recipe import Recipe, compose_verdict
+from mminstruct.releases import repository
+from mminstruct.releases.notices import license_text
+from mminstruct.releases.origin import MadeRows, Origin
+from mminstruct.reports import notes
+from mminstruct.reports.estimate import Estimate
+from mminstruct.rows import columns, replacing
+from mminstruct.rows.plan import Plan
+from mminstruct.rows.report import Report
+from mminstruct.sources import SourceInfo
+from mminstruct.version import __version__
+
+_FORMAT_OF_SUFFIX = {".jsonl": "jsonl", ".json": "llava-instruct"}
+
+
+@dataclass(frozen=True, slots=True)
+class Generated(MadeRows):
+    """What a run has made.
+
+    Attributes:
+        builders: one for each source; their counters say what was sent and paid.
+        written: what was written, or None.
+    """
+
+    builders: tuple[InstructBuilder, ...]
+    written: export.Outcome | None = None
+
+
+def generate(
+    sources: str | Sequence[str],
+    *,
+    output_path: str | Path | None = None,
+    output_format: str | None = None,
+    overwrite: bool = False,
+    agree: Callable[[Estimate], None] | None = None,
+    prepare: Callable[[InstructBuilder], None] | None = None,
+    command: Callable[[Recipe], str] | None = None,
+    **arguments: Any,
+) -> Generated:
+    """Make the rows of one or more sources, and a release of them, as ``mminstruct generate`` does.
+
+    Args:
+        sources: names, such as ``COCO2017`` or ``COCO2017+LVIS``.
+        output_path: of the release; with neither this nor a format, none is written.
+        output_format: ``dataset`` or a name in `export.FORMATS`; None is told by the path's end.
+        overwrite: replace what another model, prompt config or sampling made there, or has more.
+        agree: is told what it will take before anything is sent; may raise.
+        prepare: has a builder make its rows, for who shows how far it is.
+        command: what makes the rows again, for others to read.
+        arguments: as `load_dataset` takes them: the names of the flags, and ``cache_dir``.
+
+    Raises:
+        UsageError: an argument is wrong; nothing was sent.
+        RunStopped: the run had to stop. The same call goes on.
+        NoRows: no answer gave a row.
+    """
+    notes.show()
+    path = None
+    infos = find_infos([sources] if isinstance(sources, str) else sources)
+    if output_path is not None or output_format is not None:
+        output_format, path = choose_output(output_path, output_format)
+        _check_output(infos, path, output_format)
+    day = _read_day()
+    builders = make_builders(infos, arguments)
+    recipes = [builder.recipe for builder in builders]
+    verdict = compose_verdict(recipes)
+    made, report, parts = _describe(recipes), Report(), []
+
+    def check_replacing() -> None:
+        if path is not None:
+            module = repository if output_format == "dataset" else export
+            replacing.check(path, module.made_at(path), made, overwrite=overwrite)
+
+    check_replacing()
+    budget = builders[0].budget
+    # What can't be read, fetched or replaced is told before anything is paid for.
+    asked = [b.requests(sending=not b.config.partial) for b in builders]
+    made = {**made, "requests": sum(len(r) for some in asked for r in some.values())}
+    check_replacing()
+    estimate = announce(builders)
+    if agree is not None:
+        agree(estimate)
+    with count_together(builders[0]):
+        for builder in builders:
+            builder.budget, builder.tells = budget, path is None
+            try:
+                (prepare or InstructBuilder.download_and_prepare)(builder)
+            except NoRows as error:
+                if path is None:
+                    raise
+                raise NoRows(f"{error}. {_say_where_answers_are(path, builder.report)}") from None
+            report.add(builder.report)
+            parts.append(builder.as_dataset())
+    rows = datasets.DatasetDict(
+        {
+            split: datasets.concatenate_datasets([part[split] for part in parts if split in part])
+            for split in dict.fromkeys(split for part in parts for split in part)
+        }
+    )
+    again = None if command is None else command(recipes[0])
+    origin = _origin_of(builders, verdict, again, day)
+    written = None
+    if path is not None and output_format == "dataset":
+        repository.write(rows, path, origin, report, overwrite=overwrite)
+        written = export.Outcome(path, report.rows.total())
+    elif path is not None and output_format is not None:
+        text = partial(license_text, origin)
+        written = export.write(
+            rows,
+            path,
+            output_format,
+            report,
+            export.Terms(text, verdict.commercial, origin.registry.allows),
+            {**made, "requests": report.requests},
+            left_out=origin.left_out,
+            overwrite=overwrite,
+        )
+    return Generated(rows, report, origin, tuple(builders), written)
+
+
+def _origin_of(
+    builders: Sequence[InstructBuilder], verdict: Verdict, command: str | None, day: datetime.date
+) -> Origin:
+    """How the rows of prepared builders came about."""
+    recipes = [builder.recipe for builder in builders]
+    plan, identity = recipes[0].plan, recipes[0].backend.identity()
+    if plan.endpoint is not None:
+        identity["endpoint"] = plan.endpoint
+    skipped: Counter[str] = Counter()
+    for report in (report for builder in builders for report in builder.read_report.values()):
+        skipped.update(report.skipped)
+    return Origin(
+        sources=tuple(recipe.source.info for recipe in recipes),
+        configs=tuple(recipe.prompts for recipe in recipes),
+        types=tuple(dict.fromkeys(name for recipe in recipes for name in recipe.types)),
+        backend=plan.backend,
+        model=plan.model,
+        verdict=verdict,
+        registry=recipes[0].registry,
+        settings={
+            **identity,
+            "model": plan.model,
+            "seed": _seed_of(plan),
+            "mminstruct": __version__,
+        },
+        skipped=skipped,
+        left_out=[entry for builder in builders for entry in builder.left_out()],
+        command=command,
+        written_on=day,
+    )
+
+
+def find_infos(names: Sequence[str]) -> list[SourceInfo]:
+    """The sources that were asked for, each once, however it was written."""
+    if not names:
+        raise UsageError("sources: expected at least one, got none; mminstruct list shows all")
+    infos = (sources.get(name).info for name in names)
+    return list({info.name: info for info in infos}.values())
+
+
+def make_builders(
+    infos: Sequence[SourceInfo], arguments: Mapping[str, Any]
+) -> list[InstructBuilder]:
+    """A builder for each source, with the model looked up once.
+
+    Args:
+        infos: the sources.
+        arguments: of all; an option of a source is for those that have it.
+    """
+    builders: list[InstructBuilder] = []
+    given = dict(arguments)
+    prompt_config = given.pop("prompt_config", None)
+    options = {info.name: sources.options_of(info.name) for info in infos}
+    for info in infos:
+        others = set().union(*options.values()) - options[info.name]
+        builder = _find_class(info, prompt_config)(
+            config_name="default",
+            like=builders[0].recipe if builders else None,
+            **{name: value for name, value in given.items() if name not in others},
+        )
+        builders.append(builder)
+    return builders
+
+
+def _find_class(source: SourceInfo, prompt_config: str | None) -> Callable[..., InstructBuilder]:
+    """What makes the builder for a source with a prompt config, or with the source's own."""
+    asked = prompt_config or source.prompt_config
+    path = prompts.find(asked)
+    is_ours = path.parent == resources.folder("prompt_configs")
+    if is_ours and (found := loading.find_builder(source.name, path.stem)):
+        script, cls = found
+        return partial(cls, hash=loading.script_hash(script))
+    return make(source.name, asked, f"{source.name}_{path.stem}".lower().replace("+", "_"))
+
+
+def choose_output(
+    output_path: str | Path | None, output_format: str | None = None
+) -> tuple[str, Path]:
+    """The form of the output and its path; without one, it is here."""
+    known = ("dataset", *export.FILE_FORMATS)
+    if output_format is not None and output_format not in known:
+        raise UsageError(f"format {output_format!r}{did_you_mean(output_format, known)}")
+    given = Path(output_path or "")
+    chosen = output_format or _FORMAT_OF_SUFFIX.get(given.suffix, "dataset")
+    if chosen == "dataset":
+        export.check_folder_name(given, chosen)
+    if output_path:
+        return chosen, given
+    name = "instruct"
+    return chosen, Path(name) if chosen == "dataset" else export.default_output(name, chosen)
+
+
+def _check_output(infos: Sequence[SourceInfo], path: Path, output_format: str) -> None:
+    """Raise UsageError if the rows can't be written there in that form."""
+    if output_format == "dataset":
+        repository.check_output(path)
+        return
+    export.check_output(path, output_format)
+    for info in infos:
+        if info.modality != "image" and not export.FORMATS[output_format].any_modality:
+            raise UsageError(
+                f"--output_format {output_format} holds images, and {info.name} is about "
+                f"{info.modality}; use jsonl or dataset"
+            )
+
+
+def _describe(recipes: Sequence[Recipe]) -> replacing.Made:
+    """How the rows will be made, as far as it is known before anything is read."""
+    plan = recipes[0].plan
+    values = {name: [str(getattr(plan.sampling, name))] for name in columns.SAMPLING}
+    return {
+        "sources": [recipe.source.info.name for recipe in recipes],
+        "backend": plan.backend,
+        "model": plan.model,
+        "prompt_configs": list(dict.fromkeys(recipe.prompts.hash for recipe in recipes)),
+        "sampling": replacing.sampling(values, _seed_of(plan)),
+        "types": sorted({name for recipe in recipes for name in recipe.types}),
+        "splits": sorted({split for recipe in recipes for split in recipe.splits}),
+    }
+
+
+def _seed_of(plan: Plan) -> str:
+    return "none" if plan.sampling.seed is None else str(plan.sampling.seed)
+
+
+def _say_where_answers_are(path: Path, report: Report) -> str:
+    """Where the answers of a run can be read that gave no row at all."""
+    if report.files:
+        return f"The answers are in {export.write_rejected(path, report)}"
+    return "To read the answers, run the same command with --partial, which sends nothing"
+
+
+def _read_day() -> datetime.date:
+    """The day, UTC; that of SOURCE_DATE_EPOCH where files are to be the same on any day."""
+    seconds = os.environ.get("SOURCE_DATE_EPOCH")
+    if seconds is None:
+        return datetime.datetime.now(datetime.timezone.utc).date()
+    try:
+        return datetime.datetime.fromtimestamp(int(seconds), datetime.timezone.utc).date()
+    except (ValueError, OverflowError, OSError) as error:
+        raise UsageError(
+            f"SOURCE_DATE_EPOCH: expected seconds since 1970, got {seconds!r}; unset it"
+        ) from error

@@ -1,0 +1,392 @@
+"""What rows are made from, looked up once from the names in an `InstructConfig`.
+
+Whoever needs more than a name takes it from here, so that a file that is edited while rows are made
+changes none of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+
+from mminstruct import backends, licenses, prompts, sources, splits
+from mminstruct.backends import Backend
+from mminstruct.completions.budget import Budget
+from mminstruct.completions.prices import Price, price_of
+from mminstruct.completions.store import default_path
+from mminstruct.config import InstructConfig
+from mminstruct.errors import UsageError, did_you_mean
+from mminstruct.fetching.archives import fetch, is_fetched
+from mminstruct.licenses import Part, Registry, Tally, Verdict
+from mminstruct.prompts.config import PromptConfig
+from mminstruct.resources import shown
+from mminstruct.rows.contexts import contexts_dataset, contexts_key, media_licenses
+from mminstruct.rows.plan import Plan
+from mminstruct.rows.requests import requests_dataset
+from mminstruct.schema import Sampling, digest
+from mminstruct.sources import Files, ReadReport, Source, SourceInfo
+from mminstruct.sources._annotation_file import not_found
+
+_log = logging.getLogger(__name__)
+
+
+class Read(NamedTuple):
+    """A split as it was read.
+
+    Attributes:
+        requests: as `requests_dataset` gives them.
+        key: digest of what they depend on.
+        report: what was left out.
+    """
+
+    requests: datasets.Dataset
+    key: str
+    report: ReadReport
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """What the rows of a source are made from.
+
+    Attributes:
+        config: the names.
+        source: of the contexts.
+        prompts: the prompt config.
+        types: instruction types, in its order.
+        splits: in the source's order.
+        registry: what is known about licences.
+        like: of another source, made in the same run: what the model is, was looked up there.
+    """
+
+    config: InstructConfig
+    source: Source
+    prompts: PromptConfig
+    types: tuple[str, ...]
+    splits: tuple[str, ...]
+    registry: Registry
+    like: Recipe | None = None
+
+    @classmethod
+    def of(cls, config: InstructConfig, like: Recipe | None = None) -> Recipe:
+        """What the names stand for.
+
+        Raises:
+            UsageError: a name stands for nothing, or a value can't be used.
+            ConfigError: a file of prompts or licences is broken.
+        """
+        config.check()
+        source = sources.get(config.source, config.source_options)
+        own = prompts.load(config.prompt_config)
+        chosen = [config.types] if isinstance(config.types, str) else config.types
+        found = cls(
+            config,
+            source,
+            own,
+            prompts.type_names(own, tuple(chosen) if chosen else None),
+            _split_names(config, source),
+            like.registry if like else licenses.load(config.licenses),
+            like,
+        )
+        if config.batch_api:
+            found._check_batch_api()
+        return found
+
+    def _check_batch_api(self) -> None:
+        if self.backend.name != "openai":
+            raise UsageError(
+                f"batch_api: the model source {self.backend.name!r} has no Batch API; "
+                "use the model source 'openai' or leave it out"
+            )
+        for field in ("requests_per_minute", "tokens_per_minute"):
+            if getattr(self.config, field) is not None:
+                raise UsageError(
+                    f"{field}: requests of the Batch API go up in files, at no rate of ours; "
+                    f"leave out {field} or batch_api"
+                )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the backend: another process makes its own, and for its share of requests."""
+        return {**{n: v for n, v in vars(self).items() if n != "backend"}, "like": None}
+
+    @cached_property
+    def backend(self) -> Backend:
+        """What is asked about the model; it is never opened, `open_backend` makes those."""
+        return self.like.backend if self.like else self.make_backend()
+
+    def make_backend(self, share: float = 1.0) -> Backend:
+        """One to be opened, with a share of the concurrency for one of several processes."""
+        return backends.create(self.config.backend, self.config.backend_options(share))
+
+    @cached_property
+    def text_parts(self) -> list[Part]:
+        """Whatever rows are made of besides a model's words, with its licence."""
+        name, license = self.prompts.name, self.prompts.license
+        prompt = licenses.prompt_part(self.registry, name=name, license=license)
+        return [prompt, *find_annotation_parts(self.registry, self.source.info)]
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """What the text of the rows may be used for; images are not part of them."""
+        config, backend = self.config, self.backend
+        path = Path(config.model or "").expanduser() if backend.repo_id is None else None
+        model = licenses.model_parts(
+            self.registry,
+            name=backend.model,
+            repo_id=config.model_id or backend.repo_id,
+            files=licenses.declared(path) if config.model and path and path.exists() else None,
+            endpoints=backend.endpoints,
+            given=config.model_id is not None,
+        )
+        return licenses.compose(self.registry, [*self.text_parts, *model])
+
+    @cached_property
+    def plan(self) -> Plan:
+        """All that the rows depend on besides contexts and completions."""
+        config = self.config
+        temperature, top_p = float(config.temperature), float(config.top_p)
+        return Plan(
+            source=self.source.info,
+            config=self.prompts,
+            sampling=Sampling(temperature, top_p, config.max_tokens, config.seed),
+            backend=self.backend.name,
+            model=self.backend.model,
+            endpoint=self.registry.endpoint_names(self.backend.endpoints),
+            license=self.verdict.license,
+            commercial=self.verdict.commercial,
+            image_use=self.registry.image_use(),
+        )
+
+    @cached_property
+    def price(self) -> Price | None:
+        """What the model's tokens cost, or None if it isn't known."""
+        given = {name: getattr(self.config, name) for name in ("price_in", "price_out")}
+        return price_of(self.backend.model, self.backend.endpoints, **given)
+
+    def make_budget(self) -> Budget:
+        """What a run may ask for.
+
+        Raises:
+            UsageError: a cost is bounded, but nobody knows the price.
+        """
+        price, config = self.price, self.config
+        if config.max_cost is not None and price is None:
+            raise UsageError(
+                f"max_cost: the price of {self.backend.model} is not known here; give --price_in "
+                "and --price_out, in USD per million tokens, or bound the answers with "
+                "--max_requests"
+            )
+        # Where no price of batches is known, the usual one is no less.
+        tokens_usd = price.tokens_usd(batch=config.batch_api) if price else (0.0, 0.0)
+        return Budget(config.max_requests, config.max_cost, *tokens_usd)
+
+    @property
+    def store(self) -> Path:
+        """The file of finished answers."""
+        chosen = self.config.response_store
+        return Path(chosen).expanduser() if chosen else default_path()
+
+    @property
+    def own_store(self) -> list[str]:
+        """The store's path if one was given: whoever gives a new one wants to ask again."""
+        return [str(self.store.resolve())] if self.config.response_store else []
+
+    def digest(self, custom_features: datasets.Features | None = None) -> str:
+        """Digest of everything that changes rows, and of nothing else."""
+        return digest(
+            [
+                self.plan.digest(),
+                sources.chosen_options(self.source),
+                [self._fingerprint(split) for split in self.splits],
+                self.splits,
+                self.types,
+                self.backend.identity(),
+                [self.config.context_window, self.config.limit, self.config.commercial],
+                *self.own_store,
+                None if custom_features is None else custom_features.to_dict(),
+            ]
+        )[:16]
+
+    def _fingerprint(self, split: str) -> str:
+        """Digest of the split's annotations: of the files, or of the archive to be downloaded."""
+        files = self.locate(split)
+        return files.fingerprint if files else digest(self.source.downloads(split))
+
+    @property
+    def places(self) -> list[Path]:
+        """Where annotation files are looked for."""
+        given = self.config.data_dir or self.config.default_dir
+        return [Path(given).expanduser()] if given else []
+
+    def locate(self, split: str) -> Files | None:
+        """The split's files under ``data_dir``; without one None, if they have to be downloaded.
+
+        Raises:
+            SourceError: a ``data_dir`` is given and doesn't have them.
+        """
+        places = self.places
+        files = self.source.locate(places, split)
+        if files is None and self.config.data_dir:
+            parts = sources.members(self.source, split)
+            part, own = next(m for m in parts if m[0].locate(places, m[1]) is None)
+            others = [s for s in part.info.splits if s != own and part.locate(places, s)]
+            name = f"{part.info.name}, split {own!r}"
+            raise not_found(name, places, part.file_names(own).values(), others)
+        return files
+
+    def fetch(self, split: str, downloads: Path, *, sending: bool = False) -> Files:
+        """The split's files, of which those that are missing are downloaded.
+
+        Raises:
+            BackendUnusable: answers are going to be asked for, and there is no server.
+        """
+        files, source = self.locate(split), self.source
+        if files is None:
+            places = self.places
+            for part, own in sources.members(source, split):
+                if part.locate(places, own) is None:
+                    for place in self.places:
+                        _log.info(
+                            f"{part.info.name}: no annotation files of split {own!r} in "
+                            f"{shown(place)}; taking downloaded ones"
+                        )
+                    missing = part.downloads(own)
+                    if sending and not all(is_fetched(one, downloads) for one in missing):
+                        backends.probe(self.config.backend, self.config.backend_options())
+                    places += [fetch(download, downloads).parent for download in missing]
+            files = source.locate(places, split)
+        if files is None:
+            raise UsageError(f"{source.info.name}: the downloaded files lack split {split!r}")
+        return files
+
+    def read(self, downloads: Path, cache_dir: Path, *, sending: bool = False) -> dict[str, Read]:
+        """The requests of each split, in their order; fetches annotation files that are missing.
+
+        Raises:
+            BackendUnusable: they are going to be sent, and before a download no server is found.
+        """
+        found = {}
+        kept = self.registry.image_use() if self.config.commercial else None
+        for split in self.splits:
+            files = self.fetch(split, downloads, sending=sending)
+            contexts, report = self.read_contexts(files, split, cache_dir)
+            read = contexts_key(self.source, files)
+            key = digest([read, len(contexts), self.types, kept])[:16]
+            found[split] = Read(requests_dataset(contexts, self.types, key), key, report)
+        return found
+
+    def read_contexts(
+        self, files: Files, split: str, cache_dir: Path
+    ) -> tuple[datasets.Dataset, ReadReport]:
+        """The split's contexts that rows are asked for, and what reading left out.
+
+        Raises:
+            UsageError: there is none.
+        """
+        info = self.source.info
+        where = f"{info.name}, split {split!r}"
+        contexts, report = contexts_dataset(self.source, files, split, cache_dir)
+        for reason in report.skipped:
+            level = logging.INFO if reason in report.harmless else logging.WARNING
+            _log.log(level, f"{where}: left out {report.line(reason)}")
+        if not len(contexts):
+            lines = "; ".join(map(report.line, report.skipped)) or "there is none in the files"
+            raise UsageError(f"{where}: no {info.modality} is left to write about: {lines}")
+        if self.config.commercial:
+            contexts = self._commercial(where, contexts, report)
+        if self.config.limit is not None:
+            contexts = contexts.select(range(min(self.config.limit, len(contexts))))
+        return contexts, report
+
+    def _commercial(
+        self, where: str, contexts: datasets.Dataset, report: ReadReport
+    ) -> datasets.Dataset:
+        """The contexts whose images (motions ...) may be used commercially; others are reported.
+
+        Raises:
+            UsageError: there is none.
+        """
+        registry = self.registry
+        found = list(media_licenses(contexts))
+        kept = contexts.select([n for n, name in enumerate(found) if registry.allows(name)])
+        left_out = Counter(name for name in found if not registry.allows(name))
+        kind, said = self.source.info.modality, []
+        for name, count in left_out.most_common():
+            why = f"under {name or 'an unknown licence'} ({licenses.why_not(registry, name)})"
+            report.skip(f"{kind} {why}", count, harmless=True)
+            said.append(f"{count} {why}")
+        outcome = (
+            f"{where}: {len(kept)} of {len(contexts)} {kind}s may be used commercially; left out: "
+            f"{', '.join(said) or 'none'}"
+        )
+        if not len(kept):
+            raise UsageError(outcome)
+        _log.info(outcome)
+        return kept
+
+    def expect(
+        self, tally: Tally, media_licenses: Mapping[str | None, int], text: bool | None
+    ) -> None:
+        """Count rows that are to come about images under these licences, with such a text."""
+        tally.kinds.add(self.source.info.modality)
+        tally.expect(media_licenses, len(self.types), text, self.registry.allows)
+
+
+def _split_names(config: InstructConfig, source: Source) -> tuple[str, ...]:
+    """The chosen splits in the source's order.
+
+    Raises:
+        UsageError: the source has no such split.
+    """
+    known = source.info.splits
+    chosen = [config.splits] if isinstance(config.splits, str) else config.splits
+    chosen = list(chosen or known[:1])
+    if splits.ALL in chosen:
+        return known
+    for split in chosen:
+        if split not in known:
+            raise UsageError(
+                f"{source.info.name} has no split {split!r}{did_you_mean(split, known)}"
+            )
+    return tuple(split for split in known if split in chosen)
+
+
+def find_annotation_parts(registry: Registry, source: SourceInfo) -> list[Part]:
+    """The annotations of a source, or of all parts of a joined one, with their licences."""
+    return [
+        part
+        for info in source.parts or (source,)
+        for part in licenses.annotation_parts(
+            registry, source=info.name, title=info.title, license=info.license
+        )
+    ]
+
+
+def compose_verdict(recipes: Sequence[Recipe]) -> Verdict:
+    """What the text of the rows of several sources together may be used for."""
+    parts = [part for recipe in recipes for part in recipe.verdict.parts]
+    return licenses.compose(recipes[0].registry, parts)
+
+
+Found = Sequence[tuple[Recipe, Sequence[datasets.Dataset]]]
+"""The recipe of each source of a run, with the requests of its splits."""
+
+
+def introduce(found: Found) -> tuple[str, str]:
+    """What the rows to come may be used for, text and images together; and the model."""
+    tally = Tally()
+    for recipe, requests in found:
+        # Each type asks about all images; the first is enough to count these.
+        first = (part.select(range(len(part) // len(recipe.types))) for part in requests)
+        counts = Counter(chain.from_iterable(map(media_licenses, first)))
+        recipe.expect(tally, counts, recipe.verdict.commercial)
+    verdict = compose_verdict([recipe for recipe, _ in found])
+    use = tally.use(verdict.commercial, recipe.registry.allows)
+    return str(use), f"model {recipe.backend.model}; licence of the text: {verdict.name}"

@@ -30,7 +30,8 @@ check: $(STAMP)  ## style, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP)  ## requests/s, stored reruns, annotation reading, each beside its alternative; damaged files
+bench: $(STAMP)  ## start-up, requests/s, stored reruns, annotation reading, each beside its alternative; damaged files
+	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/pipeline.py
 	$(BIN)/python benchmarks/coco_reader.py
 	$(BIN)/python benchmarks/limits.py

@@ -1,5 +1,5 @@
 """``python -m mminstruct``."""
 
-from mminstruct_command import main
+from mminstruct.cli import main
 
 main()

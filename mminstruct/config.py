@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import re
+import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import datasets
 
@@ -19,123 +22,181 @@ from mminstruct.errors import UsageError, did_you_mean
 from mminstruct.schema import Option
 from mminstruct.transport import LONGEST_WAIT_S, RetryPolicy
 
-ALIASES = {
-    "model_source": "backend",
-    "openai_base_url": "base_url",
-    "tgi_url": "base_url",
-    "dataset_storage_path": "data_dir",
-    "timeout": "timeout_s",
-}
-"""Names that a flag and an argument of `load_dataset` have -> the argument's own."""
+Group = Literal["model", "content", "sampling", "runtime", "budget"]
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """How a field of `InstructConfig` is asked for on the command line.
+
+    Attributes:
+        group: where it stands there.
+        metavar: what stands for its value.
+        name: where it isn't the field's, without its unit.
+        owners: the model sources that have a server with such an address; empty is no address.
+        help: where it isn't what the config's docstring says of the field.
+    """
+
+    group: Group
+    metavar: str | None = None
+    name: str | None = None
+    owners: tuple[str, ...] = ()
+    help: str | None = None
+
+
+def _field(
+    default: Any,
+    group: Group,
+    metavar: str | None = None,
+    *,
+    name: str | None = None,
+    owners: tuple[str, ...] = (),
+    more: tuple[Flag, ...] = (),
+    least: float | None = None,
+    most: float | None = None,
+) -> Any:
+    """A field with its flag, more flags for it, and the bounds of its value."""
+    return dataclasses.field(
+        default=default,
+        repr=not owners,  # addresses have secrets in them
+        metadata={
+            "flags": (Flag(group, metavar, name, owners), *more),
+            "least": least,
+            "most": most,
+        },
+    )
 
 
 @dataclass
 class InstructConfig(datasets.BuilderConfig):
-    """The arguments of `load_dataset` for an instruction builder.
+    """The arguments of `load_dataset` for an instruction builder; ``--help`` shows these words.
 
-    Annotation files are taken from ``data_dir`` where it is given, and from nowhere else.
+    Annotation files are taken from ``data_dir`` where it is given, and from nowhere else. Limits
+    and rates are for all processes and servers together.
 
     Attributes:
         source: set by the builder.
-        prompt_config: set by the builder; a name or a path.
-        types: instruction types; None is all of the prompt config.
-        splits: splits to generate, or ``all``; each costs money, so only ``train`` by default.
-        limit: images per split, the first ones by id; None is all.
-        backend: a model source, such as ``openai``, ``tgi`` or ``llama_cpp``.
-        model: a name at a server, or a file; None is the backend's default.
-        base_url: of a server, with or without ``/v1``; several are replicas of the first.
-        context_window: tokens that prompt and answer may take together; None asks the model.
-        temperature: 0 is greedy.
-        top_p: nucleus mass.
-        max_tokens: upper bound of an answer.
-        seed: for sampling and for the choice of questions; None sends none.
-        max_concurrency: requests in flight at most, over all processes and servers.
-        requests_per_minute: sent at most, likewise; None finds out what servers take.
-        tokens_per_minute: of prompts and answers, likewise.
-        timeout_s: longest wait for an answer, seconds.
-        max_retries: tries after a request's first.
-        max_pause_s: longest pause that a server may ask for, seconds; a longer one ends the run.
-        batch_api: ask through OpenAI's Batch API: half the price, within a day.
-        partial: send nothing; the rows are those whose answers are in the store by now.
-        max_requests: answers that a run pays for at most; None is any number.
-        max_cost: USD that a run costs at most; None is any.
-        price_in: USD per million prompt tokens; None takes the price list.
-        price_out: USD per million completion tokens; None takes the price list.
-        response_store: file of finished completions; None is the one in the Hugging Face cache.
+        backend: openai (any OpenAI-compatible server), tgi (text-generation-inference), llama.cpp
+            (a GGUF file; default), huggingface (transformers) or fake.
+        model: model name, GGUF file, Hugging Face repository or folder, or TGI server; llama.cpp
+            without one runs SmolLM2-135M.
+        base_url: server of the model source, as --openai_base_url or --tgi_url have it.
+        model_id: the model's exact id on the Hub, if its terms can't be found by name or file.
+        licenses: YAML with licences and terms of your own, over those that are known here.
+        context_window: room for prompt and answer together (default: the model's, as far as it is
+            known).
         engine: the backend's own options (its ``OPTIONS``); each is an argument by itself, too, but
             for ``trust_remote_code``, which `load_dataset` keeps to itself.
         source_options: the source's own options (its ``OPTIONS``); each is an argument, too.
-        licenses: file with licence entries of one's own, over those of the package.
-        model_id: exact Hub id of the model, where it can't be told from its files or name.
-        default_dir: where they are looked for before a download, if no ``data_dir`` is given.
-        commercial: images that may be used commercially alone, and only if the rows may be too.
+        prompt_config: name or YAML file (default: the source's own; llava for COCO).
+        types: instruction types (default: all).
+        splits: splits (default: train alone).
+        limit: first N images of each split.
+        commercial: only images that may be used commercially, and only if the model's terms and all
+            other licences allow the same of the rows.
+        default_dir: where annotation files are looked for before a download, if no ``data_dir`` is
+            given.
+        temperature: 0 is greedy (default: 0.7).
+        top_p: nucleus mass (default: 1).
+        max_tokens: longest answer (default: 1024).
+        seed: for sampling and choice of questions (default: none).
+        max_concurrency: requests in flight at most; a server gets as many of them as it is found to
+            take (default: 256).
+        requests_per_minute: requests sent a minute at most (default: what the server is found to
+            take).
+        tokens_per_minute: tokens of prompts and answers a minute at most (default: what the server
+            says).
+        timeout_s: longest wait for one answer in seconds (default: 600).
+        max_retries: tries after the first (default: 8).
+        max_pause_s: longest pause a server may ask for in seconds; a longer one ends the run
+            (default: 3600).
+        batch_api: openai: through the Batch API, half the price, within a day; may be stopped and
+            run again at any time.
+        partial: send nothing: write what is complete by now; the same command without it makes the
+            rest.
+        response_store: finished answers (default: mminstruct/responses.sqlite in the Hugging Face
+            cache).
+        max_requests: stop after N paid answers.
+        max_cost: stop before a run costs more.
+        price_in: price of a million prompt tokens (default: from a price list, for the APIs that it
+            knows).
+        price_out: price of a million answer tokens.
     """
 
     source: str = ""
-    prompt_config: str = ""
-    types: list[str] | None = None
-    splits: list[str] | None = None
-    limit: int | None = None
-    backend: str = "llama_cpp"
-    model: str | None = None
-    base_url: str | list[str] | None = dataclasses.field(default=None, repr=False)  # has secrets
-    context_window: int | None = None
-    temperature: float = 0.7
-    top_p: float = 1.0
-    max_tokens: int = 1024
-    seed: int | None = None
-    max_concurrency: int = 256
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
-    timeout_s: float = 600.0
-    max_retries: int = 8
-    max_pause_s: float = LONGEST_WAIT_S
-    batch_api: bool = False
-    partial: bool = False
-    max_requests: int | None = None
-    max_cost: float | None = None
-    price_in: float | None = None
-    price_out: float | None = None
-    response_store: str | None = None
+    backend: str = _field("llama_cpp", "model", "NAME", name="model_source")
+    model: str | None = _field(None, "model")
+    base_url: str | list[str] | None = _field(
+        None,
+        "model",
+        "URL",
+        owners=("openai", "tgi"),
+        more=(
+            Flag(
+                "model",
+                "URL",
+                "openai_base_url",
+                ("openai",),
+                "server, with or without /v1, or, where the API isn't there, its whole address "
+                "with /chat/completions (default: OpenAI's, with the key in OPENAI_API_KEY); "
+                "given again: one more with the same model",
+            ),
+            Flag(
+                "model",
+                "URL",
+                "tgi_url",
+                ("tgi",),
+                "TGI server, such as http://localhost:8080 (a key, if it wants one, comes from "
+                "TGI_API_KEY, or from HF_TOKEN for an endpoint at Hugging Face)",
+            ),
+        ),
+    )
+    model_id: str | None = _field(None, "model", "ORG/NAME")
+    licenses: str | None = _field(None, "model", "FILE")
+    context_window: int | None = _field(None, "model", "TOKENS", least=1)
     engine: dict[str, Any] = dataclasses.field(default_factory=dict)
     source_options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    licenses: str | None = None
-    model_id: str | None = None
+    prompt_config: str = _field("", "content", "NAME")
+    types: list[str] | None = _field(None, "content", "TYPE")
+    splits: list[str] | None = _field(None, "content", "SPLIT")
+    limit: int | None = _field(None, "content", "N", least=1)
+    commercial: bool = _field(False, "content")
     default_dir: str | None = None
-    commercial: bool = False
+    temperature: float = _field(0.7, "sampling", least=0)
+    top_p: float = _field(1.0, "sampling", least=0.0, most=1.0)
+    # At most what its column holds.
+    max_tokens: int = _field(1024, "sampling", least=1, most=2**31 - 1)
+    seed: int | None = _field(None, "sampling")
+    max_concurrency: int = _field(256, "runtime", "N", least=1)
+    requests_per_minute: float | None = _field(None, "runtime", "N", least=0.001)
+    tokens_per_minute: float | None = _field(None, "runtime", "N", least=1)
+    timeout_s: float = _field(600.0, "runtime", "S", least=0.001)
+    max_retries: int = _field(8, "runtime", "N", least=0)
+    max_pause_s: float = _field(LONGEST_WAIT_S, "runtime", "S", least=0)
+    batch_api: bool = _field(False, "runtime")
+    partial: bool = _field(False, "runtime")
+    response_store: str | None = _field(None, "runtime", "FILE")
+    max_requests: int | None = _field(None, "budget", "N", least=0)
+    max_cost: float | None = _field(None, "budget", "USD", least=0)
+    price_in: float | None = _field(None, "budget", "USD", least=0)
+    price_out: float | None = _field(None, "budget", "USD", least=0)
 
     def check(self) -> None:
         """Raise UsageError for a value of another type or out of range."""
         self._check_types()
-        for field, low, high in (
-            ("limit", 1, None),
-            ("max_tokens", 1, 2**31 - 1),  # what its column holds
-            ("max_concurrency", 1, None),
-            ("requests_per_minute", 0.001, None),
-            ("tokens_per_minute", 1, None),
-            ("context_window", 1, None),
-            ("max_retries", 0, None),
-            ("max_pause_s", 0, None),
-            ("max_requests", 0, None),
-            ("max_cost", 0, None),
-            ("price_in", 0, None),
-            ("price_out", 0, None),
-            ("temperature", 0, None),
-            ("timeout_s", 0.001, None),
-            ("top_p", 0.0, 1.0),
-        ):
-            value = getattr(self, field)
-            if value is None:
+        for field in dataclasses.fields(InstructConfig):
+            value, bounds = getattr(self, field.name), field.metadata
+            low, high = bounds.get("least"), bounds.get("most")
+            if value is None or low is None:
                 continue
             if not low <= value or (high is not None and value > high):
                 bound = f"at least {low}" if high is None else f"between {low} and {high}"
-                raise UsageError(f"{field}: expected {bound}, got {value}")
+                raise UsageError(f"{field.name}: expected {bound}, got {value}")
 
     def _check_types(self) -> None:
         """Raise UsageError for a single value of another type than its argument has."""
-        hints = get_type_hints(InstructConfig)
         for field in dataclasses.fields(InstructConfig):
-            kinds = get_args(hints[field.name]) or (hints[field.name],)
+            kinds = kinds_of(field)
             if set(kinds) <= {*_KINDS, type(None)}:
                 _check_type(field.name, getattr(self, field.name), kinds)
         for name in ("types", "splits", "base_url"):
@@ -174,6 +235,37 @@ class InstructConfig(datasets.BuilderConfig):
         )
 
 
+def flags() -> dict[str, tuple[dataclasses.Field[Any], Flag]]:
+    """Name -> the flag and its field, in their order."""
+    entries = inspect.cleandoc(InstructConfig.__doc__ or "").partition("Attributes:")[2]
+    words = dict(entry.split(": ", 1) for entry in re.split(r"\n {4}(?=\w)", entries)[1:])
+    helps = {name: " ".join(text.split()).removesuffix(".") for name, text in words.items()}
+    return {
+        flag.name or field.name.removesuffix("_s"): (
+            field,
+            dataclasses.replace(flag, help=flag.help or helps.get(field.name)),
+        )
+        for field in dataclasses.fields(InstructConfig)
+        for flag in field.metadata.get("flags", ())
+    }
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(InstructConfig)
+
+
+def kinds_of(field: dataclasses.Field[Any]) -> tuple[Any, ...]:
+    """The types that a field's value may have."""
+    hint = _hints()[field.name]
+    return get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+ALIASES = {
+    **{name: field.name for name, (field, _) in flags().items() if name != field.name},
+    "dataset_storage_path": "data_dir",
+}
+"""Names that a flag and an argument of `load_dataset` have -> the argument's own."""
 # The types of single values: which are taken, and what they are called. A bool is no number here,
 # and a number of NumPy can't be written into the name of a cache.
 _KINDS: dict[type, tuple[tuple[type, ...], str]] = {

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import difflib
 import os.path
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
@@ -151,6 +151,15 @@ def causes(error: BaseException) -> list[BaseException]:
         seen.append(current)
         current = current.__cause__ or current.__context__
     return seen
+
+
+def fault_of(work: Callable[[], None]) -> Exception | None:
+    """What ended some work of a thread, if it wasn't its end: who waits for it has to hear."""
+    try:
+        work()
+    except Exception as error:  # noqa: BLE001 (a driver, an engine or a model's code raises any)
+        return error
+    return None
 
 
 def to_tell(error: BaseException) -> Exception | None:

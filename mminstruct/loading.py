@@ -2,7 +2,8 @@
 
 `datasets` >= 4 refuses a script found in a directory, while `GeneratorBasedBuilder` itself is
 alive. So the function that turns a path into a builder module is wrapped: ``builders/<name>`` is
-ours, any other path goes to the original untouched.
+ours, any other path goes to the original untouched. `datasets` takes a second to import, which who
+asks for ``--help`` need not wait for: it is wrapped when it is imported, if it isn't yet.
 """
 
 from __future__ import annotations
@@ -13,28 +14,57 @@ import importlib.util
 import sys
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import Any
-
-import datasets.inspect
-import datasets.load
+from typing import TYPE_CHECKING, Any
 
 from mminstruct import resources
-from mminstruct.builder import InstructBuilder
 from mminstruct.errors import UsageError, did_you_mean
-from mminstruct.rows.plan import code_version
+
+if TYPE_CHECKING:
+    from mminstruct.builder import InstructBuilder
 
 _PACKAGE = "mminstruct_builders"
+_FACTORY = "dataset_module_factory"
+_LOAD = "datasets.load"
 
 
 def register() -> None:
-    """Wrap `datasets`' module factory, once."""
-    original = datasets.load.dataset_module_factory
+    """Wrap `datasets`' module factory, once: now, or when it is imported."""
+    if _LOAD in sys.modules:
+        import datasets.inspect
+
+        _wrap_in(datasets.load)
+        _wrap_in(datasets.inspect)
+    elif _Watch not in sys.meta_path:
+        sys.meta_path.insert(0, _Watch)
+
+
+class _Watch:
+    """Finds `datasets.load` as everybody does, and has it wrapped before anybody sees it."""
+
+    @staticmethod
+    def find_spec(
+        name: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The module as it is found on its path, with a loader that wraps; None for any other."""
+        spec = PathFinder.find_spec(name, path, target) if name == _LOAD else None
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_wrap(module: types.ModuleType) -> None:
+                execute(module)
+                _wrap_in(module)
+
+            spec.loader.exec_module = execute_and_wrap  # type: ignore[method-assign]
+        return spec
+
+
+def _wrap_in(module: types.ModuleType) -> None:
+    original = getattr(module, _FACTORY)
     if not getattr(original, "_mminstruct", False):
-        wrapped = _wrap(original)
-        datasets.load.dataset_module_factory = wrapped
-        datasets.inspect.dataset_module_factory = wrapped
+        setattr(module, _FACTORY, _wrap(original))
 
 
 def script_of(path: str) -> Path | None:
@@ -56,6 +86,8 @@ def names() -> list[str]:
 
 def builder_class(script: Path) -> type[InstructBuilder]:
     """The builder that a script defines."""
+    from mminstruct.builder import InstructBuilder
+
     module = _import(script)
     found = [
         value
@@ -88,6 +120,8 @@ def find_builder(source: str, prompt_config: str) -> tuple[Path, type[InstructBu
 
 def script_hash(script: Path) -> str:
     """Digest of a builder script and of the code it runs on."""
+    from mminstruct.rows.plan import code_version
+
     content = script.read_bytes() + code_version().encode()
     return hashlib.sha256(content).hexdigest()[:16]
 
@@ -113,9 +147,12 @@ def _wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         revision = args[0] if args else kwargs.get("revision")
         held_back = {"revision": revision, "split": _split_asked_for()}
         given = {name: value for name, value in held_back.items() if value is not None}
-        module = _import(script)
-        return datasets.load.DatasetModule(
-            module.__name__, script_hash(script), {"base_path": str(script.parent), **given}
+        from datasets.load import DatasetModule
+
+        return DatasetModule(
+            _import(script).__name__,
+            script_hash(script),
+            {"base_path": str(script.parent), **given},
         )
 
     dataset_module_factory._mminstruct = True  # type: ignore[attr-defined]
@@ -130,8 +167,7 @@ def _split_asked_for() -> Any:
     """
     frame: types.FrameType | None = sys._getframe()
     while frame is not None:
-        is_of_datasets = frame.f_globals.get("__name__") == datasets.load.__name__
-        if is_of_datasets and frame.f_code.co_name == "load_dataset":
+        if frame.f_globals.get("__name__") == _LOAD and frame.f_code.co_name == "load_dataset":
             return frame.f_locals["split"]
         frame = frame.f_back
     return None

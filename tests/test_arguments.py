@@ -14,7 +14,6 @@ from typing import Any
 import datasets
 import pytest
 
-import mminstruct_command
 from mminstruct import backends, cli, export, generation
 from mminstruct.builder import InstructBuilder, make
 from mminstruct.cli import app, runs
@@ -358,7 +357,7 @@ def test_a_shell_completes_commands_flags_and_sources(
 
 def test_bash_completes_a_line() -> None:
     script = subprocess.run(
-        [sys.executable, "-c", "from mminstruct_command import main; main()", "completion", "bash"],
+        [sys.executable, "-c", "from mminstruct.cli import main; main()", "completion", "bash"],
         capture_output=True,
         text=True,
     ).stdout
@@ -372,7 +371,7 @@ def test_bash_completes_a_line() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [("-c", "from mminstruct_command import main; main()"), ("-m", "mminstruct")]
+    "command", [("-c", "from mminstruct.cli import main; main()"), ("-m", "mminstruct")]
 )
 def test_ctrl_c_while_modules_are_loaded_ends_in_peace(
     command: tuple[str, str], tmp_path: Path
@@ -382,7 +381,7 @@ def test_ctrl_c_while_modules_are_loaded_ends_in_peace(
         f"import time, pathlib\npathlib.Path({str(started)!r}).touch()\ntime.sleep(60)\n"
     )
     process = subprocess.Popen(
-        [sys.executable, *command, "list"],
+        [sys.executable, *command, "estimate", "SAMPLE"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -392,7 +391,7 @@ def test_ctrl_c_while_modules_are_loaded_ends_in_peace(
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60) == (b"", b"")
-    assert process.returncode == INTERRUPTED == mminstruct_command.INTERRUPTED
+    assert process.returncode == INTERRUPTED
 
 
 def test_the_samples_images_go_into_a_dataset_that_shows_them(

@@ -19,7 +19,7 @@ from mminstruct import backends, sources, strict_yaml
 from mminstruct.backends import BackendOptions
 from mminstruct.errors import BackendUnusable, ConfigError, SourceError, TransientError
 from mminstruct.schema import Message, Request, Sampling
-from mminstruct.sources._unpacked import unpacked
+from mminstruct.sources._unpacked import bound_unpacking
 
 REQUEST = Request((Message("user", "A secret dog."),), Sampling(0.7, 1.0, 10, None))
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
@@ -148,9 +148,9 @@ def test_annotations_that_unpack_out_of_proportion_are_refused(tmp_path: Path) -
 
 def test_what_is_in_proportion_is_unpacked_as_it_is() -> None:
     content = os.urandom(3 * 2**20) + b"a\nb"
-    with unpacked(io.BytesIO(content), 1, "x") as file:
+    with bound_unpacking(io.BytesIO(content), 1, "x") as file:
         assert file.read() == content
-    with unpacked(io.BytesIO(b"a\nb"), 1, "x") as file:
+    with bound_unpacking(io.BytesIO(b"a\nb"), 1, "x") as file:
         assert list(file) == [b"a\n", b"b"]
 
 

@@ -64,6 +64,6 @@ def test_load_dataset_finds_its_builders_from_an_empty_directory(
 
 
 def test_its_command_line_works_from_an_empty_directory(installed: Path, tmp_path: Path) -> None:
-    code = "from mminstruct_command import main; main()"
+    code = "from mminstruct.cli import main; main()"
     run(installed, tmp_path, "-c", code, "generate", "SAMPLE", "--dry_run", "--limit", "1")
     assert (tmp_path / "instruct" / "README.md").is_file()

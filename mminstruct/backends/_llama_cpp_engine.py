@@ -21,6 +21,7 @@ from mminstruct.errors import (
     ContextTooLong,
     RequestRefused,
     TransientError,
+    fault_of,
 )
 from mminstruct.schema import FinishReason, Sampling
 
@@ -151,12 +152,10 @@ class Engine:
     def _run(self) -> None:
         reason = "the engine ended before the answer was there"
         try:
-            while self._wait_for_work():
-                self._step()
-        # Who waits for this thread has to hear of its end, whatever ended it.
-        except Exception as error:  # noqa: BLE001
-            reason += f": {type(error).__name__}: {error}"
-            _log.debug("llama.cpp's engine has ended", exc_info=True)
+            fault = fault_of(self._work)
+            if fault is not None:
+                reason += f": {type(fault).__name__}: {fault}"
+                _log.debug("llama.cpp's engine has ended", exc_info=fault)
         finally:
             with self._changed:
                 self._closing = True
@@ -165,6 +164,10 @@ class Engine:
             self._lib.llama_batch_free(self._batch)
             self._lib.llama_free(self.context)
             self._model.close()
+
+    def _work(self) -> None:
+        while self._wait_for_work():
+            self._step()
 
     def _wait_for_work(self) -> bool:
         with self._changed:

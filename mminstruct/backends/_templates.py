@@ -9,12 +9,13 @@ from __future__ import annotations
 import os.path
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import cached_property, lru_cache
 
-from mminstruct.errors import BackendUnusable, ContextTooLong
+from mminstruct.errors import BackendUnusable, ContextTooLong, MMInstructError
 from mminstruct.schema import Message, Request, Role, digest
 
 _PROBES = ("A", "7")
@@ -22,6 +23,18 @@ _PROBES = ("A", "7")
 # The day that templates are told which write one, such as Llama 3's, whose own default it is. A
 # prompt, and with it what is computed once for all prompts, thus doesn't change at midnight.
 _TODAY = datetime(2024, 7, 26, tzinfo=timezone.utc)
+
+
+@contextmanager
+def wrap_model_errors(name: str, words: Callable[[Exception], str]) -> Iterator[None]:
+    """Errors of what came with a model become `BackendUnusable`, in these words."""
+    try:
+        yield
+    except MMInstructError:  # says already what it was
+        raise
+    # Templates are programs, several packages read the files, and a model may bring code.
+    except Exception as error:
+        raise BackendUnusable(f"model {name!r}: {words(error)}") from error
 
 
 def strftime_now(pattern: str) -> str:

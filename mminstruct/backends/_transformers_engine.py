@@ -14,6 +14,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from mminstruct.backends._transformers_batches import (
 )
 from mminstruct.backends._transformers_drawing import draw
 from mminstruct.backends._transformers_probing import batch_for
-from mminstruct.errors import BackendUnusable, RequestRefused
+from mminstruct.errors import BackendUnusable, RequestRefused, fault_of
 from mminstruct.schema import FinishReason
 
 _log = logging.getLogger(__name__)
@@ -95,17 +96,12 @@ class Engine:
         """Answer what is submitted, until closed."""
         reason = "the model's engine has stopped"
         try:
-            while self._has_work():
-                full = self._try_step()
-                if full is not None:
-                    self._back_off(full)
-            reason = CLOSED
-        except Closed:
-            reason = CLOSED
-        # A model may bring code of its own, and who waits for this thread has to hear of its end.
-        except Exception as error:  # noqa: BLE001
-            reason += f": {first_line(error)}"
-            _log.debug("the model's engine has stopped", exc_info=True)
+            fault = fault_of(self._work)
+            if fault is None:
+                reason = CLOSED
+            else:
+                reason += f": {first_line(fault)}"
+                _log.debug("the model's engine has stopped", exc_info=fault)
         finally:
             with self._changed:
                 self._closing.set()
@@ -114,6 +110,13 @@ class Engine:
             self.batch.clear(openings=True)
             for row in left:
                 row.finish(BackendUnusable(reason))
+
+    def _work(self) -> None:
+        with suppress(Closed):
+            while self._has_work():
+                full = self._try_step()
+                if full is not None:
+                    self._back_off(full)
 
     def release(self) -> None:
         """Give the model's memory back, once `serve` has returned; the engine is of no use then."""

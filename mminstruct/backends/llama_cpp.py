@@ -28,6 +28,7 @@ from mminstruct.backends._templates import (
     measure_room,
     read_seed,
     strftime_now,
+    wrap_model_errors,
 )
 from mminstruct.errors import (
     BackendUnusable,
@@ -286,16 +287,16 @@ class Vocabulary(ChatTokenizer):
 
     def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """As the template writes the messages, with the special tokens that it leaves out."""
-        try:
+
+        def words(error: Exception) -> str:
+            roles = ", ".join(m.role for m in messages)
+            taken = f"its chat template takes no messages of the roles {roles}"
+            return f"{taken} ({error}); {_ANOTHER_MODEL}"
+
+        with wrap_model_errors(self._name, words):
             formatted = self._formatter(
                 messages=[{"role": m.role, "content": m.content} for m in messages]
             )
-        except Exception as error:  # a template is a program, and may raise anything
-            roles = ", ".join(m.role for m in messages)
-            raise BackendUnusable(
-                f"model {self._name!r}: its chat template takes no messages of the roles {roles} "
-                f"({error}); {_ANOTHER_MODEL}"
-            ) from error
         text, add_bos = formatted.prompt.encode(), not formatted.added_special
         return tuple(self.model.tokenize(text, add_bos=add_bos, special=True))
 

@@ -28,11 +28,11 @@ from mminstruct.backends._templates import (
     measure_room,
     read_seed,
     strftime_now,
+    wrap_model_errors,
 )
 from mminstruct.errors import (
     BackendError,
     BackendUnusable,
-    MMInstructError,
     UsageError,
     lacking,
 )
@@ -137,18 +137,15 @@ class _Checkpoint:
     @contextmanager
     def loading(self, what: str) -> Iterator[None]:
         """Errors of the library become `BackendUnusable`, without the folder's path."""
-        try:
-            yield
-        except MMInstructError:  # says already what it was
-            raise
-        # Several packages read these files, with errors of their own, and a model may bring code.
-        except Exception as error:
+
+        def words(error: Exception) -> str:
             reason = " ".join((str(error) or type(error).__name__).split())
             if not self.on_hub:
                 reason = reason.replace(self.where, self.name)
-            raise BackendUnusable(
-                f"model {self.name!r}: transformers can't load its {what} ({reason})"
-            ) from error
+            return f"transformers can't load its {what} ({reason})"
+
+        with wrap_model_errors(self.name, words):
+            yield
 
 
 def find_checkpoint(options: BackendOptions) -> _Checkpoint:
@@ -300,19 +297,17 @@ class _Tokenizer(ChatTokenizer):
             BackendUnusable: it doesn't take them.
         """
         chat = [{"role": message.role, "content": message.content} for message in messages]
-        with self._one_at_a_time:
-            try:
-                text: str = self.library.apply_chat_template(
-                    chat,
-                    chat_template=self._template,
-                    add_generation_prompt=to_answer,
-                    tokenize=False,
-                )
-            except Exception as error:  # a template is a program, and may raise anything
-                raise BackendUnusable(
-                    f"model {self._name!r}: its chat template doesn't take these messages "
-                    f"({error}); {_ANOTHER_TEMPLATE}"
-                ) from error
+
+        def words(error: Exception) -> str:
+            return f"its chat template doesn't take these messages ({error}); {_ANOTHER_TEMPLATE}"
+
+        with self._one_at_a_time, wrap_model_errors(self._name, words):
+            text: str = self.library.apply_chat_template(
+                chat,
+                chat_template=self._template,
+                add_generation_prompt=to_answer,
+                tokenize=False,
+            )
         return text
 
 

@@ -24,19 +24,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from mminstruct import __version__
 from mminstruct.cli.arguments import USAGE, Parser
-from mminstruct.cli.completion import add_completion
 from mminstruct.cli.console import HUNG_UP, INTERRUPTED, STOPPED, TERMINATED, print_text, say
-from mminstruct.cli.estimate import add_estimate
-from mminstruct.cli.export import add_export
-from mminstruct.cli.generate import ONE_SIGNAL_S, add_generate
-from mminstruct.cli.license import add_license
-from mminstruct.cli.listing import list_builders
-from mminstruct.cli.push import add_push
-from mminstruct.cli.show import add_show
 from mminstruct.errors import (
     BackendError,
     DownloadError,
@@ -49,17 +40,34 @@ from mminstruct.errors import (
     causes,
     to_tell,
 )
+from mminstruct.version import __version__
 
+COMMANDS = {
+    "generate": "generate a dataset",
+    "estimate": "what a run would ask for, take and cost",
+    "show": "one context, and its messages as a model gets them",
+    "license": "what rows may be used for, and why, before any money is spent",
+    "export": "a release in the form that a trainer reads, with or without images",
+    "push": "a dataset repository to the Hub, in one commit",
+    "list": "builders, sources, prompt configs and backends",
+    "completion": "a script by which your shell completes commands and flags",
+}
+"""What each is for. The module of that name, imported for it, adds its arguments."""
+# Who ends a job may tell the process and its group, a moment apart.
+_ONE_SIGNAL_S = 1.0
 _ENDED_BY = {"SIGTERM": TERMINATED, "SIGHUP": HUNG_UP}
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit."""
+    """Run the command line and exit; Ctrl-C while its modules are loaded ends it without a word."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else in the background
+        signal.signal(signal.SIGINT, _end_in_peace)
     if sys.stderr is None:  # closed from the start: the next file to be opened would become it
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     try:
         sys.exit(run(sys.argv[1:] if arguments is None else arguments))
     finally:
+        _hear_interrupts()
         # Else Python says at its end that nobody reads the help.
         with contextlib.suppress(OSError, ValueError):
             print_text("")
@@ -68,15 +76,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def run(arguments: Sequence[str]) -> int:
     """Run the command line; the exit code."""
     args = argparse.Namespace()
-    # Who calls this from Python has it back afterwards: processes forked later would inherit it.
-    ended = _once_in_a_while()
-    before = {number: signal.signal(number, ended) for number in _heard()}
+    before: dict[signal.Signals, Any] = {}
     try:
         args = make_parser().parse_args(arguments)
+        _hear_interrupts()
+        # The caller has it back afterwards: processes forked later would inherit it.
+        ended = _once_in_a_while()
+        before = {number: signal.signal(number, ended) for number in _heard()}
         code: int = args.command(args)
         return code
     except KeyboardInterrupt as interrupt:
-        say(f"stopped. {_kept(args)}{_how_to_go_on(args, interrupt)}.")
+        say(f"stopped. {_tell_kept(args)}{_how_to_go_on(args, interrupt)}.")
         return _ENDED_BY.get("".join(interrupt.args), INTERRUPTED)
     except Exception as error:  # noqa: BLE001 (the one place: below here it is a traceback)
         known = to_tell(error)
@@ -88,7 +98,7 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(known, DownloadError):  # which says how to go on
             return STOPPED
         if isinstance(known, RunStopped | BackendError | HubError | StoreError | OSError):
-            kept = "What was stored is kept" if isinstance(known, StoreError) else _kept(args)
+            kept = "What was stored is kept" if isinstance(known, StoreError) else _tell_kept(args)
             say(f"{kept}{_how_to_go_on(args, error)}.")
             return STOPPED
         return USAGE
@@ -97,7 +107,7 @@ def run(arguments: Sequence[str]) -> int:
             signal.signal(number, handler or signal.SIG_DFL)
 
 
-def _kept(args: argparse.Namespace) -> str:
+def _tell_kept(args: argparse.Namespace) -> str:
     """What a run that stopped has not lost, as a sentence without its end."""
     kept: str = getattr(args, "kept", "Everything that was answered is kept")
     return kept
@@ -127,17 +137,26 @@ def _heard() -> Iterator[signal.Signals]:
             yield number
 
 
+def _end_in_peace(number: int, frame: FrameType | None) -> None:
+    os._exit(INTERRUPTED)
+
+
+def _hear_interrupts() -> None:
+    if signal.getsignal(signal.SIGINT) is _end_in_peace:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _once_in_a_while() -> Callable[[int, FrameType | None], None]:
     """A handler that takes several signals at nearly the same time for one."""
     last_s = -math.inf
 
-    def ended(number: int, frame: FrameType | None) -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal last_s
         before_s, last_s = last_s, time.monotonic()
-        if last_s - before_s > ONE_SIGNAL_S:
+        if last_s - before_s > _ONE_SIGNAL_S:
             raise KeyboardInterrupt(signal.Signals(number).name)
 
-    return ended
+    return interrupt
 
 
 def make_parser() -> Parser:
@@ -152,13 +171,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"mminstruct {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    add_generate(commands)
-    add_estimate(commands)
-    add_show(commands)
-    add_license(commands)
-    add_export(commands)
-    add_push(commands)
-    listing = commands.add_parser("list", help="builders, sources, prompt configs and backends")
-    listing.set_defaults(command=list_builders)
-    add_completion(commands)
+    for name, purpose in COMMANDS.items():
+        module = f"{__package__}.{name}"
+        commands.add_parser(name, help=purpose, module=module, allow_abbrev=False)
     return parser

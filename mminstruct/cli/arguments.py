@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
 import re
 import shlex
 from collections import deque
@@ -16,7 +17,6 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mminstruct import licenses, prompts, sources, strict_yaml
 from mminstruct.errors import UsageError, did_you_mean
 from mminstruct.resources import printable
 
@@ -25,7 +25,11 @@ _Given = list[tuple[argparse.Action, list[str]]]
 
 
 class Parser(argparse.ArgumentParser):
-    """Of the whole command line, or of one command."""
+    """Of the whole command line, or of one command, whose module adds its arguments when needed."""
+
+    def __init__(self, *args: Any, module: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._module = module
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """The values of a command and its flags, and this as ``parser``.
@@ -38,13 +42,13 @@ class Parser(argparse.ArgumentParser):
             words.extendleft(reversed(_words_in(words.popleft())))
         commands = self.commands()
         if words and words[0] in commands:
-            command = commands[words.popleft()]
+            command = commands[words.popleft()].fill()
             given, others, unknown = command._sort(words)
             if unknown:
                 hint = self._hint(command, unknown[0].partition("=")[0])
                 command.error(f"unrecognized arguments: {unknown[0]}{hint}")
             rest = ["--", *others] if others else []
-            found = super(Parser, command).parse_args([*_written(given), *rest], namespace)
+            found = super(Parser, command).parse_args([*_write_flags(given), *rest], namespace)
             found.parser = self
             return found
         if words and words[0].partition("=")[0] not in self._option_string_actions:
@@ -63,9 +67,17 @@ class Parser(argparse.ArgumentParser):
         groups = (a for a in self._actions if isinstance(a, argparse._SubParsersAction))
         return {name: parser for group in groups for name, parser in group.choices.items()}
 
+    def fill(self) -> Parser:
+        """This, with all its arguments."""
+        if self._module is not None:
+            module, self._module = self._module, None
+            importlib.import_module(module).add_arguments(self)
+        return self
+
     def flags(self) -> list[str]:
         """All long flags."""
-        return [option for option in self._option_string_actions if option.startswith("--")]
+        options = self.fill()._option_string_actions
+        return [option for option in options if option.startswith("--")]
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
@@ -126,7 +138,7 @@ class Parser(argparse.ArgumentParser):
         takes_sources = bool(places) and places[0].dest == "sources"
         several = [(action.dest, values) for action, values in given if action.nargs == "+"]
         for _, values in several:
-            values[:] = _separated(values)
+            values[:] = _separate(values)
             if takes_sources:
                 first = next((n for n, v in enumerate(values) if n and _is_source(v)), len(values))
                 others += values[first:]
@@ -141,7 +153,7 @@ class Parser(argparse.ArgumentParser):
             (values, value)
             for flag, values in several
             for value in values[1:]
-            if value not in _known(flag, given + found)
+            if value not in _known_values(flag, given + found)
         ]
         free = (1 if takes_sources and places[0].nargs == "+" else len(places)) - len(others)
         if 0 < free < len(doubtful):
@@ -157,6 +169,8 @@ class Parser(argparse.ArgumentParser):
 
     def _flags_in(self, file: str, given: Collection[str]) -> Iterator[tuple[Any, list[str]]]:
         """Sources and flags in a YAML file that aren't given on the line, which goes before it."""
+        from mminstruct import strict_yaml
+
         known = {flag[2:]: self._option_string_actions[flag] for flag in self.flags()}
         known |= {action.dest: action for action in self._actions if action.dest == "sources"}
         for key in ("config", "help"):
@@ -172,10 +186,10 @@ class Parser(argparse.ArgumentParser):
                 raise UsageError(f"{file}: {key}: expected {expected}, got {value!r}")
             if action.dest not in given and value is not False:
                 words = [] if is_switch else list(map(str, values))
-                yield action, _separated(words) if action.nargs == "+" else words
+                yield action, _separate(words) if action.nargs == "+" else words
 
 
-def _written(given: _Given) -> Iterator[str]:
+def _write_flags(given: _Given) -> Iterator[str]:
     """Flags with their values, so that argparse can't take a value for something else."""
     for action, values in given:
         flag = action.option_strings[0]
@@ -185,7 +199,7 @@ def _written(given: _Given) -> Iterator[str]:
             yield from (f"{flag}={value}" for value in values)
 
 
-def _separated(words: list[str]) -> list[str]:
+def _separate(words: list[str]) -> list[str]:
     """The values of a flag that takes several, with commas between them or without."""
     return [value.strip() for word in words for value in word.split(",") if value.strip()]
 
@@ -196,11 +210,15 @@ def _is_flag(word: str) -> bool:
 
 
 def _is_source(word: str) -> bool:
+    from mminstruct import sources
+
     return all(part.strip().upper() in sources.names() for part in word.split("+"))
 
 
-def _known(flag: str, given: _Given) -> Collection[str]:
+def _known_values(flag: str, given: _Given) -> Collection[str]:
     """What a flag of several values is known to take."""
+    from mminstruct import licenses, prompts, sources
+
     if flag == "splits":
         return {split for name in sources.names() for split in sources.get(name).info.splits}
     if flag == "types":

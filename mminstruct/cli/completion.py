@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from mminstruct import sources
 from mminstruct.cli.arguments import Parser
 from mminstruct.cli.console import print_text
 
 
-def add_completion(commands: Any) -> None:
-    """Add the command."""
-    parser = commands.add_parser(
-        "completion",
-        help="a script by which your shell completes commands and flags",
-        description="Prints a script for your shell, such as for "
+def add_arguments(parser: Parser) -> None:
+    """Add those of the command."""
+    parser.description = (
+        "Prints a script for your shell, such as for "
         'eval "$(mminstruct completion bash)" in ~/.bashrc. That of zsh goes into a file '
         "_mminstruct in a folder of $fpath, that of fish into "
-        "~/.config/fish/completions/mminstruct.fish.",
+        "~/.config/fish/completions/mminstruct.fish."
     )
     parser.set_defaults(command=_completion)
     parser.add_argument("shell", choices=("bash", "zsh", "fish"))
@@ -28,7 +25,8 @@ def _completion(args: argparse.Namespace) -> int:
     import shtab
 
     parser: Parser = args.parser
-    for action in (action for command in parser.commands().values() for action in command._actions):
+    commands = [command.fill() for command in parser.commands().values()]
+    for action in (action for command in commands for action in command._actions):
         if action.dest == "sources":
             action.choices = list(sources.names())
         elif action.dest == "model" or action.metavar in ("FILE", "PATH", "DIR", "OUT"):

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
 
-import datasets
-
-from mminstruct import resources
+from mminstruct.reports import notes
+from mminstruct.reports.notes import say as say
+from mminstruct.resources import printable
 
 DONE, INCOMPLETE, STOPPED, INTERRUPTED, TERMINATED, HUNG_UP = 0, 1, 3, 130, 143, 129
 # As a shell has it for what a broken pipe ends.
 UNREAD = 141
-
-
-def say(text: str) -> None:
-    """Write a line to stderr, after the program's name."""
-    with contextlib.suppress(OSError):  # a terminal that hung up
-        sys.stderr.write(f"mminstruct: {resources.printable(text)}\n")
-        sys.stderr.flush()
 
 
 def print_text(text: str) -> int:
@@ -30,7 +22,7 @@ def print_text(text: str) -> int:
     """
     if not sys.stdout:  # it was closed from the start
         return DONE
-    text, encoding = resources.printable(text), getattr(sys.stdout, "encoding", None) or "utf-8"
+    text, encoding = printable(text), getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
         sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
         sys.stdout.flush()
@@ -47,21 +39,11 @@ def print_text(text: str) -> int:
 
 def quiet_libraries() -> None:
     """Our own line shows progress; warnings of libraries about it would tear it apart."""
+    import datasets
+
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity_error()
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    notes = logging.getLogger("mminstruct")
-    notes.handlers, notes.propagate = [_Notes()], False
-    notes.setLevel(logging.INFO)
+    notes.show(alone=True)
     logging.getLogger("mminstruct.fetching").setLevel(logging.WARNING)
-
-
-class _Notes(logging.Handler):
-    """Says what is logged, in place of the progress line, which comes again below it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Say it."""
-        if sys.stderr.isatty():
-            sys.stderr.write("\r\x1b[K")
-        say(record.getMessage())

@@ -16,15 +16,12 @@ from mminstruct.recipe import introduce
 from mminstruct.reports import estimate, estimate_text
 
 
-def add_estimate(commands: Any) -> None:
-    """Add the command."""
-    parser: Parser = commands.add_parser(
-        "estimate",
-        help="what a run would ask for, take and cost",
-        description="Takes the arguments of generate and sends nothing to any model: how many "
+def add_arguments(parser: Parser) -> None:
+    """Add those of the command."""
+    parser.description = (
+        "Takes the arguments of generate and sends nothing to any model: how many "
         "requests, how many answers are in the store already, tokens, cost and time. Figures are "
-        "for the whole run; cost and time are for what is not in the store.",
-        allow_abbrev=False,
+        "for the whole run; cost and time are for what is not in the store."
     )
     parser.set_defaults(command=_estimate)
     add_run_arguments(parser)

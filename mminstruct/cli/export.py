@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from mminstruct import export
 from mminstruct.cli.arguments import Parser
+from mminstruct.cli.console import DONE, INCOMPLETE, quiet_libraries, say
+from mminstruct.cli.flags import CONFIG_FLAG, MODEL_FLAGS, SEVERAL, add_flags
 
 if TYPE_CHECKING:
     from mminstruct.fetching.images import Fetching
-from mminstruct.cli.console import DONE, INCOMPLETE, quiet_libraries, say
-from mminstruct.cli.flags import CONFIG_FLAG, MODEL_FLAGS, SEVERAL, add_flags
 
 
 def tell_left_out(outcome: export.Outcome) -> int:
@@ -71,14 +71,11 @@ _IMAGE_FLAGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def add_export(commands: Any) -> None:
-    """Add the command."""
-    parser: Parser = commands.add_parser(
-        "export",
-        help="a release in the form that a trainer reads, with or without images",
-        description="Writes a dataset repository for a trainer. Rows that the trainer could not "
-        "use are left out, counted, and named in PATH.missing.jsonl; the exit code is 1 then.",
-        allow_abbrev=False,
+def add_arguments(parser: Parser) -> None:
+    """Add those of the command."""
+    parser.description = (
+        "Writes a dataset repository for a trainer. Rows that the trainer could not "
+        "use are left out, counted, and named in PATH.missing.jsonl; the exit code is 1 then."
     )
     parser.set_defaults(command=_export, kept="every image that was fetched is kept")
     parser.add_argument(
@@ -112,8 +109,7 @@ def _export(args: argparse.Namespace) -> int:
 def _fetching(args: argparse.Namespace) -> Fetching | None:
     """How images are fetched, or None if nothing was said about it."""
     names = ("max_size", "max_concurrency", "timeout_s", "private_addresses")
-    own = {name: getattr(args, name) for name in names}
-    given = {name: value for name, value in own.items() if value is not None}
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if not given and args.max_retries is None:
         return None
     from mminstruct.fetching.images import Fetching

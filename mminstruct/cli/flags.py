@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import argparse
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from mminstruct import backends, export, sources
 from mminstruct.cli.arguments import Parser
-from mminstruct.config import ALIASES
+from mminstruct.config import ALIASES, flags, kinds_of
+from mminstruct.schema import Option
 
 
 def add_run_arguments(parser: Parser) -> None:
@@ -23,7 +25,10 @@ def add_run_arguments(parser: Parser) -> None:
     add_flags(parser.add_argument_group("sampling"), SAMPLING_FLAGS)
     add_flags(parser.add_argument_group("output"), _OUTPUT_FLAGS)
     add_flags(parser.add_argument_group("how to run (changes no row)"), _RUNTIME_FLAGS)
-    add_flags(parser.add_argument_group("budget (run again to go on after it)"), BUDGET_FLAGS)
+    add_flags(
+        parser.add_argument_group("budget (run again to go on after it)"),
+        _flags_of_fields("budget"),
+    )
 
 
 SEVERAL = {"nargs": "+", "action": "extend"}
@@ -33,74 +38,45 @@ CONFIG_FLAG: dict[str, dict[str, Any]] = {
         "help": "YAML with sources and flags; those of the line go before",
     },
 }
-MODEL_FLAGS: dict[str, dict[str, Any]] = {
-    "model_source": {
-        "default": "llama.cpp",
-        "metavar": "NAME",
-        "help": "openai (any OpenAI-compatible server), tgi (text-generation-inference), "
-        "llama.cpp (a GGUF file; default), huggingface (transformers) or fake",
-    },
-    "model": {
-        "help": "model name, GGUF file, Hugging Face repository or folder, or TGI server; "
-        "llama.cpp without one runs SmolLM2-135M"
-    },
-    "base_url": {
-        "metavar": "URL",
-        "action": "append",
-        "help": "server of the model source, as --openai_base_url or --tgi_url have it",
-    },
-    "openai_base_url": {
-        "metavar": "URL",
-        "action": "append",
-        "help": "server, with or without /v1, or, where the API isn't there, its whole address "
-        "with /chat/completions (default: OpenAI's, with the key in OPENAI_API_KEY); "
-        "given again: one more with the same model",
-    },
-    "tgi_url": {
-        "metavar": "URL",
-        "action": "append",
-        "help": "TGI server, such as http://localhost:8080 (a key, if it wants one, comes from "
-        "TGI_API_KEY, or from HF_TOKEN for an endpoint at Hugging Face)",
-    },
-    "model_id": {
-        "metavar": "ORG/NAME",
-        "help": "the model's exact id on the Hub, if its terms can't be found by name or file",
-    },
-    "licenses": {
-        "metavar": "FILE",
-        "help": "YAML with licences and terms of your own, over those that are known here",
-    },
-    "context_window": {
-        "type": int,
-        "metavar": "TOKENS",
-        "help": "room for prompt and answer together (default: the model's, as far as it is known)",
-    },
+DEFAULT_DIR = "./cache"
+
+
+def _settings(
+    kinds: Collection[Any], help: str, metavar: str | None, choices: Collection[Any] | None = None
+) -> dict[str, Any]:
+    """What argparse is told of a value of these types, which is None where it isn't given."""
+    if bool in kinds:
+        return {"help": help, "action": "store_const", "const": True}
+    settings = {"help": help, "metavar": None if choices else metavar, "choices": choices}
+    if list[str] in kinds and str not in kinds:
+        return settings | SEVERAL
+    if list in kinds or list[str] in kinds:
+        return settings | {"action": "append"}
+    return settings | {"type": next((kind for kind in (int, float) if kind in kinds), str)}
+
+
+def _flags_of_fields(group: str) -> dict[str, dict[str, Any]]:
+    """The flags of a group, for fields of `InstructConfig`."""
+    return {
+        name: _settings(kinds_of(field), flag.help or "", flag.metavar)
+        | ({"dest": field.name} if name == field.name.removesuffix("_s") else {})
+        for name, (field, flag) in flags().items()
+        if flag.group == group
+    }
+
+
+MODEL_FLAGS = {
+    **_flags_of_fields("model"),
     "dry_run": {
         "action": "store_true",
         "help": "a scripted stand-in answers: no model, no cost, rows of no use",
     },
 }
+MODEL_FLAGS["model_source"]["default"] = "llama.cpp"
 # And the model sources that have a server.
-SERVER_FLAGS = {
-    "base_url": ("openai", "tgi"),
-    "openai_base_url": ("openai",),
-    "tgi_url": ("tgi",),
-}
-DEFAULT_DIR = "./cache"
-CONTENT_FLAGS: dict[str, dict[str, Any]] = {
-    "prompt_config": {
-        "metavar": "NAME",
-        "help": "name or YAML file (default: the source's own; llava for COCO)",
-    },
-    "types": {**SEVERAL, "metavar": "TYPE", "help": "instruction types (default: all)"},
-    "splits": {**SEVERAL, "metavar": "SPLIT", "help": "splits (default: train alone)"},
-    "limit": {"type": int, "metavar": "N", "help": "first N images of each split"},
-    "commercial": {
-        "action": "store_const",
-        "const": True,
-        "help": "only images that may be used commercially, and only if the model's terms and all "
-        "other licences allow the same of the rows",
-    },
+SERVER_FLAGS = {name: flag.owners for name, (_, flag) in flags().items() if flag.owners}
+CONTENT_FLAGS = {
+    **_flags_of_fields("content"),
     "dataset_storage_path": {
         "default": DEFAULT_DIR,
         "metavar": "DIR",
@@ -108,13 +84,7 @@ CONTENT_FLAGS: dict[str, dict[str, Any]] = {
         "downloaded only without it, and looked for in ./cache before",
     },
 }
-SAMPLING_FLAGS: dict[str, dict[str, Any]] = {
-    "temperature": {"type": float, "help": "0 is greedy (default: 0.7)"},
-    "top_p": {"type": float, "help": "nucleus mass (default: 1)"},
-    "max_tokens": {"type": int, "help": "longest answer (default: 1024)"},
-    "seed": {"type": int, "help": "for sampling and choice of questions (default: none)"},
-}
-RATE_FLAGS = ("requests_per_minute", "tokens_per_minute")
+SAMPLING_FLAGS = _flags_of_fields("sampling")
 _OUTPUT_FLAGS: dict[str, dict[str, Any]] = {
     "output_path": {"metavar": "PATH", "help": "folder or file (default: by format)"},
     "output_format": {
@@ -126,62 +96,41 @@ _OUTPUT_FLAGS: dict[str, dict[str, Any]] = {
                   "sampling made there, or what has more"},
     "show": {"type": int, "default": 0, "metavar": "N", "help": "print N rows at the end"},
 }  # fmt: skip
-_RUNTIME_FLAGS: dict[str, dict[str, Any]] = {
-    "max_concurrency": {"type": int, "metavar": "N", "help": "requests in flight at most; a server "
-                        "gets as many of them as it is found to take (default: 256)"},
-    "requests_per_minute": {"type": float, "metavar": "N", "help": "requests sent a minute at most "
-                            "(default: what the server is found to take)"},
-    "tokens_per_minute": {"type": float, "metavar": "N", "help": "tokens of prompts and answers a "
-                          "minute at most (default: what the server says)"},
-    "timeout": {"type": float, "metavar": "S", "dest": "timeout_s", "help": "longest wait for one "
-                "answer in seconds (default: 600)"},
-    "max_retries": {"type": int, "metavar": "N", "help": "tries after the first (default: 8)"},
-    "max_pause": {"type": float, "metavar": "S", "dest": "max_pause_s", "help": "longest pause "
-                  "a server may ask for in seconds; a longer one ends the run (default: 3600)"},
-    "batch_api": {"action": "store_const", "const": True, "help": "openai: through the Batch API, "
-                  "half the price, within a day; may be stopped and run again at any time"},
+_RUNTIME_FLAGS = {
+    **_flags_of_fields("runtime"),
     "yes": {"action": "store_true", "help": "go on without a question, whatever it may cost"},
-    "partial": {"action": "store_const", "const": True, "help": "send nothing: write what is "
-                "complete by now; the same command without it makes the rest"},
-    "response_store": {
-        "metavar": "FILE",
-        "help": "finished answers (default: mminstruct/responses.sqlite in the Hugging Face cache)",
-    },
-}  # fmt: skip
-BUDGET_FLAGS: dict[str, dict[str, Any]] = {
-    "max_requests": {"type": int, "metavar": "N", "help": "stop after N paid answers"},
-    "max_cost": {"type": float, "metavar": "USD", "help": "stop before a run costs more"},
-    "price_in": {"type": float, "metavar": "USD", "help": "price of a million prompt tokens "
-                 "(default: from a price list, for the APIs that it knows)"},
-    "price_out": {"type": float, "metavar": "USD", "help": "price of a million answer tokens"},
-}  # fmt: skip
+}
+
+
+def config_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Field of `InstructConfig` -> what its flag of the same name was given, or None."""
+    return {
+        field.name: getattr(args, field.name)
+        for name, (field, _) in flags().items()
+        if name == field.name.removesuffix("_s")
+    }
 
 
 def flags_of_options(
-    options: Mapping[str, tuple[Any, tuple[str, ...]]],
+    options: Mapping[str, tuple[Option, tuple[str, ...]]],
 ) -> dict[str, dict[str, Any]]:
     """The flags for what backends, or sources, declare as their own options."""
-    flags: dict[str, dict[str, Any]] = {}
-    for name, (option, owners) in options.items():
-        settings: dict[str, Any] = {"help": f"{', '.join(owners)}: {option.help}"}
-        if option.type is bool:
-            settings.update(action="store_const", const=True)
-        elif option.type is list:
-            settings.update(action="append", metavar="TEXT")
-        else:
-            kind = str if option.type is dict else option.type
-            settings.update(type=kind, choices=option.choices)
-            if option.choices is None:
-                settings["metavar"] = "N" if option.type in (int, float) else "TEXT"
-        flags[name] = settings
-    return flags
+    return {
+        name: _settings(
+            (option.type,),
+            f"{', '.join(owners)}: {option.help}",
+            "N" if option.type in (int, float) else "TEXT",
+            option.choices,
+        )
+        for name, (option, owners) in options.items()
+    }
 
 
-def add_flags(group: Any, flags: Mapping[str, dict[str, Any]]) -> None:
+def add_flags(group: Any, settings: Mapping[str, dict[str, Any]]) -> None:
     """Add flags by all names that they have in Python too, with underscores and with dashes."""
-    for name, settings in flags.items():
-        kwargs = dict(settings)
-        names = [n for n in (name, ALIASES.get(name, name)) if n == name or n not in flags]
+    for name, given in settings.items():
+        kwargs = dict(given)
+        names = [n for n in (name, ALIASES.get(name, name)) if n == name or n not in settings]
         spellings = dict.fromkeys(
             f"--{n}" for name in names for n in (name, name.replace("_", "-"))
         )

@@ -34,18 +34,10 @@ from mminstruct.recipe import Recipe
 from mminstruct.reports.estimate import Estimate
 from mminstruct.rows.report import summary
 
-# Who ends a job may tell the process and its group, a moment apart.
-ONE_SIGNAL_S = 1.0
 
-
-def add_generate(commands: Any) -> None:
-    """Add the command."""
-    parser: Parser = commands.add_parser(
-        "generate",
-        help="generate a dataset",
-        description="Generate instruction data for one or more annotation sources.",
-        allow_abbrev=False,
-    )
+def add_arguments(parser: Parser) -> None:
+    """Add those of the command."""
+    parser.description = "Generate instruction data for one or more annotation sources."
     parser.set_defaults(command=_generate)
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="say what slows a run down, too, and why"

@@ -31,25 +31,19 @@ from mminstruct.cli.runs import (
 )
 from mminstruct.completions.prices import price_of
 from mminstruct.config import InstructConfig
-from mminstruct.errors import (
-    UsageError,
-    lacking,
-)
+from mminstruct.errors import UsageError, lacking
 from mminstruct.generation import find_infos
 from mminstruct.recipe import Recipe
 from mminstruct.rows.contexts import media_licenses
 
 
-def add_license(commands: Any) -> None:
-    """Add the command."""
-    parser: Parser = commands.add_parser(
-        "license",
-        help="what rows may be used for, and why, before any money is spent",
-        description="What the rows of sources and a model may be used for, and why. Nothing is "
+def add_arguments(parser: Parser) -> None:
+    """Add those of the command."""
+    parser.description = (
+        "What the rows of sources and a model may be used for, and why. Nothing is "
         "asked of any model, and nothing is downloaded: images are counted where annotation files "
         "are at hand. Without --model_source, the model is one of your own: a GGUF file, a "
-        "folder, or what the exact id on the Hub stands for.",
-        allow_abbrev=False,
+        "folder, or what the exact id on the Hub stands for."
     )
     parser.set_defaults(command=_license)
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help=", ".join(sources.names()))

@@ -14,16 +14,13 @@ from mminstruct.cli.flags import add_flags
 from mminstruct.releases import hub
 
 
-def add_push(commands: Any) -> None:
-    """Add the command."""
-    parser: Parser = commands.add_parser(
-        "push",
-        help="a dataset repository to the Hub, in one commit",
-        description="Puts a folder that generate wrote on the Hub: rows, card, licence and all, in "
+def add_arguments(parser: Parser) -> None:
+    """Add those of the command."""
+    parser.description = (
+        "Puts a folder that generate wrote on the Hub: rows, card, licence and all, in "
         "one commit, which also takes away what was there of an older release. What was sent is "
         "not sent again: after a stop, run the same command. The token comes from HF_TOKEN or from "
-        "'hf auth login', another Hub than Hugging Face's from HF_ENDPOINT.",
-        allow_abbrev=False,
+        "'hf auth login', another Hub than Hugging Face's from HF_ENDPOINT."
     )
     parser.set_defaults(command=_push, kept="What was sent stays at the Hub")
     parser.add_argument("folder", metavar="OUT", help="the --output_path of generate")

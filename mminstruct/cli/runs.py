@@ -8,7 +8,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -18,8 +17,7 @@ import datasets
 from mminstruct import backends, sources
 from mminstruct.builder import IncompleteWarning, InstructBuilder
 from mminstruct.cli.console import say
-from mminstruct.cli.flags import DEFAULT_DIR, RATE_FLAGS, SERVER_FLAGS
-from mminstruct.config import InstructConfig
+from mminstruct.cli.flags import DEFAULT_DIR, SERVER_FLAGS, config_of
 from mminstruct.errors import UsageError
 from mminstruct.generation import find_infos
 from mminstruct.reports.progress import ProgressLine
@@ -35,12 +33,12 @@ def config_arguments(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
     if args.show < 0:
         raise UsageError(f"show: expected at least 0, got {args.show}")
     check_source_options(args, [info.name for info in find_infos(args.sources)])
-    names = [field.name for field in fields(InstructConfig) if hasattr(args, field.name)]
-    given = {name: getattr(args, name) for name in (*names, *backends.engine_options())}
-    given |= {name: getattr(args, name) for name in sources.options()}
+    own = (*backends.engine_options(), *sources.options())
+    given = {**config_of(args), **{name: getattr(args, name) for name in own}}
     given |= {"backend": args.model_source, "base_url": read_base_urls(args), **name_places(args)}
     if args.dry_run:
-        for name in ("model", "batch_api", *RATE_FLAGS, *backends.engine_options()):
+        rates = ("requests_per_minute", "tokens_per_minute")
+        for name in ("model", "batch_api", *rates, *backends.engine_options()):
             given[name] = None
         given["response_store"] = str(Path(scratch) / "dry.sqlite")
         given |= {"backend": "fake", "cache_dir": scratch}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from mminstruct import sources
 from mminstruct.cli.arguments import Parser
@@ -14,14 +13,11 @@ from mminstruct.generation import find_infos, make_builders
 from mminstruct.reports import preview
 
 
-def add_show(commands: Any) -> None:
-    """Add the command."""
-    parser: Parser = commands.add_parser(
-        "show",
-        help="one context, and its messages as a model gets them",
-        description="Prints one image, motion ... with its annotations as a model gets them, "
-        "for each instruction type.",
-        allow_abbrev=False,
+def add_arguments(parser: Parser) -> None:
+    """Add those of the command."""
+    parser.description = (
+        "Prints one image, motion ... with its annotations as a model gets them, "
+        "for each instruction type."
     )
     parser.set_defaults(command=_show)
     parser.add_argument("sources", nargs=1, metavar="SOURCE", help="such as COCO2017")

@@ -24,6 +24,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,7 +33,7 @@ import msgspec
 import xxhash
 from filelock import FileLock, Timeout
 
-from mminstruct.errors import StoreError, StoreUnusable
+from mminstruct.errors import StoreError, StoreUnusable, fault_of
 from mminstruct.resources import shown
 from mminstruct.schema import Completion, Message, Request, canonical_json
 
@@ -279,12 +280,10 @@ class ResponseStore:
             closing = None in group
             writes = [write for write in group if write is not None]
             if connection is not None and writes and self._failure is None:
-                try:
-                    self._commit(connection, writes)
-                # Whatever it is: were this thread to end, all who wait for it would do so for ever.
-                except Exception as error:  # noqa: BLE001
-                    self._failure = self._explain(error)
-                    self._failure.__cause__ = error
+                fault = fault_of(partial(self._commit, connection, writes))
+                if fault is not None:
+                    self._failure = self._explain(fault)
+                    self._failure.__cause__ = fault
             if self._failure is not None:
                 self._unheard += sum(w.written.cancelled() or w.loop.is_closed() for w in writes)
             _resolve(writes, self._failure)
@@ -373,7 +372,7 @@ def _commit(connection: sqlite3.Connection, writes: Iterable[_Write]) -> None:
             ],
         )
         connection.execute("COMMIT")
-    except Exception:  # passed on; but what the group wrote by then must not stay
+    except BaseException:  # passed on; but what the group wrote by then must not stay
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise

@@ -146,7 +146,7 @@ class ProgressLine:
         self._terminal = stream.isatty()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="progress", daemon=True)
-        self._pace: Pace | None = None
+        self._pace: Pace | None = None  # the thread's, and after its end the caller's
 
     def __enter__(self) -> ProgressLine:
         self._thread.start()

@@ -13,7 +13,7 @@ from mminstruct.sources import SourceInfo
 
 MAKES_ROWS = (
     *("annotations/*.py", "sources/*.py", "prompts/*.py", "answers/*.py", "rows/*.py"),
-    *("schema.py", "strict_yaml.py", "splits.py", "config.py", "recipe.py", "builder.py"),
+    *("schema.py", "strict_yaml.py", "splits.py", "recipe.py", "builder.py"),
     *("completions/client.py", "completions/job.py", "completions/sending.py"),  # shorten prompts
 )
 """The code between annotation files and rows, relative to the package."""

@@ -13,11 +13,13 @@ import pkgutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from mminstruct.errors import UsageError, did_you_mean
 from mminstruct.schema import Option
 from mminstruct.sources._base import Download, Files, ReadReport, Source, SourceInfo
+from mminstruct.sources._joined import JoinedSource, join
 
 __all__ = [
     "Download",
@@ -59,22 +61,18 @@ def options_of(name: str) -> set[str]:
 
 def members(source: Source, split: str) -> tuple[tuple[Source, str], ...]:
     """The source and its split, or of a joined one its parts with theirs."""
-    from mminstruct.sources._joined import JoinedSource
-
     return source.members(split) if isinstance(source, JoinedSource) else ((source, split),)
 
 
 def shipped_image(source: str, file: str) -> Path | None:
     """An image of a source, as rows name both, if its module has it in its folder ``IMAGES``."""
     module = names().get(source)
-    folder = module and getattr(importlib.import_module(f"{__name__}.{module}"), "IMAGES", None)
+    folder = module and getattr(_module(module), "IMAGES", None)
     return folder / file if folder and (folder / file).is_file() else None
 
 
 def chosen_options(source: Source) -> list[tuple[str, dict[str, Any]]]:
     """What a source, or each part of a joined one, was asked for: all its own options by name."""
-    from mminstruct.sources._joined import JoinedSource
-
     if isinstance(source, JoinedSource):
         return [own for part in (source.first, *source.others) for own in chosen_options(part)]
     values = {name: getattr(source, name) for name in options() if hasattr(source, name)}
@@ -99,8 +97,6 @@ def get(name: str, chosen: Mapping[str, Any] | None = None) -> Source:
             raise UsageError(f"the source {name!r} has no option {option!r}{has}")
     if len(parts) == 1:
         return parts[0]
-    from mminstruct.sources._joined import join
-
     return join(parts)
 
 
@@ -109,14 +105,16 @@ def _one(name: str, chosen: Mapping[str, Any]) -> Source:
     if name.upper() not in known:
         raise UsageError(f"unknown source {name!r}{did_you_mean(name.upper(), known)}")
     module = known[name.upper()]
-    source: Any = importlib.import_module(f"{__name__}.{module}").SOURCE
+    source: Any = _module(module).SOURCE
     own = {option: value for option, value in chosen.items() if option in _options(module)}
     found: Source = replace(source, **own) if own else source
     return found
 
 
 def _options(module: str) -> Mapping[str, Option]:
-    options: Mapping[str, Option] = getattr(
-        importlib.import_module(f"{__name__}.{module}"), "OPTIONS", {}
-    )
+    options: Mapping[str, Option] = getattr(_module(module), "OPTIONS", {})
     return options
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{name}")

@@ -23,9 +23,9 @@ import xxhash
 
 from mminstruct.errors import SourceError
 from mminstruct.resources import keep, shown
-from mminstruct.sources._base import ReadReport
-from mminstruct.sources._tolerance import OWN_DATA, kind_of, kind_of_annotation, loads, tidied
-from mminstruct.sources._unpacked import unpacked
+from mminstruct.sources._base import Files, ReadReport
+from mminstruct.sources._tolerance import OWN_DATA, kind_of, kind_of_annotation, loads, tidy
+from mminstruct.sources._unpacked import bound_unpacking
 
 _CHUNK_BYTES = 1 << 20
 _LARGE_BYTES = 1 << 26
@@ -55,11 +55,9 @@ class AnnotationFile(msgspec.Struct, kw_only=True, gc=False):
 
 
 class Columns(Protocol):
-    """Where annotations are kept."""
+    """Where annotations are kept, in the file's order."""
 
-    def add(self, annotations: list[Any]) -> None:
-        """Keep some more, in the file's order."""
-        ...
+    def add(self, annotations: list[Any]) -> None: ...
 
 
 _File = TypeVar("_File", bound=AnnotationFile)
@@ -68,7 +66,7 @@ _Bytes: TypeAlias = bytes | bytearray | memoryview
 
 
 class Layout(Generic[_File, _Columns]):
-    """How a kind of file is decoded: as a whole, in pieces, and into which columns.
+    """How a kind of file is decoded, and into which columns.
 
     Attributes:
         noun: what an annotation is, in a word.
@@ -84,7 +82,6 @@ class Layout(Generic[_File, _Columns]):
         self.file_type = file_type
         self.columns_type = columns_type
         self.noun, self.own, self.other = noun, own, other
-        self.whole: msgspec.json.Decoder[_File] = msgspec.json.Decoder(file_type)
         keys: msgspec.json.Decoder[dict[str, Any]] = msgspec.json.Decoder(some_keys)
         self.keys: Callable[[_Bytes], dict[str, Any]] = keys.decode
         self.annotations: Callable[[_Bytes], list[Any]] = msgspec.json.Decoder(
@@ -92,22 +89,22 @@ class Layout(Generic[_File, _Columns]):
         ).decode
 
 
-class _Tolerant(Generic[_File, _Columns]):
+class _Tolerant:
     """The same, of what is written in another way; what can't be read is left out and counted."""
 
-    def __init__(self, layout: Layout[_File, _Columns]) -> None:
+    def __init__(self, layout: Layout[Any, Any]) -> None:
         self.layout = layout
         self.report = ReadReport()
         self.first: Any = None  # annotation
 
     def keys(self, data: _Bytes) -> dict[str, Any]:
-        return self.tidied(loads(data))
+        return self.tidy(loads(data))
 
     def annotations(self, data: _Bytes) -> list[Any]:
-        found: list[Any] = self.tidied({"annotations": loads(data)})["annotations"]
+        found: list[Any] = self.tidy({"annotations": loads(data)})["annotations"]
         return found
 
-    def tidied(self, document: Any) -> dict[str, Any]:
+    def tidy(self, document: Any) -> dict[str, Any]:
         """The keys that matter, each with its list of entries."""
         layout, found = self.layout, {}
         for key in document.keys() & layout.types.keys():
@@ -120,7 +117,7 @@ class _Tolerant(Generic[_File, _Columns]):
             if noun == "licence" and not isinstance(entries, list):
                 self.report.skip("licence table that is no list", harmless=True)
                 entries = []
-            found[key] = tidied(
+            found[key] = tidy(
                 entries,
                 entry_type,
                 noun,
@@ -186,7 +183,7 @@ def _find_in_file(place: Path, is_wanted: Callable[[str], bool]) -> Iterator[Pat
         return
     if place.suffix.lower() != ".zip" and not zipfile.is_zipfile(place):
         return
-    with wrapped_errors(place), zipfile.ZipFile(place) as archive:
+    with wrap_errors(place), zipfile.ZipFile(place) as archive:
         members = [m for m in archive.namelist() if is_wanted(m.rpartition("/")[2])]
     # The published folder first; "__MACOSX/._name" has another name.
     members.sort(key=lambda m: (m.rpartition("/")[0] != "annotations", m))
@@ -196,13 +193,9 @@ def _find_in_file(place: Path, is_wanted: Callable[[str], bool]) -> Iterator[Pat
 def not_found(
     name: str, places: Iterable[Path], wanted: Iterable[str], splits: Iterable[str]
 ) -> SourceError:
-    """The error about places that were given and don't have the files.
+    """The error about places that were given and don't have the wanted files of a source's split.
 
-    Args:
-        name: source and split.
-        places: the files or folders that were given.
-        wanted: names of files.
-        splits: what is there instead.
+    The splits are there instead.
     """
     instead = "".join(f"The split {split!r} is there (--splits {split}). " for split in splits)
     return SourceError(
@@ -236,12 +229,17 @@ def fingerprint(paths: dict[str, Path]) -> str:
     return whole.hexdigest()
 
 
+def files_of(paths: dict[str, Path]) -> Files | None:
+    """Files that were found, or None if none were."""
+    return Files(paths, fingerprint(paths)) if paths else None
+
+
 def _digest(path: Path) -> str:
     kept = _kept_digest(path)
     if kept is not None and kept.is_file():
         return kept.read_text(encoding="ascii")
     digest = xxhash.xxh3_128()
-    with _unpacked(path) as file:
+    with _unpack(path) as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     if kept is not None:
@@ -253,7 +251,7 @@ def _kept_digest(path: Path) -> Path | None:
     """Where a large file's digest is kept: whatever changes the file changes this place."""
     from huggingface_hub.constants import HF_HOME
 
-    with wrapped_errors(path):
+    with wrap_errors(path):
         archive = _archive_of(path)
         status = (archive or path).stat()
     if status.st_size < _LARGE_BYTES:
@@ -269,18 +267,13 @@ def decode(
 ) -> tuple[_File, _Columns]:
     """A file with an empty list of annotations, and these in columns.
 
-    Args:
-        path: the file, or the zip's with the member's.
-        layout: what is in it.
-        report: counts the entries that can't be read.
-
     Raises:
         SourceError: it can't be read, is not JSON, has another structure, or most of its entries
             can't be read.
     """
     tolerant = _Tolerant(layout)
     for way in (layout, tolerant):
-        with opened(path) as file:
+        with open_text(path) as file:
             decoded = _decode_in_pieces(file, way, layout)
         if decoded is not None:
             break
@@ -292,29 +285,24 @@ def decode(
     if tolerant.report.skipped:
         none_left = not tolerant.report.kept[layout.noun]
         if none_left and isinstance(tolerant.first, dict) and layout.own not in tolerant.first:
-            raise _mistaken(path, kind_of_annotation(tolerant.first), layout)
+            raise _mistake(path, kind_of_annotation(tolerant.first), layout)
         tolerant.report.check(path.name)
         report.add(tolerant.report)
     return file_of, columns
 
 
 def _decode_whole(
-    path: Path, layout: Layout[_File, _Columns], tolerant: _Tolerant[_File, _Columns]
+    path: Path, layout: Layout[_File, _Columns], tolerant: _Tolerant
 ) -> tuple[_File, _Columns]:
-    with opened(path) as file:
+    with open_text(path) as file:
         content = file.read()
+    document = _document(path, content)
+    if not isinstance(document, dict) or not _required_keys(layout) <= document.keys():
+        raise _mistake(path, kind_of(document), layout)
     try:
-        whole = layout.whole.decode(content)
-    except _UNREADABLE:
-        document = _document(path, content)
-        if not isinstance(document, dict) or not _required(layout) <= document.keys():
-            raise _mistaken(path, kind_of(document), layout) from None
-        try:
-            whole = layout.file_type(**tolerant.tidied(document))
-        except ValueError as error:
-            raise SourceError(
-                f"{path.name}: {error}. Fix it or download the file again."
-            ) from error
+        whole = layout.file_type(**tolerant.tidy(document))
+    except ValueError as error:
+        raise SourceError(f"{path.name}: {error}. Fix it or download the file again.") from error
     columns = layout.columns_type()
     columns.add(whole.annotations)
     whole.annotations = []
@@ -337,22 +325,22 @@ def _document(path: Path, content: bytes) -> Any:
         raise
 
 
-def _required(layout: Layout[Any, Any]) -> set[str]:
+def _required_keys(layout: Layout[Any, Any]) -> set[str]:
     fields = msgspec.structs.fields(layout.file_type)
     return {field.name for field in fields if field.required}
 
 
-def _mistaken(path: Path, got: str, layout: Layout[Any, Any]) -> SourceError:
+def _mistake(path: Path, got: str, layout: Layout[Any, Any]) -> SourceError:
     return SourceError(
         f"{path.name}: got {got} against an object with the keys "
-        f"{', '.join(sorted(_required(layout)))} and a {layout.own} in each of the annotations "
-        "expected. Give the file that this name belongs to."
+        f"{', '.join(sorted(_required_keys(layout)))} and a {layout.own} in each of the "
+        "annotations expected. Give the file that this name belongs to."
     )
 
 
 def _decode_in_pieces(
     file: IO[bytes],
-    way: Layout[_File, _Columns] | _Tolerant[_File, _Columns],
+    way: Layout[_File, _Columns] | _Tolerant,
     layout: Layout[_File, _Columns],
 ) -> tuple[_File, _Columns] | None:
     """The same without ever holding all bytes, or None if the file doesn't come apart.
@@ -442,13 +430,13 @@ def _archive_of(path: Path) -> Path | None:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
+def open_text(path: Path) -> Iterator[IO[bytes]]:
     """A text file, unpacked, behind the mark that some editors put before the text.
 
     Raises:
         SourceError: it can't be read, or is in UTF-16 or UTF-32.
     """
-    with _unpacked(path) as file:
+    with _unpack(path) as file:
         head = cast(Any, file).peek(4)[:4]
         if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in head:
             raise SourceError(
@@ -466,7 +454,7 @@ def text_of(path: Path) -> str:
     Raises:
         SourceError: it can't be read, or is in another encoding than UTF-8.
     """
-    with opened(path) as file:
+    with open_text(path) as file:
         try:
             return file.read().decode()
         except UnicodeDecodeError as error:
@@ -478,16 +466,16 @@ def reader(place: Path) -> Callable[[str], bytes | None]:
     if place.is_dir():
 
         def from_folder(name: str) -> bytes | None:
-            with wrapped_errors(place / name):
+            with wrap_errors(place / name):
                 return (place / name).read_bytes() if (place / name).is_file() else None
 
         return from_folder
-    with wrapped_errors(place):
+    with wrap_errors(place):
         archive = zipfile.ZipFile(place)
     members = {member.rpartition("/")[2]: member for member in archive.namelist()}
 
     def from_zip(name: str) -> bytes | None:
-        with wrapped_errors(place):
+        with wrap_errors(place):
             return archive.read(members[name]) if name in members else None
 
     return from_zip
@@ -503,26 +491,26 @@ def _not_utf8(name: str, error: UnicodeDecodeError) -> SourceError:
 
 
 @contextmanager
-def _unpacked(path: Path) -> Iterator[IO[bytes]]:
+def _unpack(path: Path) -> Iterator[IO[bytes]]:
     """A file or what a .gz packs, or the member of a zip if its path goes through one."""
-    with wrapped_errors(path):
+    with wrap_errors(path):
         archive = _archive_of(path)
         is_packed = path.suffix.lower() == ".gz"
         if archive is not None:
             member = path.relative_to(archive).as_posix()
             with zipfile.ZipFile(archive) as whole, whole.open(member) as file:
                 inner = cast("IO[bytes]", gzip.GzipFile(fileobj=file)) if is_packed else file
-                yield unpacked(inner, whole.getinfo(member).compress_size, path.name)
+                yield bound_unpacking(inner, whole.getinfo(member).compress_size, path.name)
         elif is_packed:
             with gzip.open(path) as packed:
-                yield unpacked(cast("IO[bytes]", packed), path.stat().st_size, path.name)
+                yield bound_unpacking(cast("IO[bytes]", packed), path.stat().st_size, path.name)
         else:
             with path.open("rb") as file:
                 yield file
 
 
 @contextmanager
-def wrapped_errors(path: Path) -> Iterator[None]:
+def wrap_errors(path: Path) -> Iterator[None]:
     """Raise SourceError for what goes wrong while a file is read."""
     try:
         yield

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 
+from mminstruct.annotations import labels
 from mminstruct.annotations import names as kinds_of_annotations
-from mminstruct.errors import SourceError
-from mminstruct.schema import Context
+from mminstruct.errors import SourceError, UsageError, did_you_mean
+from mminstruct.schema import Box, Context
 
 _EXAMPLES = 100  # ids that are kept of what is left out for one reason
 _REASONS = 5  # that an error names
@@ -101,6 +102,15 @@ class ReadReport:
         if harmless:
             self.harmless.add(reason)
 
+    def agreeing(
+        self, items: Sequence[labels.Item], boxes: Iterable[Box], *, example: str | None = None
+    ) -> tuple[labels.Item, ...]:
+        """An image's labels without repetitions; contradictory ones are left out and counted."""
+        agreeing, doubtful = labels.agreeing(items, {box.label for box in boxes})
+        if doubtful:
+            self.skip("label both present and absent", len(doubtful), example=example)
+        return agreeing
+
     def add(self, other: ReadReport, owner: str = "") -> None:
         """Count what another report counts as left out, under the name of its owner if given."""
         start = f"{owner}: " if owner else ""
@@ -110,17 +120,13 @@ class ReadReport:
                 self.skip(start + reason, 0, example=example)
 
     def check(self, where: str) -> None:
-        """Raise SourceError if faults took more than half of the images, boxes or captions ...
-
-        Args:
-            where: source and split, for the error.
-        """
+        """Raise SourceError if faults took more than half of the images, boxes or captions ..."""
         lost: Counter[str] = Counter()
         for reason in self.faults():
             words = reason.rpartition(": ")[2].split()[:2]
             lost.update({kind: self.skipped[reason] for kind in words if kind in self.kept})
         gone = [
-            f"{count} of {count + self.kept[kind]} {_plural(kind)}"
+            f"{count} of {count + self.kept[kind]} {kind}{'es' if kind.endswith('x') else 's'}"
             for kind, count in lost.items()
             if count > self.kept[kind]
         ]
@@ -163,10 +169,6 @@ class ReadReport:
         return msgspec.json.decode(path.read_bytes(), type=cls)
 
 
-def _plural(kind: str) -> str:
-    return f"{kind}es" if kind.endswith("x") else f"{kind}s"
-
-
 @dataclass(frozen=True, slots=True)
 class SourceInfo:
     """Facts about a source that rows, cards and `DatasetInfo` carry.
@@ -205,6 +207,17 @@ class SourceInfo:
     modality: str = "image"
     parts: tuple[SourceInfo, ...] = ()
     alike: tuple[tuple[str, str], ...] = ()
+
+
+def word_for(split: str, source: str, words: Mapping[str, str]) -> str:
+    """The word for a split in a source's file names.
+
+    Raises:
+        UsageError: it has no such split.
+    """
+    if split not in words:
+        raise UsageError(f"{source} has no split {split!r}{did_you_mean(split, words)}")
+    return words[split]
 
 
 class Source(Protocol):

@@ -21,19 +21,25 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from mminstruct.errors import SourceError, UsageError, did_you_mean
+from mminstruct.errors import SourceError
 from mminstruct.schema import Box, Context
-from mminstruct.sources._annotation_file import AnnotationFile, Layout, decode, find_first, folders
-from mminstruct.sources._annotation_file import fingerprint as fingerprint
-from mminstruct.sources._base import Download, Files, ReadReport, SourceInfo
+from mminstruct.sources._annotation_file import (
+    AnnotationFile,
+    Layout,
+    decode,
+    files_of,
+    find_first,
+    folders,
+)
+from mminstruct.sources._base import Download, Files, ReadReport, SourceInfo, word_for
 from mminstruct.sources._coco_own import check_own
 from mminstruct.sources._image_licenses import ImageSize, License, Licenses, Photo
 from mminstruct.sources._tolerance import (
     OWN_DATA,
     Mask,
     check_pixels,
+    find_repeated,
     published_name,
-    repeated,
 )
 
 IntColumn: TypeAlias = NDArray[np.int64]
@@ -121,9 +127,8 @@ class CocoSource:
         wanted = self.file_names(split)
         places = [inside for place in places for inside in self._places(place)]
         found = {role: path for role, name in wanted.items() if (path := find_first(places, name))}
-        if not found:
-            return None
-        if missing := [wanted[role] for role in wanted if role not in found]:
+        missing = [wanted[role] for role in wanted if role not in found]
+        if found and missing:
             only = next(iter(found.values()))
             way_out = (
                 "Give the folder with both" if only in places else "Put the missing file there"
@@ -134,16 +139,10 @@ class CocoSource:
                 f"{', '.join(str(place) for place in places)}. {way_out}, or the whole "
                 f"{self._archive_name}. {OWN_DATA}"
             )
-        return Files(found, fingerprint(found))
+        return files_of(found)
 
     def read(self, files: Files, report: ReadReport) -> Iterator[Context]:
-        """The images that have a caption, in ascending order of their id.
-
-        Both files are decoded and checked against each other before the first context appears.
-
-        Raises:
-            SourceError: a file is damaged, or it contradicts itself or the other one.
-        """
+        """As `read_contexts`, of COCO's own files alone."""
         return read_contexts(files, report, check_own)
 
     @property
@@ -152,11 +151,7 @@ class CocoSource:
 
     def file_names(self, split: str) -> dict[str, str]:
         """Role -> name."""
-        if split not in _FILE_SPLIT:
-            raise UsageError(
-                f"COCO{self.year}: unknown split {split!r}{did_you_mean(split, _FILE_SPLIT)}"
-            )
-        tail = f"{_FILE_SPLIT[split]}{self.year}.json"
+        tail = f"{word_for(split, self.info.name, _FILE_SPLIT)}{self.year}.json"
         return {role: f"{role}_{tail}" for role in ("captions", "instances")}
 
     def _places(self, data_dir: Path) -> list[Path]:
@@ -203,8 +198,8 @@ def read_contexts(
     licenses = Licenses.of(captions_file.licenses)
     del instances_file, captions_file
     wanted = sorted(images)
-    caption_groups = captions.grouped(wanted)
-    box_groups = instances.grouped(boxed | images, wanted, categories, instances_path.name, report)
+    caption_groups = captions.group(wanted)
+    box_groups = instances.group(boxed | images, wanted, categories, instances_path.name, report)
     names: set[str] = set()
     for image_id, texts, boxes in zip(wanted, caption_groups, box_groups, strict=True):
         image, context_id = images[image_id], f"{image_id:012d}"
@@ -304,7 +299,7 @@ class _Captions(_Annotations):
         super().add(annotations)
         self.texts.extend([annotation.caption for annotation in annotations])
 
-    def grouped(self, image_ids: list[int]) -> Iterator[list[str]]:
+    def group(self, image_ids: list[int]) -> Iterator[list[str]]:
         """Each image's captions."""
         order = self.order()
         for begin, end in self.spans(order, image_ids):
@@ -330,7 +325,7 @@ class Instances(_Annotations):
         self.areas.extend([instance.area for instance in annotations])
         self.is_group.extend([instance.iscrowd == 1 for instance in annotations])
 
-    def grouped(
+    def group(
         self,
         images: Mapping[int, ImageSize],
         wanted: list[int],
@@ -345,7 +340,7 @@ class Instances(_Annotations):
             wanted: ids in ascending order.
             categories: id -> name.
             where: the file, for errors.
-            report: counts what is left out.
+            report: counts them.
 
         Raises:
             SourceError: most boxes can't be where they are.
@@ -379,7 +374,9 @@ class Instances(_Annotations):
         leave_out(~known, "box of a category that isn't in the file")
         whole = (corners[:, 0] < corners[:, 2]) & (corners[:, 1] < corners[:, 3])
         leave_out(~whole, "box outside the image or empty")
-        leave_out(repeated(owners, category_ids, xywh), "box that is there twice", harmless=True)
+        leave_out(
+            find_repeated(owners, category_ids, xywh), "box that is there twice", harmless=True
+        )
         order = self.order()
         order = order[kept[order]]
         corners, is_group = corners[order], np.asarray(self.is_group)[order].astype(bool)

@@ -38,14 +38,10 @@ class _Image(Protocol):
 def check_own(
     where: str, images: Sequence[_Image], categories: Collection[str], infos: Sequence[Any]
 ) -> None:
-    """Raise SourceError if files aren't COCO's own.
+    """Raise SourceError if files of these names aren't COCO's own.
 
-    Args:
-        where: their names.
-        images: their images, of which more than half need to have their id as the last number in
-            their name, as all of COCO's have.
-        categories: names.
-        infos: what they have as ``info``.
+    More than half of their images need to have their id as the last number in their name, as all of
+    COCO's have.
     """
     strange = sorted(set(categories) - CATEGORIES)
     others = [image for image in images if not _is_numbered(image)]

@@ -10,12 +10,12 @@ from __future__ import annotations
 import heapq
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from mminstruct.annotations import labels
 from mminstruct.errors import SourceError
 from mminstruct.schema import Box, Context, Media, digest
 from mminstruct.sources._base import Download, Files, ReadReport, Source, SourceInfo
@@ -53,7 +53,7 @@ class JoinedSource:
 
     @property
     def info(self) -> SourceInfo:
-        """Facts about the whole, which follow from those about the parts."""
+        """Follows from those of the parts."""
         parts = tuple(part.info for part in (self.first, *self.others))
         first = parts[0]
         return SourceInfo(
@@ -115,26 +115,19 @@ class JoinedSource:
             SourceError: as in the parts, or a part knows none of the images.
         """
         # Which files belong to which part is in the numbers; any split has the same parts.
-        streams, reports = [], []
-        for number, (source, _) in enumerate(self.members(self.first.info.splits[0])):
-            own = _paths_of(files, number)
+        streams, reports, parts = [], [], self.members(self.first.info.splits[0])
+        for number, (source, _) in enumerate(parts):
+            roles = (role.partition(_SEPARATOR) for role in files.paths)
+            own = {r: files.paths[f"{n}{s}{r}"] for n, s, r in roles if n == str(number)}
             reports.append(ReadReport())
             streams.append(source.read(Files(own, files.fingerprint), reports[-1]))
         joined = _Others(self, streams[1:])
         for context in streams[0]:
             report.contexts += 1
-            yield joined.added_to(context, report)
+            yield joined.add_to(context, report)
         joined.finish(report)
-        report.add(reports[0])
-        for (source, _), own_report in zip(
-            self.members(self.first.info.splits[0])[1:], reports[1:], strict=True
-        ):
-            report.add(own_report, source.info.name)
-
-
-def _paths_of(files: Files, number: int) -> dict[str, Path]:
-    start = f"{number}{_SEPARATOR}"
-    return {r.removeprefix(start): path for r, path in files.paths.items() if r.startswith(start)}
+        for number, (source, _) in enumerate(parts):
+            report.add(reports[number], source.info.name if number else "")
 
 
 class _Others:
@@ -145,19 +138,19 @@ class _Others:
         self._alike = frozenset(source.info.alike)
         self._names = [other.info.name for other in source.others]
         owners = [number for number, other in enumerate(source.others) for _ in other.info.splits]
-        tagged = [_tagged(owner, stream) for owner, stream in zip(owners, streams, strict=True)]
+        tagged = [zip(repeat(n), stream) for n, stream in zip(owners, streams, strict=True)]  # noqa: B905
         self._stream = heapq.merge(*tagged, key=lambda pair: (pair[1].id, pair[0]))
         self._next = next(self._stream, None)
         self._matched = [0] * len(self._names)
         self._unmatched = [0] * len(self._names)
 
-    def added_to(self, context: Context, report: ReadReport) -> Context:
+    def add_to(self, context: Context, report: ReadReport) -> Context:
         """The context with what the others know of its image."""
         while self._next is not None and self._next[1].id <= context.id:
             owner, found = self._next
             if found.id == context.id:
                 self._matched[owner] += 1
-                context = joined(context, found, report, alike=self._alike)
+                context = join_contexts(context, found, report, alike=self._alike)
             else:
                 self._unmatched[owner] += 1
             self._next = next(self._stream, None)
@@ -186,11 +179,7 @@ class _Others:
                 report.skip(reason, unmatched, harmless=True)
 
 
-def _tagged(owner: int, stream: Iterator[Context]) -> Iterator[tuple[int, Context]]:
-    return ((owner, context) for context in stream)
-
-
-def joined(
+def join_contexts(
     one: Context,
     other: Context,
     report: ReadReport,
@@ -204,11 +193,7 @@ def joined(
     the one with the closer label. Other annotations follow each other by kind, and labels that
     contradict the other source's are left out.
 
-    Args:
-        one: what the first says.
-        other: what the other says, of the same image.
-        report: counts what is left out.
-        alike: as in `SourceInfo`.
+    ``alike`` is as in `SourceInfo`.
     """
     captions = {caption.casefold(): caption for caption in (*other.captions, *one.captions)}
     ordered = dict.fromkeys(caption.casefold() for caption in (*one.captions, *other.captions))
@@ -217,9 +202,7 @@ def joined(
     for kind, items in other.annotations.items():
         annotations[kind] = tuple(dict.fromkeys((*annotations.get(kind, ()), *items)))
     if found := annotations.get("labels"):
-        annotations["labels"], doubtful = labels.agreeing(found, {box.label for box in boxes})
-        if doubtful:
-            report.skip("label both present and absent", len(doubtful))
+        annotations["labels"] = report.agreeing(found, boxes)
     return Context(
         one.id,
         _media(one.media, other.media),

@@ -14,9 +14,9 @@ from pathlib import Path
 import msgspec
 
 from mminstruct.errors import SourceError
-from mminstruct.sources._annotation_file import PART, find_first, find_parts, opened
+from mminstruct.sources._annotation_file import PART, find_first, find_parts, open_text
 from mminstruct.sources._base import Files, ReadReport
-from mminstruct.sources._tolerance import converted, loads
+from mminstruct.sources._tolerance import convert, loads
 
 URL = "https://storage.googleapis.com/localized-narratives/annotations"
 CITATION = """\
@@ -39,6 +39,7 @@ class Narrative(msgspec.Struct, gc=False):
 
 # How the ``dataset_id`` of all that were published begins; Flickr30k is misspelt there.
 _CORPORA = ("mscoco_", "open_images_", "flick30k_", "flickr30k_", "ade20k_")
+_UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
 _decoder = msgspec.json.Decoder(Narrative)
 
 
@@ -61,11 +62,11 @@ def read(
     """Image's number -> its narratives, distinct, white space cleaned, in the files' order.
 
     Args:
-        files: some of them as from `locate`; empty lines are skipped.
+        files: some of them as from `locate`.
         images: how the ``dataset_id`` of the files' images begins.
         number: image id -> number, or None if it can't be one.
         form: what an image id is, in words.
-        report: counts what is left out.
+        report: counts what is left out; empty lines are not.
 
     Raises:
         SourceError: the narratives are of other images, or most lines of a file are none.
@@ -106,16 +107,19 @@ def _report_missing(paths: list[Path], report: ReadReport) -> None:
 
 def _narratives(path: Path, images: str, found: ReadReport) -> Iterator[Narrative]:
     """What a file has, but for what can't be read."""
-    with opened(path) as file:
+    with open_text(path) as file:
         for line_number, line in enumerate(file, 1):
             if line.isspace():
                 continue
             named = f"line {line_number}"
             try:
-                narrative = _narrative(line, named, found)
-            except (msgspec.DecodeError, ValueError, RecursionError):
-                found.skip("narrative that can't be read", example=named)
-                continue
+                narrative = _decoder.decode(line)
+            except _UNREADABLE:
+                try:
+                    narrative = convert(loads(line), Narrative, "narrative", found, named)
+                except _UNREADABLE:
+                    found.skip("narrative that can't be read", example=named)
+                    continue
             of_others = narrative.dataset_id.casefold()
             if of_others.startswith(_CORPORA) and not of_others.startswith(images):
                 raise SourceError(
@@ -124,10 +128,3 @@ def _narratives(path: Path, images: str, found: ReadReport) -> Iterator[Narrativ
                     "that this name belongs to."
                 )
             yield narrative
-
-
-def _narrative(line: bytes, named: str, report: ReadReport) -> Narrative:
-    try:
-        return _decoder.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return converted(loads(line), Narrative, "narrative", report, named)

@@ -11,6 +11,7 @@ import io
 import math
 import os
 import re
+from binascii import unhexlify
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +26,7 @@ import pyarrow.csv
 from numpy.typing import NDArray
 
 from mminstruct.errors import SourceError
-from mminstruct.sources._annotation_file import opened
+from mminstruct.sources._annotation_file import open_text
 from mminstruct.sources._base import ReadReport
 from mminstruct.sources._tolerance import Mask
 
@@ -41,10 +42,6 @@ _THREADS = min(8, os.cpu_count() or 1)
 _ID_CHARACTERS = 16
 ID_FORM = f"{_ID_CHARACTERS} hexadecimal digits"
 _CHARACTERS = frozenset("0123456789abcdef")
-_NO_DIGIT = 255
-_DIGITS = np.full(256, _NO_DIGIT, dtype=np.uint8)
-for _character in _CHARACTERS:
-    _DIGITS[ord(_character)] = int(_character, 16)
 
 
 def scan(
@@ -71,12 +68,12 @@ def scan(
         SourceError: a column is missing, a row is cut off.
     """
 
-    def kept(piece: bytes) -> list[_Kept]:
-        with _explained(path, columns):
+    def read_piece(piece: bytes) -> list[_Kept]:
+        with _explain_errors(path, columns):
             try:
-                table = _parsed(piece, columns)
+                table = _parse(piece, columns)
             except pa.ArrowInvalid:
-                table = _parsed(piece, dict.fromkeys(columns, pa.string()))
+                table = _parse(piece, dict.fromkeys(columns, pa.string()))
                 read = {n: _read_as(t, table.column(n)) for n, t in columns.items()}
                 table = pa.table(read).combine_chunks()
         empty = pa.RecordBatch.from_pylist([], table.schema)
@@ -86,7 +83,7 @@ def scan(
         running: deque[Future[list[_Kept]]] = deque()
         try:
             for piece in _pieces(path, piece_bytes, columns, optional):
-                running.append(threads.submit(kept, piece))
+                running.append(threads.submit(read_piece, piece))
                 if len(running) > _THREADS:
                     yield from running.popleft().result()
             while running:
@@ -96,7 +93,7 @@ def scan(
                 future.cancel()
 
 
-def _parsed(piece: bytes, columns: Mapping[str, pa.DataType]) -> pa.Table:
+def _parse(piece: bytes, columns: Mapping[str, pa.DataType]) -> pa.Table:
     return pyarrow.csv.read_csv(
         pa.BufferReader(piece),
         read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
@@ -160,7 +157,7 @@ def _pieces(
     path: Path, size_bytes: int, columns: Collection[str], optional: Collection[str]
 ) -> Iterator[bytes]:
     """The file in pieces that end where a row ends, each under the file's header."""
-    with _explained(path, {}), opened(path) as file:
+    with _explain_errors(path, {}), open_text(path) as file:
         head = _header(file.readline(), path, columns, optional)
         rows = file.read(size_bytes)
         while True:
@@ -202,7 +199,7 @@ class Rows:
             yield items[begin - edges[0] : end - edges[0]]
 
 
-def wanted(batch: pa.RecordBatch, ids: Ids) -> tuple[NDArray[np.int32], pa.RecordBatch, int]:
+def select_wanted(batch: pa.RecordBatch, ids: Ids) -> tuple[NDArray[np.int32], pa.RecordBatch, int]:
     """The batch's rows of wanted images, after their owners: numbers in the list of ids.
 
     And how many rows have an id that can't be read.
@@ -253,7 +250,7 @@ def rows_of(
     """
 
     def keep(batch: pa.RecordBatch) -> tuple[dict[str, tuple[int, str]], tuple[Column, ...]]:
-        owners, rows, unreadable = wanted(batch, ids)
+        owners, rows, unreadable = select_wanted(batch, ids)
         left_out, values = judge(owners, rows)
         kept = ~np.logical_or.reduce(tuple(left_out.values()))
         counts = {
@@ -284,7 +281,7 @@ def names(path: Path) -> dict[str, str]:
 
     Names with commas and quotes are quoted in these files, and some aren't ASCII.
     """
-    with _explained(path, {}), opened(path) as file:
+    with _explain_errors(path, {}), open_text(path) as file:
         rows = [row for row in csv.reader(codecs.iterdecode(file, "utf-8")) if row]
     for number, row in enumerate(rows, 1):
         if len(row) < 2:
@@ -292,7 +289,7 @@ def names(path: Path) -> dict[str, str]:
                 f"{path.name}, row {number}: got {row!r} against an id and a name expected. "
                 "Fix that row or download the file again."
             )
-    start = 0 if rows and _is_label_id(rows[0][0]) else 1
+    start = 0 if rows and rows[0][0].startswith(("/m/", "/g/")) else 1
     return {row[0]: " ".join(row[1].split()) for row in rows[start:]}
 
 
@@ -302,7 +299,7 @@ def lines_of(path: Path, column: str, value: str) -> list[int]:
     For errors: it reads one row after the other.
     """
     found = []
-    with _explained(path, {}), opened(path) as file:
+    with _explain_errors(path, {}), open_text(path) as file:
         rows = csv.reader(codecs.iterdecode(file, "utf-8"))
         place = next(rows).index(column)
         line = rows.line_num + 1
@@ -311,10 +308,6 @@ def lines_of(path: Path, column: str, value: str) -> list[int]:
                 found.append(line)
             line = rows.line_num + 1
     return found
-
-
-def _is_label_id(text: str) -> bool:
-    return text.startswith(("/m/", "/g/"))
 
 
 def image_ids(column: pa.Array) -> tuple[Ids, Mask | None]:
@@ -330,12 +323,11 @@ def image_ids(column: pa.Array) -> tuple[Ids, Mask | None]:
     buffer = text.buffers()[2]
     if not len(text) or buffer is None:
         return np.zeros(0, dtype=np.uint64), None
-    count = _ID_CHARACTERS * len(text)
-    digits = _DIGITS[np.frombuffer(buffer, np.uint8, count, start)].reshape(-1, _ID_CHARACTERS)
-    if (digits == _NO_DIGIT).any():
+    digits = memoryview(buffer)[start : start + _ID_CHARACTERS * len(text)]
+    try:
+        return np.frombuffer(unhexlify(digits), ">u8").astype(np.uint64), None
+    except ValueError:
         return _odd_ids(column)
-    pairs = (digits[:, ::2] << 4) | digits[:, 1::2]
-    return np.ascontiguousarray(pairs).view(">u8").ravel().astype(np.uint64), None
 
 
 def _odd_ids(column: pa.Array) -> tuple[Ids, Mask | None]:
@@ -359,7 +351,7 @@ def _offsets(text: pa.Array) -> NDArray[np.int32]:
 
 
 @contextmanager
-def _explained(path: Path, columns: Mapping[str, Any]) -> Iterator[None]:
+def _explain_errors(path: Path, columns: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowInvalid, KeyError, UnicodeDecodeError, csv.Error) as error:

@@ -1,7 +1,7 @@
 """What all sources tolerate in the files of people, and what they doubt, written once.
 
 Readers decode strictly first, which costs nothing. Only where that fails is a file read a second
-time by `loads` and `tidied`: numbers and fields that are merely written in another way are taken
+time by `loads` and `tidy`: numbers and fields that are merely written in another way are taken
 for what they are, and an entry of which that can't be said is left out and counted. The checks of
 geometry look at all boxes of a file at once and say which other reading would fit them.
 
@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args
+from typing import Any, TypeAlias, TypeVar, get_args
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -23,9 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mminstruct.errors import SourceError
-
-if TYPE_CHECKING:
-    from mminstruct.sources import ReadReport
+from mminstruct.sources._base import ReadReport
 
 FloatColumns: TypeAlias = NDArray[np.float64]
 Mask: TypeAlias = NDArray[np.bool_]
@@ -61,7 +59,7 @@ def loads(data: bytes | bytearray | memoryview) -> Any:
         return json.loads(bytes(data), parse_constant=lambda _: None, strict=False)
 
 
-def tidied(
+def tidy(
     entries: Any,
     entry_type: type[_Struct],
     noun: str,
@@ -76,7 +74,7 @@ def tidied(
         entries: decoded JSON.
         entry_type: only its fields are looked at.
         noun: what an entry is, for the reasons.
-        report: counts what is left out.
+        report: counts.
         other: a field that only entries of another kind have, which are no fault.
         harmless: rows can do without these entries.
 
@@ -89,7 +87,7 @@ def tidied(
     for number, entry in enumerate(entries):
         named = str(entry.get("id", number) if isinstance(entry, dict) else number)
         try:
-            found.append(converted(entry, entry_type, noun, report, named))
+            found.append(convert(entry, entry_type, noun, report, named))
         except msgspec.ValidationError as error:
             if other and isinstance(entry, dict) and entry.get(other) is not None:
                 report.skip(f"entry with a '{other}' beside each {noun}", harmless=True)
@@ -98,7 +96,7 @@ def tidied(
     return found
 
 
-def converted(
+def convert(
     entry: Any, entry_type: type[_Struct], noun: str, report: ReadReport, named: str
 ) -> _Struct:
     """One entry as the type says; a field that has a default is left out if it can't be read.
@@ -209,7 +207,7 @@ def published_url(url: str | None) -> str | None:
     return url if url and _PLAIN_URL.fullmatch(url) else None
 
 
-def repeated(*columns: NDArray[Any]) -> Mask:
+def find_repeated(*columns: NDArray[Any]) -> Mask:
     """Which rows of columns of numbers are the same in all of them as one before them."""
     mixed = np.zeros(len(columns[0]), dtype=np.uint64)
     for column in columns:

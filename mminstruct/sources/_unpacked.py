@@ -13,13 +13,8 @@ _ALWAYS_BYTES = 1 << 26
 _BUFFER_BYTES = 1 << 16
 
 
-def unpacked(file: IO[bytes], packed_bytes: int, name: str) -> IO[bytes]:
-    """The file, whose reading ends with an error where it is no longer in proportion.
-
-    Args:
-        file: what is unpacked while it is read.
-        packed_bytes: what it takes packed.
-        name: names it in the error.
+def bound_unpacking(file: IO[bytes], packed_bytes: int, name: str) -> IO[bytes]:
+    """A file that is unpacked while it is read.
 
     Raises (while it is read):
         SourceError: it has more than 64 MiB and a hundred times the packed size.
@@ -36,7 +31,6 @@ class _Bounded(io.RawIOBase):
         self._name = name
 
     def readable(self) -> bool:
-        """Yes."""
         return True
 
     def readinto(self, buffer: Any) -> int:

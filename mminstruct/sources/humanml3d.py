@@ -27,11 +27,11 @@ import xxhash
 from numpy.typing import NDArray
 
 from mminstruct.annotations import facts, timed
-from mminstruct.errors import SourceError, UsageError, did_you_mean
+from mminstruct.errors import SourceError
 from mminstruct.resources import shown
 from mminstruct.schema import Context, Media, Option
-from mminstruct.sources._annotation_file import folders, reader, text_of, wrapped_errors
-from mminstruct.sources._base import Download, Files, ReadReport, SourceInfo
+from mminstruct.sources._annotation_file import folders, reader, text_of, wrap_errors
+from mminstruct.sources._base import Download, Files, ReadReport, SourceInfo, word_for
 from mminstruct.sources._tolerance import OWN_DATA
 
 OPTIONS = {
@@ -145,7 +145,7 @@ class HumanML3DSource:
                 if texts is not None and index is not None:
                     raise _missing(name, texts.parent, f"texts without the split {split!r}")
                 continue
-            paths = {"texts": _nested(texts), "ids": ids}
+            paths = {"texts": _inner_folder(texts), "ids": ids}
             if index is not None:
                 paths["index"] = index
             if self.motion_facts:
@@ -224,13 +224,11 @@ class HumanML3DSource:
                 f"{path.name}: got {got} against finite numbers of shape (frames, {_JOINTS}, 3) "
                 "with at least one frame expected. Make the motions again."
             )
-        return measured(joints)
+        return measure(joints)
 
     def file_names(self, split: str) -> dict[str, str]:
         """Role -> name."""
-        if split not in _FILE_SPLIT:
-            raise UsageError(f"HUMANML3D has no split {split!r}{did_you_mean(split, _FILE_SPLIT)}")
-        return {"texts": "texts", "ids": f"{_FILE_SPLIT[split]}.txt"}
+        return {"texts": "texts", "ids": f"{word_for(split, self.info.name, _FILE_SPLIT)}.txt"}
 
 
 SOURCE = HumanML3DSource()
@@ -255,7 +253,7 @@ def _missing(name: str, folder: Path, got: str) -> SourceError:
     return SourceError(f"{name}: missing in {shown(folder)}, got {got}; {_STEPS}.")
 
 
-def _nested(texts: Path) -> Path:
+def _inner_folder(texts: Path) -> Path:
     """The folder in a folder of texts that some programs unzip into."""
     inner = texts / texts.name
     return inner if inner.is_dir() and not any(texts.glob("*.txt")) else texts
@@ -283,7 +281,7 @@ def _are_joints(loaded: Any) -> bool:
     )
 
 
-def measured(joints: Joints) -> tuple[facts.Item, ...]:
+def measure(joints: Joints) -> tuple[facts.Item, ...]:
     """What the joints of a motion say in words.
 
     Args:
@@ -401,6 +399,6 @@ def _fingerprint(paths: dict[str, Path]) -> str:
         pattern = "*.npy" if role == "joints" else "*.txt"
         for file in sorted(path.glob(pattern)) if path.is_dir() else [path]:
             whole.update(f"{role} {file.name if path.is_dir() else ''}\n".encode())
-            with wrapped_errors(file):
+            with wrap_errors(file):
                 whole.update(file.read_bytes())
     return whole.hexdigest()

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mminstruct.annotations import narratives
-from mminstruct.errors import UsageError, did_you_mean
 from mminstruct.schema import Context, Media
-from mminstruct.sources import Download, Files, ReadReport, SourceInfo, _narratives
-from mminstruct.sources._annotation_file import fingerprint, folders
+from mminstruct.sources import _narratives
+from mminstruct.sources._annotation_file import files_of, folders
+from mminstruct.sources._base import Download, Files, ReadReport, SourceInfo, word_for
 
 _FILE_SPLIT = {"train": "train", "validation": "val"}
 
@@ -24,33 +24,30 @@ _FILE_SPLIT = {"train": "train", "validation": "val"}
 class CocoNarrativesSource:
     """The narratives of COCO's images, in the splits of 2017."""
 
-    @property
-    def info(self) -> SourceInfo:
-        """Facts about the release."""
-        return SourceInfo(
-            name="LN",
-            title="Localized Narratives of COCO",
-            description=(
-                "Descriptions of COCO's images, each spoken by somebody who pointed at what they "
-                "saw, and longer than a caption."
-            ),
-            homepage="https://google.github.io/localized-narratives/",
-            citation=_narratives.CITATION,
-            license="CC-BY-4.0",
-            license_url="https://creativecommons.org/licenses/by/4.0/",
-            attribution=(
-                "Spoken descriptions are from Localized Narratives "
-                "(https://google.github.io/localized-narratives/) by Google LLC, licensed under "
-                "CC BY 4.0 (https://creativecommons.org/licenses/by/4.0/); white space was cleaned."
-            ),
-            media_license=(
-                "The images are COCO's, from Flickr, each under a licence of its own; the "
-                "narratives don't say which."
-            ),
-            splits=tuple(_FILE_SPLIT),
-            version="1.0.0",
-            prompt_config="llava_joined",
-        )
+    info = SourceInfo(
+        name="LN",
+        title="Localized Narratives of COCO",
+        description=(
+            "Descriptions of COCO's images, each spoken by somebody who pointed at what they "
+            "saw, and longer than a caption."
+        ),
+        homepage="https://google.github.io/localized-narratives/",
+        citation=_narratives.CITATION,
+        license="CC-BY-4.0",
+        license_url="https://creativecommons.org/licenses/by/4.0/",
+        attribution=(
+            "Spoken descriptions are from Localized Narratives "
+            "(https://google.github.io/localized-narratives/) by Google LLC, licensed under "
+            "CC BY 4.0 (https://creativecommons.org/licenses/by/4.0/); white space was cleaned."
+        ),
+        media_license=(
+            "The images are COCO's, from Flickr, each under a licence of its own; the "
+            "narratives don't say which."
+        ),
+        splits=tuple(_FILE_SPLIT),
+        version="1.0.0",
+        prompt_config="llava_joined",
+    )
 
     def downloads(self, split: str) -> tuple[Download, ...]:
         """The published file with the captions alone."""
@@ -60,8 +57,7 @@ class CocoNarrativesSource:
         """The split's file or its parts, given itself or in a folder or one folder deeper."""
         name = self.file_names(split)["narratives"]
         near = folders(places, "localized_narratives", "annotations")
-        found = _narratives.locate(near, name)
-        return Files(found, fingerprint(found)) if found else None
+        return files_of(_narratives.locate(near, name))
 
     def read(self, files: Files, report: ReadReport) -> Iterator[Context]:
         """The images that have a narrative, in ascending order of their id.
@@ -80,9 +76,8 @@ class CocoNarrativesSource:
 
     def file_names(self, split: str) -> dict[str, str]:
         """Role -> name."""
-        if split not in _FILE_SPLIT:
-            raise UsageError(f"LN has no split {split!r}{did_you_mean(split, _FILE_SPLIT)}")
-        return {"narratives": f"coco_{_FILE_SPLIT[split]}_captions.jsonl"}
+        word = word_for(split, self.info.name, _FILE_SPLIT)
+        return {"narratives": f"coco_{word}_captions.jsonl"}
 
 
 SOURCE = CocoNarrativesSource()

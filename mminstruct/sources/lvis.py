@@ -16,24 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mminstruct.annotations import labels
-from mminstruct.errors import UsageError, did_you_mean
 from mminstruct.schema import Context
 from mminstruct.sources._annotation_file import (
     AnnotationFile,
     Layout,
     decode,
+    files_of,
     find_first,
-    fingerprint,
     folders,
 )
-from mminstruct.sources._base import Download, Files, ReadReport, SourceInfo
-from mminstruct.sources._coco import (
-    Category,
-    Instance,
-    Instances,
-    categories_of,
-    usable_images,
-)
+from mminstruct.sources._base import Download, Files, ReadReport, SourceInfo, word_for
+from mminstruct.sources._coco import Category, Instance, Instances, categories_of, usable_images
 from mminstruct.sources._image_licenses import License, Licenses, Photo
 
 # LVIS's name -> COCO's, where both mean the same things.
@@ -104,32 +97,29 @@ _LAYOUT = Layout(_File, Instances, "box", "bbox", "caption")
 class LvisSource:
     """LVIS v1."""
 
-    @property
-    def info(self) -> SourceInfo:
-        """Facts about the release."""
-        return SourceInfo(
-            name="LVIS",
-            title="LVIS v1",
-            description=(
-                "Boxes of 1,203 categories on COCO images, with lists of what is not in the image "
-                "and of what has more instances than boxes."
-            ),
-            homepage="https://www.lvisdataset.org/",
-            citation=_CITATION,
-            license="CC-BY-4.0",
-            license_url="https://creativecommons.org/licenses/by/4.0/",
-            attribution=(
-                "Fine-grained boxes and absent categories are from LVIS v1 "
-                "(https://www.lvisdataset.org/), licensed under CC BY 4.0 "
-                "(https://creativecommons.org/licenses/by/4.0/); boxes were rescaled to fractions "
-                "of the image, and some categories go by COCO's names."
-            ),
-            media_license="The images are COCO's, from Flickr, each under a licence of its own.",
-            splits=tuple(_FILE_SPLIT),
-            version="1.0.0",
-            prompt_config="llava_joined",
-            alike=_ALIKE,
-        )
+    info = SourceInfo(
+        name="LVIS",
+        title="LVIS v1",
+        description=(
+            "Boxes of 1,203 categories on COCO images, with lists of what is not in the image "
+            "and of what has more instances than boxes."
+        ),
+        homepage="https://www.lvisdataset.org/",
+        citation=_CITATION,
+        license="CC-BY-4.0",
+        license_url="https://creativecommons.org/licenses/by/4.0/",
+        attribution=(
+            "Fine-grained boxes and absent categories are from LVIS v1 "
+            "(https://www.lvisdataset.org/), licensed under CC BY 4.0 "
+            "(https://creativecommons.org/licenses/by/4.0/); boxes were rescaled to fractions "
+            "of the image, and some categories go by COCO's names."
+        ),
+        media_license="The images are COCO's, from Flickr, each under a licence of its own.",
+        splits=tuple(_FILE_SPLIT),
+        version="1.0.0",
+        prompt_config="llava_joined",
+        alike=_ALIKE,
+    )
 
     def downloads(self, split: str) -> tuple[Download, ...]:
         """The split's zip."""
@@ -140,7 +130,7 @@ class LvisSource:
         name = self.file_names(split)["instances"]
         near = folders(places, "annotations", "lvis")
         path = find_first([*near, *(folder / f"{name}.zip" for folder in near)], name)
-        return Files({"instances": path}, fingerprint({"instances": path})) if path else None
+        return files_of({"instances": path} if path else {})
 
     def read(self, files: Files, report: ReadReport) -> Iterator[Context]:
         """The images with a box or an absent category, in ascending order of their id.
@@ -155,7 +145,7 @@ class LvisSource:
         instances.count_strays({image.id for image in file.images}, report)
         images = usable_images(file.images, path.name, report)
         wanted = sorted(images)
-        groups = instances.grouped(images, wanted, categories, path.name, report)
+        groups = instances.group(images, wanted, categories, path.name, report)
         for image, boxes in zip(map(images.__getitem__, wanted), groups, strict=True):
             absent, partly = image.neg_category_ids, image.not_exhaustive_category_ids
             name = f"{image.id:012d}"
@@ -165,10 +155,7 @@ class LvisSource:
             lists = [
                 labels.Item(categories[i], present=False) for i in absent if i in categories
             ] + [labels.Item(categories[i], not_all_boxed=True) for i in partly if i in categories]
-            agreeing, doubtful = labels.agreeing(lists, {box.label for box in boxes})
-            if doubtful:
-                reason = "label both present and absent"
-                report.skip(reason, len(doubtful), example=name)
+            agreeing = report.agreeing(lists, boxes, example=name)
             if not boxes and not agreeing:
                 report.skip("image without boxes and labels", example=name)
                 continue
@@ -182,9 +169,7 @@ class LvisSource:
 
     def file_names(self, split: str) -> dict[str, str]:
         """Role -> name."""
-        if split not in _FILE_SPLIT:
-            raise UsageError(f"LVIS has no split {split!r}{did_you_mean(split, _FILE_SPLIT)}")
-        return {"instances": f"lvis_v1_{_FILE_SPLIT[split]}.json"}
+        return {"instances": f"lvis_v1_{word_for(split, self.info.name, _FILE_SPLIT)}.json"}
 
 
 SOURCE = LvisSource()

@@ -14,7 +14,7 @@ Images: listed as CC BY 2.0, each with its author.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
@@ -26,11 +26,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mminstruct.annotations import labels, narratives, relations
-from mminstruct.errors import SourceError, UsageError, did_you_mean
+from mminstruct.errors import SourceError
 from mminstruct.resources import shown
 from mminstruct.schema import Box, Context, Media, Option
-from mminstruct.sources import Download, Files, ReadReport, SourceInfo, _narratives
-from mminstruct.sources._annotation_file import find_first, fingerprint, folders
+from mminstruct.sources import _narratives
+from mminstruct.sources._annotation_file import files_of, find_first, folders
+from mminstruct.sources._base import Download, Files, ReadReport, SourceInfo, word_for
 from mminstruct.sources._image_licenses import spdx_of
 from mminstruct.sources._tables import (
     ID_FORM,
@@ -43,9 +44,9 @@ from mminstruct.sources._tables import (
     names,
     rows_of,
     scan,
-    wanted,
+    select_wanted,
 )
-from mminstruct.sources._tolerance import check_fractions, repeated
+from mminstruct.sources._tolerance import check_fractions, find_repeated
 
 OPTIONS = {
     "machine_labels": Option(
@@ -55,8 +56,7 @@ OPTIONS = {
 
 _URL = "https://storage.googleapis.com/openimages"
 _IMAGES_URL = "https://open-images-dataset.s3.amazonaws.com"
-_SPLITS = ("train", "validation", "test")
-_SHORT_SPLIT = {"train": "train", "validation": "val", "test": "test"}
+_FILE_SPLIT = {"train": "train", "validation": "val", "test": "test"}
 _SPLIT_MD5 = {("boxes", "train"): (2_258_447_590, "3c3e70cfaba5757ea5c2604b19cac3b2")}
 _IMAGES_PER_PIECE = 4096
 # In the order of `Box`.
@@ -95,43 +95,40 @@ class OpenImagesSource:
 
     machine_labels: bool = False
 
-    @property
-    def info(self) -> SourceInfo:
-        """Facts about the release."""
-        return SourceInfo(
-            name="OPENIMAGESV7",
-            title="Open Images V7",
-            description=(
-                "Photos from Flickr. Every image has a description that somebody spoke while "
-                "pointing at what they saw, boxes of 600 classes with flags, labels that people "
-                "checked to be present or absent, and relations between objects."
-            ),
-            homepage="https://storage.googleapis.com/openimages/web/index.html",
-            citation=_CITATION,
-            license="CC-BY-4.0",
-            license_url="https://creativecommons.org/licenses/by/4.0/",
-            attribution=(
-                "Boxes, labels and relations are from Open Images V7 "
-                "(https://storage.googleapis.com/openimages/web/index.html), descriptions from "
-                "Localized Narratives (https://google.github.io/localized-narratives/), both by "
-                "Google LLC, licensed under CC BY 4.0 "
-                "(https://creativecommons.org/licenses/by/4.0/); white space was cleaned and "
-                "boxes were turned with their images."
-            ),
-            media_license=(
-                "The images are from Flickr and listed as CC BY 2.0; Google gives no warranty, so "
-                "check each on its landing page."
-            ),
-            splits=_SPLITS,
-            version="1.0.0",
-            prompt_config="openimagesv7",
-        )
+    info = SourceInfo(
+        name="OPENIMAGESV7",
+        title="Open Images V7",
+        description=(
+            "Photos from Flickr. Every image has a description that somebody spoke while "
+            "pointing at what they saw, boxes of 600 classes with flags, labels that people "
+            "checked to be present or absent, and relations between objects."
+        ),
+        homepage="https://storage.googleapis.com/openimages/web/index.html",
+        citation=_CITATION,
+        license="CC-BY-4.0",
+        license_url="https://creativecommons.org/licenses/by/4.0/",
+        attribution=(
+            "Boxes, labels and relations are from Open Images V7 "
+            "(https://storage.googleapis.com/openimages/web/index.html), descriptions from "
+            "Localized Narratives (https://google.github.io/localized-narratives/), both by "
+            "Google LLC, licensed under CC BY 4.0 "
+            "(https://creativecommons.org/licenses/by/4.0/); white space was cleaned and "
+            "boxes were turned with their images."
+        ),
+        media_license=(
+            "The images are from Flickr and listed as CC BY 2.0; Google gives no warranty, so "
+            "check each on its landing page."
+        ),
+        splits=tuple(_FILE_SPLIT),
+        version="1.0.0",
+        prompt_config="openimagesv7",
+    )
 
     def downloads(self, split: str) -> tuple[Download, ...]:
         """The published tables and narratives."""
         return tuple(
             Download(url, *_SPLIT_MD5.get((role, split), (None, None)))
-            for role, url in self._urls(split).items()
+            for role, url in self.urls(split).items()
         )
 
     def locate(self, places: Sequence[Path], split: str) -> Files | None:
@@ -140,7 +137,7 @@ class OpenImagesSource:
         Raises:
             SourceError: some of them are there and others are not.
         """
-        urls = self._urls(split)
+        urls = self.urls(split)
         near = folders(places, "openimagesv7")
         found = _narratives.locate(near, self.file_names(split)["narratives"])
         found |= {role: path for role, url in urls.items() if (path := _find(near, url))}
@@ -155,7 +152,7 @@ class OpenImagesSource:
                 f"split {split!r}, in {', '.join(map(shown, places))}. "
                 f"Put there: {' '.join(missing)}"
             )
-        return Files(found, fingerprint(found))
+        return files_of(found)
 
     def read(self, files: Files, report: ReadReport) -> Iterator[Context]:
         """The images that have a narrative, in ascending order of their id.
@@ -169,8 +166,12 @@ class OpenImagesSource:
         classes = _Names(names(paths["classes"]))
         media = _media(paths["images"], ids, report)
         boxes = _boxes(paths["boxes"], ids, classes, media.rotation_deg, report)
-        checked = _labels(paths["labels"], ids, classes, report) if "labels" in paths else None
-        guessed = _guesses(paths["machine"], ids, classes, report) if "machine" in paths else None
+        checked, guessed = (
+            _labels(paths[role], ids, classes, report, by_people=role == "labels")
+            if role in paths
+            else None
+            for role in ("labels", "machine")
+        )
         related = _relations(paths, ids, classes, report) if "relations" in paths else None
         for role in _OPTIONAL:
             if role not in paths:
@@ -190,15 +191,10 @@ class OpenImagesSource:
             for number, medium, own_boxes, own_labels, own_guesses, own_relations in pieces:
                 report.contexts += 1
                 own_guesses = sorted(own_guesses, key=lambda item: -(item.score or 0.0))
-                agreeing, doubtful = labels.agreeing(
-                    [*own_labels, *own_guesses], {box.label for box in own_boxes}
-                )
-                if doubtful:
-                    reason = "label both present and absent"
-                    report.skip(reason, len(doubtful), example=f"{number:016x}")
+                own_labels = [*own_labels, *own_guesses]
                 found = {
                     "narratives": tuple(map(narratives.Item, texts[number])),
-                    "labels": agreeing,
+                    "labels": report.agreeing(own_labels, own_boxes, example=f"{number:016x}"),
                     "relations": tuple(own_relations),
                 }
                 yield Context(
@@ -210,13 +206,11 @@ class OpenImagesSource:
 
     def file_names(self, split: str) -> dict[str, str]:
         """Role -> name."""
-        return {role: PurePosixPath(url).name for role, url in self._urls(split).items()}
+        return {role: PurePosixPath(url).name for role, url in self.urls(split).items()}
 
-    def _urls(self, split: str) -> dict[str, str]:
+    def urls(self, split: str) -> dict[str, str]:
         """Role -> URL."""
-        if split not in _SPLITS:
-            raise UsageError(f"OPENIMAGESV7 has no split {split!r}{did_you_mean(split, _SPLITS)}")
-        short = _SHORT_SPLIT[split]
+        short = word_for(split, self.info.name, _FILE_SPLIT)
         is_train = split == "train"
         folder = "v6/oidv6-train" if is_train else f"v5/{split}"
         images = "train-images-boxable" if is_train else f"{split}-images"
@@ -307,8 +301,10 @@ def _boxes(
             axis=1,
         )
         far = np.count_nonzero((corners > _FAR).any(axis=1))
-        corners = _upright(np.clip(corners, 0.0, 1.0), rotation_deg[owners])
-        flags = np.stack([_flags(rows.column(name)) for name in _FLAGS], axis=1)
+        corners = turn_upright(np.clip(corners, 0.0, 1.0), rotation_deg[owners])
+        # 1, 0, and -1 for unknown, as an empty field is.
+        found = (rows.column(name).fill_null(-1) for name in _FLAGS)
+        flags = np.stack([flag.to_numpy(zero_copy_only=False) for flag in found], axis=1)
         odd = flags != np.clip(flags, -1, 1)
         seen.append((len(owners), int(far), int(np.count_nonzero(odd))))
         whole = (corners[:, 0] < corners[:, 2]) & (corners[:, 1] < corners[:, 3])
@@ -329,19 +325,13 @@ def _boxes(
     found = rows_of(
         "box", path, columns, ids, judge, as_items, report, check=check, optional=_FLAGS
     )
-    again = repeated(found.owners, *found.columns)
+    again = find_repeated(found.owners, *found.columns)
     if count := int(np.count_nonzero(again)):
         example = f"{ids[found.owners[again.argmax()]]:016x}"
         report.skip("box that is there twice", count, example=example, harmless=True)
         kept = tuple(column[~again] for column in found.columns)
         found = Rows(found.owners[~again], kept, as_items)
     return found
-
-
-def _flags(column: pa.Array) -> Column:
-    """1, 0 and -1 for unknown, as an empty field is."""
-    values: Column = column.fill_null(-1).to_numpy(zero_copy_only=False)
-    return values
 
 
 def _objects(values: list[Any]) -> Column:
@@ -356,7 +346,9 @@ _TURNED = {
 }
 
 
-def _upright(corners: NDArray[np.float32], rotation_deg: NDArray[np.int16]) -> NDArray[np.float32]:
+def turn_upright(
+    corners: NDArray[np.float32], rotation_deg: NDArray[np.int16]
+) -> NDArray[np.float32]:
     """Boxes of images as published, (N, 4) xyxy 0..1, in the images turned counter-clockwise."""
     turned = corners.copy()
     for degrees, (sources, mirrored) in _TURNED.items():
@@ -377,70 +369,50 @@ def _as_boxes(texts: Column, codes: Column, corners: Column, flags: Column) -> l
     return list(map(Box, texts[codes].tolist(), corners_xyxy, *_TRI_STATE[flags.T].tolist()))
 
 
-_LABEL_COLUMNS = {"LabelName": _CODES, "Confidence": pa.float32()}
-
-
-def _labels(path: Path, ids: Ids, classes: _Names, report: ReadReport) -> Rows:
-    """Columns: label code, confidence: 1 for present and 0 for absent, people say nothing else."""
-    # Images share them.
+def _labels(path: Path, ids: Ids, classes: _Names, report: ReadReport, *, by_people: bool) -> Rows:
+    """Columns: label code, confidence, which of people is 1 for present and 0 for absent."""
+    # Images share what people say.
     absent, present = (
         _objects([labels.Item(text, present=is_there) for text in classes.texts])
         for is_there in (False, True)
     )
+    who = "that people didn't decide about" if by_people else "with a score beyond 0 and 1"
 
-    def as_items(codes: Column, confidences: Column) -> list[labels.Item]:
-        items: list[labels.Item] = np.where(
-            confidences == 1, present[codes], absent[codes]
-        ).tolist()
-        return items
-
-    judge = partial(_judged_labels, classes, _is_checked, "label that people didn't decide about")
-    return rows_of("label", path, _LABEL_COLUMNS, ids, judge, as_items, report)
-
-
-def _guesses(path: Path, ids: Ids, classes: _Names, report: ReadReport) -> Rows:
-    """What a program found. Columns: label code, score."""
+    def judge(_: NDArray[np.int32], rows: pa.RecordBatch) -> Judged:
+        codes = classes.codes(rows.column("LabelName"))
+        scores = rows.column("Confidence").to_numpy(zero_copy_only=False)
+        valid = np.isin(scores, (0, 1)) if by_people else (scores >= 0) & (scores <= 1)
+        left_out = {
+            "label without a name": codes < 0,
+            "label without a confidence": (codes >= 0) & np.isnan(scores),
+            f"label {who}": (codes >= 0) & ~np.isnan(scores) & ~valid,
+        }
+        return left_out, (codes, scores)
 
     def as_items(codes: Column, scores: Column) -> list[labels.Item]:
+        if by_people:
+            items: list[labels.Item] = np.where(scores == 1, present[codes], absent[codes]).tolist()
+            return items
         pairs = zip(codes.tolist(), _plain(scores).tolist(), strict=True)
         return [labels.Item(classes.texts[code], score=score) for code, score in pairs]
 
-    judge = partial(_judged_labels, classes, _is_score, "label with a score beyond 0 and 1")
-    return rows_of("label", path, _LABEL_COLUMNS, ids, judge, as_items, report)
-
-
-def _is_checked(scores: Column) -> Column:
-    return np.isin(scores, (0, 1))
-
-
-def _is_score(scores: Column) -> Column:
-    return np.logical_and(scores >= 0, scores <= 1)
-
-
-def _judged_labels(
-    classes: _Names,
-    is_valid: Callable[[Column], Column],
-    reason: str,
-    _: NDArray[np.int32],
-    rows: pa.RecordBatch,
-) -> Judged:
-    """Labels with a name and a confidence; those that aren't valid are left out for the reason."""
-    codes = classes.codes(rows.column("LabelName"))
-    scores = rows.column("Confidence").to_numpy(zero_copy_only=False)
-    left_out = {
-        "label without a name": codes < 0,
-        "label without a confidence": (codes >= 0) & np.isnan(scores),
-        reason: (codes >= 0) & ~np.isnan(scores) & ~is_valid(scores),
-    }
-    return left_out, (codes, scores)
+    columns = {"LabelName": _CODES, "Confidence": pa.float32()}
+    return rows_of("label", path, columns, ids, judge, as_items, report)
 
 
 def _relations(paths: dict[str, Path], ids: Ids, classes: _Names, report: ReadReport) -> Rows:
     """Columns: codes of the first and the second label, predicate in words."""
     # Some of them are classes, too: /m/083vt is the class "Wood" and the attribute "Wooden".
-    attributes = {id_: _attribute(text) for id_, text in names(paths["attributes"]).items()}
-    qualities = classes.under(attributes)
-    words = _predicates(paths["predicates"])
+    # (made of)Textile -> made of textile, Wooden -> wooden
+    qualities = classes.under(
+        {
+            label: text.replace("(made of)", "made of ").lower()
+            for label, text in names(paths["attributes"]).items()
+        }
+    )
+    # The file mostly repeats the label for a name.
+    named_in_file = names(paths["predicates"]).items()
+    words = {label: _SPOKEN.get(label) or _words(text) for label, text in named_in_file}
     columns = dict.fromkeys(("LabelName1", "LabelName2", "RelationshipLabel"), _CODES)
 
     def judge(_: NDArray[np.int32], rows: pa.RecordBatch) -> Judged:
@@ -463,11 +435,6 @@ def _relations(paths: dict[str, Path], ids: Ids, classes: _Names, report: ReadRe
     return rows_of("relation", paths["relations"], columns, ids, judge, as_items, report)
 
 
-def _attribute(text: str) -> str:
-    """``(made of)Textile`` -> ``made of textile``, ``Wooden`` -> ``wooden``."""
-    return text.replace("(made of)", "made of ").lower()
-
-
 # The release's own names of relations, most of them bare verbs, as they are read in a sentence.
 _SPOKEN = {
     "catch": "catches", "contain": "contains", "cut": "cuts", "dance": "dances with",
@@ -478,11 +445,6 @@ _SPOKEN = {
     "ski": "skis on", "snowboard": "rides", "surf": "surfs on",
     "talk_on_phone": "talks on", "throw": "throws",
 }  # fmt: skip
-
-
-def _predicates(path: Path) -> dict[str, str]:
-    """Label of a relation -> its words; the file mostly repeats the label for a name."""
-    return {label: _SPOKEN.get(label) or _words(text) for label, text in names(path).items()}
 
 
 def _words(predicate: str) -> str:
@@ -536,7 +498,7 @@ def _media(path: Path, ids: Ids, report: ReadReport) -> _Media:
     columns = {"ImageID": pa.string(), **dict.fromkeys(_TEXTS, pa.string()), "Rotation": _CODES}
 
     def keep(batch: pa.RecordBatch) -> tuple[NDArray[np.int32], NDArray[np.int16], pa.RecordBatch]:
-        owners, rows, unreadable = wanted(batch, ids)
+        owners, rows, unreadable = select_wanted(batch, ids)
         column = rows.column("Rotation")
         degrees = [_degrees(text) for text in column.dictionary.to_pylist()]
         turns = _by_index(column, [*degrees, 0], np.int16)

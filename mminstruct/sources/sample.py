@@ -13,8 +13,9 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from mminstruct.schema import Context
+from mminstruct.sources._annotation_file import files_of
 from mminstruct.sources._base import Download, Files, ReadReport, SourceInfo
-from mminstruct.sources._coco import fingerprint, read_contexts
+from mminstruct.sources._coco import read_contexts
 
 IMAGES = Path(__file__).parents[1] / "sample" / "images"
 
@@ -28,23 +29,20 @@ class SampleSource:
 
     folder: Path = Path(__file__).parents[1] / "sample" / "annotations"
 
-    @property
-    def info(self) -> SourceInfo:
-        """Facts about the sample."""
-        return SourceInfo(
-            name="SAMPLE",
-            title="the mminstruct sample",
-            description="Twelve drawn scenes with five captions each and boxes around all objects.",
-            homepage="https://pypi.org/project/mminstruct/",
-            citation="",
-            license=_LICENSE,
-            license_url=_LICENSE_URL,
-            attribution="Captions, boxes and images are from mminstruct, dedicated to the public "
-            f"domain under CC0 1.0 ({_LICENSE_URL}).",
-            media_license=f"The images are drawings by mminstruct, {_LICENSE}.",
-            splits=("train",),
-            version="1.0.0",
-        )
+    info = SourceInfo(
+        name="SAMPLE",
+        title="the mminstruct sample",
+        description="Twelve drawn scenes with five captions each and boxes around all objects.",
+        homepage="https://pypi.org/project/mminstruct/",
+        citation="",
+        license=_LICENSE,
+        license_url=_LICENSE_URL,
+        attribution="Captions, boxes and images are from mminstruct, dedicated to the public "
+        f"domain under CC0 1.0 ({_LICENSE_URL}).",
+        media_license=f"The images are drawings by mminstruct, {_LICENSE}.",
+        splits=("train",),
+        version="1.0.0",
+    )
 
     def downloads(self, split: str) -> tuple[Download, ...]:
         """None: it ships with the package."""
@@ -57,9 +55,7 @@ class SampleSource:
     def locate(self, places: Sequence[Path], split: str) -> Files | None:
         """The shipped files, whatever the places."""
         paths = {role: self.folder / name for role, name in self.file_names(split).items()}
-        return (
-            Files(paths, fingerprint(paths)) if all(p.is_file() for p in paths.values()) else None
-        )
+        return files_of(paths) if all(p.is_file() for p in paths.values()) else None
 
     def read(self, files: Files, report: ReadReport) -> Iterator[Context]:
         """The twelve scenes in ascending order of their id."""

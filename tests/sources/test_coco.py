@@ -427,7 +427,7 @@ def test_the_validation_split_is_called_val_in_file_names(tmp_path: Path) -> Non
 
 
 def test_an_unknown_split_is_refused_with_the_nearest_one() -> None:
-    with pytest.raises(UsageError, match=r"unknown split 'valid' \(did you mean 'validation'\?\)"):
+    with pytest.raises(UsageError, match=r"no split 'valid' \(did you mean 'validation'\?\)"):
         COCO2014.downloads("valid")
     with pytest.raises(UsageError, match="choose from: train, validation"):
         COCO2014.locate([Path()], "")

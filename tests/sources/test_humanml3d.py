@@ -13,7 +13,7 @@ from mminstruct.annotations import facts, timed
 from mminstruct.errors import SourceError, UsageError
 from mminstruct.schema import Context
 from mminstruct.sources import ReadReport
-from mminstruct.sources.humanml3d import FPS, SOURCE, HumanML3DSource, measured
+from mminstruct.sources.humanml3d import FPS, SOURCE, HumanML3DSource, measure
 
 TEXTS = {
     "000001": ["a person walks in a circle.#a/DET person/NOUN#0.0#0.0"],
@@ -286,7 +286,7 @@ def standing(frames: int) -> np.ndarray:
 
 
 def test_facts_of_standing_still() -> None:
-    values = {fact.name: fact.value for fact in measured(standing(40))}
+    values = {fact.name: fact.value for fact in measure(standing(40))}
     assert values["Length"] == "2.0 s"
     assert values["Way of the hips over the floor"] == "0.0 m, ending 0.0 m from its start"
     assert values["Turning"] == "none in the end"
@@ -297,7 +297,7 @@ def test_facts_of_walking_out_and_back() -> None:
     joints = standing(81)
     way = np.concatenate([np.linspace(0, 2, 41), np.linspace(2, 0, 41)[1:]])
     joints[:, :, 2] += way[:, None]
-    values = {fact.name: fact.value for fact in measured(joints)}
+    values = {fact.name: fact.value for fact in measure(joints)}
     assert values["Way of the hips over the floor"] == "4.0 m, ending 0.0 m from its start"
     assert values["Mean speed"] == "1.0 m/s"
 
@@ -310,7 +310,7 @@ def test_turning_has_a_side(degrees: float, side: str) -> None:
     x, z = joints[:, :, 0].copy(), joints[:, :, 2].copy()
     joints[:, :, 0] = x * np.cos(angles)[:, None] + z * np.sin(angles)[:, None]
     joints[:, :, 2] = -x * np.sin(angles)[:, None] + z * np.cos(angles)[:, None]
-    values = {fact.name: fact.value for fact in measured(joints)}
+    values = {fact.name: fact.value for fact in measure(joints)}
     assert values["Turning"] == f"about {abs(degrees)} degrees to the {side} in the end"
 
 
@@ -318,7 +318,7 @@ def test_a_foot_that_moves_and_stops_comes_to_rest() -> None:
     joints = standing(60)
     joints[10:20, 10, 2] = np.linspace(0, 0.5, 10)
     joints[20:, 10, 2] = 0.5
-    values = {fact.name: fact.value for fact in measured(joints)}
+    values = {fact.name: fact.value for fact in measure(joints)}
     assert values["Times a foot comes to rest"] == "left 1, right 0"
 
 

@@ -19,7 +19,7 @@ from mminstruct.annotations import labels, narratives
 from mminstruct.errors import SourceError, UsageError
 from mminstruct.schema import Box, Context, Media
 from mminstruct.sources import ReadReport
-from mminstruct.sources._joined import iou, joined
+from mminstruct.sources._joined import iou, join_contexts
 from mminstruct.sources.ln import SOURCE as LN
 from mminstruct.sources.lvis import COCO_NAMES
 from mminstruct.sources.lvis import SOURCE as LVIS
@@ -232,7 +232,7 @@ def context(*boxes: Box, captions: tuple[str, ...] = (), **found: Any) -> Contex
 
 
 def join(one: Context, other: Context) -> Context:
-    return joined(one, other, ReadReport())
+    return join_contexts(one, other, ReadReport())
 
 
 def test_the_same_object_in_both_is_one_box_and_the_first_ones() -> None:

@@ -13,7 +13,7 @@ from mminstruct.annotations import labels, narratives, relations
 from mminstruct.errors import SourceError, UsageError
 from mminstruct.schema import Box, Context, decode_context, encode_context
 from mminstruct.sources import Files, ReadReport
-from mminstruct.sources.openimagesv7 import SOURCE, OpenImagesSource, _upright
+from mminstruct.sources.openimagesv7 import SOURCE, OpenImagesSource, turn_upright
 
 ONE, TWO, THREE = "000000000000aaaa", "000000000000bbbb", "ffffffffffff0001"
 DOG, CAT, TABLE, GEESE, PERSON = "/m/0bt9lr", "/m/01yrx", "/m/04bcr3", "/g/1geese", "/m/01g317"
@@ -70,7 +70,7 @@ def write(folder: Path, **changed: Any) -> Path:
         "machine": LABELS_HEAD,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    for role, url in OpenImagesSource(machine_labels=True)._urls("validation").items():
+    for role, url in OpenImagesSource(machine_labels=True).urls("validation").items():
         content = contents[role]
         if role in heads and isinstance(content, list):
             content = "\n".join([heads[role], *content]) + "\n"
@@ -283,13 +283,15 @@ def test_turning_four_times_by_90_degrees_brings_every_box_back() -> None:
     corners = np.concatenate([boxes.min(axis=1), boxes.max(axis=1)], axis=1)
     turned = corners
     for _ in range(4):
-        turned = _upright(turned, np.full(50, 90, dtype=np.int16))
+        turned = turn_upright(turned, np.full(50, 90, dtype=np.int16))
     assert turned == pytest.approx(corners, abs=1e-6)
-    twice = _upright(_upright(corners, np.full(50, 90, np.int16)), np.full(50, 90, np.int16))
-    assert twice == pytest.approx(_upright(corners, np.full(50, 180, np.int16)), abs=1e-6)
+    twice = turn_upright(
+        turn_upright(corners, np.full(50, 90, np.int16)), np.full(50, 90, np.int16)
+    )
+    assert twice == pytest.approx(turn_upright(corners, np.full(50, 180, np.int16)), abs=1e-6)
 
 
-def test_a_rotation_that_is_none_is_taken_as_upright_and_counted(tmp_path: Path) -> None:
+def test_a_rotation_that_is_none_is_taken_asturn_upright_and_counted(tmp_path: Path) -> None:
     (context,), report = read_and_report(tmp_path, images=[f"{ONE},train,o,l,{BY},p,a,t,1,x==,,45"])
     assert context.media.rotation_deg == 0
     assert report.skipped == {"rotation that is none, taken as upright": 1}
@@ -413,7 +415,7 @@ def test_labels_with_an_impossible_confidence_are_left_out_and_counted(tmp_path:
 
 def test_files_are_found_under_their_publishers_folders_too(tmp_path: Path) -> None:
     flat = write(tmp_path / "flat")
-    for url in SOURCE._urls("validation").values():
+    for url in SOURCE.urls("validation").values():
         below = url.removeprefix("https://storage.googleapis.com/openimages/")
         target = tmp_path / "tree" / "openimagesv7" / below.rpartition("annotations/")[2]
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -483,7 +485,7 @@ def test_an_unknown_split_is_an_error() -> None:
 def test_a_damaged_file_is_an_error_that_names_it(
     tmp_path: Path, role: str, content: Any, message: str
 ) -> None:
-    name = SOURCE._urls("validation")[role].rpartition("/")[2]
+    name = SOURCE.urls("validation")[role].rpartition("/")[2]
     with pytest.raises(SourceError, match=message) as error:
         read(tmp_path, **{role: content})
     assert name in str(error.value)

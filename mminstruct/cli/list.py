@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import ast
 
 from mminstruct import backends, loading, prompts, sources
+from mminstruct.cli.arguments import Parser
 from mminstruct.cli.console import print_text
 
 
-def list_builders(args: argparse.Namespace) -> int:
-    """Print all that has a name; the exit code."""
+def add_arguments(parser: Parser) -> None:
+    """Add those of the command."""
+    parser.set_defaults(command=_list)
+
+
+def _list(args: argparse.Namespace) -> int:
     sections: dict[str, dict[str, str]] = {
         "sources": {name: sources.get(name).info.title for name in sources.names()},
         "prompt configs": {name: ", ".join(prompts.load(name).types) for name in prompts.names()},
@@ -24,5 +30,8 @@ def list_builders(args: argparse.Namespace) -> int:
 
 
 def _first_line(builder: str) -> str:
+    """What its script says of it, without running that: it imports what takes a second."""
     script = loading.script_of(f"builders/{builder}")
-    return (loading.builder_class(script).__doc__ or "") if script else ""
+    parsed = ast.parse(script.read_text("utf-8")) if script else ast.Module([], [])
+    classes = (node for node in parsed.body if isinstance(node, ast.ClassDef))
+    return next((ast.get_docstring(node) or "" for node in classes), "")

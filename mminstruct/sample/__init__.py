@@ -1,1 +1,0 @@
-"""The bundled sample: twelve drawn scenes with captions and boxes in COCO's format, CC0-1.0."""

@@ -118,11 +118,25 @@ class Recipe:
 
     @cached_property
     def backend(self) -> Backend:
-        """What is asked about the model; it is never opened, `open_backend` makes those."""
-        return self.like.backend if self.like else self.make_backend()
+        """What is asked about the model; never opened."""
+        return self.like.backend if self.like else self._create_backend(1.0)
 
     def make_backend(self, share: float = 1.0) -> Backend:
-        """One to be opened, with a share of the concurrency for one of several processes."""
+        """One to be opened, with a share of the concurrency for one of several processes.
+
+        Raises:
+            UsageError: server or environment have changed, and rows would name another model.
+        """
+        made = self._create_backend(share)
+        before, now = self.backend.identity(), made.identity()
+        if changed := [name for name in {**before, **now} if before.get(name) != now.get(name)]:
+            raise UsageError(
+                f"model source {made.name!r}: {' and '.join(changed)} changed since it was looked "
+                "up; load again"
+            )
+        return made
+
+    def _create_backend(self, share: float) -> Backend:
         return backends.create(self.config.backend, self.config.backend_options(share))
 
     @cached_property

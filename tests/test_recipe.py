@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from loopback import LoopbackServer
 from running import PATIENCE_S, Place
 
 from mminstruct import prompts
 from mminstruct.builder import make
 from mminstruct.config import InstructConfig
+from mminstruct.errors import UsageError
 from mminstruct.recipe import Recipe, compose_verdict
 
 # A source and a backend of one's own, each of which counts how often it is made. The files that
@@ -163,6 +165,22 @@ def test_a_prompt_config_that_is_edited_meanwhile_changes_no_row(
         assert row["provenance"]["prompt_hash"] == before.hash
     again = make("SAMPLE", "own.yaml", "edited")(**options)
     assert again.recipe.prompts.hash != before.hash
+
+
+def test_another_server_than_rows_would_name_is_not_asked(
+    tmp_path: Path, server: LoopbackServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"backend": "openai", "model": "m", "limit": 1, "cache_dir": str(tmp_path / "cache")}
+    options["response_store"] = str(tmp_path / "r.sqlite")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    builder = make("SAMPLE", "llava", "changed")(**options)
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    with pytest.raises(UsageError, match="model source 'openai': endpoint changed since it was"):
+        builder.download_and_prepare()
+    assert server.bodies == []
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    backend = builder.recipe.make_backend()
+    assert backend.identity() == builder.recipe.backend.identity()
 
 
 def test_another_process_gets_what_was_looked_up_and_makes_its_own_backend() -> None:

@@ -193,10 +193,8 @@ class ResponseStore:
         if new := entries.keys() - found.keys() - self._damaged:
             self._damaged |= new
             _log.warning(
-                "response store %s: %d answers are damaged and count as not stored; has the disk "
-                "a fault?",
-                shown(self.path),
-                len(new),
+                f"response store {shown(self.path)}: {len(new)} answers are damaged and count as "
+                "not stored; has the disk a fault?"
             )
         return found
 
@@ -304,10 +302,8 @@ class ResponseStore:
                 if closing or not _is_locked(error):
                     raise
                 _log.warning(
-                    "response store %s: locked by another program for %g s; %d answers wait for it",
-                    shown(self.path),
-                    self._busy_timeout_s,
-                    len(writes),
+                    f"response store {shown(self.path)}: locked by another program for "
+                    f"{self._busy_timeout_s:g} s; {len(writes)} answers wait for it"
                 )
             else:
                 return

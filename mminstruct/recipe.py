@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -165,11 +165,13 @@ class Recipe:
     def plan(self) -> Plan:
         """All that the rows depend on besides contexts and completions."""
         config = self.config
-        temperature, top_p = float(config.temperature), float(config.top_p)
+        sampling: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(Sampling)}
+        # 1 and 1.0 would be two keys of one answer.
+        sampling |= {f.name: float(sampling[f.name]) for f in fields(Sampling) if f.type == "float"}
         return Plan(
             source=self.source.info,
             config=self.prompts,
-            sampling=Sampling(temperature, top_p, config.max_tokens, config.seed),
+            sampling=Sampling(**sampling),
             backend=self.backend.name,
             model=self.backend.model,
             endpoint=self.registry.endpoint_names(self.backend.endpoints),

@@ -316,7 +316,7 @@ def as_before(folder: Path) -> None:
     """Turn a release into one that notes no counts, as they were once written."""
     marker, license = folder / "provenance.json", folder / "LICENSE"
     noted = json.loads(marker.read_text())
-    line = notices.noted_use(noted)
+    line = notices.read_use(noted)
     del noted["use"]
     marker.write_text(json.dumps(noted))
     for file in (license, folder / "README.md"):

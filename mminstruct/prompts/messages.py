@@ -11,6 +11,8 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import compress
+from operator import attrgetter
 from typing import Any
 
 from mminstruct import annotations as kinds
@@ -25,6 +27,7 @@ _FLAGS = {
     "is_occluded": "partly hidden",
     "is_truncated": "cut off by the edge",
 }
+_read_flags = attrgetter(*_FLAGS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +177,10 @@ def _write_by_label(boxes: tuple[Box, ...], decimals: int) -> list[str]:
 
 def _describe_label(box: Box) -> str:
     """The label with what is known of the box, such as ``dog (group, partly hidden)``."""
-    known = ", ".join(words for flag, words in _FLAGS.items() if getattr(box, flag))
-    return f"{box.label} ({known})" if known else box.label
+    flags = _read_flags(box)
+    if not any(flags):
+        return box.label
+    return f"{box.label} ({', '.join(compress(_FLAGS.values(), flags))})"
 
 
 def _write_bbox(box: Box, decimals: int) -> str:

@@ -24,7 +24,7 @@ from mminstruct.completions.batch_api.server import QUEUE_FULL
 from mminstruct.completions.batch_api.state import Run
 from mminstruct.completions.job import Attempt, Job
 from mminstruct.errors import BackendError, BackendUnusable, RequestRefused
-from mminstruct.schema import Request
+from mminstruct.schema import NEUTRAL_AT_ONE, Request
 
 _log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class Submitter:
         limit_field = self._run.journal.limit_field(endpoint, model)
         if limit_field is None:
             limit_field = "max_completion_tokens" if official else "max_tokens"
-        return Dialect(limit_field, frozenset(("temperature", "top_p") if official else ()))
+        return Dialect(limit_field, frozenset(NEUTRAL_AT_ONE if official else ()))
 
     def _find_missing(self, attempts: list[Attempt]) -> Iterator[tuple[bytes, Request]]:
         """Those that are to be submitted, by key; counts the others."""

@@ -371,7 +371,7 @@ class TGIBackend(Opened):
             raise BackendUnusable(failure + (advice if answer.status_code == 404 else ""))
 
         try:
-            return Retries(_COUNTING).run(attempt, url, self._sleep)
+            return Retries(_COUNTING).run(attempt, self._sleep, _log.debug)
         except Passing as failure:
             raise BackendUnusable(str(failure)) from failure
         except (httpx2.HTTPError, msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 import re
@@ -16,7 +15,6 @@ from urllib.parse import urlsplit, urlunsplit
 
 from mminstruct.errors import UsageError
 
-_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
@@ -204,7 +202,9 @@ class Retries:
         wait_s = self.policy.wait_s(self.failures - 1, failure.retry_after_s, self.rng)
         return min(wait_s, self.policy.max_pause_s)
 
-    def run(self, attempt: Callable[[], _T], url: str, sleep: Callable[[float], None]) -> _T:
+    def run(
+        self, attempt: Callable[[], _T], sleep: Callable[[float], None], tell: Callable[[str], None]
+    ) -> _T:
         """What an attempt gives at last; raises the `Passing` of the last one if it never does."""
         while True:
             try:
@@ -213,7 +213,7 @@ class Retries:
                 wait_s = self.wait_s(failure)
                 if wait_s is None:
                     raise
-                _log.info("%s: %s; next attempt in %.0f s", url, failure, wait_s)
+                tell(f"{failure}; next attempt in {wait_s:.0f} s")
             sleep(wait_s)
 
 

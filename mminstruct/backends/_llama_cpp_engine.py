@@ -128,6 +128,8 @@ class Engine:
         self._free_openings = list(range(slots, slots + OPENINGS))
         self.openings: dict[tuple[int, ...], int] = {}  # tokens -> sequence, the oldest use first
         self.running: list[Task] = []  # the oldest first
+        # The engine's thread owns all of it; others put into `_waiting` and set `_closing`, under
+        # `_changed`.
         self._waiting: deque[Task] = deque()
         self._changed = threading.Condition()
         self._closing = False

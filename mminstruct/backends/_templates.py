@@ -109,6 +109,7 @@ class ChatTokenizer(ABC):
         self._name = model
         self._advice = advice
         self._probes = probes
+        # Written by any thread: what one finds another would find, too, and the last one counts.
         self._openings: dict[tuple[Message, ...], tuple[int, ...]] = {}
         self.tokens = lru_cache(maxsize=256)(self._tokens)
 

@@ -54,6 +54,8 @@ class Engine:
     def __init__(self, model: Any, *, ends: set[int], window: int, slots: int | None) -> None:
         self.model = model
         self._ends = ends
+        # The thread of `serve` owns all of it; others put into `_waiting`, under `_changed`, or
+        # set `_closing`.
         self._closing = threading.Event()
         self._changed = threading.Condition()
         self._waiting: deque[Row] = deque()

@@ -169,12 +169,7 @@ def ask_served(server: Endpoint) -> Served:
         TransientError: nobody answers, or the model isn't ready.
         BackendUnusable: it isn't a TGI server, or wants a key.
     """
-    with httpx2.Client(
-        headers=_headers(server),
-        timeout=_ASKING_TIMEOUT_S,
-        follow_redirects=True,
-        event_hooks={"response": [_read_bounded]},
-    ) as client:
+    with _open_client(server, follow_redirects=True) as client:
         try:
             health = client.get(f"{server.url}/health")
             info = client.get(f"{server.url}/info") if health.is_success else health
@@ -208,6 +203,16 @@ def ask_served(server: Endpoint) -> Served:
 def _headers(server: Endpoint) -> dict[str, str]:
     kind = {"Content-Type": "application/json"}
     return kind | ({"Authorization": server.authorization} if server.authorization else {})
+
+
+def _open_client(server: Endpoint, **options: Any) -> httpx2.Client:
+    """For what is asked beside the answers, with the bounds of these."""
+    return httpx2.Client(
+        headers=_headers(server),
+        timeout=_ASKING_TIMEOUT_S,
+        event_hooks={"response": [_read_bounded]},
+        **options,
+    )
 
 
 def _read_bounded(response: httpx2.Response) -> None:
@@ -349,13 +354,7 @@ class TGIBackend(Opened):
 
     def _ask_count(self, messages: tuple[Message, ...]) -> int:
         if self._counting is None:
-            transport = httpx2.HTTPTransport(retries=3)
-            self._counting = httpx2.Client(
-                headers=_headers(self._server),
-                timeout=_ASKING_TIMEOUT_S,
-                transport=transport,
-                event_hooks={"response": [_read_bounded]},
-            )
+            self._counting = _open_client(self._server, transport=httpx2.HTTPTransport(retries=3))
             weakref.finalize(self, self._counting.close)
         counting, url = self._counting, f"{self._server.url}/chat_tokenize"
         asked = payload(messages, Sampling()).model_dump_json(exclude_none=True)
@@ -372,7 +371,7 @@ class TGIBackend(Opened):
             raise BackendUnusable(failure + (advice if answer.status_code == 404 else ""))
 
         try:
-            return Retries(_COUNTING).run(attempt, url, self._sleep)
+            return Retries(_COUNTING).run(attempt, self._sleep, _log.debug)
         except Passing as failure:
             raise BackendUnusable(str(failure)) from failure
         except (httpx2.HTTPError, msgspec.DecodeError, UnicodeDecodeError) as error:

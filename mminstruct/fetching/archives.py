@@ -22,6 +22,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import unquote, urljoin, urlsplit
@@ -144,7 +145,7 @@ def _ask_facts(
 
     retries = Retries(RETRY)
     try:
-        headers = retries.run(ask, download.url, sleep)
+        headers = retries.run(ask, sleep, partial(logger.info, "%s: %s", download.url))
     except Passing as failure:
         raise DownloadError(
             f"{download.url}: given up after {retries.failures} attempts (last: {failure}). "
@@ -293,7 +294,7 @@ class _Transfer:
                 raise
 
         try:
-            retries.run(receive, self._url, sleep)
+            retries.run(receive, sleep, partial(logger.info, "%s: %s", self._url))
         except Passing as failure:
             raise DownloadError(
                 f"{self._url}: given up after {retries.failures} attempts, got {self._had()} bytes "

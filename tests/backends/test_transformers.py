@@ -51,6 +51,7 @@ from mminstruct.backends import (
 )
 from mminstruct.backends import transformers as backend_module
 from mminstruct.backends._transformers_batches import Row
+from mminstruct.backends._transformers_checkpoint import find_checkpoint
 from mminstruct.backends._transformers_drawing import draw
 from mminstruct.backends._transformers_engine import Engine
 from mminstruct.backends._transformers_probing import batch_for
@@ -916,7 +917,7 @@ def test_an_architecture_that_is_not_supported_is_named_with_its_model(
 
 
 def test_an_error_within_another_step_of_loading_is_told_once(folder: Path) -> None:
-    checkpoint = backend_module.find_checkpoint(BackendOptions(model=str(folder)))
+    checkpoint = find_checkpoint(BackendOptions(model=str(folder)))
     with (
         pytest.raises(BackendUnusable, match=r"its configuration \(odd\)$"),
         checkpoint.loading("weights"),

@@ -24,7 +24,11 @@ def add_run_arguments(parser: Parser) -> None:
     add_flags(parser.add_argument_group("what to generate"), CONTENT_FLAGS)
     add_flags(parser.add_argument_group("sampling"), SAMPLING_FLAGS)
     add_flags(parser.add_argument_group("output"), _OUTPUT_FLAGS)
-    add_flags(parser.add_argument_group("how to run (changes no row)"), _RUNTIME_FLAGS)
+    running = parser.add_argument_group("how to run (changes no row)")
+    add_flags(running, _RUNTIME_FLAGS)
+    running.add_argument(
+        "-v", "--verbose", action="store_true", help="say what slows a run down, too, and why"
+    )
     add_flags(
         parser.add_argument_group("budget (run again to go on after it)"),
         _flags_of_fields("budget"),

@@ -39,9 +39,6 @@ def add_arguments(parser: Parser) -> None:
     """Add those of the command."""
     parser.description = "Generate instruction data for one or more annotation sources."
     parser.set_defaults(command=_generate)
-    parser.add_argument(
-        "-v", "--verbose", action="store_true", help="say what slows a run down, too, and why"
-    )
     add_run_arguments(parser)
 
 

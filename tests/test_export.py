@@ -47,7 +47,7 @@ from mminstruct.cli.console import DONE, INCOMPLETE, INTERRUPTED, STOPPED, TERMI
 from mminstruct.errors import HubError, RunStopped, UsageError
 from mminstruct.export import reading
 from mminstruct.export.formats import llava_records
-from mminstruct.fetching.images import Fetching, _public_socket
+from mminstruct.fetching.images import Fetching, _make_public_socket
 from mminstruct.rows import replacing
 from mminstruct.rows.report import Report
 from mminstruct.transport import RetryPolicy
@@ -1029,10 +1029,10 @@ def test_sockets_are_for_public_addresses_alone(address: str, is_public: bool) -
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     info = (family, socket.SOCK_STREAM, 0, "", (address, 80))
     if is_public:
-        _public_socket(info).close()
+        _make_public_socket(info).close()
         return
     with pytest.raises(OSError, match="a private network"):
-        _public_socket(info)
+        _make_public_socket(info)
 
 
 def test_images_whose_names_no_file_can_have_are_left_out_alone(

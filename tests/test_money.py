@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,13 @@ from datasets import load_dataset
 from loopback import LoopbackServer, chat_completion, turns_for
 from running import COMMAND, PATIENCE_S
 
-from mminstruct import backends, cli
-from mminstruct.backends import BackendOptions
+from mminstruct import cli
 from mminstruct.cli.arguments import USAGE
 from mminstruct.cli.console import DONE, STOPPED
-from mminstruct.completions.prices import Price
+from mminstruct.config import InstructConfig
 from mminstruct.errors import BackendUnusable, DownloadError, UsageError
-from mminstruct.reports.estimate import Estimate, Part, Terms
+from mminstruct.recipe import Recipe
+from mminstruct.reports.estimate import Estimate, Part
 from mminstruct.reports.intervals import Interval
 
 COCO = "builders/coco2017_llava"
@@ -320,7 +319,7 @@ def test_of_several_sources_the_sum_counts(
 
 
 OWN, PUBLIC = "http://localhost:8000/v1", "https://api.example.com/v1"
-PRICE = Price(1e-6, 1e-6, "as given")
+PRICE = 1.0  # USD for a million tokens
 
 
 @pytest.mark.parametrize(
@@ -331,24 +330,32 @@ PRICE = Price(1e-6, 1e-6, "as given")
         (PUBLIC, None, 20_001, 0, {"max_requests": 20_000}, False),
         (OWN, None, 1_000_000, 0, {}, False),
         ("http://192.168.0.7:8000/v1", None, 1_000_000, 0, {}, False),
-        (PUBLIC, Price(0.0, 0.0, "as given"), 1_000_000, 10**9, {}, False),
+        (PUBLIC, 0.0, 1_000_000, 10**9, {}, False),
         (OWN, PRICE, 10, 20_000_000, {}, False),
         (OWN, PRICE, 10, 20_000_001, {}, True),
-        (OWN, PRICE, 10, 20_000_001, {"max_cost_usd": 20.0}, False),
-        (OWN, PRICE, 10, 30_000_000, {"max_cost_usd": 25.0}, True),
+        (OWN, PRICE, 10, 20_000_001, {"max_cost": 20.0}, False),
+        (OWN, PRICE, 10, 30_000_000, {"max_cost": 25.0}, True),
         (OWN, PRICE, 20_001, 1, {}, True),
     ],
 )
 def test_a_run_is_large_above_20_dollars_or_20000_paid_requests(
-    url: str, price: Price | None, requests: int, tokens: int, bounds: Any, is_large: bool
+    url: str, price: float | None, requests: int, tokens: int, bounds: Any, is_large: bool
 ) -> None:
-    backend = backends.create("openai", BackendOptions(model="m", base_urls=(url,)))
     none, left = Interval(), Interval(0, requests)
     part = Part(
         "conversation", requests, 0, none, none, left, none, Interval(0, tokens), none, none, 0, 0
     )
-    terms = replace(Terms(backend, Path("r.sqlite"), price), **bounds)
-    assert Estimate((part,), terms, None, 0).is_large == is_large
+    config = InstructConfig(
+        source="SAMPLE",
+        prompt_config="llava",
+        backend="openai",
+        model="m",
+        base_url=url,
+        price_in=price,
+        price_out=price,
+        **bounds,
+    )
+    assert Estimate((part,), Recipe.of(config), None, 0).is_large == is_large
 
 
 class Site(LoopbackServer):

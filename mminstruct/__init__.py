@@ -20,9 +20,13 @@ register()
 
 # What is imported when it is asked for, as it takes a while.
 _HOMES = {"__version__": "version", "generate": "generation", "push_to_hub": "releases.hub"}
+_MODULES = {"annotations", "backends", "builder", "errors", "export", "licenses", "prompts"}
+_MODULES |= {"schema", "sources"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

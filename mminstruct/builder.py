@@ -74,8 +74,8 @@ class BuilderConfig(InstructConfig):
         recipe: what the names stand for, once that was looked up.
     """
 
-    like: Recipe | None = field(default=None, repr=False)
-    recipe: Recipe = field(init=False, repr=False)
+    like: Recipe | None = field(default=None, repr=False, compare=False)
+    recipe: Recipe = field(init=False, repr=False, compare=False)
 
     def create_config_id(
         self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None
@@ -149,6 +149,8 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
                 "data_files: files aren't named one by one here; give the folder that has them, or "
                 "one file that is all of a split, as data_dir"
             )
+        if not isinstance(like, Recipe | None):
+            raise UsageError("unknown argument 'like'")
         kwargs = read_arguments(kwargs)
         config_name = _choose_config(type(self), config_name, kwargs)
         # With an argument, even None, `datasets` copies the class's config.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import datasets
 
@@ -258,7 +258,7 @@ def _hints() -> dict[str, Any]:
 def kinds_of(field: dataclasses.Field[Any]) -> tuple[Any, ...]:
     """The types that a field's value may have."""
     hint = _hints()[field.name]
-    return get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
 
 
 ALIASES = {
@@ -294,6 +294,10 @@ OWN_OPTIONS: dict[str, Callable[[], Mapping[str, tuple[Option, tuple[str, ...]]]
 }
 
 
+# The id is worked out from what changes rows; the other stands for arguments of any name.
+_NOT_TAKEN = {"config_id", "config_kwargs"}
+
+
 def read_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `load_dataset` by the names of the config's fields.
 
@@ -311,7 +315,7 @@ def read_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
         if (value := found.pop(name, None)) is not None:
             found[ours] = value
     fields = [field.name for field in dataclasses.fields(InstructConfig)]
-    of_datasets = inspect.signature(datasets.DatasetBuilder).parameters
+    of_datasets = inspect.signature(datasets.DatasetBuilder).parameters.keys() - _NOT_TAKEN
     for unknown in sorted(found.keys() - {*fields, *of_datasets}):
         known = [*fields, *ALIASES]
         known += [name for options in OWN_OPTIONS.values() for name in options()]

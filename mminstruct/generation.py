@@ -24,7 +24,7 @@ from mminstruct.licenses import Verdict
 from mminstruct.recipe import Recipe, compose_verdict
 from mminstruct.releases import repository
 from mminstruct.releases.notices import license_text
-from mminstruct.releases.origin import MadeRows, Origin
+from mminstruct.releases.origin import MadeRows, Origin, name_contents
 from mminstruct.reports import notes
 from mminstruct.reports.estimate import Estimate
 from mminstruct.rows import columns, replacing
@@ -33,6 +33,8 @@ from mminstruct.rows.report import Report
 from mminstruct.sources import SourceInfo
 from mminstruct.version import __version__
 
+# What is worked out here for each builder.
+_OWN = {"config_name", "hash", "like", "source"}
 _FORMAT_OF_SUFFIX = {".jsonl": "jsonl", ".json": "llava-instruct"}
 
 
@@ -77,6 +79,8 @@ def generate(
         RunStopped: the run had to stop. The same call goes on.
         NoRows: no answer gave a row.
     """
+    for name in sorted(arguments.keys() & _OWN):
+        raise UsageError(f"unknown argument {name!r}")
     notes.show()
     path = None
     infos = find_infos([sources] if isinstance(sources, str) else sources)
@@ -138,7 +142,7 @@ def generate(
             left_out=origin.left_out,
             overwrite=overwrite,
         )
-    return Generated(rows, report, origin, tuple(builders), written)
+    return Generated(rows, report, origin, name_contents(rows), tuple(builders), written)
 
 
 def _origin_of(

@@ -6,6 +6,8 @@ import asyncio
 import gc
 import pickle
 import shutil
+import subprocess
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -496,3 +498,34 @@ def test_a_run_without_a_single_row_says_why(
             COCO, "conversation", split="train", data_dir=data_dir, cache=tmp_path,
             backend="openai", model="m", base_url=server.url,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"data_dir": 7}, "data_dir: expected text, got 7"),
+        ({"config_id": "mine"}, "unknown argument 'config_id'"),
+        ({"config_kwargs": {}}, "unknown argument 'config_kwargs'"),
+        ({"like": "x"}, "unknown argument 'like'"),
+    ],
+)
+def test_an_argument_of_datasets_own_is_checked_as_well(
+    arguments: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        datasets.load_dataset_builder("builders/sample_llava", backend="fake", **arguments)
+
+
+def test_configs_can_be_compared_once_they_are_looked_up() -> None:
+    one, other, again = (
+        datasets.load_dataset_builder("builders/sample_llava", backend="fake", limit=limit).config
+        for limit in (1, 2, 1)
+    )
+    assert one != other
+    assert one == again
+
+
+def test_what_is_public_is_there_once_the_package_is_imported() -> None:
+    names = "annotations backends builder errors export licenses prompts schema sources"
+    line = f"import mminstruct; [getattr(mminstruct, n).__name__ for n in {names.split()}]"
+    subprocess.run([sys.executable, "-c", line], check=True, timeout=60)

@@ -23,7 +23,7 @@ from mminstruct.backends.fake import FakeBackend
 from mminstruct.completions.budget import Budget
 from mminstruct.completions.client import Client
 from mminstruct.completions.job import Answered, Failed, Job, Outcome
-from mminstruct.completions.store import ResponseStore, Scope, key_of
+from mminstruct.completions.store import Lengths, ResponseStore, Scope, key_of
 from mminstruct.errors import (
     BackendUnusable,
     ContextTooLong,
@@ -755,6 +755,24 @@ def test_nothing_is_sent_any_more_once_answers_cannot_be_stored(store_path: Path
     # Thirty are stored; lost are those in flight when the first could not be.
     assert stored(store_path) == 30
     assert len(script.texts) <= 30 + 2 * 4
+
+
+def test_nothing_is_sent_any_more_once_the_store_cannot_be_read(store_path: Path) -> None:
+    class Unread(ResponseStore):
+        def lengths(self, scope: Scope) -> Lengths:
+            raise StoreError("damaged")
+
+    def answer(text: str, before: int) -> str:
+        raise RequestRefused("http://h answered 400: not this one")
+
+    script = Asked(answer)
+    jobs = [replace(job(f"scene {n}"), scope=Scope("p", "t", "m", 100)) for n in range(20)]
+    with (
+        pytest.raises(StoreError, match="damaged"),
+        Client(Backend(script), Unread(store_path)) as client,
+    ):
+        ask(client, jobs)
+    assert len(script.texts) == 1
 
 
 def test_a_store_that_cannot_be_opened_leaves_nothing_running(tmp_path: Path) -> None:

@@ -439,6 +439,15 @@ def test_redirects_are_followed_but_not_out_of_the_web(server: Script, tmp_path:
         get(server, tmp_path / "b")
 
 
+def test_a_redirect_that_leads_round_in_circles_is_told_at_once(
+    server: Script, tmp_path: Path
+) -> None:
+    server.statuses, server.headers = [302] * 200, {"Location": f"{server.url}/round"}
+    with pytest.raises(DownloadError, match="leads to the next without an end"):
+        get(server, tmp_path)
+    assert len(server.asked) < 30
+
+
 def test_the_proxy_that_the_environment_names_is_asked(
     server: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -135,3 +135,23 @@ def test_answers_of_which_none_gives_a_row_are_where_the_error_says(
     with pytest.raises(NoRows, match=r"The answers are in out.jsonl.rejected.jsonl"):
         mminstruct.generate("SAMPLE", limit=1, output_path="out.jsonl", **asked)
     assert Path("out.jsonl.rejected.jsonl").is_file()
+
+
+def test_rows_that_were_changed_do_not_go_to_the_hub_under_the_verdict_of_the_run(
+    settings: dict[str, Any],
+) -> None:
+    made = mminstruct.generate("SAMPLE", limit=1, **settings)
+    made.rows["train"] = made.rows["train"].select([0, 2])
+    with pytest.raises(UsageError, match=r"changed since they were generated.*generated\.rows"):
+        mminstruct.push_to_hub(made, "user/name", token="hf_x")
+    made.rows["train"] = made.rows["train"].select([])
+    with pytest.raises(UsageError, match="expected some, got none"):
+        mminstruct.push_to_hub(made, "user/name", token="hf_x")
+
+
+@pytest.mark.parametrize("name", ["config_name", "hash", "like", "source", "config_id"])
+def test_what_is_worked_out_for_each_builder_is_no_argument(
+    settings: dict[str, Any], name: str
+) -> None:
+    with pytest.raises(UsageError, match=f"unknown argument '{name}'"):
+        mminstruct.generate("SAMPLE", **{name: "x"}, **settings)

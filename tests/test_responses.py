@@ -22,6 +22,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -728,3 +729,13 @@ def test_a_file_without_tables_yet_reads_as_an_empty_store(tmp_path: Path) -> No
     with ResponseStore(path, read_only=True) as store:
         assert store.get_many([key(1)]) == {}
         assert len(store) == 0
+
+
+def test_a_store_that_is_being_made_for_long_is_no_reason_for_another(tmp_path: Path) -> None:
+    path = tmp_path / "r.sqlite"
+    with ResponseStore(path):
+        pass
+    for read_only in (False, True):
+        with FileLock(f"{path}.lock"), pytest.raises(StoreError, match="locked by") as raised:
+            ResponseStore(path, read_only=read_only, busy_timeout_s=0.1).__enter__()
+        assert not isinstance(raised.value, StoreUnusable)

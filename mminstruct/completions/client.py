@@ -360,7 +360,8 @@ class Client:
             return completion
         mine = self._asking[key] = self._loop.loop.create_future()
         try:
-            completion = await self._start.send(request, attempt)
+            with self._stop_at_store_errors():
+                completion = await self._start.send(request, attempt)
             self.stats.prompt_tokens += completion.prompt_tokens or 0
             self.stats.completion_tokens += completion.completion_tokens or 0
             self._stop_if(self._rules.look_for_text(completion, request.sampling.max_tokens))

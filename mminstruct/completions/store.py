@@ -451,12 +451,8 @@ def _connect(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
             except BaseException:
                 connection.close()
                 raise
-    except Timeout as error:
-        reason = f"another process has held it for {busy_timeout_s:g} s"
-        raise _explain_refusal(path, reason, StoreError) from error
     except (sqlite3.Error, OSError) as error:
-        is_passing = _is_locked(error) or _is_fault_of_machine(error)
-        raise _explain_refusal(path, error, StoreError if is_passing else StoreUnusable) from error
+        raise _explain_refusal(path, error) from error
     return connection
 
 
@@ -490,13 +486,14 @@ def _connect_read_only(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
     return connection
 
 
-def _explain_refusal(
-    path: Path, reason: object, kind: type[StoreError] = StoreUnusable
-) -> StoreError:
-    """The error for a file that can't be opened."""
+def _explain_refusal(path: Path, error: Exception) -> StoreError:
+    """The error for a file that can't be opened; one that will pass is no reason for another."""
+    is_passing = _is_locked(error) or _is_fault_of_machine(error)
     # The words of an OSError name the file with the home folder in full.
-    words = getattr(reason, "strerror", None) or reason
-    return kind(
+    words = getattr(error, "strerror", None) or error
+    if isinstance(error, Timeout):
+        is_passing, words = True, "locked by another process"
+    return (StoreError if is_passing else StoreUnusable)(
         f"response store {shown(path)}: {words}; "
         "give a writable SQLite file or a new one with --response_store"
     )

@@ -428,6 +428,11 @@ def _ask(
             "expected. Check the address in a browser, or get the file elsewhere and put it at "
             f"{shown(target)}."
         ) from error
+    except httpx2.TooManyRedirects as error:
+        raise DownloadError(
+            f"{url}: not served, as one address leads to the next without an end. Get the file "
+            f"elsewhere and put it at {shown(target)}."
+        ) from error
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         for cause in causes(error):
             if isinstance(cause, ssl.SSLCertVerificationError):

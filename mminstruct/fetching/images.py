@@ -285,13 +285,14 @@ async def _fetch_one(
             image = await asyncio.get_running_loop().run_in_executor(
                 threads, checked, body, fetching.max_size, wanted.rotation_deg
             )
-            return _keep(folder / wanted.file, image)
         except _Lost as lost:
             return lost
         except asyncio.TimeoutError:  # noqa: UP041 (another class before Python 3.11)
             failure = Passing(f"not there after {fetching.timeout_s:g} s")
         except Passing as error:
             failure = error
+        else:  # a disk that is too slow is no server that is
+            return _keep(folder / wanted.file, image)
         if (wait_s := retries.wait_s(failure)) is None:
             return failure
         await asyncio.sleep(wait_s)

@@ -44,7 +44,8 @@ from mminstruct import strict_yaml
 from mminstruct.errors import HubError, MMInstructError, UsageError, lacking
 from mminstruct.releases import notices, repository, tracing
 from mminstruct.releases.contents import CREDITS
-from mminstruct.releases.origin import MadeRows
+from mminstruct.releases.origin import MadeRows, name_contents
+from mminstruct.resources import shown
 from mminstruct.rows.report import LEFT_OUT, REJECTED
 from mminstruct.version import __version__
 
@@ -550,7 +551,8 @@ def push_to_hub(
                 "model_id, licenses, prompt_config, source_options: what generate gives has them "
                 "with it; leave them out"
             )
-        splits: Mapping[str, datasets.Dataset] = rows.rows
+        splits = tracing.splits_of(rows.rows)
+        _check_unchanged(rows)
         # Without the day: the same rows are the same release on any.
         origin, report = replace(rows.origin, repo_id=repo_id, written_on=None), rows.report
     else:
@@ -573,3 +575,18 @@ def push_to_hub(
             accept_license=accept_license,
             token=token,
         )
+
+
+def _check_unchanged(made: MadeRows) -> None:
+    """Raise UsageError if a run's licence and report are no longer those of its rows."""
+    if name_contents(made.rows) != made.contents:
+        raise UsageError(
+            "rows: they were changed since they were generated; give them alone, as in "
+            "push_to_hub(generated.rows, ...), and their licence is worked out from what each says"
+        )
+    for file in made.report.files:
+        if not file.is_file():
+            raise UsageError(
+                f"{shown(file)}: it named what gave no row, and is gone; generate once more (what "
+                "was answered is stored), or give the rows alone"
+            )

@@ -79,11 +79,18 @@ class MadeRows:
         rows: by split.
         report: what became of the requests.
         origin: as a release tells it.
+        contents: of the rows that this is said of, as `name_contents` gives it.
     """
 
     rows: DatasetDict
     report: Report
     origin: Origin
+    contents: Mapping[str, str]
+
+
+def name_contents(rows: DatasetDict) -> dict[str, str]:
+    """By split what `datasets` calls its content: a split that is replaced has another name."""
+    return {str(split): part._fingerprint for split, part in rows.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,7 +158,7 @@ class Collector:
         is_unread = error_refusal or (batch.output_file_id and not answers)
         is_empty = not (promised or batch.output_file_id)
         # Without a single line nobody knows whether there is something to be deleted.
-        is_unsure = not (results.lines or is_empty)
+        is_unsure = not (lines or is_empty)
         is_damaged = results.is_damaged() or results.unreadable
         keep = bool(is_damaged or is_unread or is_unsure)
         self._close(row, batch, results, errors, keep_files=keep)

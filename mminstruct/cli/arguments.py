@@ -13,7 +13,7 @@ import importlib
 import re
 import shlex
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,6 +42,7 @@ class Parser(argparse.ArgumentParser):
             words.extendleft(reversed(_words_in(words.popleft())))
         commands = self.commands()
         if words and words[0] in commands:
+            _load_sources(words)
             command = commands[words.popleft()].fill()
             given, others, unknown = command._sort(words)
             if unknown:
@@ -209,6 +210,13 @@ def _is_flag(word: str) -> bool:
     return bool(re.match(r"-[^\d.]", word))
 
 
+def _load_sources(words: Iterable[str]) -> None:
+    """Have flags for the options of sources of the user's own."""
+    from mminstruct import sources
+
+    sources.load_named(words)
+
+
 def _is_source(word: str) -> bool:
     from mminstruct import sources
 
@@ -217,15 +225,16 @@ def _is_source(word: str) -> bool:
 
 def _known_values(flag: str, given: _Given) -> Collection[str]:
     """What a flag of several values is known to take."""
-    from mminstruct import licenses, prompts, sources
+    from mminstruct import licenses, plugins, prompts, sources
 
     if flag == "splits":
-        return {split for name in sources.names() for split in sources.get(name).info.splits}
+        return sources.known_splits()
     if flag == "types":
         own = [
             name for action, values in given if action.dest == "prompt_config" for name in values
         ]
-        return {kind for name in own or prompts.names() for kind in prompts.load(name).types}
+        ours = [name for name, where in prompts.names().items() if where == plugins.OURS]
+        return {kind for name in own or ours for kind in prompts.load(name).types}
     return {"any", "commercial", *licenses.load().by_name}
 
 

@@ -1,23 +1,30 @@
 """Annotation sources: what to download, how to read it into Contexts, whose licence it is.
 
-A module ``sources/foo.py`` with a ``SOURCE`` object is the registration; modules whose name starts
-with an underscore hold what several sources share. A module may also have ``OPTIONS``, what the
-source can be asked for beyond its defaults: each is a field of the (dataclass) object, a flag and
-an argument of `load_dataset`.
+A module ``sources/foo.py`` with a ``SOURCE`` object is the registration: here, in the working
+folder, or named by an installed package's entry point in ``mminstruct.sources``. Modules whose name
+starts with an underscore hold what several sources share. A module may also have ``OPTIONS``, what
+the source can be asked for beyond its defaults: each is a field of the (dataclass) object, a flag
+and an argument of `load_dataset`.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mminstruct import plugins
 from mminstruct.errors import UsageError, did_you_mean
 from mminstruct.schema import Option
+from mminstruct.sources._annotation_file import (
+    files_of,
+    find_first,
+    folders,
+    open_text,
+    text_of,
+)
 from mminstruct.sources._base import Download, Files, ReadReport, Source, SourceInfo
 from mminstruct.sources._joined import JoinedSource, join
 
@@ -28,35 +35,34 @@ __all__ = [
     "Source",
     "SourceInfo",
     "chosen_options",
+    "files_of",
+    "find_first",
+    "folders",
     "get",
+    "known_splits",
+    "load_named",
     "members",
     "names",
+    "open_text",
     "options",
     "options_of",
     "shipped_image",
+    "text_of",
 ]
 
-
-def names() -> dict[str, str]:
-    """Source name as typed -> module name, of all sources."""
-    found = (m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
-    return {name.upper(): name for name in sorted(found)}
+_all = plugins.Plugins(Path(__file__).parent, "SOURCE", case=str.upper)
+names = _all.names
+options = _all.options
 
 
-def options() -> dict[str, tuple[Option, tuple[str, ...]]]:
-    """All sources' own options by name, each with the sources that have it."""
-    found: dict[str, tuple[Option, tuple[str, ...]]] = {}
-    for name, module in names().items():
-        for option_name, option in _options(module).items():
-            _, owners = found.get(option_name, (option, ()))
-            found[option_name] = (option, (*owners, name))
-    return found
+def known_splits() -> set[str]:
+    """The splits of the package's sources, and of others that were asked for."""
+    return {split for m in _all.modules().values() for split in m.SOURCE.info.splits}
 
 
 def options_of(name: str) -> set[str]:
     """The own options of a source, or of all parts of a joined one."""
-    modules = names()
-    return {o for part in name.split("+") for o in _options(modules[part.strip().upper()])}
+    return {option for part in name.split("+") for option in _options(part.strip())}
 
 
 def members(source: Source, split: str) -> tuple[tuple[Source, str], ...]:
@@ -65,17 +71,22 @@ def members(source: Source, split: str) -> tuple[tuple[Source, str], ...]:
 
 
 def shipped_image(source: str, file: str) -> Path | None:
-    """An image of a source, as rows name both, if its module has it in its folder ``IMAGES``."""
-    module = names().get(source)
-    folder = module and getattr(_module(module), "IMAGES", None)
+    """An image of a source, as rows name both, if the package has it in its folder ``IMAGES``."""
+    module = _all.modules()[source] if names().get(source) == plugins.OURS else None
+    folder = getattr(module, "IMAGES", None)
     return folder / file if folder and (folder / file).is_file() else None
 
 
 def chosen_options(source: Source) -> list[tuple[str, dict[str, Any]]]:
-    """What a source, or each part of a joined one, was asked for: all its own options by name."""
+    """What a source, or each part of a joined one, was asked for: all its own options by name.
+
+    For one that isn't the package's, with a digest of its module: other code, other contexts.
+    """
     if isinstance(source, JoinedSource):
         return [own for part in (source.first, *source.others) for own in chosen_options(part)]
     values = {name: getattr(source, name) for name in options() if hasattr(source, name)}
+    if (loaded := _all.asked.get(source.info.name.upper())) is not None:
+        values["code"] = loaded.code
     return [(source.info.name, values)]
 
 
@@ -100,21 +111,33 @@ def get(name: str, chosen: Mapping[str, Any] | None = None) -> Source:
     return join(parts)
 
 
-def _one(name: str, chosen: Mapping[str, Any]) -> Source:
+def load_named(words: Iterable[str]) -> None:
+    """Let `options` know those of other people's sources that some words name."""
     known = names()
-    if name.upper() not in known:
-        raise UsageError(f"unknown source {name!r}{did_you_mean(name.upper(), known)}")
-    module = known[name.upper()]
-    source: Any = _module(module).SOURCE
-    own = {option: value for option, value in chosen.items() if option in _options(module)}
+    for part in (part.strip() for word in words for part in word.split("+")):
+        if known.get(part.upper(), plugins.OURS) != plugins.OURS or part.endswith(".py"):
+            _load(part)
+
+
+def _one(name: str, chosen: Mapping[str, Any]) -> Source:
+    source: Any = _load(name).SOURCE
+    own = {option: value for option, value in chosen.items() if option in _options(name)}
     found: Source = replace(source, **own) if own else source
     return found
 
 
-def _options(module: str) -> Mapping[str, Option]:
-    options: Mapping[str, Option] = getattr(_module(module), "OPTIONS", {})
-    return options
+def _options(name: str) -> Mapping[str, Option]:
+    return plugins.options_of(_load(name))
 
 
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"{__name__}.{name}")
+def _load(name: str) -> ModuleType:
+    loaded = _all.load(name)
+    if loaded is None:
+        raise UsageError(f"unknown source {name!r}{did_you_mean(name.upper(), names())}")
+    called, expected = loaded.module.SOURCE.info.name, loaded.found.name.upper()
+    if called.upper() != expected:
+        raise UsageError(
+            f"{loaded.found.where}: SOURCE.info.name: expected {expected!r}, as the file is "
+            f"called, got {called!r}; change the one or the other"
+        )
+    return loaded.module

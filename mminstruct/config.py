@@ -306,7 +306,8 @@ def read_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     found = dict(given)
     for field, options in OWN_OPTIONS.items():
-        own = {name: found.pop(name) for name in given if name in options()}
+        known_here = options()
+        own = {name: found.pop(name) for name in given if name in known_here}
         if own:
             found[field] = {**found.get(field, {}), **own}
     for name, ours in ALIASES.items():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import cached_property
+from itertools import chain
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -14,6 +16,16 @@ from mminstruct.prompts import leaks
 from mminstruct.schema import Box, Context, Media, Turn, digest
 from mminstruct.strict_yaml import Strict
 
+Lacking = Literal["captions", "boxes"] | None
+# A line of a system prompt that begins so is for the contexts that fit: what they may lack.
+_MARK = re.compile(r"\{if ([^}]*)\} ")
+_FITTING: dict[str, tuple[Lacking, ...]] = {
+    "captions and boxes": (None,),
+    "captions": (None, "boxes"),
+    "boxes": (None, "captions"),
+    "no captions": ("captions",),
+    "no boxes": ("boxes",),
+}
 AnswerForm = Literal["turns", "turn", "text"]
 # YAML has numbers and truth values of its own; "3" isn't 3, nor is true 1.
 Count = Annotated[int, Field(strict=True)]
@@ -120,6 +132,35 @@ class InstructionType(Strict):
     questions: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     min_words: Count = Field(default=1, ge=1)
     examples: tuple[Example, ...] = ()
+    examples_without: dict[Literal["captions", "boxes"], tuple[Example, ...]] = {}
+
+    @property
+    def every_example(self) -> tuple[Example, ...]:
+        """The examples for all kinds of contexts."""
+        return tuple(chain(self.examples, *self.examples_without.values()))
+
+    def fit(self, lacking: Lacking) -> InstructionType:
+        """This as it is for contexts that lack one of two things, or none."""
+        lines = [(_MARK.match(line), line) for line in self.system.split("\n")]
+        shown = (
+            line[mark.end() :] if mark else line
+            for mark, line in lines
+            if mark is None or lacking in _FITTING[mark[1]]
+        )
+        examples = self.examples if lacking is None else self.examples_without.get(lacking)
+        kept = self.model_dump(exclude={"system", "examples", "examples_without"})
+        return InstructionType(
+            system="\n".join(shown),
+            examples=self.examples if examples is None else examples,
+            **kept,
+        )
+
+    @model_validator(mode="after")
+    def _marks_are_known(self) -> InstructionType:
+        for mark in filter(None, map(_MARK.match, self.system.split("\n"))):
+            if mark[1] not in _FITTING:
+                raise ValueError(f"system: '{{if {mark[1]}}}'{did_you_mean(mark[1], _FITTING)}")
+        return self
 
     @cached_property
     def example_turns(self) -> frozenset[tuple[str, str]]:
@@ -135,7 +176,7 @@ class InstructionType(Strict):
                 f"'text' and for no other, got answer_form {self.answer_form!r} with "
                 f"{len(self.questions)} questions"
             )
-        for number, example in enumerate(self.examples, 1):
+        for number, example in enumerate(self.every_example, 1):
             if self.answer_form == "text":
                 fits = example.text is not None and not example.turns
             else:
@@ -182,7 +223,7 @@ class PromptConfig(Strict):
             for number, question in enumerate(kind.questions, 1):
                 if leak := self.find_leak(question):
                     raise ValueError(f"types.{name}: question {number} breaks a rule: {leak}")
-            for number, example in enumerate(kind.examples, 1):
+            for number, example in enumerate(kind.every_example, 1):
                 if leak := self.find_leak(example.answer()):
                     raise ValueError(f"types.{name}: example {number} breaks a rule: {leak}")
                 answers = [example.text or "", *(turn.answer for turn in example.turns)]
@@ -193,7 +234,33 @@ class PromptConfig(Strict):
     @cached_property
     def hash(self) -> str:
         """Digest of everything in the config, 16 hex characters."""
-        return digest(self.model_dump(mode="json"))[:16]
+        content = self.model_dump(mode="json")
+        for kind in content["types"].values():
+            if not kind["examples_without"]:
+                del kind["examples_without"]  # as before there were any
+        return digest(content)[:16]
+
+    @cached_property
+    def _fitted(self) -> dict[Lacking, PromptConfig]:
+        kinds: tuple[Lacking, ...] = (None, "captions", "boxes")
+        rest = {name: getattr(self, name) for name in type(self).model_fields if name != "types"}
+        types = {k: {n: kind.fit(k) for n, kind in self.types.items()} for k in kinds}
+        return {
+            k: self if own == self.types else PromptConfig(types=own, **rest)
+            for k, own in types.items()
+        }
+
+    @property
+    def whole(self) -> PromptConfig:
+        """This as it is for contexts that have both captions and boxes."""
+        return self._fitted[None]
+
+    def fit(self, context: Context) -> PromptConfig:
+        """This in the words, and with the examples, for what a context has."""
+        lacking: Lacking = None
+        if bool(context.captions) != bool(context.boxes):
+            lacking = "boxes" if context.captions else "captions"
+        return self._fitted[lacking]
 
 
 def format_turns(turns: Iterable[Turn]) -> str:

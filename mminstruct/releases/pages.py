@@ -68,7 +68,7 @@ def prose_of(origin: Origin, texts: Sequence[str]) -> str:
 def find_page(source: SourceInfo, config: PromptConfig) -> Page:
     """The prose about the builder of this pair; general words if there is none, or no builder."""
     is_known = prompts.names().get(config.name) == plugins.OURS
-    ours = is_known and prompts.load(config.name).hash == config.hash
+    ours = is_known and prompts.load(config.name).whole.hash == config.whole.hash
     script = loading.find(source.name, config.name) if ours else None
     path = resources.folder("cards") / f"{script.parent.name}.md" if script else None
     # Requests are paid for by now: a page that nobody has written yet is no reason to lose them.

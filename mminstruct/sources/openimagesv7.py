@@ -121,6 +121,7 @@ class OpenImagesSource:
         ),
         splits=tuple(_FILE_SPLIT),
         version="1.0.0",
+        fitted=False,
         prompt_config="openimagesv7",
     )
 

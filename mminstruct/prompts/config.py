@@ -140,20 +140,18 @@ class InstructionType(Strict):
         return tuple(chain(self.examples, *self.examples_without.values()))
 
     def fit(self, lacking: Lacking) -> InstructionType:
-        """This as it is for contexts that lack one of two things, or none."""
+        """This as it is for contexts that lack one of two things, or none.
+
+        With a system prompt that says the same to all, such as another config's, it is as for none.
+        """
         lines = [(_MARK.match(line), line) for line in self.system.split("\n")]
-        shown = (
-            line[mark.end() :] if mark else line
-            for mark, line in lines
-            if mark is None or lacking in _FITTING[mark[1]]
-        )
-        examples = self.examples if lacking is None else self.examples_without.get(lacking)
+        fitting = (e for e in lines if e[0] is None or lacking in _FITTING[e[0][1]])
+        system = "\n".join(line[mark.end() :] if mark else line for mark, line in fitting)
+        examples = self.examples
+        if lacking is not None and system != self.system:
+            examples = self.examples_without.get(lacking, examples)
         kept = self.model_dump(exclude={"system", "examples", "examples_without"})
-        return InstructionType(
-            system="\n".join(shown),
-            examples=self.examples if examples is None else examples,
-            **kept,
-        )
+        return InstructionType(system=system, examples=examples, **kept)
 
     @model_validator(mode="after")
     def _marks_are_known(self) -> InstructionType:
@@ -242,25 +240,23 @@ class PromptConfig(Strict):
 
     @cached_property
     def _fitted(self) -> dict[Lacking, PromptConfig]:
-        kinds: tuple[Lacking, ...] = (None, "captions", "boxes")
+        """By what contexts lack, this as it is for those, where it is another."""
         rest = {name: getattr(self, name) for name in type(self).model_fields if name != "types"}
-        types = {k: {n: kind.fit(k) for n, kind in self.types.items()} for k in kinds}
-        return {
-            k: self if own == self.types else PromptConfig(types=own, **rest)
-            for k, own in types.items()
-        }
+        kinds: tuple[Lacking, ...] = (None, "captions", "boxes")
+        fitted = ((k, {n: kind.fit(k) for n, kind in self.types.items()}) for k in kinds)
+        return {k: PromptConfig(types=own, **rest) for k, own in fitted if own != self.types}
 
     @property
     def whole(self) -> PromptConfig:
         """This as it is for contexts that have both captions and boxes."""
-        return self._fitted[None]
+        return self._fitted.get(None, self)
 
     def fit(self, context: Context) -> PromptConfig:
         """This in the words, and with the examples, for what a context has."""
         lacking: Lacking = None
         if bool(context.captions) != bool(context.boxes):
             lacking = "boxes" if context.captions else "captions"
-        return self._fitted[lacking]
+        return self._fitted.get(lacking, self)
 
 
 def format_turns(turns: Iterable[Turn]) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
@@ -36,13 +36,18 @@ from mminstruct.sources._coco_own import check_own
 from mminstruct.sources._image_licenses import ImageSize, License, Licenses, Photo
 from mminstruct.sources._tolerance import (
     OWN_DATA,
+    BoxFormat,
+    FloatColumns,
     Mask,
+    Numbers,
     check_pixels,
     find_repeated,
     published_name,
 )
 
 IntColumn: TypeAlias = NDArray[np.int64]
+FindFormat: TypeAlias = Callable[[FloatColumns, FloatColumns, str], BoxFormat]
+"""Boxes, their images' sizes and the file -> what the boxes' numbers are."""
 
 _Id = Annotated[int, msgspec.Meta(ge=0, lt=10**12)]
 
@@ -197,27 +202,103 @@ def read_contexts(
     instances.count_strays(listed | boxed.keys(), report)
     licenses = Licenses.of(captions_file.licenses)
     del instances_file, captions_file
+    name = instances_path.name
+    groups = instances.group(boxed | images, sorted(images), categories, name, report)
+    yield from make_contexts(images, captions, groups, licenses, report)
+
+
+def read_own(
+    files: Files, report: ReadReport, *, only_first: bool, find_format: FindFormat
+) -> Iterator[Context]:
+    """The images of somebody's own files that have a caption or a box, by their ids.
+
+    Each file may have captions, boxes or both, and any ids; what they say of an image adds up.
+
+    Args:
+        files: of whatever roles; all are read.
+        report: counts what is left out.
+        only_first: the first file says which images there are; else each does.
+        find_format: says how their boxes are written.
+
+    Raises:
+        SourceError: a file is damaged, or it contradicts itself or another one.
+    """
+    ids = Numbers()
+    read = [(path.name, *decode(path, _ANY, report, ids)) for path in files.paths.values()]
+    where = ", ".join(name for name, *_ in read)
+    images = usable_images(read[0][1].images, read[0][0], report, any_size=True)
+    for name, file, columns in read[1:]:
+        # What is wrong with an image in several files counts once.
+        more = usable_images(file.images, name, ReadReport(), any_size=True)
+        _check_same_images(more, images, name, read[0][0])
+        images |= {} if only_first else {i: image for i, image in more.items() if i not in images}
+        read[0][2].boxes.extend(columns.boxes)
+        read[0][2].captions.extend(columns.captions)
+    boxes, captions = read[0][2].boxes, read[0][2].captions
+    categories = categories_of([c for _, file, _ in read for c in file.categories], where)
+    listed = {image.id for _, file, _ in read for image in file.images}
+    captions.count_strays(listed, report)
+    boxes.count_strays(listed, report)
+    if others := sum(columns.others for _, _, columns in read):
+        report.skip("box that isn't there or can't be read, and no caption", others)
+    licenses = Licenses.of([entry for _, file, _ in read for entry in file.licenses])
+    del read
+    groups = boxes.group(images, sorted(images), categories, where, report, find_format)
+    yield from make_contexts(images, captions, groups, licenses, report, ids.text, needs="either")
+
+
+def make_contexts(
+    images: Mapping[int, Image],
+    captions: Captions,
+    boxes: Iterator[list[Box]],
+    licenses: Licenses,
+    report: ReadReport,
+    id_of: Callable[[int], str] = "{:012d}".format,
+    *,
+    needs: Literal["captions", "either"] = "captions",
+) -> Iterator[Context]:
+    """The images in the order of their numbers, each with its captions and boxes.
+
+    Args:
+        images: number -> image.
+        captions: of these and others.
+        boxes: of each image.
+        licenses: of the images.
+        report: counts what is left out.
+        id_of: number -> id of the context.
+        needs: what an image has to have, or there is nothing to say about it.
+    """
     wanted = sorted(images)
-    caption_groups = captions.group(wanted)
-    box_groups = instances.group(boxed | images, wanted, categories, instances_path.name, report)
     names: set[str] = set()
-    for image_id, texts, boxes in zip(wanted, caption_groups, box_groups, strict=True):
-        image, context_id = images[image_id], f"{image_id:012d}"
+    for image_id, texts, own in zip(wanted, captions.group(wanted), boxes, strict=True):
+        image, context_id = images[image_id], id_of(image_id)
         cleaned = _clean_captions(texts, context_id, report)
         file_name = published_name(image.file_name)
         if file_name != image.file_name:
             report.skip("path before a file's name", example=context_id, harmless=True)
-        if not cleaned or not file_name or file_name in names:
-            named = "whose name another image has" if file_name in names else "without a file name"
-            report.skip(f"image {named if cleaned else 'without captions'}", example=context_id)
+        is_described = bool(cleaned or (own and needs == "either"))
+        if not is_described or not file_name or file_name in names:
+            why = "whose name another image has" if file_name in names else "without a file name"
+            if not is_described:
+                why = "without captions" if needs == "captions" else "without captions and boxes"
+            # Tools list images in which there is nothing, too.
+            is_usual = not is_described and needs == "either"
+            report.skip(f"image {why}", example=context_id, harmless=is_usual)
             continue
         names.add(file_name)
         report.contexts += 1
-        yield Context(context_id, licenses.media(image, file_name, report), cleaned, tuple(boxes))
+        yield Context(context_id, licenses.media(image, file_name, report), cleaned, tuple(own))
 
 
-class _Image(Photo, kw_only=True, gc=False):
+class Image(Photo, kw_only=True, gc=False):
+    """An image that has a name; what has no size is 0 wide and high."""
+
     file_name: str
+
+
+class _AnyImage(Image, kw_only=True, gc=False):
+    width: int = 0
+    height: int = 0
 
 
 class _Annotation(msgspec.Struct, gc=False):
@@ -237,6 +318,14 @@ class _Caption(_Annotation, gc=False):
     caption: str
 
 
+class _Any(_Annotation, gc=False):
+    category_id: _Id = -1
+    bbox: tuple[float, float, float, float] | None = None
+    iscrowd: int = 0
+    area: float = math.nan
+    caption: str | None = None
+
+
 class Category(msgspec.Struct, gc=False):
     """A category of objects."""
 
@@ -252,8 +341,15 @@ class _InstancesFile(AnnotationFile, kw_only=True, gc=False):
 
 
 class _CaptionsFile(AnnotationFile, kw_only=True, gc=False):
-    images: list[_Image]
+    images: list[Image]
     annotations: list[_Caption]
+    licenses: list[License] = []
+
+
+class _AnyFile(AnnotationFile, kw_only=True, gc=False):
+    images: list[_AnyImage]
+    annotations: list[_Any]
+    categories: list[Category] = []
     licenses: list[License] = []
 
 
@@ -267,6 +363,11 @@ class _Annotations:
 
     def add(self, annotations: list[Any]) -> None:
         self.image_ids.extend([annotation.image_id for annotation in annotations])
+
+    def extend(self, other: _Annotations) -> None:
+        """Add those of another file."""
+        for name, column in vars(self).items():
+            column.extend(getattr(other, name))
 
     def count_strays(self, images: set[int], report: ReadReport) -> None:
         """Count what is of no image in the file."""
@@ -288,7 +389,9 @@ class _Annotations:
         return zip(begins.tolist(), ends.tolist(), strict=True)
 
 
-class _Captions(_Annotations):
+class Captions(_Annotations):
+    """Texts."""
+
     noun = "caption"
 
     def __init__(self) -> None:
@@ -332,6 +435,7 @@ class Instances(_Annotations):
         categories: Mapping[int, str],
         where: str,
         report: ReadReport,
+        find_format: FindFormat | None = None,
     ) -> Iterator[list[Box]]:
         """Each wanted image's boxes, cut at its border; those without an area are left out.
 
@@ -341,6 +445,8 @@ class Instances(_Annotations):
             categories: id -> name.
             where: the file, for errors.
             report: counts them.
+            find_format: says what they are, of all boxes and their images' sizes; None is COCO's
+                way.
 
         Raises:
             SourceError: most boxes can't be where they are.
@@ -356,10 +462,15 @@ class Instances(_Annotations):
         size = sizes[place].astype(np.float64)
         finite = np.isfinite(xywh).all(axis=1)
         usable = (ids[place] == owners) & finite
-        check_pixels(xywh[usable], np.asarray(self.areas)[usable], size[usable], where)
-        with np.errstate(over="ignore", invalid="ignore"):
+        if find_format is None:
+            check_pixels(xywh[usable], np.asarray(self.areas)[usable], size[usable], where)
+        else:
+            found = find_format(xywh[usable], size[usable], where)
+            xywh = found.to_xywh(xywh)
+            size = np.ones_like(size) if found.unit == "fractions" else size
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             corners = np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]])
-        corners /= np.hstack([size, size])
+            corners /= np.hstack([size, size])
         np.clip(corners, 0.0, 1.0, out=corners)
         kept = np.isin(ids, wanted)[place] & (ids[place] == owners)
 
@@ -370,6 +481,7 @@ class Instances(_Annotations):
                 kept = kept & ~mask
 
         leave_out(~finite, "box that isn't finite")
+        leave_out(np.any(size <= 0, axis=1), "box in an image whose size isn't known")
         known = np.isin(category_ids, np.fromiter(categories, np.int64, len(categories)))
         leave_out(~known, "box of a category that isn't in the file")
         whole = (corners[:, 0] < corners[:, 2]) & (corners[:, 1] < corners[:, 3])
@@ -394,16 +506,32 @@ class Instances(_Annotations):
             ]
 
 
+class _Both:
+    """Columns of annotations each of which is a caption, a box or both."""
+
+    def __init__(self) -> None:
+        self.captions, self.boxes, self.others = Captions(), Instances(), 0
+
+    def add(self, annotations: list[Any]) -> None:
+        captions = [a for a in annotations if a.caption is not None]
+        boxes = [a for a in annotations if a.bbox is not None]
+        self.captions.add(captions)
+        self.boxes.add(boxes)
+        if len(captions) + len(boxes) != len(annotations):
+            self.others += sum(a.caption is None and a.bbox is None for a in annotations)
+
+
 _INSTANCES = Layout(_InstancesFile, Instances, "box", "bbox", "caption")
-_CAPTIONS = Layout(_CaptionsFile, _Captions, "caption", "caption", "bbox")
+_CAPTIONS = Layout(_CaptionsFile, Captions, "caption", "caption", "bbox")
+_ANY = Layout(_AnyFile, _Both, "annotation", "bbox or caption", "")
 
 _SizedImage = TypeVar("_SizedImage", bound=ImageSize)
 
 
 def usable_images(
-    images: list[_SizedImage], file_name: str, report: ReadReport
+    images: list[_SizedImage], file_name: str, report: ReadReport, *, any_size: bool = False
 ) -> dict[int, _SizedImage]:
-    """Image id -> image, of those that have a size; the others are counted.
+    """Image id -> image, of those that have a size, or any; the others are counted.
 
     Raises:
         SourceError: there are different images of one id.
@@ -411,9 +539,10 @@ def usable_images(
     found: dict[int, _SizedImage] = {}
     twice = []
     for image in images:
+        side = max(image.width, image.height)
         if not 0 <= image.id < 10**12:
             report.skip("image whose id isn't a number of up to 12 digits", example=str(image.id))
-        elif not (0 < image.width <= _MAX_SIDE_PX and 0 < image.height <= _MAX_SIDE_PX):
+        elif not (any_size or 0 < min(image.width, image.height) <= side <= _MAX_SIDE_PX):
             report.skip("image without a possible size", example=f"{image.id:012d}")
         elif (known := found.setdefault(image.id, image)) is image:
             continue

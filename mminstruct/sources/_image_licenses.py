@@ -91,8 +91,8 @@ class Licenses:
             file_name=file_name,
             url=url,
             landing_url=f"https://www.flickr.com/photo.gne?id={photo[1]}" if photo else None,
-            width=image.width,
-            height=image.height,
+            width=image.width or None,
+            height=image.height or None,
             license=license,
             license_url=license_url,
         )

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Any, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -44,6 +46,8 @@ _MANY = 0.25
 # Without one that fits, a few odd boxes say nothing.
 _ENOUGH_BOXES = 8
 _NEARLY_ALL = 0.95
+# Ids that are no numbers get those from here on, of twelve digits.
+_FIRST_GIVEN = 9 * 10**11
 
 
 def loads(data: bytes | bytearray | memoryview) -> Any:
@@ -122,6 +126,35 @@ def convert(
             del values[found[1]]
             article = "an" if noun[0] in "aeiou" else "a"
             report.skip(f"'{found[1]}' of {article} {noun}", example=named, harmless=True)
+
+
+class Numbers:
+    """Ids of any form as numbers: whole numbers of up to twelve digits are what they are."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, int] = {}
+
+    def number(self, value: Any) -> Any:
+        """The number for an id, always the same; anything that can't be one as it is."""
+        whole = _plain(value, False)
+        if not isinstance(whole, str | int) or (type(whole) is int and 0 <= whole < _FIRST_GIVEN):
+            return whole
+        return _FIRST_GIVEN + self._texts.setdefault(str(value), len(self._texts))
+
+    def replace(self, entry: Any, fields: Iterable[str]) -> Any:
+        """The entry of a list with numbers in some of its fields."""
+        if not isinstance(entry, dict):
+            return entry
+        return entry | {name: self.number(entry[name]) for name in fields if name in entry}
+
+    @cached_property
+    def _by_number(self) -> list[str]:
+        return list(self._texts)
+
+    def text(self, number: int) -> str:
+        """The id that a number stands for, once all have one."""
+        is_given = number >= _FIRST_GIVEN
+        return self._by_number[number - _FIRST_GIVEN] if is_given else f"{number:012d}"
 
 
 def _plain(value: Any, is_text: bool) -> Any:
@@ -262,6 +295,95 @@ def check_pixels(xywh: FloatColumns, area: FloatColumns, size: FloatColumns, whe
         raise _doubt(where, f"{leaving:.0%} of the boxes leave their images", best)
     if leaving > _MOST and len(xywh) >= _ENOUGH_BOXES:
         raise _doubt(where, f"{leaving:.0%} of the boxes leave their images", None)
+
+
+Order: TypeAlias = Literal["xywh", "xyxy", "cxcywh", "yxyx"]
+Unit: TypeAlias = Literal["pixels", "fractions"]
+_ORDERS: dict[Order, str] = {
+    "xywh": "x_min, y_min, width, height",
+    "xyxy": "x_min, y_min, x_max, y_max",
+    "cxcywh": "x_center, y_center, width, height",
+    "yxyx": "y_min, x_min, y_max, x_max",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class BoxFormat:
+    """What the four numbers of a box are."""
+
+    order: Order
+    unit: Unit
+
+    def __str__(self) -> str:
+        return f"{self.order} ({_ORDERS[self.order]}) in {self.unit}"
+
+    def to_xywh(self, boxes: FloatColumns) -> FloatColumns:
+        """(N, 4) left, top, width and height, in the same unit."""
+        a, b, c, d = boxes.T
+        if self.order == "xyxy":
+            return np.stack([a, b, c - a, d - b], axis=1)
+        if self.order == "yxyx":
+            return np.stack([b, a, d - b, c - a], axis=1)
+        return np.stack([a - c / 2, b - d / 2, c, d], axis=1) if self.order == "cxcywh" else boxes
+
+    def fits(self, boxes: FloatColumns, size: FloatColumns) -> float:
+        """Which share of boxes lies in their images, read so; 0..1."""
+        x, y, width, height = self.to_xywh(boxes).T
+        one = 1.0 if self.unit == "pixels" else 0.01  # exporters round
+        room = size * 1.01 + 1 if self.unit == "pixels" else np.full_like(size, 1.01)
+        inside = (x >= -one) & (y >= -one) & (x + width <= room[:, 0]) & (y + height <= room[:, 1])
+        return float((inside & (width > 0) & (height > 0)).mean())
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def find_format(
+    boxes: FloatColumns, size: FloatColumns, order: Order | None, unit: Unit | None, where: str
+) -> tuple[BoxFormat, str]:
+    """What the boxes of a file are, as stated or by a look at all of them; and what was found.
+
+    Args:
+        boxes: (N, 4) four finite numbers each.
+        size: (N, 2) width and height of their images in pixels; 0 is not known.
+        order: as stated, or None.
+        unit: as stated, or None.
+        where: the file.
+
+    Raises:
+        SourceError: they don't fit what was stated, or nothing fits them.
+    """
+    in_units = unit or ("fractions" if (np.abs(boxes) <= 1).all() and len(boxes) else "pixels")
+    seen = (size > 0).all(axis=1) | (in_units == "fractions")
+    boxes, size = boxes[seen], size[seen]
+    asked = BoxFormat(order or "xywh", in_units)
+    if not len(boxes):
+        return asked, ""
+    units: tuple[Unit, ...] = ("pixels", "fractions")
+    shares = {f: f.fits(boxes, size) for u in units for o in _ORDERS for f in [BoxFormat(o, u)]}
+    if in_units == "pixels" and (np.abs(boxes) <= 1).all():
+        shares |= {f: 0.0 for f in shares if f.unit == "pixels"}
+    best = max(shares, key=lambda f: (shares[f], f.unit == in_units))
+    possible = [f for f in shares if f.unit == in_units and shares[f] >= shares[best] - 0.01]
+    found = asked
+    if order is None and possible:
+        corners = BoxFormat("xyxy", in_units)
+        is_many = len(boxes) >= _ENOUGH_BOXES
+        found = corners if is_many and corners in possible else possible[0]
+    lost = 1 - shares[found]
+    exchanged = found.fits(boxes, size[:, ::-1])
+    if lost > _MOST or (lost >= _MANY and 1 - max(shares[best], exchanged) <= lost / 10):
+        fitting = f"they would fit as {best}" if shares[best] > _MOST else "no reading fits them"
+        if exchanged > shares[best]:
+            fitting = "they would fit if the image's width and height were exchanged"
+        raise SourceError(
+            f"{where}: {lost:.0%} of the boxes don't lie in their images, got boxes that can't be "
+            f"right against {found} expected; {fitting}. Give what they are (box_format, "
+            "box_unit), or the right file."
+        )
+    others = [f.order for f in possible if f != found and f.order != "yxyx"]
+    also = f"; {' and '.join(others)} would fit, too" if others else ""
+    is_told = order is not None and unit is not None
+    said = f"{where}: boxes read as {found}, found by a look at all {len(boxes):,}{also}"
+    return found, "" if is_told else f"{said} (box_format, box_unit say another)"
 
 
 def _inside(

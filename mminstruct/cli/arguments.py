@@ -212,7 +212,7 @@ def _is_flag(word: str) -> bool:
 def _is_source(word: str) -> bool:
     from mminstruct import sources
 
-    return all(part.strip().upper() in sources.names() for part in word.split("+"))
+    return sources.is_source(word)
 
 
 def _known_values(flag: str, given: _Given) -> Collection[str]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
@@ -37,7 +37,6 @@ from mminstruct.sources._image_licenses import ImageSize, License, Licenses, Pho
 from mminstruct.sources._tolerance import (
     OWN_DATA,
     BoxFormat,
-    FloatColumns,
     Mask,
     Numbers,
     check_pixels,
@@ -46,8 +45,30 @@ from mminstruct.sources._tolerance import (
 )
 
 IntColumn: TypeAlias = NDArray[np.int64]
-FindFormat: TypeAlias = Callable[[FloatColumns, FloatColumns, str], BoxFormat]
-"""Boxes, their images' sizes and the file -> what the boxes' numbers are."""
+FindFormat: TypeAlias = Callable[..., BoxFormat]
+"""Boxes, their images' sizes and the file -> what the boxes' numbers are.
+
+By the name ``order`` it may be told what the names of their columns say.
+"""
+
+
+class Reading(NamedTuple):
+    """How somebody's own data is read, as it was described.
+
+    Attributes:
+        label: the label to show for one in the files.
+        renamed: whether it has another.
+        usable: those of the images that are where they should be, with their sizes.
+        find_format: what the boxes' numbers are.
+        only_first: the first of several files says which images there are; else each does.
+    """
+
+    label: Callable[[str], str]
+    renamed: Callable[[str], bool]
+    usable: Callable[[dict[int, Image], str, ReadReport], dict[int, Image]]
+    find_format: FindFormat
+    only_first: bool = False
+
 
 _Id = Annotated[int, msgspec.Meta(ge=0, lt=10**12)]
 
@@ -207,18 +228,15 @@ def read_contexts(
     yield from make_contexts(images, captions, groups, licenses, report)
 
 
-def read_own(
-    files: Files, report: ReadReport, *, only_first: bool, find_format: FindFormat
-) -> Iterator[Context]:
+def read_own(files: Files, reading: Reading, report: ReadReport) -> Iterator[Context]:
     """The images of somebody's own files that have a caption or a box, by their ids.
 
     Each file may have captions, boxes or both, and any ids; what they say of an image adds up.
 
     Args:
         files: of whatever roles; all are read.
+        reading: how.
         report: counts what is left out.
-        only_first: the first file says which images there are; else each does.
-        find_format: says how their boxes are written.
 
     Raises:
         SourceError: a file is damaged, or it contradicts itself or another one.
@@ -226,16 +244,19 @@ def read_own(
     ids = Numbers()
     read = [(path.name, *decode(path, _ANY, report, ids)) for path in files.paths.values()]
     where = ", ".join(name for name, *_ in read)
-    images = usable_images(read[0][1].images, read[0][0], report, any_size=True)
+    listed_first = usable_images(read[0][1].images, read[0][0], report, any_size=True)
+    images: dict[int, Image] = dict(listed_first)
     for name, file, columns in read[1:]:
         # What is wrong with an image in several files counts once.
         more = usable_images(file.images, name, ReadReport(), any_size=True)
         _check_same_images(more, images, name, read[0][0])
-        images |= {} if only_first else {i: image for i, image in more.items() if i not in images}
+        if not reading.only_first:
+            images = more | images
         read[0][2].boxes.extend(columns.boxes)
         read[0][2].captions.extend(columns.captions)
     boxes, captions = read[0][2].boxes, read[0][2].captions
-    categories = categories_of([c for _, file, _ in read for c in file.categories], where)
+    every = [category for _, file, _ in read for category in file.categories]
+    categories = categories_of(every, where, reading.label)
     listed = {image.id for _, file, _ in read for image in file.images}
     captions.count_strays(listed, report)
     boxes.count_strays(listed, report)
@@ -243,7 +264,9 @@ def read_own(
         report.skip("box that isn't there or can't be read, and no caption", others)
     licenses = Licenses.of([entry for _, file, _ in read for entry in file.licenses])
     del read
-    groups = boxes.group(images, sorted(images), categories, where, report, find_format)
+    images = reading.usable(images, where, report)
+    find = reading.find_format
+    groups = boxes.group(images, sorted(images), categories, where, report, find)
     yield from make_contexts(images, captions, groups, licenses, report, ids.text, needs="either")
 
 

@@ -56,6 +56,8 @@ class Photo(ImageSize, gc=False):
     coco_url: str | None = None
     flickr_url: str | None = None
     license: int | None = None
+    author: str | None = None
+    title: str | None = None
 
 
 class License(msgspec.Struct, gc=False):
@@ -94,7 +96,9 @@ class Licenses:
             width=image.width or None,
             height=image.height or None,
             license=license,
-            license_url=license_url,
+            license_url=license_url or None,
+            author=image.author,
+            title=image.title,
         )
 
 

@@ -45,30 +45,8 @@ from mminstruct.sources._tolerance import (
 )
 
 IntColumn: TypeAlias = NDArray[np.int64]
-FindFormat: TypeAlias = Callable[..., BoxFormat]
-"""Boxes, their images' sizes and the file -> what the boxes' numbers are.
-
-By the name ``order`` it may be told what the names of their columns say.
-"""
-
-
-class Reading(NamedTuple):
-    """How somebody's own data is read, as it was described.
-
-    Attributes:
-        label: the label to show for one in the files.
-        renamed: whether it has another.
-        usable: those of the images that are where they should be, with their sizes.
-        find_format: what the boxes' numbers are.
-        only_first: the first of several files says which images there are; else each does.
-    """
-
-    label: Callable[[str], str]
-    renamed: Callable[[str], bool]
-    usable: Callable[[dict[int, Image], str, ReadReport], dict[int, Image]]
-    find_format: FindFormat
-    only_first: bool = False
-
+FindFormat: TypeAlias = Callable[[FloatColumns, FloatColumns], BoxFormat]
+"""Boxes and their images' sizes -> what the boxes' numbers are."""
 
 _Id = Annotated[int, msgspec.Meta(ge=0, lt=10**12)]
 
@@ -228,46 +206,46 @@ def read_contexts(
     yield from make_contexts(images, captions, groups, licenses, report)
 
 
-def read_own(files: Files, reading: Reading, report: ReadReport) -> Iterator[Context]:
-    """The images of somebody's own files that have a caption or a box, by their ids.
+class Parts(NamedTuple):
+    """What was read of somebody's own data; ``id_of`` gives a number's id."""
 
-    Each file may have captions, boxes or both, and any ids; what they say of an image adds up.
+    images: dict[int, Image]
+    captions: Captions
+    boxes: Instances
+    categories: dict[int, str]
+    licenses: Licenses
+    id_of: Callable[[int], str]
+
+
+def read_own(paths: Sequence[Path], report: ReadReport, *, only_first: bool) -> Parts:
+    """What files in COCO's format say, each of captions, boxes or both, with ids of any form.
 
     Args:
-        files: of whatever roles; all are read.
-        reading: how.
+        paths: what they say of an image adds up.
         report: counts what is left out.
+        only_first: the first says which images there are; else each does.
 
     Raises:
         SourceError: a file is damaged, or it contradicts itself or another one.
     """
     ids = Numbers()
-    read = [(path.name, *decode(path, _ANY, report, ids)) for path in files.paths.values()]
-    where = ", ".join(name for name, *_ in read)
-    listed_first = usable_images(read[0][1].images, read[0][0], report, any_size=True)
-    images: dict[int, Image] = dict(listed_first)
-    for name, file, columns in read[1:]:
+    read = [(path.name, *decode(path, ANY, report, ids)) for path in paths]
+    (first, file, found), *others = read
+    images = usable_images(file.images, first, report, any_size=True)
+    for name, file, columns in others:
         # What is wrong with an image in several files counts once.
         more = usable_images(file.images, name, ReadReport(), any_size=True)
-        _check_same_images(more, images, name, read[0][0])
-        if not reading.only_first:
-            images = more | images
-        read[0][2].boxes.extend(columns.boxes)
-        read[0][2].captions.extend(columns.captions)
-    boxes, captions = read[0][2].boxes, read[0][2].captions
-    every = [category for _, file, _ in read for category in file.categories]
-    categories = categories_of(every, where, reading.label)
+        _check_same_images(more, images, name, first)
+        images = images if only_first else more | images
+        found.extend(columns)
     listed = {image.id for _, file, _ in read for image in file.images}
-    captions.count_strays(listed, report)
-    boxes.count_strays(listed, report)
-    if others := sum(columns.others for _, _, columns in read):
-        report.skip("box that isn't there or can't be read, and no caption", others)
+    found.captions.count_strays(listed, report)
+    found.boxes.count_strays(listed, report)
+    found.count_others(report)
+    named = [category for _, file, _ in read for category in file.categories]
     licenses = Licenses.of([entry for _, file, _ in read for entry in file.licenses])
-    del read
-    images = reading.usable(images, where, report)
-    find = reading.find_format
-    groups = boxes.group(images, sorted(images), categories, where, report, find)
-    yield from make_contexts(images, captions, groups, licenses, report, ids.text, needs="either")
+    categories = categories_of(named, first)
+    return Parts(images, found.captions, found.boxes, categories, licenses, ids.text)
 
 
 def make_contexts(
@@ -317,11 +295,6 @@ class Image(Photo, kw_only=True, gc=False):
     """An image that has a name; what has no size is 0 wide and high."""
 
     file_name: str
-
-
-class _AnyImage(Image, kw_only=True, gc=False):
-    width: int = 0
-    height: int = 0
 
 
 class _Annotation(msgspec.Struct, gc=False):
@@ -386,11 +359,6 @@ class _Annotations:
 
     def add(self, annotations: list[Any]) -> None:
         self.image_ids.extend([annotation.image_id for annotation in annotations])
-
-    def extend(self, other: _Annotations) -> None:
-        """Add those of another file."""
-        for name, column in vars(self).items():
-            column.extend(getattr(other, name))
 
     def count_strays(self, images: set[int], report: ReadReport) -> None:
         """Count what is of no image in the file."""
@@ -488,7 +456,7 @@ class Instances(_Annotations):
         if find_format is None:
             check_pixels(xywh[usable], np.asarray(self.areas)[usable], size[usable], where)
         else:
-            found = find_format(xywh[usable], size[usable], where)
+            found = find_format(xywh[usable], size[usable])
             xywh = found.to_xywh(xywh)
             size = np.ones_like(size) if found.unit == "fractions" else size
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
@@ -529,13 +497,14 @@ class Instances(_Annotations):
             ]
 
 
-class _Both:
+class Both:
     """Columns of annotations each of which is a caption, a box or both."""
 
     def __init__(self) -> None:
         self.captions, self.boxes, self.others = Captions(), Instances(), 0
 
     def add(self, annotations: list[Any]) -> None:
+        """As the columns do."""
         captions = [a for a in annotations if a.caption is not None]
         boxes = [a for a in annotations if a.bbox is not None]
         self.captions.add(captions)
@@ -543,10 +512,22 @@ class _Both:
         if len(captions) + len(boxes) != len(annotations):
             self.others += sum(a.caption is None and a.bbox is None for a in annotations)
 
+    def extend(self, other: Both) -> None:
+        """Add those of another file."""
+        for mine, theirs in ((self.captions, other.captions), (self.boxes, other.boxes)):
+            for name, column in vars(mine).items():
+                column.extend(getattr(theirs, name))
+        self.others += other.others
+
+    def count_others(self, report: ReadReport) -> None:
+        """Count those that are neither."""
+        if self.others:
+            report.skip("box that isn't there or can't be read, and no caption", self.others)
+
 
 _INSTANCES = Layout(_InstancesFile, Instances, "box", "bbox", "caption")
 _CAPTIONS = Layout(_CaptionsFile, Captions, "caption", "caption", "bbox")
-_ANY = Layout(_AnyFile, _Both, "annotation", "bbox or caption", "")
+ANY = Layout(_AnyFile, Both, "annotation", "bbox or caption", "")
 
 _SizedImage = TypeVar("_SizedImage", bound=ImageSize)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
@@ -37,6 +37,7 @@ from mminstruct.sources._image_licenses import ImageSize, License, Licenses, Pho
 from mminstruct.sources._tolerance import (
     OWN_DATA,
     BoxFormat,
+    FloatColumns,
     Mask,
     Numbers,
     check_pixels,
@@ -45,8 +46,8 @@ from mminstruct.sources._tolerance import (
 )
 
 IntColumn: TypeAlias = NDArray[np.int64]
-FindFormat: TypeAlias = Callable[[FloatColumns, FloatColumns], BoxFormat]
-"""Boxes and their images' sizes -> what the boxes' numbers are."""
+FindFormat: TypeAlias = Callable[[FloatColumns, FloatColumns, FloatColumns], BoxFormat]
+"""Boxes, their areas as the file says, and their images' sizes -> what the numbers are."""
 
 _Id = Annotated[int, msgspec.Meta(ge=0, lt=10**12)]
 
@@ -209,7 +210,7 @@ def read_contexts(
 class Parts(NamedTuple):
     """What was read of somebody's own data; ``id_of`` gives a number's id."""
 
-    images: dict[int, Image]
+    images: Mapping[int, Image]
     captions: Captions
     boxes: Instances
     categories: dict[int, str]
@@ -254,37 +255,29 @@ def make_contexts(
     boxes: Iterator[list[Box]],
     licenses: Licenses,
     report: ReadReport,
-    id_of: Callable[[int], str] = "{:012d}".format,
-    *,
-    needs: Literal["captions", "either"] = "captions",
+    id_of: Callable[[int], str] | None = None,
 ) -> Iterator[Context]:
     """The images in the order of their numbers, each with its captions and boxes.
 
-    Args:
-        images: number -> image.
-        captions: of these and others.
-        boxes: of each image.
-        licenses: of the images.
-        report: counts what is left out.
-        id_of: number -> id of the context.
-        needs: what an image has to have, or there is nothing to say about it.
+    Each has to have captions, as COCO's own have, or with ``id_of``, which gives a number's id,
+    either.
     """
     wanted = sorted(images)
     names: set[str] = set()
     for image_id, texts, own in zip(wanted, captions.group(wanted), boxes, strict=True):
-        image, context_id = images[image_id], id_of(image_id)
+        image = images[image_id]
+        context_id = id_of(image_id) if id_of else f"{image_id:012d}"
         cleaned = _clean_captions(texts, context_id, report)
         file_name = published_name(image.file_name)
         if file_name != image.file_name:
             report.skip("path before a file's name", example=context_id, harmless=True)
-        is_described = bool(cleaned or (own and needs == "either"))
-        if not is_described or not file_name or file_name in names:
-            why = "whose name another image has" if file_name in names else "without a file name"
-            if not is_described:
-                why = "without captions" if needs == "captions" else "without captions and boxes"
-            # Tools list images in which there is nothing, too.
-            is_usual = not is_described and needs == "either"
-            report.skip(f"image {why}", example=context_id, harmless=is_usual)
+        if id_of and not cleaned and not own:  # tools list images in which there is nothing, too
+            report.skip("image without captions and boxes", example=context_id, harmless=True)
+            continue
+        if not (cleaned or id_of) or not file_name or file_name in names:
+            named = "whose name another image has" if file_name in names else "without a file name"
+            is_named = cleaned or id_of
+            report.skip(f"image {named if is_named else 'without captions'}", example=context_id)
             continue
         names.add(file_name)
         report.contexts += 1
@@ -292,9 +285,14 @@ def make_contexts(
 
 
 class Image(Photo, kw_only=True, gc=False):
-    """An image that has a name; what has no size is 0 wide and high."""
+    """An image with a name."""
 
     file_name: str
+
+
+class _AnyImage(Image, kw_only=True, gc=False):
+    width: int = 0
+    height: int = 0
 
 
 class _Annotation(msgspec.Struct, gc=False):
@@ -454,10 +452,11 @@ class Instances(_Annotations):
         size = sizes[place].astype(np.float64)
         finite = np.isfinite(xywh).all(axis=1)
         usable = (ids[place] == owners) & finite
+        said = xywh[usable], np.asarray(self.areas)[usable], size[usable]
         if find_format is None:
-            check_pixels(xywh[usable], np.asarray(self.areas)[usable], size[usable], where)
+            check_pixels(*said, where)
         else:
-            found = find_format(xywh[usable], size[usable])
+            found = find_format(*said)
             xywh = found.to_xywh(xywh)
             size = np.ones_like(size) if found.unit == "fractions" else size
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):

@@ -1,47 +1,62 @@
 """Tables of images: JSON lines, a JSON list, CSV or Parquet, a row an image or a row an annotation.
 
-Rows of one image add up, wherever they are. A table ends in the columns that COCO's files end in,
-and is checked as these are; of its own are the names of its columns, and how a cell is written.
+Rows become entries as COCO's files have them, so one reader tolerates and doubts the same in both;
+of a table's own are the names of columns, and how boxes are written in a cell.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
-import math
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import msgspec
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet
 
 from mminstruct.errors import SourceError, did_you_mean
-from mminstruct.schema import Context
-from mminstruct.sources._annotation_file import open_text
+from mminstruct.sources._annotation_file import Tolerant, open_text
 from mminstruct.sources._base import ReadReport
-from mminstruct.sources._coco import Captions, Image, Instances, Reading, make_contexts
+from mminstruct.sources._coco import ANY, Both, Parts, usable_images
 from mminstruct.sources._image_licenses import Licenses, spdx_of
-from mminstruct.sources._tolerance import Order, loads, published_url
+from mminstruct.sources._tolerance import Numbers, Order, loads
 from mminstruct.strict_yaml import Strict
 
 _HEAD = 1000  # rows that say which columns there are
-_BATCH_ROWS = 4096
-_CORNERS = (
-    *(("xmin", "ymin", "xmax", "ymax"), ("x_min", "y_min", "x_max", "y_max")),
-    *(("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom")),
-)
-_BY_SIZE = (("bbox_x", "bbox_y", "bbox_width", "bbox_height"), ("x", "y", "width", "height"))
-_LABELS = ("label", "category", "class", "name", "category_name", "class_name", "labels")
-_BOXES = ("bbox", "box", "bboxes", "boxes", "xywh", "xyxy")
-_TEXTS = ("caption", "text", "raw", "sentence")
+_CHUNK = 2000
+# What four numbers in cells of their own are called, in lower case.
+_FOUR: dict[tuple[str, ...], Order] = {
+    ("xmin", "ymin", "xmax", "ymax"): "xyxy",
+    ("x_min", "y_min", "x_max", "y_max"): "xyxy",
+    ("x1", "y1", "x2", "y2"): "xyxy",
+    ("left", "top", "right", "bottom"): "xyxy",
+    ("bbox_x", "bbox_y", "bbox_width", "bbox_height"): "xywh",
+    ("x", "y", "width", "height"): "xywh",
+}
+_LABEL = ("label", "category", "class", "name", "category_name", "class_name", "labels")
+_BBOX = ("bbox", "box", "bboxes", "boxes")
+_TEXT = ("caption", "text", "raw")
+_USUAL = {
+    "image": ("image", "file_name", "filename", "image_path", "image_name", "img", "file", "path"),
+    "id": ("image_id", "imageid"),
+    "captions": ("captions", *_TEXT, "texts", "sentences", "description"),
+    "boxes": ("boxes", "objects", "annotations"),
+    "bbox": _BBOX,
+    "label": _LABEL,
+    "width": ("width", "image_width"),
+    "height": ("height", "image_height"),
+    "license": ("image_license", "license"),
+    "url": ("image_url", "url", "coco_url"),
+    "author": ("author",),
+    "title": ("title",),
+}
 
 
 class Columns(Strict):
-    """Which column has what; what isn't stated is found by its name, if it has a usual one."""
+    """Which column has what; what isn't stated is found by a usual name, but for ``split``."""
 
     image: str | None = None
     id: str | None = None
@@ -57,300 +72,164 @@ class Columns(Strict):
     title: str | None = None
     split: str | None = None
 
-    def found_in(self, names: list[str], where: str) -> Columns:
-        """All of them, as stated or found among the names.
+    def found_in(self, names: list[str], where: str) -> dict[str, Any]:
+        """Role -> column, or several, as stated or found among the names of a table's columns.
 
         Raises:
-            SourceError: one that is stated isn't there, or none says what a row is about.
+            SourceError: one that is stated isn't there, or none has the image's name.
         """
-        stated = {role: value for role, value in self if value is not None}
-        for value in chain(*([v] if isinstance(v, str) else v for v in stated.values())):
-            if value not in names:
+        stated = self.model_dump(exclude_none=True)
+        wanted = chain.from_iterable([c] if isinstance(c, str) else c for c in stated.values())
+        for name in wanted:
+            if name not in names:
                 raise SourceError(
-                    f"{where}: no column {value!r}{did_you_mean(value, names)}, got "
-                    f"{', '.join(names)}. Name one of these."
+                    f"{where}: no column {name!r}, got {', '.join(names)} against it expected"
+                    f"{did_you_mean(name, names)}. Name one of these."
                 )
-        known = {name.casefold(): name for name in names}
-        free = {name: known[name] for name in known if known[name] not in stated.values()}
+        free = {name.casefold(): name for name in names if name not in stated.values()}
         found: dict[str, Any] = {}
+        four = next((four for four in _FOUR if free.keys() >= set(four)), ())
         for role, usual in _USUAL.items():
-            if (name := next((free[n] for n in usual if n in free), None)) is not None:
-                found[role] = name
-        for corners in (*_CORNERS, *_BY_SIZE):
-            if free.keys() >= set(corners) and "boxes" not in {**found, **stated}:
-                found.setdefault("bbox", tuple(free[name] for name in corners))
-                for role in ("width", "height"):
-                    if found.get(role) in found["bbox"]:
-                        del found[role]
-        columns = Columns(**{**found, **stated})
-        if columns.image is None and columns.id is None:
+            if own := [free.pop(name) for name in usual if name in free and name not in four][:1]:
+                found[role] = own[0]
+        if four and not {"boxes", "bbox"} & {**found, **stated}.keys():
+            found["bbox"] = tuple(free[name] for name in four)
+        found |= stated
+        if "image" not in found and "id" not in found:
             raise SourceError(
                 f"{where}: no column with the image's name, got {', '.join(names)} against image, "
-                "file_name or the like expected. Say which it is (--image_column)."
+                "file_name or the like expected. Say which it is (image_column)."
             )
-        return columns
-
-    def names(self) -> list[str]:
-        """All columns that are read."""
-        values = (value for _, value in self if value is not None)
-        return list(dict.fromkeys(chain(*([v] if isinstance(v, str) else v for v in values))))
+        return found
 
 
-# What else a description may say of columns isn't guessed: `split` least of all.
-_USUAL = {
-    "image": ("image", "file_name", "filename", "image_path", "image_name", "img", "file", "path"),
-    "id": ("image_id", "imageid"),
-    "captions": ("captions", "caption", "text", "texts", "sentences", "description"),
-    "boxes": ("boxes", "objects", "annotations"),
-    "bbox": ("bbox", "box", "bboxes"),
-    "label": _LABELS,
-    "width": ("width", "image_width", "img_width"),
-    "height": ("height", "image_height", "img_height"),
-    "license": ("image_license", "license", "licence"),
-    "url": ("image_url", "url", "coco_url"),
-    "author": ("author",),
-    "title": ("title",),
-}
-
-
-class _Table:
-    """The rows of a table in columns, by image."""
-
-    def __init__(self, columns: Columns, where: str, report: ReadReport) -> None:
-        self.columns, self.where, self.report = columns, where, report
-        self.numbers: dict[str, int] = {}
-        self.images: dict[int, Image] = {}
-        self.captions, self.boxes = Captions(), Instances()
-        self.labels: dict[str, int] = {}
-        self.licenses: dict[tuple[str | None, str], int] = {}
-
-    def add(self, row: Mapping[str, Any], named: str) -> None:
-        """Take a row in; what can't be read of it is counted."""
-        columns = self.columns
-        name = _text(_path_of(row.get(columns.image or "")))
-        id = _text(row.get(columns.id or "")) or name
-        if not id:
-            self.report.skip("image without a name", example=named)
-            return
-        image = self._image(row, name or id)
-        number = self.numbers.setdefault(id, len(self.numbers))
-        image.id = number
-        if (known := self.images.setdefault(number, image)) != image:
-            raise SourceError(
-                f"{self.where}, {named}: what it says of the image {id!r} differs from another row "
-                f"about it, got {_differences(image, known)} expected. Give one of them "
-                "another id, or mend the row."
-            )
-        captions = (columns.captions,) if isinstance(columns.captions, str) else columns.captions
-        texts = [text for column in captions or () for text in _texts(row.get(column))]
-        self.captions.image_ids.extend([number] * len(texts))
-        self.captions.texts.extend(texts)
-        self._add_boxes(row, number, id)
-
-    def _image(self, row: Mapping[str, Any], name: str) -> Image:
-        columns = self.columns
-        license = _text(row.get(columns.license or ""))
-        is_url = "://" in license
-        key = (spdx_of(license) if is_url else license, license if is_url else "")
-        url = _text(row.get(columns.url or "")) or (name if "://" in name else "")
-        return Image(
-            id=0,
-            file_name=name,
-            width=_side(row.get(columns.width or "")),
-            height=_side(row.get(columns.height or "")),
-            coco_url=published_url(url),
-            license=self.licenses.setdefault(key, len(self.licenses)) if license else None,
-            author=_text(row.get(columns.author or "")) or None,
-            title=_text(row.get(columns.title or "")) or None,
-        )
-
-    def _add_boxes(self, row: Mapping[str, Any], number: int, id: str) -> None:
-        boxes, columns = self.boxes, self.columns
-        label = row.get(columns.label or "")
-        if isinstance(columns.bbox, tuple):
-            found: Any = [(label, [row.get(name) for name in columns.bbox])]
-        elif columns.boxes:
-            found = _boxes(row.get(columns.boxes), label)
-        else:
-            found = _boxes(row.get(columns.bbox or ""), label)
-        for name, numbers in found:
-            if not (text := " ".join(_text(name).split())):
-                if any(n not in (None, "") for n in numbers or ()):
-                    self.report.skip("box without a label", example=id)
-                continue
-            try:
-                a, b, c, d = map(float, numbers)
-            except (TypeError, ValueError):
-                self.report.skip("box that isn't four numbers", example=id)
-                continue
-            boxes.image_ids.append(number)
-            boxes.category_ids.append(self.labels.setdefault(text, len(self.labels)))
-            boxes.xywh.extend((a, b, c, d))
-            boxes.areas.append(math.nan)
-            boxes.is_group.append(0)
-
-    @property
-    def order(self) -> Order | None:
-        """What the names of the boxes' columns say of them."""
-        names = tuple(map(str.casefold, self.columns.bbox or ()))
-        return "xyxy" if names in _CORNERS else "xywh" if names in _BY_SIZE else None
-
-
-def read_table(
-    paths: list[Path], stated: Columns, reading: Reading, report: ReadReport, split: str = ""
-) -> Iterator[Context]:
-    """The images of some tables with the same columns, in the order of their first rows.
+def read_tables(
+    tables: Iterable[tuple[str, Iterator[Mapping[str, Any]]]],
+    stated: Columns,
+    split: str,
+    report: ReadReport,
+) -> tuple[Parts, Order | None]:
+    """What tables say, and what the names of their boxes' columns say of the numbers.
 
     Args:
-        paths: the tables.
-        stated: their columns, as far as they are stated.
-        reading: how they are read.
+        tables: names and rows; those of one image add up, wherever they are.
+        stated: columns.
+        split: only rows with it in the column of that name, if there is one.
         report: counts what is left out.
-        split: the rows that have it in the column of that name.
 
     Raises:
-        SourceError: a column isn't there, rows of one image contradict each other, or most boxes
-            can't be right.
+        SourceError: a column isn't there, or rows contradict each other.
     """
-    where = ", ".join(path.name for path in paths)
-    columns = stated.found_in(names_in(paths[0]), where)
-    table = _Table(columns, where, report)
-    needed = columns.names()
-    for path in paths:
-        for number, row in enumerate(rows_in(path, needed, report), 1):
-            if columns.split is None or _text(row.get(columns.split)) == split:
-                table.add(row, f"row {number}")
-    numbered = [label for label in table.labels if label.isdigit()]
-    if numbered and not any(map(reading.renamed, numbered)):
-        raise SourceError(
-            f"{where}: labels that are numbers, got {', '.join(numbered[:5])} against names "
-            "expected. Say what they mean in a description (categories: {0: dog})."
-        )
-    ids = list(table.numbers)
-    images = reading.usable(table.images, where, report)
-    named = {n: reading.label(label) for label, n in table.labels.items()}
-    find = partial(reading.find_format, order=table.order)
-    groups = table.boxes.group(images, sorted(images), named, where, report, find)
-    licenses = Licenses({n: key for key, n in table.licenses.items()})
-    yield from make_contexts(
-        images, table.captions, groups, licenses, report, ids.__getitem__, needs="either"
-    )
+    ids, found, order = Numbers(), Both(), None
+    images: dict[int, Any] = {}
+    contradicting: list[Any] = []
+    labels: dict[int, str] = {}
+    licenses: dict[int | None, tuple[str | None, str]] = {}
+    for where, rows in tables:
+        head = list(islice(rows, _HEAD))
+        rows = chain(head, rows)
+        columns = stated.found_in(list(dict.fromkeys(n for row in head for n in row)), where)
+        bbox = columns.get("bbox")
+        order = _FOUR.get(tuple(map(str.casefold, bbox))) if isinstance(bbox, tuple) else None
+        if "split" in columns:
+            rows = (row for row in rows if str(row.get(columns["split"])) == split)
+        while chunk := list(islice(rows, _CHUNK)):
+            entries: dict[str, list[Any]] = {"images": [], "annotations": []}
+            for row in chunk:
+                image, annotations = _entries(row, columns)
+                image["id"] = number = ids.number(image["id"])
+                if (license := image["license"]) is not None:
+                    image["license"] = ids.number(license)
+                    spdx = spdx_of(license) if "://" in license else license
+                    licenses[image["license"]] = spdx, license if "://" in license else ""
+                for entry in annotations:
+                    entry["image_id"] = number
+                    if label := " ".join(str(entry.pop("label", None) or "").split()):
+                        entry["category_id"] = ids.number(label)
+                        labels[entry["category_id"]] = label
+                entries["images"].append(image)
+                entries["annotations"] += annotations
+            read = _typed(entries, report)
+            for one in read["images"]:
+                if images.setdefault(one.id, one) != one:
+                    contradicting.append(one)
+            found.add(read["annotations"])
+    known = usable_images([*images.values(), *contradicting], where, report, any_size=True)
+    found.count_others(report)
+    table = Licenses(licenses)
+    return Parts(known, found.captions, found.boxes, labels, table, ids.text), order
 
 
-def names_in(path: Path) -> list[str]:
-    """The names of a table's columns."""
-    kind = _kind(path)
-    if kind == "parquet":
-        return list(pyarrow.parquet.read_schema(path).names)
-    if kind == "csv":
-        return _header(path)[0]
-    head = islice(_json_rows(path, ReadReport()), _HEAD)
-    return list(dict.fromkeys(name for row in head for name in row))
-
-
-def rows_in(path: Path, columns: list[str], report: ReadReport) -> Iterator[Mapping[str, Any]]:
-    """The rows of a table, one after the other, with at least these columns.
-
-    Raises:
-        SourceError: it can't be read, or is no table.
-    """
-    kind = _kind(path)
-    if kind == "json":
-        yield from _json_rows(path, report)
-        return
+def _typed(entries: dict[str, list[Any]], report: ReadReport) -> dict[str, list[Any]]:
+    """The same entries as the reader of COCO's format has them."""
     try:
-        with open_text(path) as file:
-            if kind == "parquet":
-                parquet = pyarrow.parquet.ParquetFile(file)
-                batches: Any = parquet.iter_batches(_BATCH_ROWS, columns=columns)
-            else:
-                batches = _open_csv(path, file, columns)
-            for batch in batches:
-                cells = (batch.column(name).to_pylist() for name in columns)
-                yield from (
-                    dict(zip(columns, row, strict=True)) for row in zip(*cells, strict=True)
-                )
-    except pa.ArrowException as error:
-        raise SourceError(
-            f"{path.name}: not readable, got {str(error)!r} against a table in UTF-8 expected. "
-            "Give another file, or mend it."
-        ) from error
+        return {key: msgspec.convert(entries[key], ANY.types[key]) for key in entries}
+    except msgspec.ValidationError:
+        tolerant = Tolerant(ANY, None)
+        read = tolerant.tidy(entries)
+        report.add(tolerant.report)
+        return read
 
 
-def _kind(path: Path) -> str:
-    """csv, parquet or json."""
-    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
-    return {".tsv": "csv", ".csv": "csv", ".parquet": "parquet"}.get(suffix, "json")
+def _entries(row: Mapping[str, Any], columns: Mapping[str, Any]) -> tuple[Any, list[Any]]:
+    """A row's image and annotations, with labels in the place of categories."""
+    cells = {role: row.get(columns.get(role, "")) for role in _USUAL if role in columns}
+    name = cells.get("image")
+    name = name.get("path") if isinstance(name, Mapping) else name  # as `datasets` has images
+    name = str(name if name is not None else cells.get("id") or "")
+    id = cells.get("id")
+    image = {
+        "id": name if id in (None, "") else id,
+        "file_name": name,
+        "width": cells.get("width") or 0,
+        "height": cells.get("height") or 0,
+        "coco_url": cells.get("url") or (name if "://" in name else None),
+        "license": str(cells["license"]) if cells.get("license") else None,
+        "author": cells.get("author"),
+        "title": cells.get("title"),
+    }
+    named = columns.get("captions", ())
+    texts = (t for c in ([named] if isinstance(named, str) else named) for t in _texts(row.get(c)))
+    annotations: list[Any] = [{"caption": text} for text in texts]
+    if "boxes" in columns:
+        boxes = _opened(cells["boxes"])
+    elif isinstance(bbox := columns.get("bbox"), tuple):
+        numbers = [row.get(column) for column in bbox]
+        boxes = [{"label": cells.get("label"), "bbox": numbers}] if any(map(bool, numbers)) else []
+    else:
+        boxes = {"label": _opened(cells.get("label")), "bbox": _opened(cells.get("bbox"))}
+    return image, annotations + [_box(box) for box in _listed(boxes)]
 
 
-def _header(path: Path) -> tuple[list[str], str]:
-    """The names in the first line of a CSV file, and what is between them."""
-    with open_text(path) as file:
-        line = file.readline().decode(errors="replace")
-    delimiter = max(",;\t", key=line.count)
-    return next(csv.reader([line], delimiter=delimiter), []), delimiter
+def _listed(boxes: Any) -> Iterator[Mapping[str, Any]]:
+    """Boxes in a list, or in an object of lists side by side, or a single one."""
+    if isinstance(boxes, Mapping):
+        numbers = next((boxes[key] for key in _BBOX if boxes.get(key)), None)
+        if not numbers:
+            return
+        is_one = not isinstance(numbers[0], list)
+        lists = {key: [value] if is_one else value for key, value in boxes.items()}
+        lists = {k: v if isinstance(v, list) else [v] * len(numbers) for k, v in lists.items()}
+        boxes = [dict(zip(lists, box, strict=True)) for box in zip(*lists.values(), strict=False)]
+    yield from (box for box in boxes or () if isinstance(box, Mapping))
 
 
-def _open_csv(path: Path, file: Any, columns: list[str]) -> Any:
-    names, delimiter = _header(path)
-    return pyarrow.csv.open_csv(
-        file,
-        parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        convert_options=pyarrow.csv.ConvertOptions(
-            include_columns=columns, column_types=dict.fromkeys(names, pa.string())
-        ),
-    )
+def _box(box: Mapping[str, Any]) -> dict[str, Any]:
+    label = next((box[key] for key in _LABEL if key in box), None)
+    bbox = next((box[key] for key in _BBOX if key in box), None)
+    if bbox is None:
+        bbox = next(([box[key] for key in four] for four in _FOUR if box.keys() >= set(four)), None)
+    return {"label": label, "bbox": bbox}
 
 
-def _json_rows(path: Path, report: ReadReport) -> Iterator[Mapping[str, Any]]:
-    """The objects of a JSON list or of JSON lines."""
-    with open_text(path) as file:
-        if cast(Any, file).peek(1).lstrip()[:1] == b"[":
-            rows: Iterator[tuple[int, Any]]
-            try:
-                rows = enumerate(loads(file.read()), 1)
-            except (ValueError, RecursionError) as error:
-                raise SourceError(
-                    f"{path.name}: damaged, got {str(error)!r} against a list of objects expected. "
-                    "Give another file."
-                ) from error
-        else:
-            rows = ((n, line) for n, line in enumerate(file, 1) if not line.isspace())
-        decode = msgspec.json.Decoder().decode
-        for number, entry in rows:
-            try:
-                row = decode(entry) if isinstance(entry, bytes) else entry
-            except msgspec.DecodeError:
-                try:
-                    row = loads(entry)
-                except (ValueError, RecursionError):
-                    row = None
-            if isinstance(row, dict):
-                yield row
-            else:
-                report.skip("image that can't be read, a row", example=f"row {number}")
-
-
-def _text(value: Any) -> str:
-    """A cell as text; nothing where there is nothing."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip()
-
-
-def _side(value: Any) -> int:
-    """Pixels; 0 where there is no number."""
-    try:
-        return max(0, int(float(value)))
-    except (TypeError, ValueError, OverflowError):
-        return 0
-
-
-def _path_of(image: Any) -> Any:
-    """The name in the cell of an image, which `datasets` writes as bytes and path."""
-    return image.get("path") if isinstance(image, Mapping) else image
+def _texts(cell: Any) -> Iterator[Any]:
+    """The captions in a cell: one, a list, or a list of objects with one each."""
+    cell = _opened(cell)
+    for text in cell if isinstance(cell, list) else [cell]:
+        if isinstance(text, Mapping):
+            text = next((text[key] for key in _TEXT if key in text), None)
+        if text not in (None, "") and text == text:  # NaN is none
+            yield text
 
 
 def _opened(cell: Any) -> Any:
@@ -363,47 +242,45 @@ def _opened(cell: Any) -> Any:
     return cell
 
 
-def _texts(cell: Any) -> Iterator[str]:
-    """The captions in a cell: one, a list, or a list of objects with one each."""
-    cell = _opened(cell)
-    for item in cell if isinstance(cell, list) else [cell]:
-        if isinstance(item, Mapping):
-            item = next((item[name] for name in _TEXTS if name in item), None)
-        if item is not None and not (isinstance(item, float) and math.isnan(item)):
-            yield str(item)
+def rows_in(path: Path, report: ReadReport) -> Iterator[Mapping[str, Any]]:
+    """The rows of a table, one after the other.
+
+    Raises:
+        SourceError: it can't be read, or is no table.
+    """
+    name = path.name.lower().removesuffix(".gz")
+    try:
+        with open_text(path) as file:
+            if name.endswith(".parquet"):
+                for batch in pyarrow.parquet.ParquetFile(file).iter_batches(_CHUNK):
+                    yield from batch.to_pylist()
+            elif name.endswith((".csv", ".tsv")):
+                text = codecs.iterdecode(file, "utf-8")
+                first = next(text, "")
+                delimiter = max(",;\t", key=first.count)
+                rows = csv.DictReader(chain([first], text), delimiter=delimiter)
+                yield from ({k: v for k, v in row.items() if k} for row in rows)
+            else:
+                yield from _json_rows(file, report)
+    except (pa.ArrowException, ValueError, csv.Error, RecursionError) as error:
+        raise SourceError(
+            f"{path.name}: not readable, got {str(error)!r:.200} against a table in UTF-8 "
+            "expected. Mend it, or give another file."
+        ) from error
 
 
-def _boxes(cell: Any, labels: Any) -> Iterator[tuple[Any, Any]]:
-    """Label and numbers of each box in a cell: one, a list of them, or lists side by side."""
-    cell, labels = _opened(cell), _opened(labels)
-    if isinstance(cell, Mapping):
-        label_key, bbox_key = _keys_of(cell)
-        numbers, names = cell.get(bbox_key), cell.get(label_key)
-        is_list = isinstance(numbers, list) and (not numbers or isinstance(numbers[0], list))
-        yield from zip(names or (), numbers or (), strict=False) if is_list else [(names, numbers)]
-    elif isinstance(cell, list) and cell and isinstance(cell[0], Mapping):
-        label_key, bbox_key = _keys_of(cell[0])
-        if bbox_key:
-            yield from ((box.get(label_key), box.get(bbox_key)) for box in cell)
-            return
-        for box in cell:
-            corners = next((c for c in (*_CORNERS, *_BY_SIZE) if box.keys() >= set(c)), ())
-            yield box.get(label_key), [box[name] for name in corners]
-    elif isinstance(cell, list) and cell and isinstance(cell[0], list):
-        names = labels if isinstance(labels, list) else [labels] * len(cell)
-        yield from zip(names, cell, strict=False)
-    elif cell:
-        yield labels, cell
-
-
-def _keys_of(box: Mapping[str, Any]) -> tuple[str, str]:
-    return (
-        next((name for name in _LABELS if name in box), ""),
-        next((name for name in _BOXES if name in box), ""),
-    )
-
-
-def _differences(one: Image, other: Image) -> str:
-    fields = msgspec.structs.asdict(one).items()
-    got = [(name, value, getattr(other, name)) for name, value in fields]
-    return ", ".join(f"{n} {a!r} against {b!r}" for n, a, b in got if a != b)
+def _json_rows(file: IO[bytes], report: ReadReport) -> Iterator[Mapping[str, Any]]:
+    """The objects of a JSON list, or of lines; lines that aren't any are counted."""
+    if cast(Any, file).peek(1).lstrip()[:1] == b"[":
+        yield from (row for row in loads(file.read()) if isinstance(row, dict))
+        return
+    decode = msgspec.json.Decoder(dict[str, Any]).decode
+    for number, line in enumerate(file, 1):
+        try:
+            yield decode(line)
+        except msgspec.DecodeError:
+            try:
+                yield dict(loads(line))
+            except (ValueError, TypeError, RecursionError):
+                if not line.isspace():
+                    report.skip("image in a line that can't be read", example=f"line {number}")

@@ -14,10 +14,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Any, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -132,14 +130,20 @@ class Numbers:
     """Ids of any form as numbers: whole numbers of up to twelve digits are what they are."""
 
     def __init__(self) -> None:
-        self._texts: dict[str, int] = {}
+        self._known: dict[str | int, int] = {}
+        self._texts: list[str] = []
 
     def number(self, value: Any) -> Any:
         """The number for an id, always the same; anything that can't be one as it is."""
-        whole = _plain(value, False)
-        if not isinstance(whole, str | int) or (type(whole) is int and 0 <= whole < _FIRST_GIVEN):
-            return whole
-        return _FIRST_GIVEN + self._texts.setdefault(str(value), len(self._texts))
+        if type(value) not in (str, int):
+            return _plain(value, False)
+        if (known := self._known.get(value)) is None:
+            known = _plain(value, False)
+            if not (isinstance(known, int) and 0 <= known < _FIRST_GIVEN):
+                known = _FIRST_GIVEN + len(self._texts)
+                self._texts.append(str(value).strip())
+            self._known[value] = known
+        return known
 
     def replace(self, entry: Any, fields: Iterable[str]) -> Any:
         """The entry of a list with numbers in some of its fields."""
@@ -147,14 +151,10 @@ class Numbers:
             return entry
         return entry | {name: self.number(entry[name]) for name in fields if name in entry}
 
-    @cached_property
-    def _by_number(self) -> list[str]:
-        return list(self._texts)
-
     def text(self, number: int) -> str:
-        """The id that a number stands for, once all have one."""
+        """The id that a number stands for."""
         is_given = number >= _FIRST_GIVEN
-        return self._by_number[number - _FIRST_GIVEN] if is_given else f"{number:012d}"
+        return self._texts[number - _FIRST_GIVEN] if is_given else f"{number:012d}"
 
 
 def _plain(value: Any, is_text: bool) -> Any:
@@ -307,8 +307,7 @@ _ORDERS: dict[Order, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class BoxFormat:
+class BoxFormat(NamedTuple):
     """What the four numbers of a box are."""
 
     order: Order
@@ -320,70 +319,66 @@ class BoxFormat:
     def to_xywh(self, boxes: FloatColumns) -> FloatColumns:
         """(N, 4) left, top, width and height, in the same unit."""
         a, b, c, d = boxes.T
-        if self.order == "xyxy":
-            return np.stack([a, b, c - a, d - b], axis=1)
         if self.order == "yxyx":
-            return np.stack([b, a, d - b, c - a], axis=1)
-        return np.stack([a - c / 2, b - d / 2, c, d], axis=1) if self.order == "cxcywh" else boxes
+            a, b, c, d = b, a, d, c
+        if self.order in ("xyxy", "yxyx"):
+            c, d = c - a, d - b
+        elif self.order == "cxcywh":
+            a, b = a - c / 2, b - d / 2
+        return np.stack([a, b, c, d], axis=1)
 
     def fits(self, boxes: FloatColumns, size: FloatColumns) -> float:
-        """Which share of boxes lies in their images, read so; 0..1."""
+        """Which share of the boxes lies in their images, read so."""
         x, y, width, height = self.to_xywh(boxes).T
-        one = 1.0 if self.unit == "pixels" else 0.01  # exporters round
-        room = size * 1.01 + 1 if self.unit == "pixels" else np.full_like(size, 1.01)
-        inside = (x >= -one) & (y >= -one) & (x + width <= room[:, 0]) & (y + height <= room[:, 1])
-        return float((inside & (width > 0) & (height > 0)).mean())
+        # In fractions there is less to round.
+        scale = 1.0 if self.unit == "pixels" else 100.0
+        room = size * 1.01 + 1 if self.unit == "pixels" else np.full_like(size, scale + 1)
+        fit = _inside(x * scale, y * scale, (x + width) * scale, (y + height) * scale, room)
+        return float((fit & (width > 0) & (height > 0)).mean())
 
 
 @np.errstate(over="ignore", invalid="ignore")
 def find_format(
     boxes: FloatColumns, size: FloatColumns, order: Order | None, unit: Unit | None, where: str
-) -> tuple[BoxFormat, str]:
-    """What the boxes of a file are, as stated or by a look at all of them; and what was found.
+) -> BoxFormat:
+    """What the boxes of a file are, as it is stated, or by a look at all of them.
 
     Args:
-        boxes: (N, 4) four finite numbers each.
+        boxes: (N, 4) finite numbers.
         size: (N, 2) width and height of their images in pixels; 0 is not known.
         order: as stated, or None.
         unit: as stated, or None.
         where: the file.
 
     Raises:
-        SourceError: they don't fit what was stated, or nothing fits them.
+        SourceError: most don't fit it.
     """
-    in_units = unit or ("fractions" if (np.abs(boxes) <= 1).all() and len(boxes) else "pixels")
-    seen = (size > 0).all(axis=1) | (in_units == "fractions")
-    boxes, size = boxes[seen], size[seen]
-    asked = BoxFormat(order or "xywh", in_units)
-    if not len(boxes):
-        return asked, ""
-    units: tuple[Unit, ...] = ("pixels", "fractions")
-    shares = {f: f.fits(boxes, size) for u in units for o in _ORDERS for f in [BoxFormat(o, u)]}
-    if in_units == "pixels" and (np.abs(boxes) <= 1).all():
-        shares |= {f: 0.0 for f in shares if f.unit == "pixels"}
-    best = max(shares, key=lambda f: (shares[f], f.unit == in_units))
-    possible = [f for f in shares if f.unit == in_units and shares[f] >= shares[best] - 0.01]
-    found = asked
-    if order is None and possible:
-        corners = BoxFormat("xyxy", in_units)
-        is_many = len(boxes) >= _ENOUGH_BOXES
-        found = corners if is_many and corners in possible else possible[0]
-    lost = 1 - shares[found]
-    exchanged = found.fits(boxes, size[:, ::-1])
-    if lost > _MOST or (lost >= _MANY and 1 - max(shares[best], exchanged) <= lost / 10):
-        fitting = f"they would fit as {best}" if shares[best] > _MOST else "no reading fits them"
-        if exchanged > shares[best]:
-            fitting = "they would fit if the image's width and height were exchanged"
+    is_small = len(boxes) > 0 and bool((np.abs(boxes) <= 1).all())
+    units: dict[Unit, Any] = {"pixels": (size > 0).all(axis=1), "fractions": slice(None)}
+    likely = unit or ("fractions" if is_small else "pixels")
+    if not len(boxes[units[likely]]):
+        return BoxFormat(order or "xywh", likely)
+    shares = {
+        (read := BoxFormat(o, u)): read.fits(boxes[seen], size[seen])
+        for u, seen in units.items()
+        for o in _ORDERS
+        if len(boxes[seen]) and not (is_small and u == "pixels")
+    }
+    best = max(shares, key=lambda read: (shares[read], read.unit == likely))
+    asked = [read for read in shares if read.unit == likely and order in (None, read.order)]
+    most = max((shares[read] for read in asked), default=0.0)
+    fitting = [read for read in asked if shares[read] >= most - 0.01]
+    found = fitting[0] if fitting else BoxFormat(order or "xywh", likely)
+    if 1 - most > _MOST or (1 - most >= _MANY and 1 - shares[best] <= (1 - most) / 10):
+        what = f"{1 - most:.0%} of the boxes leave their images"
+        named = str(best) if shares[best] > _MOST else None
+        raise _doubt(where, what, named, expected=str(found))
+    if len(boxes) >= _ENOUGH_BOXES and {"xywh", "xyxy"} <= {read.order for read in fitting}:
         raise SourceError(
-            f"{where}: {lost:.0%} of the boxes don't lie in their images, got boxes that can't be "
-            f"right against {found} expected; {fitting}. Give what they are (box_format, "
-            "box_unit), or the right file."
+            f"{where}: got {len(boxes):,} boxes that fit as {fitting[0]} and as {fitting[1]} "
+            "against one of them expected. Say which they are (box_format)."
         )
-    others = [f.order for f in possible if f != found and f.order != "yxyx"]
-    also = f"; {' and '.join(others)} would fit, too" if others else ""
-    is_told = order is not None and unit is not None
-    said = f"{where}: boxes read as {found}, found by a look at all {len(boxes):,}{also}"
-    return found, "" if is_told else f"{said} (box_format, box_unit say another)"
+    return found
 
 
 def _inside(

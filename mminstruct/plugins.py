@@ -75,6 +75,7 @@ class Plugins:
         needs: the attribute that registers a module.
         suffix: of the files.
         case: in which names are written.
+        others: modules in ``home`` that register nothing.
         asked: modules of others that were asked for in this process, by name.
     """
 
@@ -82,12 +83,14 @@ class Plugins:
     needs: str = ""
     suffix: str = ".py"
     case: Callable[[str], str] = str.lower
+    others: tuple[str, ...] = ()
     asked: dict[str, Loaded] = field(default_factory=dict)
 
     def find(self) -> dict[str, list[Found]]:
         """Name, sorted -> all that is called so, the package's own first."""
         here = Path(self.home.name)
-        found = [Found(path.stem, OURS, path) for path in self._files(self.home)]
+        ours = (path for path in self._files(self.home) if path.stem not in self.others)
+        found = [Found(path.stem, OURS, path) for path in ours]
         if here.is_dir() and not here.samefile(self.home):
             found += [Found(path.stem, str(path), path) for path in self._files(here)]
         by_name: dict[str, list[Found]] = {}
@@ -149,14 +152,17 @@ class Plugins:
         ours = {name: self._ours(one) for name, one in first if one.where == OURS}
         return {name: loaded.module for name, loaded in (ours | self.asked).items()}
 
-    def options(self) -> dict[str, tuple[Option, tuple[str, ...]]]:
-        """The options in these modules' ``OPTIONS``, each with the names of those that have it."""
-        found: dict[str, tuple[Option, tuple[str, ...]]] = {}
-        for name, module in self.modules().items():
-            for option_name, option in options_of(module).items():
-                _, owners = found.get(option_name, (option, ()))
-                found[option_name] = (option, (*owners, name))
-        return found
+
+def collect_options(
+    modules: Mapping[str, ModuleType],
+) -> dict[str, tuple[Option, tuple[str, ...]]]:
+    """The options in the modules' ``OPTIONS``, each with the names of those that have it."""
+    found: dict[str, tuple[Option, tuple[str, ...]]] = {}
+    for name, module in modules.items():
+        for option_name, option in options_of(module).items():
+            _, owners = found.get(option_name, (option, ()))
+            found[option_name] = (option, (*owners, name))
+    return found
 
 
 def options_of(module: ModuleType) -> Mapping[str, Option]:

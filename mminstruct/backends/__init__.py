@@ -22,7 +22,7 @@ from mminstruct import plugins
 from mminstruct.backends import _tokens
 from mminstruct.backends._servers import SERVERS, usual_flags
 from mminstruct.errors import UsageError, did_you_mean
-from mminstruct.schema import Completion, Message, Request
+from mminstruct.schema import Completion, Message, Option, Request
 from mminstruct.transport import Quotas
 
 if TYPE_CHECKING:
@@ -186,7 +186,11 @@ def rough_tokens(messages: Sequence[Message]) -> int:
 
 _all = plugins.Plugins(Path(__file__).parent, "create")
 names = _all.names
-engine_options = _all.options
+
+
+def engine_options() -> dict[str, tuple[Option, tuple[str, ...]]]:
+    """All own options by name, each with the backends that have it."""
+    return plugins.collect_options(_all.modules())
 
 
 def describe(name: str) -> str:

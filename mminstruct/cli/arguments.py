@@ -220,7 +220,7 @@ def _load_sources(words: Iterable[str]) -> None:
 def _is_source(word: str) -> bool:
     from mminstruct import sources
 
-    return all(part.strip().upper() in sources.names() for part in word.split("+"))
+    return sources.is_source(word)
 
 
 def _known_values(flag: str, given: _Given) -> Collection[str]:

@@ -4,7 +4,8 @@ A module ``sources/foo.py`` with a ``SOURCE`` object is the registration: here, 
 folder, or named by an installed package's entry point in ``mminstruct.sources``. Modules whose name
 starts with an underscore hold what several sources share. A module may also have ``OPTIONS``, what
 the source can be asked for beyond its defaults: each is a field of the (dataclass) object, a flag
-and an argument of `load_dataset`.
+and an argument of `load_dataset`. `own` isn't registered by a name: its sources are named by a
+path.
 """
 
 from __future__ import annotations
@@ -18,15 +19,11 @@ from typing import Any
 from mminstruct import plugins
 from mminstruct.errors import UsageError, did_you_mean
 from mminstruct.schema import Option
-from mminstruct.sources._annotation_file import (
-    files_of,
-    find_first,
-    folders,
-    open_text,
-    text_of,
-)
+from mminstruct.sources import own
+from mminstruct.sources._annotation_file import files_of, find_first, folders, open_text, text_of
 from mminstruct.sources._base import Download, Files, ReadReport, Source, SourceInfo
 from mminstruct.sources._joined import JoinedSource, join
+from mminstruct.sources.own import OwnSource, is_own, open_source
 
 __all__ = [
     "Download",
@@ -39,6 +36,7 @@ __all__ = [
     "find_first",
     "folders",
     "get",
+    "is_source",
     "known_splits",
     "load_named",
     "members",
@@ -46,13 +44,39 @@ __all__ = [
     "open_text",
     "options",
     "options_of",
+    "parts_of",
     "shipped_image",
     "text_of",
 ]
 
-_all = plugins.Plugins(Path(__file__).parent, "SOURCE", case=str.upper)
+_all = plugins.Plugins(Path(__file__).parent, "SOURCE", case=str.upper, others=("own",))
 names = _all.names
-options = _all.options
+
+
+def parts_of(name: str) -> list[str]:
+    """The sources that a name joins, or the one that it is; a path may have a ``+`` in it."""
+    words, parts = name.split("+"), []
+    while words:
+        # The longest path that is there, or the next word.
+        longest = range(len(words), 1, -1)
+        taken = next((n for n in longest if Path("+".join(words[:n])).exists()), 1)
+        parts.append("+".join(words[:taken]).strip())
+        del words[:taken]
+    return parts
+
+
+def is_source(name: str) -> bool:
+    """Whether a word names a source, which may not be there."""
+    known = names()
+    return all(part.upper() in known or is_own(part) for part in parts_of(name))
+
+
+def load_named(words: Iterable[str]) -> None:
+    """Let `options` know those of other people's sources that some words name."""
+    known = names()
+    for part in (part for word in words for part in parts_of(word)):
+        if known.get(part.upper(), plugins.OURS) != plugins.OURS or part.endswith(".py"):
+            _module_of(part)
 
 
 def known_splits() -> set[str]:
@@ -60,9 +84,14 @@ def known_splits() -> set[str]:
     return {split for m in _all.modules().values() for split in m.SOURCE.info.splits}
 
 
+def options() -> dict[str, tuple[Option, tuple[str, ...]]]:
+    """Their own options by name, each with the sources that have it."""
+    return plugins.collect_options({**_all.modules(), "your own data": own})
+
+
 def options_of(name: str) -> set[str]:
     """The own options of a source, or of all parts of a joined one."""
-    return {option for part in name.split("+") for option in _options(part.strip())}
+    return {option for part in parts_of(name) for option in plugins.options_of(_module_of(part))}
 
 
 def members(source: Source, split: str) -> tuple[tuple[Source, str], ...]:
@@ -83,7 +112,9 @@ def chosen_options(source: Source) -> list[tuple[str, dict[str, Any]]]:
     For one that isn't the package's, with a digest of its module: other code, other contexts.
     """
     if isinstance(source, JoinedSource):
-        return [own for part in (source.first, *source.others) for own in chosen_options(part)]
+        return [one for part in (source.first, *source.others) for one in chosen_options(part)]
+    if isinstance(source, OwnSource):
+        return [(source.info.name, source.chosen)]
     values = {name: getattr(source, name) for name in options() if hasattr(source, name)}
     if (loaded := _all.asked.get(source.info.name.upper())) is not None:
         values["code"] = loaded.code
@@ -94,13 +125,13 @@ def get(name: str, chosen: Mapping[str, Any] | None = None) -> Source:
     """The source of that name, or several joined by ``+``; case does not matter.
 
     Args:
-        name: as in `names`, such as ``COCO2017`` or ``COCO2017+LVIS``.
+        name: as in `names`, such as ``COCO2017`` or ``COCO2017+LVIS``, or a path.
         chosen: values for some of the sources' own options.
 
     Raises:
         UsageError: there is none, or none of them has such an option.
     """
-    parts = [_one(part.strip(), chosen or {}) for part in name.split("+")]
+    parts = [_one(part, chosen or {}) for part in parts_of(name)]
     known = options_of(name)
     for option in chosen or {}:
         if option not in known:
@@ -111,28 +142,32 @@ def get(name: str, chosen: Mapping[str, Any] | None = None) -> Source:
     return join(parts)
 
 
-def load_named(words: Iterable[str]) -> None:
-    """Let `options` know those of other people's sources that some words name."""
-    known = names()
-    for part in (part.strip() for word in words for part in word.split("+")):
-        if known.get(part.upper(), plugins.OURS) != plugins.OURS or part.endswith(".py"):
-            _load(part)
-
-
 def _one(name: str, chosen: Mapping[str, Any]) -> Source:
-    source: Any = _load(name).SOURCE
-    own = {option: value for option, value in chosen.items() if option in _options(name)}
-    found: Source = replace(source, **own) if own else source
-    return found
+    module = _module_of(name)
+    given = {o: value for o, value in chosen.items() if o in plugins.options_of(module)}
+    if module is not own:
+        source: Any = module.SOURCE
+        registered: Source = replace(source, **given) if given else source
+        return registered
+    described = open_source(name, given)
+    if (shadowed := described.info.name.upper()) in names():
+        raise UsageError(
+            f"{name}: got the name {described.info.name!r} against one of its own expected, as "
+            f"{shadowed} is another source; give it a name (--source_name)"
+        )
+    return described
 
 
-def _options(name: str) -> Mapping[str, Option]:
-    return plugins.options_of(_load(name))
+def _module_of(name: str) -> ModuleType:
+    """The module of a source that isn't joined.
 
-
-def _load(name: str) -> ModuleType:
+    Raises:
+        UsageError: there is none.
+    """
     loaded = _all.load(name)
     if loaded is None:
+        if is_own(name) or Path(name).exists():
+            return own
         raise UsageError(f"unknown source {name!r}{did_you_mean(name.upper(), names())}")
     called, expected = loaded.module.SOURCE.info.name, loaded.found.name.upper()
     if called.upper() != expected:

@@ -192,6 +192,7 @@ class SourceInfo:
         alike: pairs of labels, the closer one first, that may be of one object in two sources.
         fitted: whether the prompt's words go by what each context has; in sources that are older
             than that they don't, as what was answered is found by its prompt.
+        declared: licences that a user declared, each of which has to be known.
     """
 
     name: str
@@ -210,6 +211,7 @@ class SourceInfo:
     parts: tuple[SourceInfo, ...] = ()
     alike: tuple[tuple[str, str], ...] = ()
     fitted: bool = True
+    declared: tuple[str, ...] = ()
 
 
 def word_for(split: str, source: str, words: Mapping[str, str]) -> str:

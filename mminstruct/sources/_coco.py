@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
@@ -36,13 +36,18 @@ from mminstruct.sources._coco_own import check_own
 from mminstruct.sources._image_licenses import ImageSize, License, Licenses, Photo
 from mminstruct.sources._tolerance import (
     OWN_DATA,
+    BoxFormat,
+    FloatColumns,
     Mask,
+    Numbers,
     check_pixels,
     find_repeated,
     published_name,
 )
 
 IntColumn: TypeAlias = NDArray[np.int64]
+FindFormat: TypeAlias = Callable[[FloatColumns, FloatColumns, FloatColumns], BoxFormat]
+"""Boxes, their areas as the file says, and their images' sizes -> what the numbers are."""
 
 _Id = Annotated[int, msgspec.Meta(ge=0, lt=10**12)]
 
@@ -198,27 +203,97 @@ def read_contexts(
     instances.count_strays(listed | boxed.keys(), report)
     licenses = Licenses.of(captions_file.licenses)
     del instances_file, captions_file
+    name = instances_path.name
+    groups = instances.group(boxed | images, sorted(images), categories, name, report)
+    yield from make_contexts(images, captions, groups, licenses, report)
+
+
+class Parts(NamedTuple):
+    """What was read of somebody's own data; ``id_of`` gives a number's id."""
+
+    images: Mapping[int, Image]
+    captions: Captions
+    boxes: Instances
+    categories: dict[int, str]
+    licenses: Licenses
+    id_of: Callable[[int], str]
+
+
+def read_own(paths: Sequence[Path], report: ReadReport, *, only_first: bool) -> Parts:
+    """What files in COCO's format say, each of captions, boxes or both, with ids of any form.
+
+    Args:
+        paths: what they say of an image adds up.
+        report: counts what is left out.
+        only_first: the first says which images there are; else each does.
+
+    Raises:
+        SourceError: a file is damaged, or it contradicts itself or another one.
+    """
+    ids = Numbers()
+    read = [(path.name, *decode(path, ANY, report, ids)) for path in paths]
+    (first, file, found), *others = read
+    images = usable_images(file.images, first, report, any_size=True)
+    for name, file, columns in others:
+        # What is wrong with an image in several files counts once.
+        more = usable_images(file.images, name, ReadReport(), any_size=True)
+        _check_same_images(more, images, name, first)
+        images = images if only_first else more | images
+        found.extend(columns)
+    listed = {image.id for _, file, _ in read for image in file.images}
+    found.captions.count_strays(listed, report)
+    found.boxes.count_strays(listed, report)
+    found.count_others(report)
+    named = [category for _, file, _ in read for category in file.categories]
+    licenses = Licenses.of([entry for _, file, _ in read for entry in file.licenses])
+    categories = categories_of(named, first)
+    return Parts(images, found.captions, found.boxes, categories, licenses, ids.text)
+
+
+def make_contexts(
+    images: Mapping[int, Image],
+    captions: Captions,
+    boxes: Iterator[list[Box]],
+    licenses: Licenses,
+    report: ReadReport,
+    id_of: Callable[[int], str] | None = None,
+) -> Iterator[Context]:
+    """The images in the order of their numbers, each with its captions and boxes.
+
+    Each has to have captions, as COCO's own have, or with ``id_of``, which gives a number's id,
+    either.
+    """
     wanted = sorted(images)
-    caption_groups = captions.group(wanted)
-    box_groups = instances.group(boxed | images, wanted, categories, instances_path.name, report)
     names: set[str] = set()
-    for image_id, texts, boxes in zip(wanted, caption_groups, box_groups, strict=True):
-        image, context_id = images[image_id], f"{image_id:012d}"
+    for image_id, texts, own in zip(wanted, captions.group(wanted), boxes, strict=True):
+        image = images[image_id]
+        context_id = id_of(image_id) if id_of else f"{image_id:012d}"
         cleaned = _clean_captions(texts, context_id, report)
         file_name = published_name(image.file_name)
         if file_name != image.file_name:
             report.skip("path before a file's name", example=context_id, harmless=True)
-        if not cleaned or not file_name or file_name in names:
+        if id_of and not cleaned and not own:  # tools list images in which there is nothing, too
+            report.skip("image without captions and boxes", example=context_id, harmless=True)
+            continue
+        if not (cleaned or id_of) or not file_name or file_name in names:
             named = "whose name another image has" if file_name in names else "without a file name"
-            report.skip(f"image {named if cleaned else 'without captions'}", example=context_id)
+            is_named = cleaned or id_of
+            report.skip(f"image {named if is_named else 'without captions'}", example=context_id)
             continue
         names.add(file_name)
         report.contexts += 1
-        yield Context(context_id, licenses.media(image, file_name, report), cleaned, tuple(boxes))
+        yield Context(context_id, licenses.media(image, file_name, report), cleaned, tuple(own))
 
 
-class _Image(Photo, kw_only=True, gc=False):
+class Image(Photo, kw_only=True, gc=False):
+    """An image with a name."""
+
     file_name: str
+
+
+class _AnyImage(Image, kw_only=True, gc=False):
+    width: int = 0
+    height: int = 0
 
 
 class _Annotation(msgspec.Struct, gc=False):
@@ -238,6 +313,14 @@ class _Caption(_Annotation, gc=False):
     caption: str
 
 
+class _Any(_Annotation, gc=False):
+    category_id: _Id = -1
+    bbox: tuple[float, float, float, float] | None = None
+    iscrowd: int = 0
+    area: float = math.nan
+    caption: str | None = None
+
+
 class Category(msgspec.Struct, gc=False):
     """A category of objects."""
 
@@ -253,8 +336,15 @@ class _InstancesFile(AnnotationFile, kw_only=True, gc=False):
 
 
 class _CaptionsFile(AnnotationFile, kw_only=True, gc=False):
-    images: list[_Image]
+    images: list[Image]
     annotations: list[_Caption]
+    licenses: list[License] = []
+
+
+class _AnyFile(AnnotationFile, kw_only=True, gc=False):
+    images: list[_AnyImage]
+    annotations: list[_Any]
+    categories: list[Category] = []
     licenses: list[License] = []
 
 
@@ -289,7 +379,9 @@ class _Annotations:
         return zip(begins.tolist(), ends.tolist(), strict=True)
 
 
-class _Captions(_Annotations):
+class Captions(_Annotations):
+    """Texts."""
+
     noun = "caption"
 
     def __init__(self) -> None:
@@ -303,8 +395,9 @@ class _Captions(_Annotations):
     def group(self, image_ids: list[int]) -> Iterator[list[str]]:
         """Each image's captions."""
         order = self.order()
+        texts = [self.texts[row] for row in order.tolist()]
         for begin, end in self.spans(order, image_ids):
-            yield [self.texts[row] for row in order[begin:end].tolist()]
+            yield texts[begin:end]
 
 
 class Instances(_Annotations):
@@ -333,6 +426,7 @@ class Instances(_Annotations):
         categories: Mapping[int, str],
         where: str,
         report: ReadReport,
+        find_format: FindFormat | None = None,
     ) -> Iterator[list[Box]]:
         """Each wanted image's boxes, cut at its border; those without an area are left out.
 
@@ -342,6 +436,8 @@ class Instances(_Annotations):
             categories: id -> name.
             where: the file, for errors.
             report: counts them.
+            find_format: says what they are, of all boxes and their images' sizes; None is COCO's
+                way.
 
         Raises:
             SourceError: most boxes can't be where they are.
@@ -357,10 +453,16 @@ class Instances(_Annotations):
         size = sizes[place].astype(np.float64)
         finite = np.isfinite(xywh).all(axis=1)
         usable = (ids[place] == owners) & finite
-        check_pixels(xywh[usable], np.asarray(self.areas)[usable], size[usable], where)
-        with np.errstate(over="ignore", invalid="ignore"):
+        said = xywh[usable], np.asarray(self.areas)[usable], size[usable]
+        if find_format is None:
+            check_pixels(*said, where)
+        else:
+            found = find_format(*said)
+            xywh = found.to_xywh(xywh)
+            size = np.ones_like(size) if found.unit == "fractions" else size
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             corners = np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]])
-        corners /= np.hstack([size, size])
+            corners /= np.hstack([size, size])
         np.clip(corners, 0.0, 1.0, out=corners)
         kept = np.isin(ids, wanted)[place] & (ids[place] == owners)
 
@@ -371,6 +473,7 @@ class Instances(_Annotations):
                 kept = kept & ~mask
 
         leave_out(~finite, "box that isn't finite")
+        leave_out(np.any(size <= 0, axis=1), "box in an image whose size isn't known")
         known = np.isin(category_ids, np.fromiter(categories, np.int64, len(categories)))
         leave_out(~known, "box of a category that isn't in the file")
         whole = (corners[:, 0] < corners[:, 2]) & (corners[:, 1] < corners[:, 3])
@@ -395,16 +498,45 @@ class Instances(_Annotations):
             ]
 
 
+class Both:
+    """Columns of annotations each of which is a caption, a box or both."""
+
+    def __init__(self) -> None:
+        self.captions, self.boxes, self.others = Captions(), Instances(), 0
+
+    def add(self, annotations: list[Any]) -> None:
+        """As the columns do."""
+        captions = [a for a in annotations if a.caption is not None]
+        boxes = [a for a in annotations if a.bbox is not None]
+        self.captions.add(captions)
+        self.boxes.add(boxes)
+        if len(captions) + len(boxes) != len(annotations):
+            self.others += sum(a.caption is None and a.bbox is None for a in annotations)
+
+    def extend(self, other: Both) -> None:
+        """Add those of another file."""
+        for mine, theirs in ((self.captions, other.captions), (self.boxes, other.boxes)):
+            for name, column in vars(mine).items():
+                column.extend(getattr(theirs, name))
+        self.others += other.others
+
+    def count_others(self, report: ReadReport) -> None:
+        """Count those that are neither."""
+        if self.others:
+            report.skip("box that isn't there or can't be read, and no caption", self.others)
+
+
 _INSTANCES = Layout(_InstancesFile, Instances, "box", "bbox", "caption")
-_CAPTIONS = Layout(_CaptionsFile, _Captions, "caption", "caption", "bbox")
+_CAPTIONS = Layout(_CaptionsFile, Captions, "caption", "caption", "bbox")
+ANY = Layout(_AnyFile, Both, "annotation", "bbox or caption", "")
 
 _SizedImage = TypeVar("_SizedImage", bound=ImageSize)
 
 
 def usable_images(
-    images: list[_SizedImage], file_name: str, report: ReadReport
+    images: list[_SizedImage], file_name: str, report: ReadReport, *, any_size: bool = False
 ) -> dict[int, _SizedImage]:
-    """Image id -> image, of those that have a size; the others are counted.
+    """Image id -> image, of those that have a size, or any; the others are counted.
 
     Raises:
         SourceError: there are different images of one id.
@@ -412,9 +544,10 @@ def usable_images(
     found: dict[int, _SizedImage] = {}
     twice = []
     for image in images:
+        side = max(image.width, image.height)
         if not 0 <= image.id < 10**12:
             report.skip("image whose id isn't a number of up to 12 digits", example=str(image.id))
-        elif not (0 < image.width <= _MAX_SIDE_PX and 0 < image.height <= _MAX_SIDE_PX):
+        elif not (any_size or 0 < min(image.width, image.height) <= side <= _MAX_SIDE_PX):
             report.skip("image without a possible size", example=f"{image.id:012d}")
         elif (known := found.setdefault(image.id, image)) is image:
             continue
@@ -462,8 +595,7 @@ def _check_same_images(
     captions_name: str,
     instances_name: str,
 ) -> None:
-    shared = captioned.keys() & boxed.keys()
-    pairs = [(captioned[i], boxed[i]) for i in shared]
+    pairs = [(image, boxed[i]) for i, image in captioned.items() if i in boxed]
     if other := [(a, b) for a, b in pairs if a.width != b.width or a.height != b.height]:
         named = "; ".join(
             f"image {a.id} differs from {instances_name}, got {a.width} x {a.height} against "
@@ -472,7 +604,7 @@ def _check_same_images(
         )
         more = f" ({len(other)} in all)" if len(other) > 5 else ""
         raise SourceError(f"{captions_name}: {named}{more}. Take both files from one release.")
-    if captioned and boxed and not shared:
+    if captioned and boxed and not pairs:
         raise SourceError(
             f"{captions_name}: other images than in {instances_name}, got none of its "
             f"{len(boxed)} ids against the same ids expected. "
@@ -482,9 +614,11 @@ def _check_same_images(
 
 def _clean_captions(captions: list[str], owner: str, report: ReadReport) -> tuple[str, ...]:
     """Without stray white space (13 % have some), empty ones and repetitions."""
+    texts = [" ".join(caption.split()) for caption in captions]
+    if all(texts) and len({text.casefold() for text in texts}) == len(texts):
+        return tuple(texts)
     distinct: dict[str, str] = {}
-    for caption in captions:
-        text = " ".join(caption.split())
+    for text in texts:
         if not text:
             report.skip("empty caption", example=owner)
         elif distinct.setdefault(text.casefold(), text) is not text:

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
-from typing import Any, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -44,6 +44,8 @@ _MANY = 0.25
 # Without one that fits, a few odd boxes say nothing.
 _ENOUGH_BOXES = 8
 _NEARLY_ALL = 0.95
+# Ids that are no numbers get those from here on, of twelve digits.
+_FIRST_GIVEN = 9 * 10**11
 
 
 def loads(data: bytes | bytearray | memoryview) -> Any:
@@ -122,6 +124,37 @@ def convert(
             del values[found[1]]
             article = "an" if noun[0] in "aeiou" else "a"
             report.skip(f"'{found[1]}' of {article} {noun}", example=named, harmless=True)
+
+
+class Numbers:
+    """Ids of any form as numbers: whole numbers of up to twelve digits are what they are."""
+
+    def __init__(self) -> None:
+        self._known: dict[str | int, int] = {}
+        self._texts: list[str] = []
+
+    def number(self, value: Any) -> Any:
+        """The number for an id, always the same; anything that can't be one as it is."""
+        if type(value) not in (str, int):
+            return _plain(value, False)
+        if (known := self._known.get(value)) is None:
+            known = _plain(value, False)
+            if not (isinstance(known, int) and 0 <= known < _FIRST_GIVEN):
+                known = _FIRST_GIVEN + len(self._texts)
+                self._texts.append(str(value).strip())
+            self._known[value] = known
+        return known
+
+    def replace(self, entry: Any, fields: Iterable[str]) -> Any:
+        """The entry of a list with numbers in some of its fields."""
+        if not isinstance(entry, dict):
+            return entry
+        return entry | {name: self.number(entry[name]) for name in fields if name in entry}
+
+    def text(self, number: int) -> str:
+        """The id that a number stands for."""
+        is_given = number >= _FIRST_GIVEN
+        return self._texts[number - _FIRST_GIVEN] if is_given else f"{number:012d}"
 
 
 def _plain(value: Any, is_text: bool) -> Any:
@@ -262,6 +295,90 @@ def check_pixels(xywh: FloatColumns, area: FloatColumns, size: FloatColumns, whe
         raise _doubt(where, f"{leaving:.0%} of the boxes leave their images", best)
     if leaving > _MOST and len(xywh) >= _ENOUGH_BOXES:
         raise _doubt(where, f"{leaving:.0%} of the boxes leave their images", None)
+
+
+Order: TypeAlias = Literal["xywh", "xyxy", "cxcywh", "yxyx"]
+Unit: TypeAlias = Literal["pixels", "fractions"]
+_ORDERS: dict[Order, str] = {
+    "xywh": "x_min, y_min, width, height",
+    "xyxy": "x_min, y_min, x_max, y_max",
+    "cxcywh": "x_center, y_center, width, height",
+    "yxyx": "y_min, x_min, y_max, x_max",
+}
+
+
+class BoxFormat(NamedTuple):
+    """What the four numbers of a box are."""
+
+    order: Order
+    unit: Unit
+
+    def __str__(self) -> str:
+        return f"{self.order} ({_ORDERS[self.order]}) in {self.unit}"
+
+    def to_xywh(self, boxes: FloatColumns) -> FloatColumns:
+        """(N, 4) left, top, width and height, in the same unit."""
+        a, b, c, d = boxes.T
+        if self.order == "yxyx":
+            a, b, c, d = b, a, d, c
+        if self.order in ("xyxy", "yxyx"):
+            c, d = c - a, d - b
+        elif self.order == "cxcywh":
+            a, b = a - c / 2, b - d / 2
+        return np.stack([a, b, c, d], axis=1)
+
+    def fits(self, boxes: FloatColumns, size: FloatColumns) -> float:
+        """Which share of the boxes lies in their images, read so."""
+        x, y, width, height = self.to_xywh(boxes).T
+        # In fractions there is less to round.
+        scale = 1.0 if self.unit == "pixels" else 100.0
+        room = size * 1.01 + 1 if self.unit == "pixels" else np.full_like(size, scale + 1)
+        fit = _inside(x * scale, y * scale, (x + width) * scale, (y + height) * scale, room)
+        return float((fit & (width > 0) & (height > 0)).mean())
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def find_format(
+    boxes: FloatColumns, size: FloatColumns, order: Order | None, unit: Unit | None, where: str
+) -> BoxFormat:
+    """What the boxes of a file are, as it is stated, or by a look at all of them.
+
+    Args:
+        boxes: (N, 4) finite numbers.
+        size: (N, 2) width and height of their images in pixels; 0 is not known.
+        order: as stated, or None.
+        unit: as stated, or None.
+        where: the file.
+
+    Raises:
+        SourceError: most don't fit it.
+    """
+    is_small = len(boxes) > 0 and bool((np.abs(boxes) <= 1).all())
+    units: dict[Unit, Any] = {"pixels": (size > 0).all(axis=1), "fractions": slice(None)}
+    likely = unit or ("fractions" if is_small else "pixels")
+    if not len(boxes[units[likely]]):
+        return BoxFormat(order or "xywh", likely)
+    shares = {
+        (read := BoxFormat(o, u)): read.fits(boxes[seen], size[seen])
+        for u, seen in units.items()
+        for o in _ORDERS
+        if len(boxes[seen]) and not (is_small and u == "pixels")
+    }
+    best = max(shares, key=lambda read: (shares[read], read.unit == likely))
+    asked = [read for read in shares if read.unit == likely and order in (None, read.order)]
+    most = max((shares[read] for read in asked), default=0.0)
+    fitting = [read for read in asked if shares[read] >= most - 0.01]
+    found = fitting[0] if fitting else BoxFormat(order or "xywh", likely)
+    if 1 - most > _MOST or (1 - most >= _MANY and 1 - shares[best] <= (1 - most) / 10):
+        what = f"{1 - most:.0%} of the boxes leave their images"
+        named = str(best) if shares[best] > _MOST else None
+        raise _doubt(where, what, named, expected=str(found))
+    if len(boxes) >= _ENOUGH_BOXES and {"xywh", "xyxy"} <= {read.order for read in fitting}:
+        raise SourceError(
+            f"{where}: got {len(boxes):,} boxes that fit as {fitting[0]} and as {fitting[1]} "
+            "against one of them expected. Say which they are (box_format)."
+        )
+    return found
 
 
 def _inside(

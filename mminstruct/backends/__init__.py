@@ -188,6 +188,11 @@ _all = plugins.Plugins(Path(__file__).parent, "create")
 names = _all.names
 
 
+def load_named(name: str) -> None:
+    """Let `engine_options` know those of the user's own backend of that name, if there is one."""
+    _all.load(name)
+
+
 def engine_options() -> dict[str, tuple[Option, tuple[str, ...]]]:
     """All own options by name, each with the backends that have it."""
     return plugins.collect_options(_all.modules())

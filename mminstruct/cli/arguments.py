@@ -14,6 +14,7 @@ import re
 import shlex
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +22,7 @@ from mminstruct.errors import UsageError, did_you_mean
 from mminstruct.resources import printable
 
 USAGE = 2
+_MODEL_SOURCE = ("--model_source", "--model-source")
 _Given = list[tuple[argparse.Action, list[str]]]
 
 
@@ -42,7 +44,7 @@ class Parser(argparse.ArgumentParser):
             words.extendleft(reversed(_words_in(words.popleft())))
         commands = self.commands()
         if words and words[0] in commands:
-            _load_sources(words)
+            _load_named(words)
             command = commands[words.popleft()].fill()
             given, others, unknown = command._sort(words)
             if unknown:
@@ -210,11 +212,16 @@ def _is_flag(word: str) -> bool:
     return bool(re.match(r"-[^\d.]", word))
 
 
-def _load_sources(words: Iterable[str]) -> None:
-    """Have flags for the options of sources of the user's own."""
-    from mminstruct import sources
+def _load_named(words: Iterable[str]) -> None:
+    """Load the user's own sources and backends that are named: their options are flags."""
+    from mminstruct import backends, sources
 
-    sources.load_named(words)
+    for before, word in pairwise(words):
+        flag, _, value = word.partition("=")
+        if before in _MODEL_SOURCE or flag in _MODEL_SOURCE:
+            backends.load_named(value or word)
+        else:
+            sources.load_named(word)
 
 
 def _is_source(word: str) -> bool:

@@ -10,7 +10,7 @@ path.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -71,12 +71,10 @@ def is_source(name: str) -> bool:
     return all(part.upper() in known or is_own(part) for part in parts_of(name))
 
 
-def load_named(words: Iterable[str]) -> None:
-    """Let `options` know those of other people's sources that some words name."""
-    known = names()
-    for part in (part for word in words for part in parts_of(word)):
-        if known.get(part.upper(), plugins.OURS) != plugins.OURS or part.endswith(".py"):
-            _module_of(part)
+def load_named(word: str) -> None:
+    """Let `options` know those of the user's own sources that a word may name."""
+    for part in parts_of(word):
+        _all.load(part)
 
 
 def known_splits() -> set[str]:

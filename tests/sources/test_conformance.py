@@ -41,7 +41,7 @@ def test_facts_that_every_source_has_are_given_and_without_stray_white_space(
     facts = dataclasses.asdict(source.info)
     facts["alike"] = [label for pair in source.info.alike for label in pair]
     for field, value in facts.items():
-        assert value or field in ("citation", "parts", "alike"), f"{field} is empty"
+        assert value or field in ("citation", "parts", "alike", "declared"), f"{field} is empty"
         for text in [value] if isinstance(value, str) else value:
             assert text == text.strip(), f"{field} has white space around it"
 

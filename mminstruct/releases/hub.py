@@ -550,8 +550,8 @@ def push_to_hub(
     if isinstance(rows, MadeRows):
         if (model_id, licenses, prompt_config, source_options, source) != (None,) * 5:
             raise UsageError(
-                "model_id, licenses, prompt_config, source_options, source: what generate gives has "
-                "them with it; leave them out"
+                "model_id, licenses, prompt_config, source_options, source: what generate gives "
+                "has them with it; leave them out"
             )
         splits = tracing.splits_of(rows.rows)
         _check_unchanged(rows)

@@ -135,6 +135,8 @@ def _module_of(name: str) -> str:
         return module
     if is_own(name) or Path(name).exists():
         return _OWN
+    if not name:
+        raise UsageError("source: expected a name or a path, got nothing; give one")
     raise UsageError(f"unknown source {name!r}{did_you_mean(name.upper(), known)}")
 
 

@@ -240,13 +240,12 @@ class OwnSource:
         found: dict[str, Path] = {}
         for role, name in named.items():
             path = self.base / Path(name).expanduser()
-            paths = sorted(self.base.glob(name)) if "*" in name else [path] * path.is_file()
-            if not paths:
+            if not (paths := [found for found in self._matching(name) if found.is_file()]):
                 raise SourceError(
                     f"{own.name}, split {split!r}: got no file {shown(path)}{lacking(path)} "
                     "against one expected. Name it as it is, relative to the description."
                 )
-            found |= {f"{split}:{role}{n or ''}": path for n, path in enumerate(paths)}
+            found |= {f"{split}:{role}{n or ''}": one for n, one in enumerate(paths)}
         is_one = isinstance(own.files[split], dict) or len(found) <= 1 + bool(own.captions)
         if own.format == "coco" and not is_one:
             raise SourceError(
@@ -254,6 +253,13 @@ class OwnSource:
                 "expected, as each has ids of its own. Give each a split of its own."
             )
         return found
+
+    def _matching(self, pattern: str) -> list[Path]:
+        """The file or folder of that path, whether it is there or not, or those that match it."""
+        path = self.base / Path(pattern).expanduser()
+        if "*" not in pattern or path.exists():
+            return [path]
+        return sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
 
     def _contexts(
         self, parts: Parts, where: str, order: Order | None, report: ReadReport
@@ -301,10 +307,7 @@ class OwnSource:
         from PIL import Image
 
         given = self.described.image_folder
-        folder = self.base / Path(given).expanduser()
-        folders = (
-            [f for f in sorted(self.base.glob(given)) if f.is_dir()] if "*" in given else [folder]
-        )
+        folders = self._matching(given)
         found: dict[int, Any] = {}
         for name, number in names.items():
             image = parts.images[number]
@@ -319,8 +322,8 @@ class OwnSource:
             found[number] = image
         if names and not found:
             raise SourceError(
-                f"{where}: got none of its {len(names)} images in {shown(folder)}"
-                f"{lacking(folder / 'x')} against {next(iter(names))} and the others expected. "
+                f"{where}: got none of its images in {shown(folders[0]) if folders else given} "
+                f"against {next(iter(names))} and {len(names) - 1} others expected. "
                 "Give the folder that they are in (image_folder), or none."
             )
         return found

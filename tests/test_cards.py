@@ -434,7 +434,8 @@ def test_a_pair_without_a_builder_gets_words_from_the_source_itself(name: str) -
 
 PAIRS = [
     *((b.SOURCE, b.PROMPT_CONFIG, name) for name in loading.names()
-      for b in [loading.builder_class(loading.script_of(f"builders/{name}") or Path())]),
+      for b in [loading.builder_class(loading.script_of(f"builders/{name}") or Path())]
+      if b.SOURCE),
     ("COCO2014+LN", "llava_joined", None),
     ("COCO2014", "openimagesv7", None),
 ]  # fmt: skip

@@ -166,6 +166,8 @@ def _module_of(name: str) -> ModuleType:
     if loaded is None:
         if is_own(name) or Path(name).exists():
             return own
+        if not name:
+            raise UsageError("source: expected a name or a path, got nothing; give one")
         raise UsageError(f"unknown source {name!r}{did_you_mean(name.upper(), names())}")
     called, expected = loaded.module.SOURCE.info.name, loaded.found.name.upper()
     if called.upper() != expected:

@@ -427,6 +427,7 @@ class Instances(_Annotations):
         where: str,
         report: ReadReport,
         find_format: FindFormat | None = None,
+        id_of: Callable[[int], str] = "{:012d}".format,
     ) -> Iterator[list[Box]]:
         """Each wanted image's boxes, cut at its border; those without an area are left out.
 
@@ -438,6 +439,7 @@ class Instances(_Annotations):
             report: counts them.
             find_format: says what they are, of all boxes and their images' sizes; None is COCO's
                 way.
+            id_of: the id that an image's number stands for.
 
         Raises:
             SourceError: most boxes can't be where they are.
@@ -469,7 +471,7 @@ class Instances(_Annotations):
         def leave_out(mask: Mask, reason: str, harmless: bool = False) -> None:
             nonlocal kept
             if (bad := owners[kept & mask]).size:
-                report.skip(reason, len(bad), example=f"{bad[0]:012d}", harmless=harmless)
+                report.skip(reason, len(bad), example=id_of(int(bad[0])), harmless=harmless)
                 kept = kept & ~mask
 
         leave_out(~finite, "box that isn't finite")

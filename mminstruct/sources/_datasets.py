@@ -25,7 +25,7 @@ def splits_of(name: str, subset: str | None, revision: str | None) -> list[str]:
         return list(datasets.get_dataset_split_names(name, subset, revision=revision))
 
 
-def fingerprint(name: str, subset: str | None, revision: str | None, split: str) -> str:
+def digest_of(name: str, subset: str | None, revision: str | None, split: str) -> str:
     """Changes with the dataset's commit or files."""
     import datasets
 

@@ -36,7 +36,16 @@ _FOUR: dict[tuple[str, ...], Order] = {
     ("bbox_x", "bbox_y", "bbox_width", "bbox_height"): "xywh",
     ("x", "y", "width", "height"): "xywh",
 }
-_LABEL = ("label", "category", "class", "name", "category_name", "class_name", "labels")
+_LABEL = (
+    "label",
+    "category",
+    "class",
+    "name",
+    "category_name",
+    "class_name",
+    "labels",
+    "categories",
+)
 _BBOX = ("bbox", "box", "bboxes", "boxes")
 _TEXT = ("caption", "text", "raw")
 _USUAL = {
@@ -108,8 +117,8 @@ def read_tables(
     stated: Columns,
     split: str,
     report: ReadReport,
-) -> tuple[Parts, Order | None]:
-    """What tables say, and what the names of their boxes' columns say of the numbers.
+) -> tuple[Parts, Order | None, dict[str, Any]]:
+    """What tables say, what the names of their boxes' columns say of the numbers, and the columns.
 
     Args:
         tables: names and rows; those of one image add up, wherever they are.
@@ -120,7 +129,9 @@ def read_tables(
     Raises:
         SourceError: a column isn't there, or rows contradict each other.
     """
-    ids, found, order = Numbers(), Both(), None
+    ids, found = Numbers(), Both()
+    order: Order | None = None
+    columns: dict[str, Any] = {}
     images: dict[int, Any] = {}
     contradicting: list[Any] = []
     labels: dict[int, str] = {}
@@ -143,12 +154,17 @@ def read_tables(
                     spdx = spdx_of(license) if "://" in license else license
                     licenses[image["license"]] = spdx, license if "://" in license else ""
                 for entry in annotations:
+                    label = entry.pop("label", None)
+                    label = "" if label is None else " ".join(str(label).split())
+                    if "bbox" in entry and not label:
+                        report.skip("box without a label", example=ids.text(number))
+                        continue
                     entry["image_id"] = number
-                    if label := " ".join(str(entry.pop("label", None) or "").split()):
+                    if label:
                         entry["category_id"] = ids.number(label)
                         labels[entry["category_id"]] = label
+                    entries["annotations"].append(entry)
                 entries["images"].append(image)
-                entries["annotations"] += annotations
             read = _typed(entries, report)
             for one in read["images"]:
                 if images.setdefault(one.id, one) != one:
@@ -157,7 +173,7 @@ def read_tables(
     known = usable_images([*images.values(), *contradicting], where, report, any_size=True)
     found.count_others(report)
     table = Licenses(licenses)
-    return Parts(known, found.captions, found.boxes, labels, table, ids.text), order
+    return Parts(known, found.captions, found.boxes, labels, table, ids.text), order, columns
 
 
 def _typed(entries: dict[str, list[Any]], report: ReadReport) -> dict[str, list[Any]]:

@@ -337,6 +337,16 @@ class BoxFormat(NamedTuple):
         return float((fit & (width > 0) & (height > 0)).mean())
 
 
+def order_by_area(boxes: FloatColumns, area: FloatColumns) -> Order | None:
+    """What the boxes' numbers are by most of the areas that the file says, or None."""
+    orders: tuple[Order, ...] = ("xywh", "xyxy")
+    for order in orders if len(boxes) else ():
+        sides = BoxFormat(order, "pixels").to_xywh(boxes)[:, 2:]
+        if np.isclose(area, sides.prod(axis=1), rtol=0.01).mean() > _MOST:
+            return order
+    return None
+
+
 @np.errstate(over="ignore", invalid="ignore")
 def find_format(
     boxes: FloatColumns, size: FloatColumns, order: Order | None, unit: Unit | None, where: str
@@ -369,9 +379,12 @@ def find_format(
     most = max((shares[read] for read in asked), default=0.0)
     fitting = [read for read in asked if shares[read] >= most - 0.01]
     found = fitting[0] if fitting else BoxFormat(order or "xywh", likely)
-    if 1 - most > _MOST or (1 - most >= _MANY and 1 - shares[best] <= (1 - most) / 10):
-        what = f"{1 - most:.0%} of the boxes leave their images"
+    lost, exchanged = 1 - most, found.fits(boxes[units[likely]], size[units[likely]][:, ::-1])
+    if lost > _MOST or (lost >= _MANY and 1 - max(shares[best], exchanged) <= lost / 10):
         named = str(best) if shares[best] > _MOST else None
+        if exchanged > shares[best]:
+            named = "the image's width and height exchanged"
+        what = f"{lost:.0%} of the boxes leave their images"
         raise _doubt(where, what, named, expected=str(found))
     if len(boxes) >= _ENOUGH_BOXES and {"xywh", "xyxy"} <= {read.order for read in fitting}:
         raise SourceError(

@@ -12,14 +12,13 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import quote
 
 import msgspec
-import numpy as np
 import xxhash
 import yaml
 from pydantic import Field, model_validator
@@ -30,12 +29,19 @@ from mminstruct.errors import SourceError, UsageError, did_you_mean, lacking
 from mminstruct.resources import shown
 from mminstruct.schema import Context, Media, Option, decode_context, encode_context
 from mminstruct.sources import _narratives, openimagesv7
-from mminstruct.sources._annotation_file import files_of, open_text
+from mminstruct.sources._annotation_file import fingerprint, open_text
 from mminstruct.sources._base import Download, Files, ReadReport, SourceInfo
 from mminstruct.sources._coco import Parts, make_contexts, read_own
-from mminstruct.sources._datasets import fingerprint, rows_of, splits_of
+from mminstruct.sources._datasets import digest_of, plain_rows, rows_of, splits_of
 from mminstruct.sources._records import Columns, read_tables, rows_in
-from mminstruct.sources._tolerance import BoxFormat, Order, Unit, find_format, published_name
+from mminstruct.sources._tolerance import (
+    BoxFormat,
+    Order,
+    Unit,
+    find_format,
+    order_by_area,
+    published_name,
+)
 from mminstruct.strict_yaml import Strict
 
 _log = logging.getLogger(__name__)
@@ -115,10 +121,17 @@ class Description(Strict):
 
 @dataclass(frozen=True)
 class OwnSource:
-    """Data as a description, which is in a folder, says."""
+    """Data as a description, which is in a folder, says.
+
+    Attributes:
+        described: what it says.
+        base: the folder.
+        found: what else it would say, once the data was read.
+    """
 
     described: Description
     base: Path
+    found: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @cached_property
     def info(self) -> SourceInfo:
@@ -144,6 +157,11 @@ class OwnSource:
         )
 
     @property
+    def join_on(self) -> str:
+        """By what its images are known to other sources."""
+        return self.described.join_on
+
+    @property
     def chosen(self) -> dict[str, Any]:
         """All that contexts depend on besides the content of files."""
         places = {"files", "captions", "dataset", "image_folder"}
@@ -157,16 +175,16 @@ class OwnSource:
         """Role -> name."""
         return {role: path.name for role, path in self._paths(split).items()}
 
-    def locate(self, places: Sequence[Path], split: str) -> Files | None:
+    def locate(self, places: Sequence[Path], split: str) -> Files:
         """The files that are described, whatever the places.
 
         Raises:
             SourceError: one isn't there.
         """
         own, paths = self.described, self._paths(split)
-        if own.format != "datasets":
-            return files_of(paths)
-        return Files(paths, fingerprint(self._dataset, own.subset, own.revision, split))
+        if own.format == "datasets":
+            return Files(paths, digest_of(self._dataset, own.subset, own.revision, split))
+        return Files(paths, fingerprint(paths))
 
     def read(self, files: Files, report: ReadReport) -> Iterator[Context]:
         """The contexts in the files' order, or by numbers where the images have some.
@@ -192,7 +210,8 @@ class OwnSource:
                 tables: Iterable[tuple[str, Any]] = [(own.name, rows)]
             else:
                 tables = ((path.name, rows_in(path, report)) for path in paths)
-            parts, order = read_tables(tables, own.columns, split, report)
+            parts, order, columns = read_tables(tables, own.columns, split, report)
+            self.found["columns"] = columns
             contexts = self._contexts(parts, paths[0].name, order, report)
         return map(self._declare, contexts)
 
@@ -221,19 +240,26 @@ class OwnSource:
         found: dict[str, Path] = {}
         for role, name in named.items():
             path = self.base / Path(name).expanduser()
-            paths = sorted(self.base.glob(name)) if "*" in name else [path] * path.is_file()
-            if not paths:
+            if not (paths := [found for found in self._matching(name) if found.is_file()]):
                 raise SourceError(
                     f"{own.name}, split {split!r}: got no file {shown(path)}{lacking(path)} "
                     "against one expected. Name it as it is, relative to the description."
                 )
-            found |= {f"{split}:{role}{n or ''}": path for n, path in enumerate(paths)}
-        if own.format == "coco" and len(found) > 1 + bool(own.captions):
+            found |= {f"{split}:{role}{n or ''}": one for n, one in enumerate(paths)}
+        is_one = isinstance(own.files[split], dict) or len(found) <= 1 + bool(own.captions)
+        if own.format == "coco" and not is_one:
             raise SourceError(
                 f"{own.name}, split {split!r}: got {len(found)} files in COCO's format against one "
                 "expected, as each has ids of its own. Give each a split of its own."
             )
         return found
+
+    def _matching(self, pattern: str) -> list[Path]:
+        """The file or folder of that path, whether it is there or not, or those that match it."""
+        path = self.base / Path(pattern).expanduser()
+        if "*" not in pattern or path.exists():
+            return [path]
+        return sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
 
     def _contexts(
         self, parts: Parts, where: str, order: Order | None, report: ReadReport
@@ -259,14 +285,15 @@ class OwnSource:
             )
 
         def find(boxes: Any, area: Any, size: Any) -> BoxFormat:
-            by_area = np.isclose(area, boxes[:, 2] * boxes[:, 3], rtol=0.01)
-            named = own.box_format or order or ("xywh" if by_area.mean() > 0.5 else None)
+            named = own.box_format or order or order_by_area(boxes, area)
             found = find_format(boxes, size, named, own.box_unit, where)
-            if not (named and own.box_unit) and len(boxes):
+            self.found.update(box_format=found.order, box_unit=found.unit)
+            is_usual = own.format == "coco" and found == ("xywh", "pixels")
+            if len(boxes) and not is_usual and not own.box_format:
                 _log.warning(f"{where}: boxes are read as {found} (box_format, box_unit: others)")
             return found
 
-        groups = parts.boxes.group(images, sorted(images), labels, where, report, find)
+        groups = parts.boxes.group(images, sorted(images), labels, where, report, find, parts.id_of)
         return make_contexts(images, parts.captions, groups, parts.licenses, report, parts.id_of)
 
     def _in_folder(
@@ -279,11 +306,13 @@ class OwnSource:
         """
         from PIL import Image
 
-        folder = self.base / Path(self.described.image_folder).expanduser()
+        given = self.described.image_folder
+        folders = self._matching(given)
         found: dict[int, Any] = {}
         for name, number in names.items():
             image = parts.images[number]
-            path = next((p for p in (folder / name, folder / Path(name).name) if p.is_file()), None)
+            ends = (name, Path(name).name)
+            path = next((p for f in folders for e in ends if (p := f / e).is_file()), None)
             if path is None:
                 report.skip("image that isn't in the image folder", example=name)
                 continue
@@ -293,8 +322,8 @@ class OwnSource:
             found[number] = image
         if names and not found:
             raise SourceError(
-                f"{where}: got none of its {len(names)} images in {shown(folder)}"
-                f"{lacking(folder / 'x')} against {next(iter(names))} and the others expected. "
+                f"{where}: got none of its images in {shown(folders[0]) if folders else given} "
+                f"against {next(iter(names))} and {len(names) - 1} others expected. "
                 "Give the folder that they are in (image_folder), or none."
             )
         return found
@@ -391,10 +420,11 @@ def look(path: Path, name: str) -> dict[str, Any]:
     formats = sorted({_format_of(file) for files in found.values() for file in files})
     if len(formats) > 1:
         raise UsageError(f"{name}: expected files of one format, got {', '.join(formats)}")
-    files = {s: [str(f) for f in own] if len(own) > 1 else str(own[0]) for s, own in found.items()}
+    files = {split: _write_files(own) for split, own in found.items()}
     data = {"name": words, "format": formats[0], "files": files}
-    named = {Path(file).stem for own in found.values() for file in own}
-    return {**data, "image_folder": str(path)} if named == {"metadata"} else data
+    if any(file.stem != "metadata" for own in found.values() for file in own):
+        return data
+    return {**data, "image_folder": str(path if any(path.glob("metadata.*")) else path / "*")}
 
 
 def _files_by_split(folder: Path) -> dict[str, list[Path]]:
@@ -411,6 +441,17 @@ def _files_by_split(folder: Path) -> dict[str, list[Path]]:
             if file not in found.setdefault(split, []):
                 found[split].append(file)
     return {split: found[split] for split in dict.fromkeys(_SPLITS.values()) if split in found}
+
+
+def _write_files(files: Sequence[Path]) -> Any:
+    """The files of a split as a description has them."""
+    if len(files) == 1:
+        return str(files[0])
+    spoken = [file for file in files if "caption" in file.name.lower()]
+    if len(files) == 2 and len(spoken) == 1:
+        (other,) = set(files) - {*spoken}
+        return {"annotations": str(other), "captions": str(spoken[0])}
+    return [str(file) for file in files]
 
 
 def _stem(path: Path) -> str:
@@ -432,7 +473,8 @@ def of_rows(
     The same rows and words give the same path, so that what was asked for them is found again.
 
     Args:
-        rows: a mapping of columns for each image or annotation, or contexts.
+        rows: a mapping of columns for each image or annotation, contexts, or a `Dataset`. Images
+            in it aren't copied: their names and sizes are.
         cache_dir: a folder that stays.
         description: keys of a `Description`, such as ``name``, ``license`` and ``columns``.
 
@@ -445,6 +487,10 @@ def of_rows(
     partial, content = folder / f"{os.getpid()}-{id(rows)}.partial", xxhash.xxh3_128()
     kinds: set[bool] = set()
     encode = msgspec.json.Encoder(enc_hook=_plain).encode
+    if hasattr(rows, "cast_column"):  # a Dataset, or a stream of one
+        rows = plain_rows(rows, "train")
+    if not isinstance(rows, Iterable):
+        raise UsageError(f"rows: expected dicts, Contexts or a Dataset, got {type(rows).__name__}")
     try:
         with partial.open("wb") as file:
             for number, row in enumerate(rows):
@@ -452,7 +498,10 @@ def of_rows(
                 if not isinstance(row, Context | Mapping) or len(kinds) > 1:
                     got = type(row).__name__
                     raise UsageError(f"row {number}: expected dicts or Contexts, got {got}")
-                line = encode_context(row).encode() if isinstance(row, Context) else encode(row)
+                if isinstance(row, Context):
+                    line = encode_context(row).encode()
+                else:
+                    line = encode({name: _without_bytes(value) for name, value in row.items()})
                 content.update(line)
                 file.write(line + b"\n")
         if not kinds:
@@ -470,8 +519,22 @@ def of_rows(
     return str(path)
 
 
+def _without_bytes(value: Any) -> Any:
+    """A cell; of an image, as `datasets` has them, where it is from."""
+    if isinstance(value, Mapping) and "bytes" in value:
+        return {"path": value.get("path")}
+    return _plain(value) if isinstance(value, bytes) else value
+
+
 def _plain(value: Any) -> Any:
-    """Numbers of NumPy as Python's; of anything else only that it was there."""
+    """Numbers of NumPy as Python's.
+
+    Raises:
+        UsageError: it is something else.
+    """
     if hasattr(value, "tolist"):
         return value.tolist()
-    raise UsageError(f"rows: expected texts, numbers and lists of them, got {type(value).__name__}")
+    raise UsageError(
+        f"rows: expected texts, numbers and lists of them, got {type(value).__name__}; of an image "
+        "give the name, or a Dataset with the images in it"
+    )

@@ -103,7 +103,7 @@ def test_a_run_that_was_killed_asks_for_the_rest_alone(
         assert COUNT // 3 <= asked < COUNT
         made = mminstruct.generate(dicts(COUNT), **arguments)
         assert len(made) == len(set(server.asked)) == COUNT
-        assert len(server.bodies) - COUNT <= IN_FLIGHT
+        assert len(server.bodies) - COUNT <= 2 * IN_FLIGHT  # sent, and answered but not yet stored
 
 
 def test_rows_are_made_while_a_loop_runs_as_in_a_notebook(
@@ -152,6 +152,15 @@ def test_captions_alone_and_boxes_alone_are_asked_in_words_that_fit(
     )
     assert "You get the objects in the image." in by_shown["Objects:"][0]["content"]
     assert not any("Captions:" in m["content"] for m in by_shown["Objects:"])
+
+
+def test_of_what_nothing_is_said_nothing_is_asked(settings: dict[str, Any]) -> None:
+    one, bare = Context("a", Media("a.jpg"), ("A gull.",)), Context("b", Media("b.jpg"))
+    made = mminstruct.generate([one, bare], backend="fake", **settings)
+    assert made.dataset.unique("image_id") == ["a"]
+    assert made.origin.skipped == {"image without annotations": 1}
+    with pytest.raises(UsageError, match=r"no image is left to write about: 1 x image without an"):
+        mminstruct.generate([bare], backend="fake", **settings)
 
 
 def test_of_a_dataset_with_images_names_and_sizes_are_kept_and_no_bytes(

@@ -54,7 +54,7 @@ def parts_of(name: str) -> list[str]:
     while words:
         # The longest path that is there, or the next word.
         longest = range(len(words), 1, -1)
-        taken = next((n for n in longest if Path("+".join(words[:n])).exists()), 1)
+        taken = next((n for n in longest if Path("+".join(words[:n]).strip()).exists()), 1)
         parts.append("+".join(words[:taken]).strip())
         del words[:taken]
     return parts
@@ -131,12 +131,12 @@ def _module_of(name: str) -> str:
         UsageError: there is none.
     """
     known = names()
+    if not name:
+        raise UsageError("source: expected a name or a path, got nothing; give one")
     if (module := known.get(name.upper())) is not None:
         return module
     if is_own(name) or Path(name).exists():
         return _OWN
-    if not name:
-        raise UsageError("source: expected a name or a path, got nothing; give one")
     raise UsageError(f"unknown source {name!r}{did_you_mean(name.upper(), known)}")
 
 

@@ -305,7 +305,7 @@ def test_a_card_says_what_the_user_declared_and_nothing_of_anybody_else() -> Non
     card = files["README.md"]
     for words in ("Rooms with pets, photographed by night.", "Rooms by Night.", "@misc{rooms"):
         assert words in card
-    assert "annotations of Rooms | [Creative Commons Attribution 4.0" in card
+    assert "| annotations of Rooms | [CC BY 4.0](" in card
     assert "- photos\n" in card  # source_datasets
     for text in files.values():
         assert "coco" not in text.casefold()

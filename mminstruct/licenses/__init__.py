@@ -85,9 +85,10 @@ def prompt_part(registry: Registry, *, name: str, license: str) -> Part:
     return _look_up(registry, "prompts", f"prompts and examples of {name!r}", license)
 
 
-def image_part(registry: Registry, *, license: str | None) -> Part:
+def image_part(registry: Registry, *, license: str | None, count: int | None = None) -> Part:
     """Shipped images under one licence, as rows name it; None is unknown."""
-    return _look_up(registry, "images", f"images under {license or 'unknown licences'}", license)
+    what = "images" if count is None else f"{count:,} image{'s' * (count != 1)}"
+    return _look_up(registry, "images", f"{what} under {license or 'unknown licences'}", license)
 
 
 def _look_up(registry: Registry, role: Role, what: str, license: str | None) -> Part:

@@ -86,7 +86,8 @@ class Part:
             said = f"{self.by.title}, {_summarize(self.by)}"
         else:
             said = f"{self.by.title}, {_SAYS[self.by.output_training]}"
-            said += "" if self.by.redistribution else ", and not be passed on to everyone everywhere"
+            if not self.by.redistribution:
+                said += ", and not be passed on to everyone everywhere"
         if self.by is not None:
             seen = f"{EVIDENCE[self.by.evidence]}, {self.by.checked_on}"
             said += f" [{self.by.clause}; {self.by.source_url}; {seen}]"

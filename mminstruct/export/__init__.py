@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 
-from mminstruct import licenses, resources
+from mminstruct import licenses, resources, sources
 from mminstruct.errors import UsageError, did_you_mean, lacking
 from mminstruct.export import checks, output, reading
 from mminstruct.export.checks import check_folder_name, check_output, default_output, made_at
@@ -166,7 +166,7 @@ def export(
             "licenses: of no use where images under any licence are asked for, and none go along; "
             "leave it out, or name some with image_licenses"
         )
-    registry = licenses.load(licenses_file)
+    registry = licenses.load(licenses_file, sources.names())
     pictures = Pictures(images, filter_by_license(registry, allowed), commercial)
     if image_folder is not None:
         pictures.folder = Path(image_folder)

@@ -109,9 +109,13 @@ class License(_Text):
 
 
 class Terms(_Text):
-    """What a model's or a service's terms say about outputs."""
+    """What a model's or a service's terms say about outputs.
+
+    ``redistribution`` is whether these may be passed on to everyone everywhere.
+    """
 
     output_training: OutputTraining
+    redistribution: bool = True
 
 
 class Work(_Clause):

@@ -42,7 +42,7 @@ def alternatives(registry: Registry, verdict: Verdict) -> list[str]:
 
 def _is_free(registry: Registry, model: Model) -> bool:
     terms = registry.terms[model.terms]
-    if terms.output_training != "allowed" or terms.obligations:
+    if terms.output_training != "allowed" or terms.obligations or not terms.redistribution:
         return False
     if model.base is None:
         return True

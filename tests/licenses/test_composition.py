@@ -327,6 +327,14 @@ def test_shipped_images_are_works_of_their_own_and_keep_their_licences() -> None
     assert coco(licenses.image_part(REGISTRY, license="CC-BY-ND-2.0")).commercial is False
 
 
+def test_outputs_that_may_not_be_passed_on_everywhere_bind_the_text() -> None:
+    verdict = coco(*model("tencent/Hunyuan-A13B-Instruct"))
+    assert verdict.redistribution is False
+    assert any("not be passed on to everyone everywhere" in reason for reason in verdict.reasons)
+    for free in ("Qwen/Qwen3-8B", "google/gemma-3-27b-it", "meta-llama/Llama-3.1-8B-Instruct"):
+        assert coco(*model(free)).redistribution is True
+
+
 def test_the_duties_of_all_parts_come_along() -> None:
     duties = coco(*model("meta-llama/Llama-3.1-8B-Instruct")).obligations
     assert {(duty.kind, duty.value) for duty in duties} == {

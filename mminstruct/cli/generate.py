@@ -161,14 +161,11 @@ def _public(flag: str, value: str, registry: licenses.Registry) -> str:
     if "://" in value:
         url = urlsplit(value)
         return f"{url.scheme}://{url.hostname}{url.path}" if registry.endpoint(value) else "URL"
-    if flag == "dataset_storage_path" or (flag == "model" and path.is_dir()):
+    if flag in ("dataset_storage_path", "image_folder") or (flag == "model" and path.is_dir()):
         return "DIR"
-    is_path = flag in ("model", "licenses", "prompt_config", *_PLACES, *backends.engine_options())
-    named = flag == "output_path" or (is_path and (path.is_absolute() or path.is_file()))
+    files = ("model", "licenses", "prompt_config", "captions", *backends.engine_options())
+    named = flag == "output_path" or (flag in files and (path.is_absolute() or path.is_file()))
     return path.resolve().name if named else value
-
-
-_PLACES = ("captions", "image_folder")
 
 
 def _first_rows(splits: Mapping[str, datasets.Dataset], count: int) -> Iterator[dict[str, Any]]:

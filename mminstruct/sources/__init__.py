@@ -59,7 +59,7 @@ def parts_of(name: str) -> list[str]:
     while words:
         # The longest path that is there, or the next word.
         longest = range(len(words), 1, -1)
-        taken = next((n for n in longest if Path("+".join(words[:n])).exists()), 1)
+        taken = next((n for n in longest if Path("+".join(words[:n]).strip()).exists()), 1)
         parts.append("+".join(words[:taken]).strip())
         del words[:taken]
     return parts
@@ -162,12 +162,12 @@ def _module_of(name: str) -> ModuleType:
     Raises:
         UsageError: there is none.
     """
+    if not name:
+        raise UsageError("source: expected a name or a path, got nothing; give one")
     loaded = _all.load(name)
     if loaded is None:
         if is_own(name) or Path(name).exists():
             return own
-        if not name:
-            raise UsageError("source: expected a name or a path, got nothing; give one")
         raise UsageError(f"unknown source {name!r}{did_you_mean(name.upper(), names())}")
     called, expected = loaded.module.SOURCE.info.name, loaded.found.name.upper()
     if called.upper() != expected:

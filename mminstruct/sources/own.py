@@ -139,7 +139,7 @@ class OwnSource:
         own = self.described
         title = own.title or own.name
         licensed = f"licensed under {own.license}" if own.license else "whose licence isn't known"
-        images = f"licensed under {own.image_license}" if own.image_license else "not known"
+        images = f"under {own.image_license}" if own.image_license else "under terms not known here"
         return SourceInfo(
             name=own.name,
             title=title,
@@ -149,7 +149,7 @@ class OwnSource:
             license=own.license,
             license_url="",
             attribution=own.attribution or f"Annotations are from {title}, {licensed}.",
-            media_license=f"The images of {title} are {images} where they name no other licence.",
+            media_license=f"The images of {title} that name no licence of their own are {images}.",
             splits=own.splits or tuple(own.files),
             version="1.0.0",
             prompt_config=own.prompt_config,

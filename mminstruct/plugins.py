@@ -18,22 +18,20 @@ from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 from mminstruct.errors import MMInstructError, UsageError, fault_of
 from mminstruct.schema import Option
 
 OURS = "mminstruct"
+Options = dict[str, tuple[Option, tuple[str, ...]]]
+"""Options by name, each with the names of what has it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """Something that has a name.
+class Found(NamedTuple):
+    """What has a name; an installed package has no file of it, but an entry point.
 
-    Attributes:
-        name: as its file is called, without the suffix.
-        where: it is from, for people: ``mminstruct``, a path, or a package with its version.
-        path: its file; None where an installed package says where it is.
-        entry: what that says.
+    ``where`` it is from is for people: ``mminstruct``, a path, or a package with its version.
     """
 
     name: str
@@ -42,23 +40,15 @@ class Found:
     entry: EntryPoint | None = None
 
     def file(self, suffix: str) -> Path:
-        """The file; an installed package has it in its module's folder, which isn't run for it."""
-        if self.path is not None:
-            return self.path
-        assert self.entry is not None
+        """The file; beside an installed package's module, which isn't run for it."""
+        if self.entry is None or self.path is not None:
+            return self.path or Path()
         spec = find_spec(self.entry.module)
         return Path(spec and spec.origin or self.entry.module).parent / f"{self.name}{suffix}"
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """The module of what was asked for.
-
-    Attributes:
-        found: as what.
-        module: with what registers it.
-        code: digest of it; None for the package's own, which has a version.
-    """
+class Loaded(NamedTuple):
+    """The module of what was found; a digest of its code, unless it is the package's."""
 
     found: Found
     module: ModuleType
@@ -76,7 +66,7 @@ class Plugins:
         suffix: of the files.
         case: in which names are written.
         others: modules in ``home`` that register nothing.
-        asked: modules of others that were asked for in this process, by name.
+        asked: what was loaded in this process that isn't the package's, by name.
     """
 
     home: Path
@@ -89,21 +79,21 @@ class Plugins:
     def find(self) -> dict[str, list[Found]]:
         """Name, sorted -> all that is called so, the package's own first."""
         here = Path(self.home.name)
-        ours = (path for path in self._files(self.home) if path.stem not in self.others)
-        found = [Found(path.stem, OURS, path) for path in ours]
-        if here.is_dir() and not here.samefile(self.home):
-            found += [Found(path.stem, str(path), path) for path in self._files(here)]
+        folders = [self.home, *([here] if here.is_dir() and not here.samefile(self.home) else [])]
+        files = [file for f in folders for file in sorted(f.glob(f"[!_]*{self.suffix}"))]
         by_name: dict[str, list[Found]] = {}
-        for one in (*found, *_installed(self.home.name)):
-            by_name.setdefault(self.case(one.name), []).append(one)
+        for file in files:
+            if (is_ours := file.parent == self.home) and file.stem in self.others:
+                continue
+            found = Found(file.stem, OURS if is_ours else str(file), file)
+            by_name.setdefault(self.case(file.stem), []).append(found)
+        for found in _installed(self.home.name):
+            by_name.setdefault(self.case(found.name), []).append(found)
         return dict(sorted(by_name.items()))
-
-    def _files(self, folder: Path) -> list[Path]:
-        return sorted(folder.glob(f"[!_]*{self.suffix}"))
 
     def names(self) -> dict[str, str]:
         """Name -> where it is from."""
-        return {n: " and ".join(one.where for one in f) for n, f in self.find().items()}
+        return {n: " and ".join(one.where for one in found) for n, found in self.find().items()}
 
     def choose(self, name: str) -> Found | None:
         """What has that name, or is the file of that path; None if there is nothing.
@@ -118,10 +108,9 @@ class Plugins:
             others = (one for one in found if one.path is None or not one.path.samefile(path))
             found = [*others, Found(path.stem, str(path), path)]
         if len(found) > 1:
-            where = " and in ".join(one.where for one in found)
             raise UsageError(
-                f"{found[0].name}: this name is in {where}; rename the file that is yours, as its "
-                "name is the registration"
+                f"{found[0].name}: this name is in {' and in '.join(one.where for one in found)}; "
+                "rename the file that is yours, as its name is the registration"
             )
         return found[0] if found else None
 
@@ -132,37 +121,32 @@ class Plugins:
             UsageError: there are several, or a user's own raises an error or lacks what it needs.
         """
         found = self.choose(name)
-        if found is None:
-            return None
-        if found.where == OURS:
-            return self._ours(found)
-        before = self.asked.get(self.case(found.name))
-        loaded = _run_once(found, self.home.name, before) if found.path else _import(found)
+        if found is None or found.where == OURS:
+            return None if found is None else Loaded(*self._ours(found))
+        key, kind = self.case(found.name), f"{OURS}_{self.home.name}"
+        if found.path is not None:
+            found = found._replace(path=found.path.resolve())
+            content = found.file("").read_bytes()
+            code = hashlib.sha256(content).hexdigest()
+            before = self.asked.get(key)
+            if before is not None and (before.found, before.code) == (found, code):
+                return before
+            loaded = Loaded(found, run(found.file(""), kind, content, found.where), code)
+        else:
+            loaded = _import(found)
         if not hasattr(loaded.module, self.needs):
             raise UsageError(f"{found.where}: expected {self.needs} in it, got none")
-        self.asked[self.case(found.name)] = loaded
+        self.asked[key] = loaded
         return loaded
 
-    def _ours(self, found: Found) -> Loaded:
-        return Loaded(found, importlib.import_module(f"{OURS}.{self.home.name}.{found.name}"))
+    def _ours(self, found: Found) -> tuple[Found, ModuleType]:
+        return found, importlib.import_module(f"{OURS}.{self.home.name}.{found.name}")
 
     def modules(self) -> dict[str, ModuleType]:
         """The package's modules, and those of others that were asked for, by name."""
-        first = ((name, found[0]) for name, found in self.find().items())
-        ours = {name: self._ours(one) for name, one in first if one.where == OURS}
-        return {name: loaded.module for name, loaded in (ours | self.asked).items()}
-
-
-def collect_options(
-    modules: Mapping[str, ModuleType],
-) -> dict[str, tuple[Option, tuple[str, ...]]]:
-    """The options in the modules' ``OPTIONS``, each with the names of those that have it."""
-    found: dict[str, tuple[Option, tuple[str, ...]]] = {}
-    for name, module in modules.items():
-        for option_name, option in options_of(module).items():
-            _, owners = found.get(option_name, (option, ()))
-            found[option_name] = (option, (*owners, name))
-    return found
+        found = ((name, found[0]) for name, found in self.find().items())
+        ours = {name: self._ours(one)[1] for name, one in found if one.where == OURS}
+        return ours | {name: loaded.module for name, loaded in self.asked.items()}
 
 
 def options_of(module: ModuleType) -> Mapping[str, Option]:
@@ -171,32 +155,29 @@ def options_of(module: ModuleType) -> Mapping[str, Option]:
     return options
 
 
+def collect_options(modules: Mapping[str, ModuleType]) -> Options:
+    """The options of modules, which have names."""
+    found: Options = {}
+    for name, module in modules.items():
+        for option_name, option in options_of(module).items():
+            _, owners = found.get(option_name, (option, ()))
+            found[option_name] = (option, (*owners, name))
+    return found
+
+
 @cache
-def _installed(kind: str) -> tuple[Found, ...]:
+def _installed(kind: str) -> list[Found]:
     entries = {(e.name, e.value): e for e in entry_points(group=f"{OURS}.{kind}")}.values()
-    return tuple(
-        Found(e.name, f"{e.dist.name} {e.dist.version}" if e.dist else e.module, entry=e)
-        for e in entries
-    )
-
-
-def _run_once(found: Found, kind: str, before: Loaded | None) -> Loaded:
-    assert found.path is not None
-    path, content = found.path.resolve(), found.path.read_bytes()
-    code = hashlib.sha256(content).hexdigest()
-    if before is not None and (before.found.path, before.code) == (path, code):
-        return before
-    module = run(path, f"{OURS}_{kind}", content, found.where)
-    return Loaded(Found(found.name, found.where, path), module, code)
+    dists = [f"{entry.dist.name} {entry.dist.version}" if entry.dist else "" for entry in entries]
+    return [Found(e.name, where, entry=e) for e, where in zip(entries, dists, strict=True)]
 
 
 def _import(found: Found) -> Loaded:
-    assert found.entry is not None
-    name = found.entry.module
     modules: list[ModuleType] = []
+    name = found.entry.module if found.entry else ""
     fault = fault_of(lambda: modules.append(importlib.import_module(name)))
     if fault is not None:
-        raise _told(fault, f"{found.where}: ") from fault
+        raise _tell(fault, f"{found.where}: ") from fault
     file = Path(modules[0].__file__ or "")
     code = [found.where.encode(), file.read_bytes() if file.is_file() else b""]
     return Loaded(found, modules[0], hashlib.sha256(b" ".join(code)).hexdigest())
@@ -229,19 +210,19 @@ def run(path: Path, package: str, content: bytes, where: str) -> ModuleType:
         if fault is not None:
             if is_first:
                 del sys.modules[name]
-            raise _told(fault, where, path) from fault
+            raise _tell(fault, where, path) from fault
         sys.modules[name] = module
         return module
 
 
-def _told(error: Exception, where: str, path: Path | None = None) -> MMInstructError:
+def _tell(error: Exception, where: str, path: Path | None = None) -> MMInstructError:
     """The error of a user's module with its line."""
     if isinstance(error, MMInstructError):
         return error
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if path and frame.filename == str(path)]
-    file, line, message = (own or frames)[-1].filename, (own or frames)[-1].lineno, str(error)
+    frame = [f for f in frames if f.filename == str(path)][-1:] or frames[-1:]
+    file, line, message = frame[0].filename, frame[0].lineno, str(error)
     if isinstance(error, SyntaxError):
         file, line, message = error.filename or file, error.lineno, error.msg
-    place = where if path and file == str(path) else f"{where}{file}"
+    place = where if file == str(path) else f"{where}{file}"
     return UsageError(f"{place}, line {line}: {type(error).__name__}: {message}. Mend it there")

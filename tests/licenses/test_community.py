@@ -123,6 +123,14 @@ def test_a_repack_is_of_the_model_that_it_is_named_after(repack: str, base: str)
     assert (of.what, of.repo_id) == (f"base model {base}", base)
 
 
+def test_a_name_alone_stands_for_models_before_their_repacks() -> None:
+    assert {"Qwen/Qwen3-8B-GGUF", "unsloth/Qwen3-8B-GGUF"} <= set(REGISTRY.near("Qwen3-8B-GGUF"))
+    assert REGISTRY.near("Qwen2.5-32B")[:2] == ["Qwen/Qwen2.5-32B", "unsloth/Qwen2.5-32B"]
+    longer = REGISTRY.near("Llama-3.2-3B")[2:]
+    assert "meta-llama/Llama-3.2-3B-Instruct" in longer
+    assert not REGISTRY.repacks.keys() & set(longer)
+
+
 FACT = {"source_url": "our hub", "checked_on": "2026-02-01", "evidence": "primary"}
 TERMS = {
     **FACT, "id": "acme-terms", "title": "the terms of Acme", "hub": "other",

@@ -388,6 +388,7 @@ def _split_names(config: InstructConfig, source: Source) -> tuple[str, ...]:
 
 def find_annotation_parts(registry: Registry, source: SourceInfo) -> list[Part]:
     """The annotations of a source, or of all parts of a joined one, with their licences."""
+    known = sources.names()
     return [
         part
         for info in source.parts or (source,)
@@ -396,7 +397,7 @@ def find_annotation_parts(registry: Registry, source: SourceInfo) -> list[Part]:
             source=info.name,
             title=info.title,
             license=info.license,
-            plain=sources.get(info.name).info.license,
+            plain=sources.get(info.name).info.license if info.name in known else info.license,
         )
     ]
 

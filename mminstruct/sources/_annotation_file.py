@@ -96,7 +96,7 @@ class Layout(Generic[_File, _Columns]):
         ).decode
 
 
-class Tolerant:
+class _Tolerant:
     """The same, of what is written in another way; what can't be read is left out and counted."""
 
     def __init__(self, layout: Layout[Any, Any], ids: Numbers | None) -> None:
@@ -106,11 +106,9 @@ class Tolerant:
         self.first: Any = None  # annotation
 
     def keys(self, data: _Bytes) -> dict[str, Any]:
-        """As a layout's."""
         return self.tidy(loads(data))
 
     def annotations(self, data: _Bytes) -> list[Any]:
-        """As a layout's."""
         found: list[Any] = self.tidy({"annotations": loads(data)})["annotations"]
         return found
 
@@ -295,7 +293,7 @@ def decode(
         SourceError: it can't be read, is not JSON, has another structure, or most of its entries
             can't be read.
     """
-    tolerant = Tolerant(layout, ids)
+    tolerant = _Tolerant(layout, ids)
     for way in (layout, tolerant):
         with open_text(path) as file:
             decoded = _decode_in_pieces(file, way, layout)
@@ -303,7 +301,7 @@ def decode(
             break
     else:
         # An unusual order of the keys, or damage: decoded at once, it is read or its place known.
-        tolerant = Tolerant(layout, ids)
+        tolerant = _Tolerant(layout, ids)
         decoded = _decode_whole(path, layout, tolerant)
     file_of, columns = decoded
     if tolerant.report.skipped:
@@ -316,7 +314,7 @@ def decode(
 
 
 def _decode_whole(
-    path: Path, layout: Layout[_File, _Columns], tolerant: Tolerant
+    path: Path, layout: Layout[_File, _Columns], tolerant: _Tolerant
 ) -> tuple[_File, _Columns]:
     with open_text(path) as file:
         content = file.read()
@@ -364,7 +362,7 @@ def _mistake(path: Path, got: str, layout: Layout[Any, Any]) -> SourceError:
 
 def _decode_in_pieces(
     file: IO[bytes],
-    way: Layout[_File, _Columns] | Tolerant,
+    way: Layout[_File, _Columns] | _Tolerant,
     layout: Layout[_File, _Columns],
 ) -> tuple[_File, _Columns] | None:
     """The same without ever holding all bytes, or None if the file doesn't come apart.

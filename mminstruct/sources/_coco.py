@@ -231,7 +231,7 @@ def read_own(paths: Sequence[Path], report: ReadReport, *, only_first: bool) -> 
         SourceError: a file is damaged, or it contradicts itself or another one.
     """
     ids = Numbers()
-    read = [(path.name, *decode(path, ANY, report, ids)) for path in paths]
+    read = [(path.name, *decode(path, _ANY, report, ids)) for path in paths]
     (first, file, found), *others = read
     images = usable_images(file.images, first, report, any_size=True)
     for name, file, columns in others:
@@ -243,7 +243,8 @@ def read_own(paths: Sequence[Path], report: ReadReport, *, only_first: bool) -> 
     listed = {image.id for _, file, _ in read for image in file.images}
     found.captions.count_strays(listed, report)
     found.boxes.count_strays(listed, report)
-    found.count_others(report)
+    if found.others:
+        report.skip("box that isn't there or can't be read, and no caption", found.others)
     named = [category for _, file, _ in read for category in file.categories]
     licenses = Licenses.of([entry for _, file, _ in read for entry in file.licenses])
     categories = categories_of(named, first)
@@ -291,7 +292,9 @@ class Image(Photo, kw_only=True, gc=False):
     file_name: str
 
 
-class _AnyImage(Image, kw_only=True, gc=False):
+class AnyImage(Image, kw_only=True, gc=False):
+    """One whose size may be unknown, which is 0."""
+
     width: int = 0
     height: int = 0
 
@@ -342,7 +345,7 @@ class _CaptionsFile(AnnotationFile, kw_only=True, gc=False):
 
 
 class _AnyFile(AnnotationFile, kw_only=True, gc=False):
-    images: list[_AnyImage]
+    images: list[AnyImage]
     annotations: list[_Any]
     categories: list[Category] = []
     licenses: list[License] = []
@@ -500,7 +503,7 @@ class Instances(_Annotations):
             ]
 
 
-class Both:
+class _Both:
     """Columns of annotations each of which is a caption, a box or both."""
 
     def __init__(self) -> None:
@@ -508,29 +511,23 @@ class Both:
 
     def add(self, annotations: list[Any]) -> None:
         """As the columns do."""
-        captions = [a for a in annotations if a.caption is not None]
         boxes = [a for a in annotations if a.bbox is not None]
-        self.captions.add(captions)
         self.boxes.add(boxes)
-        if len(captions) + len(boxes) != len(annotations):
+        if len(boxes) < len(annotations) or any(a.caption is not None for a in boxes):
+            self.captions.add([a for a in annotations if a.caption is not None])
             self.others += sum(a.caption is None and a.bbox is None for a in annotations)
 
-    def extend(self, other: Both) -> None:
+    def extend(self, other: _Both) -> None:
         """Add those of another file."""
         for mine, theirs in ((self.captions, other.captions), (self.boxes, other.boxes)):
             for name, column in vars(mine).items():
                 column.extend(getattr(theirs, name))
         self.others += other.others
 
-    def count_others(self, report: ReadReport) -> None:
-        """Count those that are neither."""
-        if self.others:
-            report.skip("box that isn't there or can't be read, and no caption", self.others)
-
 
 _INSTANCES = Layout(_InstancesFile, Instances, "box", "bbox", "caption")
 _CAPTIONS = Layout(_CaptionsFile, Captions, "caption", "caption", "bbox")
-ANY = Layout(_AnyFile, Both, "annotation", "bbox or caption", "")
+_ANY = Layout(_AnyFile, _Both, "annotation", "bbox or caption", "")
 
 _SizedImage = TypeVar("_SizedImage", bound=ImageSize)
 

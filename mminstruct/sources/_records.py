@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
@@ -18,15 +19,17 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from mminstruct.errors import SourceError, did_you_mean
-from mminstruct.sources._annotation_file import Tolerant, open_text
+from mminstruct.sources._annotation_file import open_text
 from mminstruct.sources._base import ReadReport
-from mminstruct.sources._coco import ANY, Both, Parts, usable_images
+from mminstruct.sources._coco import AnyImage, Captions, Instances, Parts, usable_images
 from mminstruct.sources._image_licenses import Licenses, spdx_of
-from mminstruct.sources._tolerance import Numbers, Order, loads
+from mminstruct.sources._tolerance import Numbers, Order, convert, loads
 from mminstruct.strict_yaml import Strict
 
 _HEAD = 1000  # rows that say which columns there are
 _CHUNK = 2000
+_NEW = -1
+_OF_IMAGE = ("image", "id", "width", "height", "url", "license", "author", "title")
 # What four numbers in cells of their own are called, in lower case.
 _FOUR: dict[tuple[str, ...], Order] = {
     ("xmin", "ymin", "xmax", "ymax"): "xyxy",
@@ -129,123 +132,111 @@ def read_tables(
     Raises:
         SourceError: a column isn't there, or rows contradict each other.
     """
-    ids, found = Numbers(), Both()
+    ids, said, boxes = Numbers(), Captions(), Instances()
     order: Order | None = None
     columns: dict[str, Any] = {}
     images: dict[int, Any] = {}
     contradicting: list[Any] = []
-    labels: dict[int, str] = {}
+    labels: dict[Any, int | None] = {}
     licenses: dict[int | None, tuple[str | None, str]] = {}
     for where, rows in tables:
         head = list(islice(rows, _HEAD))
-        rows = chain(head, rows)
         columns = stated.found_in(list(dict.fromkeys(n for row in head for n in row)), where)
         bbox = columns.get("bbox")
         order = _FOUR.get(tuple(map(str.casefold, bbox))) if isinstance(bbox, tuple) else None
-        if "split" in columns:
-            rows = (row for row in rows if str(row.get(columns["split"])) == split)
-        while chunk := list(islice(rows, _CHUNK)):
-            entries: dict[str, list[Any]] = {"images": [], "annotations": []}
-            for row in chunk:
-                image, annotations = _entries(row, columns)
-                image["id"] = number = ids.number(image["id"])
-                if (license := image["license"]) is not None:
-                    image["license"] = ids.number(license)
-                    spdx = spdx_of(license) if "://" in license else license
-                    licenses[image["license"]] = spdx, license if "://" in license else ""
-                for entry in annotations:
-                    label = entry.pop("label", None)
-                    label = "" if label is None else " ".join(str(label).split())
-                    if "bbox" in entry and not label:
-                        report.skip("box without a label", example=ids.text(number))
-                        continue
-                    entry["image_id"] = number
-                    if label:
-                        entry["category_id"] = ids.number(label)
-                        labels[entry["category_id"]] = label
-                    entries["annotations"].append(entry)
-                entries["images"].append(image)
-            read = _typed(entries, report)
-            for one in read["images"]:
-                if images.setdefault(one.id, one) != one:
-                    contradicting.append(one)
-            found.add(read["annotations"])
+        of_image = {role: columns[role] for role in _OF_IMAGE if role in columns}
+        captions = columns.get("captions", ())
+        captions = [captions] if isinstance(captions, str) else captions
+        seen: dict[str, int] = {}
+        for row in chain(head, rows):
+            if "split" in columns and str(row.get(columns["split"])) != split:
+                continue
+            cells = {role: row.get(column) for role, column in of_image.items()}
+            if (number := seen.get(key := str(cells))) is None:
+                image = _image(cells, licenses, ids, report)
+                number = seen[key] = image.id
+                if images.setdefault(number, image) != image:
+                    contradicting.append(image)
+            texts = [text for column in captions for text in _texts(row.get(column))]
+            said.image_ids.extend([number] * len(texts))
+            said.texts.extend(texts)
+            for label, numbers in _boxes(row, columns):
+                if (kind := labels.get(label, _NEW)) is _NEW:
+                    name = "" if label is None else " ".join(str(label).split())
+                    kind = labels[label] = ids.number(name) if name else None
+                try:
+                    left, top, right, low = map(float, numbers)
+                except (TypeError, ValueError):
+                    report.skip("box that isn't four numbers", example=ids.text(number))
+                    continue
+                if kind is None:
+                    report.skip("box without a label", example=ids.text(number))
+                    continue
+                boxes.image_ids.append(number)
+                boxes.category_ids.append(kind)
+                boxes.xywh.extend((left, top, right, low))
+    boxes.areas.extend([math.nan] * len(boxes.image_ids))
+    boxes.is_group.extend(bytes(len(boxes.image_ids)))
     known = usable_images([*images.values(), *contradicting], where, report, any_size=True)
-    found.count_others(report)
-    table = Licenses(licenses)
-    return Parts(known, found.captions, found.boxes, labels, table, ids.text), order, columns
+    named = {n: " ".join(str(label).split()) for label, n in labels.items() if n is not None}
+    return Parts(known, said, boxes, named, Licenses(licenses), ids.text), order, columns
 
 
-def _typed(entries: dict[str, list[Any]], report: ReadReport) -> dict[str, list[Any]]:
-    """The same entries as the reader of COCO's format has them."""
-    try:
-        return {key: msgspec.convert(entries[key], ANY.types[key]) for key in entries}
-    except msgspec.ValidationError:
-        tolerant = Tolerant(ANY, None)
-        read = tolerant.tidy(entries)
-        report.add(tolerant.report)
-        return read
-
-
-def _entries(row: Mapping[str, Any], columns: Mapping[str, Any]) -> tuple[Any, list[Any]]:
-    """A row's image and annotations, with labels in the place of categories."""
-    cells = {role: row.get(columns.get(role, "")) for role in _USUAL if role in columns}
-    name = cells.get("image")
+def _image(cells: Mapping[str, Any], licenses: Any, ids: Numbers, report: ReadReport) -> Any:
+    """What a row says of its image, as an entry of a file in COCO's format."""
+    name, id = cells.get("image"), cells.get("id")
     name = name.get("path") if isinstance(name, Mapping) else name  # as `datasets` has images
-    name = str(name if name is not None else cells.get("id") or "")
-    id = cells.get("id")
-    image = {
-        "id": name if id in (None, "") else id,
-        "file_name": name,
-        "width": cells.get("width") or 0,
-        "height": cells.get("height") or 0,
-        "coco_url": cells.get("url") or (name if "://" in name else None),
-        "license": str(cells["license"]) if cells.get("license") else None,
-        "author": cells.get("author"),
-        "title": cells.get("title"),
-    }
-    named = columns.get("captions", ())
-    texts = (t for c in ([named] if isinstance(named, str) else named) for t in _texts(row.get(c)))
-    annotations: list[Any] = [{"caption": text} for text in texts]
+    name = str(id if name is None and id is not None else name or "")
+    entry = {key: cells.get(key) for key in ("width", "height", "author", "title")}
+    entry |= {"file_name": name, "id": ids.number(name if id in (None, "") else id)}
+    entry["coco_url"] = cells.get("url") or (name if "://" in name else None)
+    if license := str(cells.get("license") or ""):
+        entry["license"] = n = ids.number(license)
+        is_url = "://" in license
+        licenses[n] = (spdx_of(license), license) if is_url else (license, "")
+    return convert(entry, AnyImage, "image", report, name)
+
+
+def _boxes(row: Mapping[str, Any], columns: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """Label and numbers of each box of a row: a list, lists side by side, or a single one."""
+    bbox = columns.get("bbox")
     if "boxes" in columns:
-        boxes = _opened(cells["boxes"])
-    elif isinstance(bbox := columns.get("bbox"), tuple):
-        numbers = [row.get(column) for column in bbox]
-        boxes = [{"label": cells.get("label"), "bbox": numbers}] if any(map(bool, numbers)) else []
+        boxes = _opened(row.get(columns["boxes"]))
+    elif isinstance(bbox, tuple):
+        four = [row.get(column) for column in bbox]
+        if any(four):
+            yield row.get(columns.get("label", "")), four
+        return
     else:
-        boxes = {"label": _opened(cells.get("label")), "bbox": _opened(cells.get("bbox"))}
-    return image, annotations + [_box(box) for box in _listed(boxes)]
-
-
-def _listed(boxes: Any) -> Iterator[Mapping[str, Any]]:
-    """Boxes in a list, or in an object of lists side by side, or a single one."""
+        cells = [_opened(row.get(columns.get(role, ""))) for role in ("label", "bbox")]
+        boxes = dict(zip(("label", "bbox"), cells, strict=True))
+    labels: Any
+    numbers: Any
     if isinstance(boxes, Mapping):
-        numbers = next((boxes[key] for key in _BBOX if boxes.get(key)), None)
-        if not numbers:
-            return
-        is_one = not isinstance(numbers[0], list)
-        lists = {key: [value] if is_one else value for key, value in boxes.items()}
-        lists = {k: v if isinstance(v, list) else [v] * len(numbers) for k, v in lists.items()}
-        boxes = [dict(zip(lists, box, strict=True)) for box in zip(*lists.values(), strict=False)]
-    yield from (box for box in boxes or () if isinstance(box, Mapping))
+        labels, numbers = (boxes.get(key) for key in _keys_of(boxes))
+        is_one = bool(numbers) and not isinstance(numbers[0], list)
+        of_each = labels if isinstance(labels, list) else [labels] * len(numbers or ())
+        yield from [(labels, numbers)] if is_one else zip(of_each, numbers or (), strict=False)
+    elif isinstance(boxes, list) and boxes and isinstance(boxes[0], Mapping):
+        label, box = _keys_of(boxes[0])
+        names: Any = next((names for names in _FOUR if boxes[0].keys() >= set(names)), ())
+        for one in boxes:
+            yield one.get(label), one.get(box) if box else [one.get(name) for name in names]
 
 
-def _box(box: Mapping[str, Any]) -> dict[str, Any]:
-    label = next((box[key] for key in _LABEL if key in box), None)
-    bbox = next((box[key] for key in _BBOX if key in box), None)
-    if bbox is None:
-        bbox = next(([box[key] for key in four] for four in _FOUR if box.keys() >= set(four)), None)
-    return {"label": label, "bbox": bbox}
+def _keys_of(box: Mapping[str, Any]) -> tuple[str, str]:
+    label, bbox = (next((k for k in keys if k in box), "") for keys in (_LABEL, _BBOX))
+    return label, bbox
 
 
-def _texts(cell: Any) -> Iterator[Any]:
+def _texts(cell: Any) -> Iterator[str]:
     """The captions in a cell: one, a list, or a list of objects with one each."""
     cell = _opened(cell)
     for text in cell if isinstance(cell, list) else [cell]:
         if isinstance(text, Mapping):
             text = next((text[key] for key in _TEXT if key in text), None)
         if text not in (None, "") and text == text:  # NaN is none
-            yield text
+            yield str(text)
 
 
 def _opened(cell: Any) -> Any:
@@ -274,8 +265,9 @@ def rows_in(path: Path, report: ReadReport) -> Iterator[Mapping[str, Any]]:
                 text = codecs.iterdecode(file, "utf-8")
                 first = next(text, "")
                 delimiter = max(",;\t", key=first.count)
-                rows = csv.DictReader(chain([first], text), delimiter=delimiter)
-                yield from ({k: v for k, v in row.items() if k} for row in rows)
+                rows = csv.reader(chain([first], text), delimiter=delimiter)
+                header = next(rows, [])
+                yield from (dict(zip(header, row, strict=False)) for row in rows)
             else:
                 yield from _json_rows(file, report)
     except (pa.ArrowException, ValueError, csv.Error, RecursionError) as error:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 from urllib.parse import unquote, urlsplit
@@ -98,6 +99,13 @@ def tidy(
     return found
 
 
+@cache
+def _fields_of(entry_type: type[msgspec.Struct]) -> dict[str, tuple[bool, bool]]:
+    """Field -> whether it is required, and whether it is a text."""
+    fields = msgspec.structs.fields(entry_type)
+    return {f.name: (f.required, str in (f.type, *get_args(f.type))) for f in fields}
+
+
 def convert(
     entry: Any, entry_type: type[_Struct], noun: str, report: ReadReport, named: str
 ) -> _Struct:
@@ -108,9 +116,9 @@ def convert(
     """
     if not isinstance(entry, dict):
         return msgspec.convert(entry, entry_type)
-    fields = {field.name: field for field in msgspec.structs.fields(entry_type)}
+    fields = _fields_of(entry_type)
     values = {
-        name: _plain(value, str in (fields[name].type, *get_args(fields[name].type)))
+        name: _plain(value, fields[name][1])
         for name, value in entry.items()
         if name in fields and value is not None
     }
@@ -119,7 +127,7 @@ def convert(
             return msgspec.convert(values, entry_type, strict=False)
         except msgspec.ValidationError as error:
             found = _FIELD.search(str(error))
-            if found is None or found[1] not in values or fields[found[1]].required:
+            if found is None or found[1] not in values or fields[found[1]][0]:
                 raise
             del values[found[1]]
             article = "an" if noun[0] in "aeiou" else "a"
@@ -334,7 +342,7 @@ class BoxFormat(NamedTuple):
         scale = 1.0 if self.unit == "pixels" else 100.0
         room = size * 1.01 + 1 if self.unit == "pixels" else np.full_like(size, scale + 1)
         fit = _inside(x * scale, y * scale, (x + width) * scale, (y + height) * scale, room)
-        return float((fit & (width > 0) & (height > 0)).mean())
+        return float((fit & (width > 0) & (height > 0)).mean()) if len(fit) else 0.0
 
 
 def order_by_area(boxes: FloatColumns, area: FloatColumns) -> Order | None:
@@ -364,28 +372,30 @@ def find_format(
         SourceError: most don't fit it.
     """
     is_small = len(boxes) > 0 and bool((np.abs(boxes) <= 1).all())
-    units: dict[Unit, Any] = {"pixels": (size > 0).all(axis=1), "fractions": slice(None)}
-    likely = unit or ("fractions" if is_small else "pixels")
-    if not len(boxes[units[likely]]):
-        return BoxFormat(order or "xywh", likely)
-    shares = {
-        (read := BoxFormat(o, u)): read.fits(boxes[seen], size[seen])
-        for u, seen in units.items()
-        for o in _ORDERS
-        if len(boxes[seen]) and not (is_small and u == "pixels")
-    }
-    best = max(shares, key=lambda read: (shares[read], read.unit == likely))
-    asked = [read for read in shares if read.unit == likely and order in (None, read.order)]
-    most = max((shares[read] for read in asked), default=0.0)
-    fitting = [read for read in asked if shares[read] >= most - 0.01]
+    likely: Unit = unit or ("fractions" if is_small else "pixels")
+    in_pixels = (size > 0).all(axis=1)
+
+    def shares(unit: Unit, orders: Iterable[Order]) -> dict[BoxFormat, float]:
+        seen = (boxes[in_pixels], size[in_pixels]) if unit == "pixels" else (boxes, size)
+        is_possible = len(seen[0]) and not (is_small and unit == "pixels")
+        readings = [BoxFormat(order, unit) for order in orders] if is_possible else []
+        return {reading: reading.fits(*seen) for reading in readings}
+
+    asked = shares(likely, [order] if order else _ORDERS)
+    if not asked and not is_small:
+        return BoxFormat(order or "xywh", likely)  # no size is known, or there are no boxes
+    most = max(asked.values(), default=0.0)
+    fitting = [reading for reading in asked if asked[reading] >= most - 0.01]
     found = fitting[0] if fitting else BoxFormat(order or "xywh", likely)
-    lost, exchanged = 1 - most, found.fits(boxes[units[likely]], size[units[likely]][:, ::-1])
-    if lost > _MOST or (lost >= _MANY and 1 - max(shares[best], exchanged) <= lost / 10):
-        named = str(best) if shares[best] > _MOST else None
-        if exchanged > shares[best]:
-            named = "the image's width and height exchanged"
-        what = f"{lost:.0%} of the boxes leave their images"
-        raise _doubt(where, what, named, expected=str(found))
+    if (lost := 1 - most) >= _MANY:
+        others = shares("pixels", _ORDERS) | shares("fractions", _ORDERS)
+        best = max(others, key=lambda reading: (others[reading], reading.unit == likely))
+        named, fits = str(best), others[best]
+        if (exchanged := found.fits(boxes[in_pixels], size[in_pixels, ::-1])) > fits:
+            named, fits = "the image's width and height exchanged", exchanged
+        if lost > _MOST or 1 - fits <= lost / 10:
+            what = f"{lost:.0%} of the boxes leave their images"
+            raise _doubt(where, what, named if fits > _MOST else None, expected=str(found))
     if len(boxes) >= _ENOUGH_BOXES and {"xywh", "xyxy"} <= {read.order for read in fitting}:
         raise SourceError(
             f"{where}: got {len(boxes):,} boxes that fit as {fitting[0]} and as {fitting[1]} "

@@ -131,11 +131,9 @@ def _module_of(name: str) -> str:
         UsageError: there is none.
     """
     known = names()
-    if not name:
-        raise UsageError("source: expected a name or a path, got nothing; give one")
     if (module := known.get(name.upper())) is not None:
         return module
-    if is_own(name) or Path(name).exists():
+    if is_own(name) or (name and Path(name).exists()):
         return _OWN
     raise UsageError(f"unknown source {name!r}{did_you_mean(name.upper(), known)}")
 

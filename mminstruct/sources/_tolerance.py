@@ -30,8 +30,8 @@ FloatColumns: TypeAlias = NDArray[np.float64]
 Mask: TypeAlias = NDArray[np.bool_]
 
 OWN_DATA = (
-    "Data of your own can't be read under its own name yet. What is possible today: a module of "
-    "your own in mminstruct/sources, as docs/adding_a_source.md shows."
+    "Data of your own goes by its own name: give its path in the place of the source, and see what "
+    "becomes of it by mminstruct describe PATH."
 )
 
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)

@@ -407,7 +407,7 @@ def look(path: Path, name: str) -> dict[str, Any]:
     words = re.sub(r"\W+", "_", path.absolute().name.partition(".")[0]).strip("_") or "own"
     if not path.exists():
         if _HUB_ID.fullmatch(name) and not is_own(PurePosixPath(name).name):
-            return {"name": words, "format": "datasets", "dataset": name}
+            return {"name": path.name, "format": "datasets", "dataset": name}
         raise UsageError(
             f"{name}: there is no such file{lacking(path)}; give another path, a dataset of the "
             "Hub, or the name of a source (mminstruct list)"

@@ -513,7 +513,7 @@ def test_load_dataset_takes_a_description(tmp_path: Path) -> None:
     assert made["train"]["source"][:] == ["photos"] * 2
     named = load("builders/own_llava", source="./d.yaml", source_name="pets", limit=1, **given)
     assert named["train"]["source"][:] == ["pets"] * 3
-    with pytest.raises(UsageError, match="^source: expected a name or a path, got nothing"):
+    with pytest.raises(UsageError, match="unknown source ''"):
         load("builders/own_llava", "conversation", **given)
 
 

@@ -730,7 +730,7 @@ def test_data_that_is_not_cocos_own_is_refused_with_a_pointer(
     write(tmp_path, captions_document() | changes, instances_document() | changes)
     with pytest.raises(SourceError, match=f"^{INSTANCES}, {CAPTIONS}: got {got}") as caught:
         read(tmp_path)
-    assert "docs/adding_a_source.md" in str(caught.value)
+    assert "mminstruct describe PATH" in str(caught.value)
 
 
 @pytest.mark.parametrize(

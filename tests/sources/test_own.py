@@ -384,15 +384,11 @@ def a_dataset(count: int = 2) -> datasets.Dataset:
     return datasets.Dataset.from_dict(found, features=features)
 
 
-@pytest.mark.parametrize("form", ["parquet", "saved"])
 def test_a_dataset_is_read_with_the_names_of_its_classes_and_without_decoding_images(
-    form: str, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if form == "saved":
-        a_dataset().save_to_disk("set")
-    else:
-        Path("set/data").mkdir(parents=True)
-        a_dataset().to_parquet("set/data/train-00000-of-00001.parquet")
+    Path("set/data").mkdir(parents=True)
+    a_dataset().to_parquet("set/data/train-00000-of-00001.parquet")
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     Path("s.yaml").write_text("name: s\nformat: datasets\ndataset: set\nbox_format: xywh\n")
     contexts = read("s.yaml", captions_column="text", boxes_column="objects")
@@ -406,16 +402,23 @@ def test_a_dataset_is_read_with_the_names_of_its_classes_and_without_decoding_im
     assert len(rows()) == 6
 
 
-def test_rows_that_have_changed_are_read_anew() -> None:
+def test_a_dataset_that_has_changed_is_another_one() -> None:
+    Path("s.yaml").write_text("name: s\nformat: datasets\ndataset: set\nsplits: [train]\n")
     prints = []
-    for text in ("One.", "Two.", "One."):
-        datasets.Dataset.from_list([{"image": "a.jpg", "text": text}]).save_to_disk(f"set{text}")
-        Path("s.yaml").write_text(f"name: s\nformat: datasets\ndataset: set{text}\n")
-        source = sources.get("s.yaml")
-        files = source.locate([], "train")
-        assert files is not None
-        prints.append(files.fingerprint)
+    for text in ("One.", "One and two."):
+        lines("set/train.jsonl", [{"image": "a.jpg", "text": text}])
+        prints.append(sources.get("s.yaml").locate([], "train"))
         assert read("s.yaml")[0].captions == (text,)
+    assert prints[0] != prints[1]
+
+
+def test_images_that_are_put_into_a_folder_later_are_found() -> None:
+    name = lines("photos.jsonl", [{"image": f"{n}.png", "text": "x"} for n in range(2)])
+    Path("images").mkdir()
+    prints = []
+    for n in range(2):
+        Image.new("RGB", (8, 8)).save(f"images/{n}.png")
+        prints.append(sources.get(name, {"image_folder": "images"}).locate([], "train"))
     assert prints[0] != prints[1]
 
 

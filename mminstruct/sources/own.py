@@ -35,11 +35,11 @@ from mminstruct.sources._coco import Parts, make_contexts, read_own
 from mminstruct.sources._datasets import digest_of, rows_of, splits_of
 from mminstruct.sources._records import Columns, read_tables, rows_in
 from mminstruct.sources._tolerance import (
+    COCOS,
     BoxFormat,
     Order,
     Unit,
     find_format,
-    order_by_area,
     published_name,
 )
 from mminstruct.strict_yaml import Strict
@@ -291,10 +291,9 @@ class OwnSource:
             )
 
         def find(boxes: Any, area: Any, size: Any) -> BoxFormat:
-            named = own.box_format or order or order_by_area(boxes, area)
-            found = find_format(boxes, size, named, own.box_unit, where)
+            found = find_format(boxes, area, size, where, own.box_format or order, own.box_unit)
             self.found.update(box_format=found.order, box_unit=found.unit)
-            is_usual = own.format == "coco" and found == ("xywh", "pixels")
+            is_usual = own.format == "coco" and found == COCOS
             if len(boxes) and not is_usual and not own.box_format:
                 _log.warning(f"{where}: boxes are read as {found} (box_format, box_unit: others)")
             return found

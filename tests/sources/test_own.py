@@ -199,7 +199,8 @@ def test_what_boxes_are_is_found_by_a_look_at_all_of_them_and_said(
         (x / 640, y / 480, (x + w) / 640, (y + h) / 480)
     )
     assert f"photos.jsonl: boxes are read as {order} (" in caplog.text
-    assert f"in {unit} (box_format, box_unit: others)" in caplog.text
+    named = {"fractions": "fractions of the image"}.get(unit, unit)
+    assert f"in {named} (box_format, box_unit: others)" in caplog.text
 
 
 def test_a_description_says_which_column_is_what_and_whose_it_all_is() -> None:

@@ -1,6 +1,7 @@
 """Licences that compose: facts, what a model is, and what rows made of them may be used for.
 
     registry     entries by id, strictly read; a user's own over ours
+    services     the service behind a URL, its terms, and what its models' names stand for
     lineage      a model's terms, its bases' and its service's, from an exact id or its own files
     composition  annotations x prompts x model (x images) -> `Verdict`
     use          text, images and both together, in the sentence that is said everywhere

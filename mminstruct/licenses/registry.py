@@ -1,8 +1,8 @@
 """The facts about licences and terms: the YAML files beside this module, and a user's own entries.
 
 Every entry says where it is from, which clause, when it was checked and how: read in the primary
-text, quoted by a third party, widely known, or not found. Nothing is matched by pattern: a model
-is looked up by its exact repository id, and what isn't there is unknown.
+text, quoted by a third party, widely known, or not found. No model is matched by pattern: it is
+looked up by its exact repository id, and what isn't there is unknown.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ from __future__ import annotations
 import datetime
 import difflib
 import ipaddress
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from mminstruct import strict_yaml
 from mminstruct.errors import ConfigError, did_you_mean
@@ -40,6 +42,33 @@ Evidence = Literal["primary", "secondary", "known", "not-found"]
 Id = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 RepoId = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
 Billions = Annotated[float, Field(gt=0)]
+_HOST = re.compile(r"([\w*-]+\.)*[\w-]+")
+# What a star stands for ends before the last two labels: these are a name that somebody owns.
+_STARRED_HOST = re.compile(r"([\w*-]+\.)+[\w-]+\.[\w-]+")
+
+
+def _check_host(host: str) -> str:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        allowed = _STARRED_HOST if "*" in host else _HOST
+        if host != host.lower() or "**" in host or not allowed.fullmatch(host):
+            raise ValueError(
+                "expected a host in lower case, without scheme, port and path, such as "
+                "api.acme.example; '*' stands for a part of a label before the last two "
+                "(*.acme.example)"
+            ) from None
+    return host
+
+
+def _fold_names(names: dict[str, str]) -> dict[str, str]:
+    folded = {name.casefold(): id for name, id in names.items()}
+    if len(folded) < len(names):
+        raise ValueError("a name is given twice, in lower case and in capitals; leave one out")
+    return folded
+
+
+Host = Annotated[str, AfterValidator(_check_host)]
 
 
 class Obligation(Strict):
@@ -136,21 +165,38 @@ class Endpoint(_Fact):
     """A service, by the hosts of its API.
 
     ``terms: null`` are terms that were not read; ``own_server`` is a server of the user's, which
-    has none.
+    has none; without ``hosts``, it is any of them that names its models like this. ``models`` says
+    what a name stands for there, capitals aside; ``spellings`` how the service writes names, with a
+    ``*`` for that name or exact id (``us.*``, ``*:free``).
     """
 
     id: Id
     name: str = Field(min_length=1)
-    hosts: tuple[str, ...] = Field(min_length=1)
+    hosts: tuple[Host, ...] = ()
     own_models: bool = False
     own_server: bool = False
     terms: Id | None = None
+    models: Annotated[dict[str, RepoId], AfterValidator(_fold_names)] = {}
+    spellings: tuple[Annotated[str, Field(pattern=r"^[^*]+\*[^*]*$|^\*[^*]+$")], ...] = ()
 
     @model_validator(mode="after")
     def _no_terms_of_ones_own(self) -> Endpoint:
         if self.own_server and (self.own_models or self.terms):
             raise ValueError("own_server: it has neither terms nor models of its own")
+        if not self.hosts and not (self.own_server and self.models):
+            raise ValueError("hosts: expected the host of its API, got none")
         return self
+
+    def pattern(self, host: str) -> str | None:
+        """Which of its hosts this one is, itself before a pattern; or None."""
+        labels = host.split(".")
+        fits = [
+            pattern
+            for pattern in self.hosts
+            if pattern.count(".") == host.count(".")
+            and all(map(fnmatchcase, labels, pattern.split(".")))
+        ]
+        return host if host in fits else next(iter(fits), None)
 
 
 class _HubLicenses(_Fact):
@@ -274,15 +320,25 @@ class Registry:
     def endpoint(self, url: str) -> Endpoint | None:
         """The registered service behind an API's URL, or None."""
         host = _find_host(url)
-        found = [entry for entry in self.endpoints.values() if host in entry.hosts]
-        return max(found, key=lambda e: ("endpoints", e.id) in self.entered, default=None)
+        found = [entry for entry in self.endpoints.values() if entry.pattern(host)]
+        return max(
+            found,
+            key=lambda e: (("endpoints", e.id) in self.entered, e.pattern(host) == host),
+            default=None,
+        )
 
     def endpoint_name(self, url: str) -> str:
-        """The URL of a registered service; any other may be private and is not named."""
+        """The URL of a registered service; any other may be private and is not named.
+
+        Nor is an account's own host at a service: it goes by the pattern of such hosts.
+        """
         service = self.endpoint(url)
         if service is None:
             return PUBLIC if is_public(url) else UNREGISTERED
-        return UNREGISTERED if service.own_server else url
+        if service.own_server:
+            return UNREGISTERED
+        pattern = str(service.pattern(_find_host(url)))
+        return f"https://{pattern}" if "*" in pattern else url
 
     def endpoint_names(self, urls: Iterable[str]) -> str | None:
         """The names of all that may have answered, or None if that is this process."""
@@ -356,9 +412,10 @@ def load(user_file: str | Path | None = None) -> Registry:
 
 @lru_cache(maxsize=1)
 def _load_packaged() -> Registry:
-    data: dict[str, object] = {}
+    data: dict[str, Any] = {}
     for path in sorted(Path(__file__).parent.glob("*.yaml")):
-        data.update(strict_yaml.read(path))
+        for section, added in strict_yaml.read(path).items():
+            data[section] = [*data.get(section, ()), *added] if isinstance(added, list) else added
     file = strict_yaml.validate(_OwnFile, data, where="mminstruct/licenses")
     hub = file.hub_licenses.ids.split() if file.hub_licenses else ()
     left_out = {entry.id: entry.reason for entry in file.left_out}

@@ -35,6 +35,12 @@ _PRIVATE_SUFFIXES = (
     *(".lan", ".home", ".corp", ".intranet", ".private"),
 )
 
+# us.anthropic.claude-sonnet-4-5-20250929-v1:0, publishers/google/models/gemini-2.0-flash-001
+_LAST_PART = re.compile(r"(?:.*/)?(?:[a-z-]+\.(?=[a-z]))*(.*)")
+_DATED = re.compile(
+    r"(?:[:@].*|-(?:20\d{6}|20\d\d-\d\d-\d\d|\d\d-\d{2,4}|\d{3,4}|v\d|latest|preview|exp))+$"
+)
+
 OutputTraining = Literal[
     "allowed", "conditional", "unknown", "same-family-only", "research-only", "forbidden"
 ]
@@ -278,6 +284,20 @@ class Registry:
         return {**spdx, **self.licenses}
 
     @cached_property
+    def ids(self) -> dict[str, str]:
+        """Ids of models, by themselves without capitals, which the Hub doesn't tell apart."""
+        return {id.casefold(): id for id in self.models}
+
+    @cached_property
+    def barred(self) -> dict[str, str]:
+        """Ids of models whose terms forbid training, by their plain names."""
+        return {
+            plain_name(id): id
+            for id, model in self.models.items()
+            if self.terms[model.terms].output_training == "forbidden"
+        }
+
+    @cached_property
     def covered(self) -> dict[str, frozenset[str]]:
         """Licence -> all licences whose text may be released under it, itself included."""
 
@@ -355,6 +375,12 @@ class Registry:
     def image_use(self) -> dict[str, bool | None]:
         """Image licence in lower case -> whether the image may be used commercially."""
         return {name: usable(entry) for name, entry in sorted(self.by_name.items())}
+
+
+def plain_name(model: str) -> str:
+    """A model's name without vendor, region, date, version and tag, and with hyphens only."""
+    bare = _LAST_PART.fullmatch(model.strip().casefold())
+    return re.sub(r"[._]", "-", _DATED.sub("", bare[1])) if bare else ""
 
 
 def is_public(url: str) -> bool:

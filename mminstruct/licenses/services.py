@@ -8,20 +8,21 @@ name, too. Nothing is freed like this.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mminstruct.licenses.composition import Part
-from mminstruct.licenses.registry import PUBLIC, UNREGISTERED, Endpoint, Registry, is_public
+from mminstruct.licenses.registry import (
+    PUBLIC,
+    UNREGISTERED,
+    Endpoint,
+    Registry,
+    is_public,
+    plain_name,
+)
 
 _ENTER_IT = (
     "; enter what its terms say with --licenses, or that it is a server of your own (own_server)"
-)
-# us.anthropic.claude-sonnet-4-5-20250929-v1:0, publishers/google/models/gemini-2.5-pro@001
-_BEFORE = re.compile(r".*/|(?:[a-z-]+\.)+(?=[a-z])")
-_AFTER = re.compile(
-    r"[:@].*|-(?:20\d{6}|20\d\d-\d\d-\d\d|\d\d-\d{2,4}|\d{3,4}|v\d|latest|preview|exp)"
 )
 
 
@@ -81,11 +82,10 @@ def name_at(registry: Registry, service: Endpoint | None, name: str) -> str | No
     forms = [name.strip().casefold()]
     for form in forms:  # grows, as a name may be written in several ways at once
         forms += [inner for inner in _unwrap(service, form) if inner not in forms]
-    ids = {id.casefold(): id for id in registry.models}
-    for table in (service.models if service else {}, ids):
+    for table in (service.models if service else {}, registry.ids):
         if found := next(filter(None, map(table.get, forms)), None):
             return found
-    return None if service else _barred(registry).get(_plain(name))
+    return None if service else registry.barred.get(plain_name(name))
 
 
 def _own_tables(registry: Registry, service: Endpoint | None) -> list[Endpoint]:
@@ -122,21 +122,3 @@ def _unwrap(service: Endpoint | None, name: str) -> Iterable[str]:
         before, _, after = spelling.casefold().partition("*")
         if name.startswith(before) and name.endswith(after) and len(name) > len(before + after):
             yield name[len(before) : len(name) - len(after)]
-
-
-def _barred(registry: Registry) -> dict[str, str]:
-    """Models whose terms forbid training, by their plain names."""
-    return {
-        _plain(id): id
-        for id, model in registry.models.items()
-        if registry.terms[model.terms].output_training == "forbidden"
-    }
-
-
-def _plain(name: str) -> str:
-    """A name without vendor, region, date, version and tag, and with one kind of hyphen."""
-    bare = name.casefold()
-    while match := _BEFORE.match(bare):
-        bare = bare[match.end() :]
-    bare = re.sub(rf"(?:{_AFTER.pattern})+$", "", bare)
-    return re.sub(r"[._]", "-", bare)

@@ -9,31 +9,24 @@ from __future__ import annotations
 
 import datetime
 import difflib
-import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
 from mminstruct import strict_yaml
 from mminstruct.errors import ConfigError, did_you_mean
+from mminstruct.licenses import hosts
 from mminstruct.strict_yaml import Strict
 
 UNREGISTERED = "an unregistered server"
 PUBLIC = "an unregistered public service"
 ENDPOINTS_JOINT = ", "
 """What is between several endpoints of one row."""
-# Names that only a network of one's own knows (RFC 6761, 6762, 8375 and ICANN's .internal).
-_PRIVATE_SUFFIXES = (
-    *(".localhost", ".local", ".home.arpa", ".internal", ".test", ".svc"),
-    *(".lan", ".home", ".corp", ".intranet", ".private"),
-)
 
 # us.anthropic.claude-sonnet-4-5-20250929-v1:0, publishers/google/models/gemini-2.0-flash-001
 _LAST_PART = re.compile(r"(?:.*/)?(?:[a-z-]+\.(?=[a-z]))*(.*)")
@@ -48,23 +41,6 @@ Evidence = Literal["primary", "secondary", "known", "not-found"]
 Id = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 RepoId = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
 Billions = Annotated[float, Field(gt=0)]
-_HOST = re.compile(r"([\w*-]+\.)*[\w-]+")
-# What a star stands for ends before the last two labels: these are a name that somebody owns.
-_STARRED_HOST = re.compile(r"([\w*-]+\.)+[\w-]+\.[\w-]+")
-
-
-def _check_host(host: str) -> str:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        allowed = _STARRED_HOST if "*" in host else _HOST
-        if host != host.lower() or "**" in host or not allowed.fullmatch(host):
-            raise ValueError(
-                "expected a host in lower case, without scheme, port and path, such as "
-                "api.acme.example; '*' stands for a part of a label before the last two "
-                "(*.acme.example)"
-            ) from None
-    return host
 
 
 def _fold_names(names: dict[str, str]) -> dict[str, str]:
@@ -74,7 +50,7 @@ def _fold_names(names: dict[str, str]) -> dict[str, str]:
     return folded
 
 
-Host = Annotated[str, AfterValidator(_check_host)]
+Host = Annotated[str, AfterValidator(hosts.check)]
 
 
 class Obligation(Strict):
@@ -195,14 +171,9 @@ class Endpoint(_Fact):
 
     def pattern(self, host: str) -> str | None:
         """Which of its hosts this one is, itself before a pattern; or None."""
-        labels = host.split(".")
-        fits = [
-            pattern
-            for pattern in self.hosts
-            if pattern.count(".") == host.count(".")
-            and all(map(fnmatchcase, labels, pattern.split(".")))
-        ]
-        return host if host in fits else next(iter(fits), None)
+        if host in self.hosts:
+            return host
+        return next((pattern for pattern in self.hosts if hosts.fits(host, pattern)), None)
 
 
 class _HubLicenses(_Fact):
@@ -339,7 +310,7 @@ class Registry:
 
     def endpoint(self, url: str) -> Endpoint | None:
         """The registered service behind an API's URL, or None."""
-        host = _find_host(url)
+        host = hosts.find_host(url)
         found = [entry for entry in self.endpoints.values() if entry.pattern(host)]
         return max(
             found,
@@ -354,10 +325,10 @@ class Registry:
         """
         service = self.endpoint(url)
         if service is None:
-            return PUBLIC if is_public(url) else UNREGISTERED
+            return PUBLIC if hosts.is_public(url) else UNREGISTERED
         if service.own_server:
             return UNREGISTERED
-        pattern = str(service.pattern(_find_host(url)))
+        pattern = str(service.pattern(hosts.find_host(url)))
         return f"https://{pattern}" if "*" in pattern else url
 
     def endpoint_names(self, urls: Iterable[str]) -> str | None:
@@ -381,24 +352,6 @@ def plain_name(model: str) -> str:
     """A model's name without vendor, region, date, version and tag, and with hyphens only."""
     bare = _LAST_PART.fullmatch(model.strip().casefold())
     return re.sub(r"[._]", "-", _DATED.sub("", bare[1])) if bare else ""
-
-
-def is_public(url: str) -> bool:
-    """Whether a URL's host has a name that everybody can look up, as services' hosts have.
-
-    Bare addresses, single words and the names of private networks are servers of one's own.
-    """
-    host = _find_host(url)
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return "." in host and not host.endswith(_PRIVATE_SUFFIXES)
-    return False
-
-
-def _find_host(url: str) -> str:
-    """The host of a URL in lower case, without the dot that a whole name may end with."""
-    return (urlsplit(url).hostname or "").rstrip(".")
 
 
 def usable(license: License | None) -> bool | None:

@@ -12,12 +12,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mminstruct.licenses.composition import Part
+from mminstruct.licenses.hosts import is_public
 from mminstruct.licenses.registry import (
     PUBLIC,
     UNREGISTERED,
     Endpoint,
     Registry,
-    is_public,
     plain_name,
 )
 

@@ -12,7 +12,8 @@ import yaml
 
 from mminstruct import licenses, sources
 from mminstruct.errors import ConfigError
-from mminstruct.licenses.registry import License, Terms, is_public
+from mminstruct.licenses.hosts import is_public
+from mminstruct.licenses.registry import License, Terms
 from mminstruct.sources._image_licenses import IMAGE_LICENSES
 
 REGISTRY = licenses.load()
@@ -32,7 +33,7 @@ LOOKED_AT = {
     "cerebras deepinfra fireworks huggingface nvidia perplexity moonshot moonshot-cn zai zhipu-cn "
     "dashscope dashscope-cn minimax azure-openai azure-foundry vertex bedrock novita sambanova "
     "huggingface-endpoints ai21 siliconflow nebius hyperbolic featherless baseten replicate "
-    "stepfun volcengine qianfan upstage writer inception ollama lm-studio",
+    "stepfun volcengine qianfan upstage writer inception amazon-nova ollama lm-studio",
     "models": "lmsys/vicuna-7b-v1.5 meta-llama/Llama-2-7b-chat-hf meta-llama/Meta-Llama-3-8B "
     "meta-llama/Llama-3.1-8B-Instruct meta-llama/Llama-3.2-1B-Instruct "
     "meta-llama/Llama-3.3-70B-Instruct meta-llama/Llama-4-Scout-17B-16E-Instruct "

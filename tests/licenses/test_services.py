@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -74,6 +74,7 @@ SERVICES: dict[str, OutputTraining] = {
     "router.huggingface.co": "unknown",
     "x1.us-east-1.aws.endpoints.huggingface.cloud": "unknown",
     "api.ai21.com": "forbidden",
+    "api.nova.amazon.com": "forbidden",
     "ark.cn-beijing.volces.com": "unknown",
 }
 
@@ -290,11 +291,10 @@ def test_a_bare_name_of_a_closed_model_is_read_as_its_own(name: str, id: str) ->
 
 
 @pytest.mark.parametrize(
-    "name", ["qwen3-8b", "llama3.1:8b", "gpt-oss-120b", "gpt-4o-mini-killer", "someone/o1", "phi-4"]
+    "name", ["qwen3-8b", "llama3.1:8b", "gpt-oss-120b", "gpt-4o-mini-killer", "phi-4"]
 )
 def test_no_name_that_is_no_exact_id_frees_a_model_of_ones_own(name: str) -> None:
-    (part,) = licenses.named_model(REGISTRY, name)
-    assert part.by is None
+    assert verdict(licenses.named_model(REGISTRY, name)) not in ("allowed", "conditional")
 
 
 def test_a_tag_at_a_server_of_ones_own_is_read_as_its_library_has_it() -> None:
@@ -316,12 +316,12 @@ def test_a_tag_at_a_server_of_ones_own_is_read_as_its_library_has_it() -> None:
 
 @pytest.mark.parametrize("host", SERVICES)
 @pytest.mark.parametrize(
-    "name", ["meta-llama/Llama-2-7b-chat-hf", "Qwen/Qwen2.5-3B-Instruct", "x/y"]
+    "name", ["meta-llama/Llama-2-7b-chat-hf", "Qwen/Qwen2.5-3B-Instruct", "model-y"]
 )
 def test_a_service_makes_no_model_freer_unless_its_terms_are_all_there_is(
     host: str, name: str
 ) -> None:
-    order = list(licenses.composition._STRICTNESS)
+    order = get_args(OutputTraining)
     alone = verdict(licenses.model_parts(REGISTRY, name=name, repo_id=name))
     served = verdict(parts_at(f"https://{host}/v1", name))
     whole = REGISTRY.endpoint(f"https://{host}")

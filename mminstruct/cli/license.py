@@ -86,7 +86,7 @@ def _license(args: argparse.Namespace) -> int:
     if by_name:
         model = licenses.named_model(registry, args.model, args.model_id)
         own = [licenses.compose(registry, [*r.text_parts, *model]) for r in recipes]
-        is_known = any(part.by for part in model)
+        is_known = model[0].by is not None
     else:
         own = [recipe.verdict for recipe in recipes]
     verdict = licenses.compose(registry, [part for each in own for part in each.parts])

@@ -65,8 +65,8 @@ def find_services(
         elif service is None or service.own_server:
             note = f"; it was served by {UNREGISTERED}, which adds no terms that are known here"
             note += registry.origin("endpoints", service.id) if service else ""
-            if not given:
-                models |= _read_name(registry, _own_tables(registry, service), name)
+            known = [service, *(e for e in registry.endpoints.values() if not e.hosts)]
+            models |= {} if given else _read_name(registry, filter(None, known), name)
             continue
         else:
             parts.append(_terms_part(registry, service))
@@ -88,13 +88,9 @@ def name_at(registry: Registry, service: Endpoint | None, name: str) -> str | No
     return None if service else registry.barred.get(plain_name(name))
 
 
-def _own_tables(registry: Registry, service: Endpoint | None) -> list[Endpoint]:
-    """What names at a server of one's own are looked up in."""
-    anybodys = [e for e in registry.endpoints.values() if e.own_server and not e.hosts]
-    return [service, *anybodys] if service else anybodys
-
-
-def _read_name(registry: Registry, services: list[Endpoint], name: str | None) -> dict[str, str]:
+def _read_name(
+    registry: Registry, services: Iterable[Endpoint], name: str | None
+) -> dict[str, str]:
     """The exact id that a name stands for -> a word on how it was read; else nothing."""
     for service in [*services, None] if name else []:
         id = name_at(registry, service, str(name))

@@ -31,7 +31,7 @@ ENDPOINTS_JOINT = ", "
 # us.anthropic.claude-sonnet-4-5-20250929-v1:0, publishers/google/models/gemini-2.0-flash-001
 _LAST_PART = re.compile(r"(?:.*/)?(?:[a-z-]+\.(?=[a-z]))*(.*)")
 _DATED = re.compile(
-    r"(?:[:@].*|-(?:20\d{6}|20\d\d-\d\d-\d\d|\d\d-\d{2,4}|\d{3,4}|v\d|latest|preview|exp))+$"
+    r"(?:[:@].*|-(?:20\d{6}|20\d\d-\d\d-\d\d|\d\d-\d{2,4}|\d{3,4}|v\d|latest|preview|exp|beta))+$"
 )
 
 OutputTraining = Literal[

@@ -40,6 +40,7 @@ def verdict(parts: tuple[Part, ...]) -> OutputTraining:
 # A host of each service -> what its terms alone come to with a model that is free.
 SERVICES: dict[str, OutputTraining] = {
     "api.openai.com": "forbidden",
+    "kr.api.openai.com": "forbidden",
     "api.anthropic.com": "forbidden",
     "generativelanguage.googleapis.com": "forbidden",
     "api.deepseek.com": "allowed",
@@ -278,6 +279,9 @@ def test_a_closed_model_is_barred_wherever_it_is_served(url: str, name: str) -> 
         ("gemini-1.5-pro-002", "google/gemini-1.5-pro"),
         ("gemini-2.5-flash-preview-05-20", "google/gemini-2.5-flash"),
         ("grok-4-0709", "x-ai/grok-4"),
+        ("grok-3-mini-beta", "x-ai/grok-3-mini"),
+        ("claude-instant-1.2", "anthropic/claude-instant-1.2"),
+        ("gpt4", "openai/gpt4"),
         ("command-r-plus-08-2024", "cohere/command-r-plus"),
         ("qwen-max-2025-01-25", "qwen/qwen-max"),
         ("sonar-pro", "perplexity/sonar-pro"),

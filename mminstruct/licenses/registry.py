@@ -141,10 +141,13 @@ class Work(_Clause):
 
 
 class ModelGroup(_Fact):
-    """Models under the same terms: repository id -> billions of parameters."""
+    """Models under the same terms: repository id -> billions of parameters.
+
+    Without ``vendor`` they are of many, each of the one whose name its id begins with.
+    """
 
     name: str = Field(min_length=1)
-    vendor: str = Field(min_length=1)
+    vendor: str | None = Field(default=None, min_length=1)
     terms: Id
     chat: dict[RepoId, Billions | None] = {}
     pretrained: dict[RepoId, Billions | None] = {}
@@ -307,11 +310,11 @@ class Registry:
     def near(self, model: str) -> list[str]:
         """Ids of models that may be meant by one that isn't here, the likeliest first."""
         asked = model.casefold()
-        names = {id: id.casefold() for id in self.models}
+        names = {id: id.casefold() for id in self.models if id not in self.repacks}
         last = {id: name.rpartition("/")[2] for id, name in names.items()}
         return (
             [id for id in names if asked in (names[id], last[id])]
-            + [id for id in names if last[id].startswith(f"{asked}-") and id not in self.repacks]
+            + [id for id in names if last[id].startswith(f"{asked}-")]
         ) or difflib.get_close_matches(model, names, n=1, cutoff=0.9)
 
     def terms_named(self, name: str) -> Terms | None:
@@ -463,7 +466,7 @@ def _repack(id: str, group: RepackGroup, whole: Mapping[str, Model], where: str 
     if base not in whole:
         raise ConfigError(
             f"{where or 'mminstruct/licenses'}: repacks: {id!r} is of {base!r}, which has no entry "
-            f"in 'models'{did_you_mean(base, whole)}"
+            "in 'models'; enter that first"
         )
     return replace(
         whole[base],
@@ -480,7 +483,7 @@ def _read_models(groups: Iterable[ModelGroup], where: str | None) -> list[Model]
     models = [
         Model(
             repo_id=repo_id,
-            vendor=group.vendor,
+            vendor=group.vendor or repo_id.partition("/")[0],
             terms=group.terms,
             size_b=size,
             chat=chat,

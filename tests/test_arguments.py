@@ -261,9 +261,12 @@ def test_no_model_source_has_the_name_of_a_server() -> None:
     [
         ("gpt-4o", ""),
         ("claude-sonnet-4-5", ""),
-        ("gpt-oss-120b", "did you mean openai/gpt-oss-120b?\n"),
+        ("gpt-oss-120b", "or openai-mirror/gpt-oss-120b or unsloth/gpt-oss-120b?\n"),
         ("llama-3.3-70b-versatile", "--openai_base_url https://api.groq.com/openai/v1\n"),
-        ("Qwen2.5-72B", "mean Qwen/Qwen2.5-72B or Qwen/Qwen2.5-72B-Instruct?\n"),
+        (
+            "Qwen2.5-72B",
+            "mean Qwen/Qwen2.5-72B or unsloth/Qwen2.5-72B or Qwen/Qwen2.5-72B-Instruct?\n",
+        ),
         ("qwen/qwen3-8b", "did you mean Qwen/Qwen3-8B?\n"),
         ("Qwen/Qwen3-8B", ""),
         ("somebody/something", ""),

@@ -310,11 +310,11 @@ class Registry:
     def near(self, model: str) -> list[str]:
         """Ids of models that may be meant by one that isn't here, the likeliest first."""
         asked = model.casefold()
-        names = {id: id.casefold() for id in self.models if id not in self.repacks}
+        names = {id: id.casefold() for id in self.models}
         last = {id: name.rpartition("/")[2] for id, name in names.items()}
         return (
             [id for id in names if asked in (names[id], last[id])]
-            + [id for id in names if last[id].startswith(f"{asked}-")]
+            + [id for id in names if last[id].startswith(f"{asked}-") and id not in self.repacks]
         ) or difflib.get_close_matches(model, names, n=1, cutoff=0.9)
 
     def terms_named(self, name: str) -> Terms | None:

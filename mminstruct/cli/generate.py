@@ -160,7 +160,9 @@ def _public(flag: str, value: str, registry: licenses.Registry) -> str:
     path = Path(value).expanduser()
     if "://" in value:
         url = urlsplit(value)
-        return f"{url.scheme}://{url.hostname}{url.path}" if registry.endpoint(value) else "URL"
+        shown = f"{url.scheme}://{url.hostname}{url.path}"
+        is_public = flag == "image_url" or registry.endpoint_name(shown) == shown
+        return shown if is_public else "URL"
     if flag in ("dataset_storage_path", "image_folder") or (flag == "model" and path.is_dir()):
         return "DIR"
     files = ("model", "licenses", "prompt_config", "captions", *backends.engine_options())

@@ -1,6 +1,8 @@
 """Licences that compose: facts, what a model is, and what rows made of them may be used for.
 
+    hosts        whose server a host is, and patterns of hosts
     registry     entries by id, strictly read; a user's own over ours
+    services     the service behind a URL, its terms, and what its models' names stand for
     lineage      a model's terms, its bases' and its service's, from an exact id or its own files
     composition  annotations x prompts x model (x images) -> `Verdict`
     use          text, images and both together, in the sentence that is said everywhere
@@ -13,12 +15,12 @@ from __future__ import annotations
 
 from mminstruct.licenses.advice import alternatives, check_commercial, explanation
 from mminstruct.licenses.composition import EVIDENCE, Part, Role, Verdict, compose, why_not
+from mminstruct.licenses.hosts import is_public
 from mminstruct.licenses.lineage import Declared, declared, model_parts, named_model
 from mminstruct.licenses.registry import (
     ENDPOINTS_JOINT,
     License,
     Registry,
-    is_public,
     load,
     text_of,
     together,

@@ -23,7 +23,8 @@ import yaml
 from mminstruct import strict_yaml
 from mminstruct.errors import UsageError
 from mminstruct.licenses.composition import EVIDENCE, Part
-from mminstruct.licenses.registry import PUBLIC, UNREGISTERED, Registry, Terms, is_public
+from mminstruct.licenses.registry import Registry, Terms
+from mminstruct.licenses.services import find_services
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -38,9 +39,6 @@ _BASE = re.compile(r"general\.base_model\.(\d+)\.")
 _REPO_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
 _FRONT_MATTER = re.compile(r"\A\ufeff?---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)
 _LONGEST_SHOWN = 80
-_ENTER_IT = (
-    "; enter what its terms say with --licenses, or that it is a server of your own (own_server)"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,19 +225,22 @@ def model_parts(
         endpoints: URLs of the APIs that serve it; none if it runs in this process.
         given: the id is the user's word, which stands above what the files say.
     """
-    services, note = _find_services(registry, endpoints)
-    if services and all(own_models for own_models, _ in services) and not note:
-        return tuple(part for _, part in services)
-    parts = [part for _, part in services]
+    asked = name if given or repo_id is None else repo_id
+    served = find_services(registry, endpoints, None if files else asked, given=given)
+    if served.is_whole:
+        return served.parts
+    parts, ids, note = [*served.parts], dict(served.models), served.note
     if repo_id is not None and given:
-        note += "; the model is this one by your word (--model_id)"
+        word = "; the model is this one by your word (--model_id)"
         if files is not None and (named := [*files.parents, *files.licenses]):
-            note += f", while {files.where} names {', '.join(named)}"
-        files = None
-    if repo_id is None and files is None:
+            word += f", while {files.where} names {', '.join(named)}"
+        ids[repo_id], files = word, None
+    elif repo_id is not None and not ids:
+        ids[repo_id] = ""
+    if not ids and files is None:
         parts.append(Part("model", f"model {name}", None, note))
-    if repo_id is not None:
-        parts += _trace_registered(registry, repo_id, note, "")
+    for id, word in ids.items():
+        parts += _trace_registered(registry, id, note + word, "")
     if files is not None:
         parts += _trace_declared(registry, name, files, note)
     return tuple(parts)
@@ -256,32 +257,6 @@ def named_model(registry: Registry, model: str, model_id: str | None = None) -> 
     repo_id = model_id or (None if files else model)
     name = path.name if files else model
     return model_parts(registry, name=name, repo_id=repo_id, files=files, given=bool(model_id))
-
-
-def _find_services(
-    registry: Registry, endpoints: Iterable[str]
-) -> tuple[list[tuple[bool, Part]], str]:
-    """The services behind some URLs with their terms, and a word on servers of one's own.
-
-    With each goes whether its models are its own, so that its terms are all there is to know.
-    """
-    services, note = [], ""
-    for url in endpoints:
-        service = registry.endpoint(url)
-        # Its URL may be private, and this goes into releases.
-        if service is None and (url == PUBLIC or is_public(url)):
-            services.append((False, Part("service", PUBLIC, None, _ENTER_IT)))
-            continue
-        if service is None or service.own_server:
-            note = f"; it was served by {UNREGISTERED}, which adds no terms that are known here"
-            note += registry.origin("endpoints", service.id) if service else ""
-            continue
-        terms = registry.terms[service.terms] if service.terms else None
-        said = registry.origin("endpoints", service.id)
-        if terms is None:
-            said += f"; read {service.source_url} and enter what it says with --licenses"
-        services.append((service.own_models, Part("service", service.name, terms, said)))
-    return services, note
 
 
 def _trace_registered(registry: Registry, repo_id: str, note: str, relation: str) -> Iterator[Part]:

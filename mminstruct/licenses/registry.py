@@ -1,28 +1,28 @@
 """The facts about licences and terms: the YAML files beside this module, and a user's own entries.
 
 Every entry says where it is from, which clause, when it was checked and how: read in the primary
-text, quoted by a third party, widely known, or not found. Nothing is matched by pattern: a model
-is looked up by its exact repository id, and what isn't there is unknown.
+text, quoted by a third party, widely known, or not found. No model is matched by pattern: it is
+looked up by its exact repository id, and what isn't there is unknown.
 """
 
 from __future__ import annotations
 
 import datetime
 import difflib
-import ipaddress
 import logging
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from mminstruct import strict_yaml
 from mminstruct.errors import ConfigError, did_you_mean
+from mminstruct.licenses import hosts
 from mminstruct.strict_yaml import Strict
 
 _log = logging.getLogger(__name__)
@@ -30,10 +30,11 @@ UNREGISTERED = "an unregistered server"
 PUBLIC = "an unregistered public service"
 ENDPOINTS_JOINT = ", "
 """What is between several endpoints of one row."""
-# Names that only a network of one's own knows (RFC 6761, 6762, 8375 and ICANN's .internal).
-_PRIVATE_SUFFIXES = (
-    *(".localhost", ".local", ".home.arpa", ".internal", ".test", ".svc"),
-    *(".lan", ".home", ".corp", ".intranet", ".private"),
+
+# us.anthropic.claude-sonnet-4-5-20250929-v1:0, publishers/google/models/gemini-2.0-flash-001
+_LAST_PART = re.compile(r"(?:.*/)?(?:[a-z-]+\.(?=[a-z]))*(.*)")
+_DATED = re.compile(
+    r"(?:[:@].*|-(?:20\d{6}|20\d\d-\d\d-\d\d|\d\d-\d{2,4}|\d{3,4}|v\d|latest|preview|exp|beta))+$"
 )
 
 OutputTraining = Literal[
@@ -45,6 +46,16 @@ RepoId = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
 Billions = Annotated[float, Field(gt=0)]
 SourceName = Annotated[str, StringConstraints(to_upper=True, min_length=1)]
 """As on the command line, where case does not matter."""
+
+
+def _fold_names(names: dict[str, str]) -> dict[str, str]:
+    folded = {name.casefold(): id for name, id in names.items()}
+    if len(folded) < len(names):
+        raise ValueError("a name is given twice, in lower case and in capitals; leave one out")
+    return folded
+
+
+Host = Annotated[str, AfterValidator(hosts.check)]
 
 
 class Obligation(Strict):
@@ -156,21 +167,33 @@ class Endpoint(_Fact):
     """A service, by the hosts of its API.
 
     ``terms: null`` are terms that were not read; ``own_server`` is a server of the user's, which
-    has none.
+    has none; without ``hosts``, it is any of them that names its models like this. ``models`` says
+    what a name stands for there, capitals aside; ``spellings`` how the service writes names, with a
+    ``*`` for that name or exact id (``us.*``, ``*:free``).
     """
 
     id: Id
     name: str = Field(min_length=1)
-    hosts: tuple[str, ...] = Field(min_length=1)
+    hosts: tuple[Host, ...] = ()
     own_models: bool = False
     own_server: bool = False
     terms: Id | None = None
+    models: Annotated[dict[str, RepoId], AfterValidator(_fold_names)] = {}
+    spellings: tuple[Annotated[str, Field(pattern=r"^[^*]+\*[^*]*$|^\*[^*]+$")], ...] = ()
 
     @model_validator(mode="after")
     def _no_terms_of_ones_own(self) -> Endpoint:
         if self.own_server and (self.own_models or self.terms):
             raise ValueError("own_server: it has neither terms nor models of its own")
+        if not self.hosts and not (self.own_server and self.models):
+            raise ValueError("hosts: expected the host of its API, got none")
         return self
+
+    def pattern(self, host: str) -> str | None:
+        """Which of its hosts this one is, itself before a pattern; or None."""
+        if host in self.hosts:
+            return host
+        return next((pattern for pattern in self.hosts if hosts.fits(host, pattern)), None)
 
 
 class _HubLicenses(_Fact):
@@ -255,6 +278,20 @@ class Registry:
         return {**spdx, **self.licenses}
 
     @cached_property
+    def ids(self) -> dict[str, str]:
+        """Ids of models, by themselves without capitals, which the Hub doesn't tell apart."""
+        return {id.casefold(): id for id in self.models}
+
+    @cached_property
+    def barred(self) -> dict[str, str]:
+        """Ids of models whose terms forbid training, by their plain names."""
+        return {
+            plain_name(id): id
+            for id, model in self.models.items()
+            if self.terms[model.terms].output_training == "forbidden"
+        }
+
+    @cached_property
     def covered(self) -> dict[str, frozenset[str]]:
         """Licence -> all licences whose text may be released under it, itself included."""
 
@@ -296,16 +333,26 @@ class Registry:
 
     def endpoint(self, url: str) -> Endpoint | None:
         """The registered service behind an API's URL, or None."""
-        host = _find_host(url)
-        found = [entry for entry in self.endpoints.values() if host in entry.hosts]
-        return max(found, key=lambda e: ("endpoints", e.id) in self.entered, default=None)
+        host = hosts.find_host(url)
+        found = [entry for entry in self.endpoints.values() if entry.pattern(host)]
+        return max(
+            found,
+            key=lambda e: (("endpoints", e.id) in self.entered, e.pattern(host) == host),
+            default=None,
+        )
 
     def endpoint_name(self, url: str) -> str:
-        """The URL of a registered service; any other may be private and is not named."""
+        """The URL of a registered service; any other may be private and is not named.
+
+        Nor is an account's own host at a service: it goes by the pattern of such hosts.
+        """
         service = self.endpoint(url)
         if service is None:
-            return PUBLIC if is_public(url) else UNREGISTERED
-        return UNREGISTERED if service.own_server else url
+            return PUBLIC if hosts.is_public(url) else UNREGISTERED
+        if service.own_server:
+            return UNREGISTERED
+        pattern = str(service.pattern(hosts.find_host(url)))
+        return f"https://{pattern}" if "*" in pattern else url
 
     def endpoint_names(self, urls: Iterable[str]) -> str | None:
         """The names of all that may have answered, or None if that is this process."""
@@ -324,22 +371,10 @@ class Registry:
         return {name: usable(entry) for name, entry in sorted(self.by_name.items())}
 
 
-def is_public(url: str) -> bool:
-    """Whether a URL's host has a name that everybody can look up, as services' hosts have.
-
-    Bare addresses, single words and the names of private networks are servers of one's own.
-    """
-    host = _find_host(url)
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return "." in host and not host.endswith(_PRIVATE_SUFFIXES)
-    return False
-
-
-def _find_host(url: str) -> str:
-    """The host of a URL in lower case, without the dot that a whole name may end with."""
-    return (urlsplit(url).hostname or "").rstrip(".")
+def plain_name(model: str) -> str:
+    """A model's name without vendor, region, date, version and tag, and with hyphens only."""
+    bare = _LAST_PART.fullmatch(model.strip().casefold())
+    return re.sub(r"[._]", "-", _DATED.sub("", bare[1])) if bare else ""
 
 
 def usable(license: License | None) -> bool | None:

@@ -19,9 +19,6 @@ def splits_of(name: str, subset: str | None, revision: str | None) -> list[str]:
     import datasets
 
     with _explain_errors(name):
-        if _is_saved(name):
-            saved = datasets.load_from_disk(name)
-            return list(saved) if isinstance(saved, datasets.DatasetDict) else ["train"]
         return list(datasets.get_dataset_split_names(name, subset, revision=revision))
 
 
@@ -30,8 +27,6 @@ def digest_of(name: str, subset: str | None, revision: str | None, split: str) -
     import datasets
 
     with _explain_errors(name):
-        if _is_saved(name):
-            return str(_saved(name, split)._fingerprint)
         builder = datasets.load_dataset_builder(name, subset, revision=revision)
         return f"{builder.hash}-{builder.config.name}-{split}"
 
@@ -45,12 +40,7 @@ def rows_of(name: str, subset: str | None, revision: str | None, split: str) -> 
     import datasets
 
     with _explain_errors(name):
-        if _is_saved(name):
-            rows = _saved(name, split)
-        else:
-            rows = datasets.load_dataset(
-                name, subset, split=split, revision=revision, streaming=True
-            )
+        rows = datasets.load_dataset(name, subset, split=split, revision=revision, streaming=True)
         yield from plain_rows(rows, split)
 
 
@@ -99,17 +89,6 @@ def _named(value: Any, feature: Any) -> Any:
     if isinstance(value, dict) and isinstance(feature, dict):
         return {key: _named(v, feature.get(key)) for key, v in value.items()}
     return value
-
-
-def _is_saved(name: str) -> bool:
-    return any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json"))
-
-
-def _saved(name: str, split: str) -> Any:
-    import datasets
-
-    saved = datasets.load_from_disk(name)
-    return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
 
 
 @contextmanager

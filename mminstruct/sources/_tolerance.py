@@ -30,8 +30,8 @@ FloatColumns: TypeAlias = NDArray[np.float64]
 Mask: TypeAlias = NDArray[np.bool_]
 
 OWN_DATA = (
-    "Data of your own can't be read under its own name yet. What is possible today: a module of "
-    "your own in mminstruct/sources, as docs/adding_a_source.md shows."
+    "Data of your own goes by its own name: give its path in the place of the source, and see what "
+    "becomes of it by mminstruct describe PATH."
 )
 
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
@@ -265,48 +265,9 @@ def find_repeated(*columns: NDArray[Any]) -> Mask:
     return again
 
 
-@np.errstate(over="ignore", invalid="ignore")
-def check_pixels(xywh: FloatColumns, area: FloatColumns, size: FloatColumns, where: str) -> None:
-    """Raise SourceError if most boxes of a file can't be what they should be.
-
-    Args:
-        xywh: (N, 4) left, top, width and height in pixels.
-        area: (N,) pixels, as the file says, of the object or the box; NaN if it doesn't.
-        size: (N, 2) width and height of the boxes' images in pixels.
-        where: the file.
-    """
-    if not len(xywh):
-        return
-    x, y, c, d = xywh.T
-    if (np.abs(xywh) <= 1).all() and (c > 0).any():
-        raise _doubt(where, "all boxes lie within 0..1", "fractions of the image")
-    room = size * 1.01 + 1  # exporters round
-    fits = _inside(x, y, x + c, y + d, room)
-    readings = {
-        "x_min, y_min, x_max, y_max": (c > x) & (d > y) & _inside(x, y, c, d, room),
-        "the image's width and height exchanged": _inside(x, y, x + c, y + d, room[:, ::-1]),
-        "x_center, y_center, width, height": _inside(
-            x - c / 2, y - d / 2, x + c / 2, y + d / 2, room
-        ),
-    }
-    between, product = (c - x) * (d - y), c * d
-    by_area = np.isclose(area, between, rtol=0.01) & ~np.isclose(area, product, rtol=0.01)
-    corners, *_ = readings
-    if (by_area & readings[corners]).mean() > _MOST:
-        raise _doubt(where, "the boxes' areas are not width times height", corners)
-    says_nothing = ~np.isclose(area, product, rtol=0.01)
-    if (says_nothing & readings[corners]).mean() > _NEARLY_ALL and len(xywh) >= _ENOUGH_BOXES:
-        raise _doubt(where, "nearly all boxes are wider and higher than they are far in", corners)
-    leaving = 1 - fits.mean()
-    best = max(readings, key=lambda name: readings[name].mean())
-    if leaving >= _MANY and 1 - readings[best].mean() <= leaving / 10:
-        raise _doubt(where, f"{leaving:.0%} of the boxes leave their images", best)
-    if leaving > _MOST and len(xywh) >= _ENOUGH_BOXES:
-        raise _doubt(where, f"{leaving:.0%} of the boxes leave their images", None)
-
-
 Order: TypeAlias = Literal["xywh", "xyxy", "cxcywh", "yxyx"]
 Unit: TypeAlias = Literal["pixels", "fractions"]
+_UNITS: dict[Unit, str] = {"pixels": "pixels", "fractions": "fractions of the image"}
 _ORDERS: dict[Order, str] = {
     "xywh": "x_min, y_min, width, height",
     "xyxy": "x_min, y_min, x_max, y_max",
@@ -322,7 +283,7 @@ class BoxFormat(NamedTuple):
     unit: Unit
 
     def __str__(self) -> str:
-        return f"{self.order} ({_ORDERS[self.order]}) in {self.unit}"
+        return f"{self.order} ({_ORDERS[self.order]}) in {_UNITS[self.unit]}"
 
     def to_xywh(self, boxes: FloatColumns) -> FloatColumns:
         """(N, 4) left, top, width and height, in the same unit."""
@@ -342,10 +303,12 @@ class BoxFormat(NamedTuple):
         scale = 1.0 if self.unit == "pixels" else 100.0
         room = size * 1.01 + 1 if self.unit == "pixels" else np.full_like(size, scale + 1)
         fit = _inside(x * scale, y * scale, (x + width) * scale, (y + height) * scale, room)
-        return float((fit & (width > 0) & (height > 0)).mean()) if len(fit) else 0.0
+        if self.order in ("xyxy", "yxyx"):
+            fit &= (width > 0) & (height > 0)
+        return float(fit.mean()) if len(fit) else 0.0
 
 
-def order_by_area(boxes: FloatColumns, area: FloatColumns) -> Order | None:
+def _order_by_area(boxes: FloatColumns, area: FloatColumns) -> Order | None:
     """What the boxes' numbers are by most of the areas that the file says, or None."""
     orders: tuple[Order, ...] = ("xywh", "xyxy")
     for order in orders if len(boxes) else ():
@@ -355,23 +318,44 @@ def order_by_area(boxes: FloatColumns, area: FloatColumns) -> Order | None:
     return None
 
 
+COCOS = BoxFormat("xywh", "pixels")
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def check_pixels(boxes: FloatColumns, area: FloatColumns, size: FloatColumns, where: str) -> None:
+    """Raise SourceError if most boxes of a file aren't left, top, width and height in pixels.
+
+    The arguments are as in `find_format`.
+    """
+    found = find_format(boxes, area, size, where)
+    if len(boxes) and found != COCOS:
+        raise _doubt(where, "boxes that are written in another way", str(found))
+
+
 @np.errstate(over="ignore", invalid="ignore")
 def find_format(
-    boxes: FloatColumns, size: FloatColumns, order: Order | None, unit: Unit | None, where: str
+    boxes: FloatColumns,
+    area: FloatColumns,
+    size: FloatColumns,
+    where: str,
+    order: Order | None = None,
+    unit: Unit | None = None,
 ) -> BoxFormat:
     """What the boxes of a file are, as it is stated, or by a look at all of them.
 
     Args:
         boxes: (N, 4) finite numbers.
+        area: (N,) pixels, as the file says, of the object or the box; NaN if it doesn't.
         size: (N, 2) width and height of their images in pixels; 0 is not known.
+        where: the file.
         order: as stated, or None.
         unit: as stated, or None.
-        where: the file.
 
     Raises:
         SourceError: most don't fit it.
     """
     is_small = len(boxes) > 0 and bool((np.abs(boxes) <= 1).all())
+    order = order or _order_by_area(boxes, area)
     likely: Unit = unit or ("fractions" if is_small else "pixels")
     in_pixels = (size > 0).all(axis=1)
 
@@ -393,7 +377,8 @@ def find_format(
         named, fits = str(best), others[best]
         if (exchanged := found.fits(boxes[in_pixels], size[in_pixels, ::-1])) > fits:
             named, fits = "the image's width and height exchanged", exchanged
-        if lost > _MOST or 1 - fits <= lost / 10:
+        is_odd = lost > _MOST and (fits > _MOST or len(boxes) >= _ENOUGH_BOXES)
+        if is_odd or 1 - fits <= lost / 10:
             what = f"{lost:.0%} of the boxes leave their images"
             raise _doubt(where, what, named if fits > _MOST else None, expected=str(found))
     if len(boxes) >= _ENOUGH_BOXES and {"xywh", "xyxy"} <= {read.order for read in fitting}:

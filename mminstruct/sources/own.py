@@ -27,7 +27,7 @@ from mminstruct import strict_yaml
 from mminstruct.annotations import narratives
 from mminstruct.errors import SourceError, UsageError, did_you_mean, lacking
 from mminstruct.resources import shown
-from mminstruct.schema import Context, Media, Option, decode_context, encode_context
+from mminstruct.schema import Context, Media, Option, decode_context, digest, encode_context
 from mminstruct.sources import _narratives, openimagesv7
 from mminstruct.sources._annotation_file import fingerprint, open_text
 from mminstruct.sources._base import Download, Files, ReadReport, SourceInfo
@@ -35,11 +35,11 @@ from mminstruct.sources._coco import Parts, make_contexts, read_own
 from mminstruct.sources._datasets import digest_of, plain_rows, rows_of, splits_of
 from mminstruct.sources._records import Columns, read_tables, rows_in
 from mminstruct.sources._tolerance import (
+    COCOS,
     BoxFormat,
     Order,
     Unit,
     find_format,
-    order_by_area,
     published_name,
 )
 from mminstruct.strict_yaml import Strict
@@ -183,8 +183,13 @@ class OwnSource:
         """
         own, paths = self.described, self._paths(split)
         if own.format == "datasets":
-            return Files(paths, digest_of(self._dataset, own.subset, own.revision, split))
-        return Files(paths, fingerprint(paths))
+            digests = [digest_of(self._dataset, own.subset, own.revision, split)]
+        else:
+            digests = [fingerprint(paths)]
+        if own.image_folder:  # what isn't in it is left out
+            folders = self._matching(own.image_folder)
+            digests += sorted(str(p.relative_to(f)) for f in folders for p in f.rglob("*"))
+        return Files(paths, digests[0] if len(digests) == 1 else digest(digests)[:32])
 
     def read(self, files: Files, report: ReadReport) -> Iterator[Context]:
         """The contexts in the files' order, or by numbers where the images have some.
@@ -278,17 +283,17 @@ class OwnSource:
         if own.image_folder:
             images = self._in_folder(owners, parts, where, report)
         labels = {n: own.categories.get(label, label) for n, label in parts.categories.items()}
-        if numbered := [label for label in labels.values() if label.isdigit()]:
+        numbered = [label for label in labels.values() if label.isdigit()]
+        if numbered and own.format != "coco":
             raise SourceError(
                 f"{where}: labels that are numbers, got {', '.join(numbered[:5])} against names "
                 "expected. Say what they mean (categories: {0: dog})."
             )
 
         def find(boxes: Any, area: Any, size: Any) -> BoxFormat:
-            named = own.box_format or order or order_by_area(boxes, area)
-            found = find_format(boxes, size, named, own.box_unit, where)
+            found = find_format(boxes, area, size, where, own.box_format or order, own.box_unit)
             self.found.update(box_format=found.order, box_unit=found.unit)
-            is_usual = own.format == "coco" and found == ("xywh", "pixels")
+            is_usual = own.format == "coco" and found == COCOS
             if len(boxes) and not is_usual and not own.box_format:
                 _log.warning(f"{where}: boxes are read as {found} (box_format, box_unit: others)")
             return found
@@ -407,7 +412,7 @@ def look(path: Path, name: str) -> dict[str, Any]:
     words = re.sub(r"\W+", "_", path.absolute().name.partition(".")[0]).strip("_") or "own"
     if not path.exists():
         if _HUB_ID.fullmatch(name) and not is_own(PurePosixPath(name).name):
-            return {"name": words, "format": "datasets", "dataset": name}
+            return {"name": path.name, "format": "datasets", "dataset": name}
         raise UsageError(
             f"{name}: there is no such file{lacking(path)}; give another path, a dataset of the "
             "Hub, or the name of a source (mminstruct list)"
@@ -445,13 +450,11 @@ def _files_by_split(folder: Path) -> dict[str, list[Path]]:
 
 def _write_files(files: Sequence[Path]) -> Any:
     """The files of a split as a description has them."""
-    if len(files) == 1:
-        return str(files[0])
-    spoken = [file for file in files if "caption" in file.name.lower()]
+    spoken = {file for file in files if "caption" in file.name.lower()}
     if len(files) == 2 and len(spoken) == 1:
-        (other,) = set(files) - {*spoken}
-        return {"annotations": str(other), "captions": str(spoken[0])}
-    return [str(file) for file in files]
+        roles = {"captions" if file in spoken else "annotations": str(file) for file in files}
+        return dict(sorted(roles.items()))
+    return [str(file) for file in files] if len(files) > 1 else str(files[0])
 
 
 def _stem(path: Path) -> str:
@@ -482,8 +485,24 @@ def of_rows(
         UsageError: there is no row, or one is neither.
         ConfigError: a key of the description is wrong.
     """
+    encode = msgspec.json.Encoder(enc_hook=_plain).encode
+    kinds, lines = set(), []
+    for number, row in enumerate(rows):
+        kinds.add(isinstance(row, Context))
+        if not isinstance(row, Context | Mapping) or len(kinds) > 1:
+            got = type(row).__name__
+            raise UsageError(f"row {number}: expected dicts or Contexts, got {got}")
+        lines.append(encode_context(row).encode() if isinstance(row, Context) else encode(row))
+    if not lines:
+        raise UsageError("rows: expected at least one, got none")
+    table = f"{xxhash.xxh3_128_hexdigest(b''.join(lines))}.jsonl"
+    data = {"name": "own", **description}
+    data |= {"format": "contexts" if kinds == {True} else "table", "files": {"train": table}}
+    strict_yaml.validate(Description, data, where="description")
+    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True).encode()
     folder = cache_dir / "mminstruct" / "own"
     folder.mkdir(parents=True, exist_ok=True)
+<<<<<<< HEAD
     partial, content = folder / f"{os.getpid()}-{id(rows)}.partial", xxhash.xxh3_128()
     kinds: set[bool] = set()
     encode = msgspec.json.Encoder(enc_hook=_plain).encode
@@ -516,6 +535,13 @@ def of_rows(
     text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
     path = folder / f"{xxhash.xxh3_128_hexdigest(text.encode())}.yaml"
     path.write_text(text, encoding="utf-8")
+=======
+    path = folder / f"{xxhash.xxh3_128_hexdigest(text)}.yaml"
+    for file, content in ((folder / table, b"\n".join(lines)), (path, text)):
+        partial = file.with_suffix(f".{os.getpid()}-{id(rows)}")
+        partial.write_bytes(content)
+        partial.replace(file)
+>>>>>>> own
     return str(path)
 
 
@@ -527,11 +553,15 @@ def _without_bytes(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
+<<<<<<< HEAD
     """Numbers of NumPy as Python's.
 
     Raises:
         UsageError: it is something else.
     """
+=======
+    """Numbers of NumPy as Python's."""
+>>>>>>> own
     if hasattr(value, "tolist"):
         return value.tolist()
     raise UsageError(

@@ -140,23 +140,6 @@ def get(name: str, chosen: Mapping[str, Any] | None = None) -> Source:
     return join(parts)
 
 
-<<<<<<< HEAD
-=======
-def _module_of(name: str) -> str:
-    """The module of a source that isn't joined.
-
-    Raises:
-        UsageError: there is none.
-    """
-    known = names()
-    if (module := known.get(name.upper())) is not None:
-        return module
-    if is_own(name) or (name and Path(name).exists()):
-        return _OWN
-    raise UsageError(f"unknown source {name!r}{did_you_mean(name.upper(), known)}")
-
-
->>>>>>> own
 def _one(name: str, chosen: Mapping[str, Any]) -> Source:
     module = _module_of(name)
     given = {o: value for o, value in chosen.items() if o in plugins.options_of(module)}
@@ -179,11 +162,9 @@ def _module_of(name: str) -> ModuleType:
     Raises:
         UsageError: there is none.
     """
-    if not name:
-        raise UsageError("source: expected a name or a path, got nothing; give one")
     loaded = _all.load(name)
     if loaded is None:
-        if is_own(name) or Path(name).exists():
+        if is_own(name) or (name and Path(name).exists()):
             return own
         raise UsageError(f"unknown source {name!r}{did_you_mean(name.upper(), names())}")
     called, expected = loaded.module.SOURCE.info.name, loaded.found.name.upper()

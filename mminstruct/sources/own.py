@@ -487,12 +487,19 @@ def of_rows(
     """
     encode = msgspec.json.Encoder(enc_hook=_plain).encode
     kinds, lines = set(), []
+    if hasattr(rows, "cast_column"):  # a Dataset, or a stream of one
+        rows = plain_rows(rows, "train")
+    if not isinstance(rows, Iterable):
+        raise UsageError(f"rows: expected dicts, Contexts or a Dataset, got {type(rows).__name__}")
     for number, row in enumerate(rows):
         kinds.add(isinstance(row, Context))
         if not isinstance(row, Context | Mapping) or len(kinds) > 1:
             got = type(row).__name__
             raise UsageError(f"row {number}: expected dicts or Contexts, got {got}")
-        lines.append(encode_context(row).encode() if isinstance(row, Context) else encode(row))
+        if isinstance(row, Context):
+            lines.append(encode_context(row).encode())
+        else:
+            lines.append(encode({name: _without_bytes(value) for name, value in row.items()}))
     if not lines:
         raise UsageError("rows: expected at least one, got none")
     table = f"{xxhash.xxh3_128_hexdigest(b''.join(lines))}.jsonl"
@@ -502,46 +509,11 @@ def of_rows(
     text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True).encode()
     folder = cache_dir / "mminstruct" / "own"
     folder.mkdir(parents=True, exist_ok=True)
-<<<<<<< HEAD
-    partial, content = folder / f"{os.getpid()}-{id(rows)}.partial", xxhash.xxh3_128()
-    kinds: set[bool] = set()
-    encode = msgspec.json.Encoder(enc_hook=_plain).encode
-    if hasattr(rows, "cast_column"):  # a Dataset, or a stream of one
-        rows = plain_rows(rows, "train")
-    if not isinstance(rows, Iterable):
-        raise UsageError(f"rows: expected dicts, Contexts or a Dataset, got {type(rows).__name__}")
-    try:
-        with partial.open("wb") as file:
-            for number, row in enumerate(rows):
-                kinds.add(isinstance(row, Context))
-                if not isinstance(row, Context | Mapping) or len(kinds) > 1:
-                    got = type(row).__name__
-                    raise UsageError(f"row {number}: expected dicts or Contexts, got {got}")
-                if isinstance(row, Context):
-                    line = encode_context(row).encode()
-                else:
-                    line = encode({name: _without_bytes(value) for name, value in row.items()})
-                content.update(line)
-                file.write(line + b"\n")
-        if not kinds:
-            raise UsageError("rows: expected at least one, got none")
-        table = folder / f"{content.hexdigest()}.jsonl"
-        partial.replace(table)
-    finally:
-        partial.unlink(missing_ok=True)
-    data = {"name": "own", **description}
-    data |= {"format": "contexts" if kinds == {True} else "table", "files": {"train": table.name}}
-    strict_yaml.validate(Description, data, where="description")
-    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
-    path = folder / f"{xxhash.xxh3_128_hexdigest(text.encode())}.yaml"
-    path.write_text(text, encoding="utf-8")
-=======
     path = folder / f"{xxhash.xxh3_128_hexdigest(text)}.yaml"
     for file, content in ((folder / table, b"\n".join(lines)), (path, text)):
         partial = file.with_suffix(f".{os.getpid()}-{id(rows)}")
         partial.write_bytes(content)
         partial.replace(file)
->>>>>>> own
     return str(path)
 
 
@@ -553,15 +525,7 @@ def _without_bytes(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-<<<<<<< HEAD
-    """Numbers of NumPy as Python's.
-
-    Raises:
-        UsageError: it is something else.
-    """
-=======
     """Numbers of NumPy as Python's."""
->>>>>>> own
     if hasattr(value, "tolist"):
         return value.tolist()
     raise UsageError(

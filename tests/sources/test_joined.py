@@ -208,7 +208,7 @@ def test_sources_without_an_image_in_common_can_not_be_joined(place: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("COCO2017+LVS", "LVIS"), ("COCO2017+", "got nothing; give one")]
+    ("name", "message"), [("COCO2017+LVS", "LVIS"), ("COCO2017+", "unknown source ''")]
 )
 def test_an_unknown_part_is_an_error(name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):

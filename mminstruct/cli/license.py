@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import datasets
 
 from mminstruct import backends, licenses, resources, sources
-from mminstruct.cli.arguments import Parser
+from mminstruct.cli.arguments import Parser, is_source
 from mminstruct.cli.console import print_text, say
 from mminstruct.cli.flags import (
     CONFIG_FLAG,
@@ -43,20 +45,38 @@ def add_arguments(parser: Parser) -> None:
         "What the rows of sources and a model may be used for, and why. Nothing is "
         "asked of any model, and nothing is downloaded: images are counted where annotation files "
         "are at hand. Without --model_source, the model is one of your own: a GGUF file, a "
-        "folder, or what the exact id on the Hub stands for."
+        "folder, or what the exact id on the Hub stands for. A file of rows, a card or a folder "
+        "with both is a data set made elsewhere, told by the generator that it names."
     )
     parser.set_defaults(command=_license)
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help=", ".join(sources.names()))
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help=f"{', '.join(sources.names())}; or FILE: rows in JSON, JSON lines or Parquet, a "
+        "README.md, a folder of them, or the id of a well-known data set",
+    )
     names = ("model_source", "model", *SERVER_FLAGS, "model_id", "licenses")
     flags = {**CONFIG_FLAG, **{name: dict(MODEL_FLAGS[name]) for name in names}}
     flags |= CONTENT_FLAGS
     flags["model_source"]["default"] = None
-    flags["json"] = {"action": "store_true", "help": "the same for machines"}
     add_flags(parser, flags)
+    add_flags(parser.add_mutually_exclusive_group(), _FORM_FLAGS)
     add_flags(parser.add_argument_group("source"), flags_of_options(sources.options()))
 
 
+_FORM_FLAGS: dict[str, dict[str, Any]] = {
+    "json": {"action": "store_true", "help": "the same for machines"},
+    "why": {"action": "store_true", "help": "every clause with its source and the day it was read"},
+}
+# What is told of a data set made elsewhere, too.
+_FOR_ALL = {"config", "licenses", "json", "why"}
+
+
 def _license(args: argparse.Namespace) -> int:
+    made = [name for name in args.sources if not is_source(name) and _is_made(name)]
+    if made:
+        return _judge_made(args, made)
     given: dict[str, Any] = {
         "licenses": args.licenses,
         "model_id": args.model_id,
@@ -99,14 +119,76 @@ def _license(args: argparse.Namespace) -> int:
     use = tally.use(verdict.commercial, registry.allows, is_counted=are_counted)
     if args.json:
         facts = {"said": str(use), "images": images, "alternatives": others}
-        counted = {"use": use.as_json() if are_counted else None}
-        text = json.dumps({**verdict.as_json(), **counted, **facts}, indent=2) + "\n"
+        text = _dump(verdict, {"use": use.as_json() if are_counted else None, **facts})
     else:
-        text = licenses.explanation(verdict, use, images, others)
+        text = _explain(args, verdict, use, {use.kind: images}, others)
     code = print_text(text)
     if by_name and args.model_id is None and (hint := _model_hint(registry, args.model)):
         say(hint)
     return code
+
+
+def _is_made(name: str) -> bool:
+    """Whether it is a data set made elsewhere.
+
+    Raises:
+        UsageError: it is written as one, and isn't there.
+    """
+    path = Path(name).expanduser()
+    if path.exists() or name in licenses.load().datasets:
+        return True
+    if "/" in name or path.suffix:
+        raise UsageError(
+            f"{name}: expected a source, a file of rows, a card or a folder, got what is neither "
+            f"here nor a data set that is known by its id{lacking(path)}; download it, or give "
+            "another path"
+        )
+    return False
+
+
+def _judge_made(args: argparse.Namespace, names: list[str]) -> int:
+    """Tell what data sets made elsewhere may be used for, all together."""
+    if others := [name for name in args.sources if name not in names]:
+        raise UsageError(
+            f"got {', '.join(others)} and {', '.join(names)}: expected sources, whose rows a model "
+            "is to write, or data sets made elsewhere; ask for the one, then for the other"
+        )
+    for flag in args.parser.commands()["license"].given(args) - _FOR_ALL:
+        raise UsageError(
+            f"--{flag} is about rows to come, got {', '.join(names)}, whose rows are there; leave "
+            "it out"
+        )
+    registry = licenses.load(args.licenses)
+    paths = [Path(name).expanduser() for name in names]
+    found = [
+        licenses.read_data_set(path) if path.exists() else licenses.DataSet(name, sources=[name])
+        for name, path in zip(names, paths, strict=True)
+    ]
+    parts = [part for one in found for part in licenses.parts_of(registry, one)]
+    verdict = licenses.compose(registry, parts)
+    use = licenses.Use(verdict.commercial)
+    if args.json:
+        made = [one.as_json() for one in found]
+        return print_text(_dump(verdict, {"said": str(use), "data_sets": made}))
+    told = [line for one in found for line in one.told()]
+    return print_text(_explain(args, verdict, use, {"who wrote the rows": told}, ()))
+
+
+def _dump(verdict: licenses.Verdict, facts: Mapping[str, Any]) -> str:
+    known = {**verdict.as_json(), "rests_on": licenses.rests_on(verdict), **facts}
+    return json.dumps(known, indent=2) + "\n"
+
+
+def _explain(
+    args: argparse.Namespace,
+    verdict: licenses.Verdict,
+    use: licenses.Use,
+    found: Mapping[str, Sequence[str]],
+    others: Sequence[str],
+) -> str:
+    is_terminal = sys.stdout and sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if is_terminal else licenses.WIDTH
+    return licenses.explanation(verdict, use, found, others, width=width, why=args.why)
 
 
 def _model_hint(registry: licenses.Registry, model: str) -> str | None:

@@ -72,14 +72,18 @@ class Part:
         return answers.get(self.by.output_training, False) if self.by else None
 
     @property
+    def terms(self) -> str:
+        """Its terms and what they say, in a few words."""
+        if self.by is None:
+            return "the terms are not known here"
+        if isinstance(self.by, License):
+            return f"{self.by.title}, {_summarize(self.by)}"
+        return f"{self.by.title}, {_SAYS[self.by.output_training]}"
+
+    @property
     def reason(self) -> str:
         """What it contributes, in words."""
-        if self.by is None:
-            said = "the terms are not known here"
-        elif isinstance(self.by, License):
-            said = f"{self.by.title}, {_summarize(self.by)}"
-        else:
-            said = f"{self.by.title}, {_SAYS[self.by.output_training]}"
+        said = self.terms
         if self.by is not None:
             seen = f"{EVIDENCE[self.by.evidence]}, {self.by.checked_on}"
             said += f" [{self.by.clause}; {self.by.source_url}; {seen}]"

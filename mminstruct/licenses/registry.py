@@ -10,8 +10,9 @@ from __future__ import annotations
 import datetime
 import difflib
 import ipaddress
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -153,6 +154,28 @@ class Endpoint(_Fact):
         return self
 
 
+class Family(_Fact):
+    """Words that are in the names of a maker's closed models alone: they bar, and free nothing."""
+
+    title: str = Field(min_length=1)
+    words: tuple[str, ...] = Field(min_length=1)
+    terms: Id
+    evidence: Evidence
+
+
+class MadeElsewhere(_Fact):
+    """A data set that is known by its id on the Hub: who wrote it, under which licence.
+
+    ``names`` are its files'. ``license: null`` is not known.
+    """
+
+    id: RepoId
+    generators: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    license: Id | None
+    evidence: Evidence
+
+
 class _HubLicenses(_Fact):
     ids: str
 
@@ -176,6 +199,8 @@ class _File(Strict):
 class _OwnFile(_File):
     hub_licenses: _HubLicenses | None = None
     left_out: tuple[LeftOut, ...] = ()
+    families: tuple[Family, ...] = ()
+    datasets: tuple[MadeElsewhere, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +235,8 @@ class Registry:
     """All entries by id; a user's own replace those of the package.
 
     Attributes:
+        families: whose names stand for closed models.
+        datasets: made elsewhere, by their ids.
         entered: (section, id) of what is from the user's file.
         user_file: its name, or None.
     """
@@ -222,6 +249,8 @@ class Registry:
     endpoints: Mapping[str, Endpoint]
     left_out: Mapping[str, str]
     hub_licenses: frozenset[str]
+    families: tuple[Family, ...] = ()
+    datasets: Mapping[str, MadeElsewhere] = field(default_factory=dict)
     entered: frozenset[tuple[str, str]] = frozenset()
     user_file: str | None = None
 
@@ -256,6 +285,32 @@ class Registry:
             [id for id in names if asked in (names[id], last[id])]
             + [id for id in names if last[id].startswith(f"{asked}-")]
         ) or difflib.get_close_matches(model, names, n=1, cutoff=0.9)
+
+    def named(self, name: str) -> list[str]:
+        """Exact ids of the models that a name stands for: one's own, or all with that last part."""
+        asked = name.strip().casefold()
+        if asked.count("/") == 1:
+            return [id for id in self.models if id.casefold() == asked]
+        return [id for id in self.models if id.casefold().rpartition("/")[2] == asked]
+
+    def dataset(self, text: str) -> MadeElsewhere | None:
+        """The data set of that id, or of a file of that name, or None."""
+        asked = _words_of(text)
+        known = self.datasets.values()
+        return next((d for d in known if asked in map(_words_of, (d.id, *d.names))), None)
+
+    def family(self, name: str) -> Family | None:
+        """The closed family whose words are in a name one after the other, or None.
+
+        In an id they are at the beginning: what was tuned on a model's words is called after it.
+        """
+        words = _words_of(name.rpartition("/")[2])
+        starts = 1 if "/" in name else len(words)
+        for family in self.families:
+            for run in map(_words_of, family.words):
+                if any(words[at : at + len(run)] == run for at in range(starts)):
+                    return family
+        return None
 
     def terms_named(self, name: str) -> Terms | None:
         """The terms of that id or SPDX id, as a model card or GGUF file names them, or None."""
@@ -299,6 +354,10 @@ class Registry:
     def image_use(self) -> dict[str, bool | None]:
         """Image licence in lower case -> whether the image may be used commercially."""
         return {name: usable(entry) for name, entry in sorted(self.by_name.items())}
+
+
+def _words_of(name: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"[a-z]+|\d+", name.casefold()))
 
 
 def is_public(url: str) -> bool:
@@ -362,7 +421,8 @@ def _load_packaged() -> Registry:
     file = strict_yaml.validate(_OwnFile, data, where="mminstruct/licenses")
     hub = file.hub_licenses.ids.split() if file.hub_licenses else ()
     left_out = {entry.id: entry.reason for entry in file.left_out}
-    empty = Registry({}, {}, {}, {}, {}, {}, left_out, frozenset(hub))
+    known = {entry.id: entry for entry in file.datasets}
+    empty = Registry({}, {}, {}, {}, {}, {}, left_out, frozenset(hub), file.families, known)
     return _merge(empty, file, None)
 
 
@@ -446,5 +506,9 @@ def _check(registry: Registry, where: str | None) -> None:
             if base in bases:
                 raise ConfigError(f"{where}: models: the bases of {model.repo_id!r} go in a circle")
             bases.append(str(base))
+    for family in registry.families:
+        check("families", family.title, "terms", family.terms, registry.terms)
+    for dataset in registry.datasets.values():
+        check("datasets", dataset.id, "license", dataset.license, registry.licenses)
     for endpoint in registry.endpoints.values():
         check("endpoints", endpoint.id, "terms", endpoint.terms, registry.terms)

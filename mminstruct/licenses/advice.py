@@ -15,7 +15,6 @@ from mminstruct.licenses.use import Use
 WIDTH = 80
 """Columns, where nobody knows how many there are."""
 _MOST_LINES = 5
-_LINES_OF_ONE = 2
 _NEAREST = 3
 # Billions of parameters to suggest around where the model's own size isn't known.
 _SOME_SIZES = (8.0, 30.0, 120.0)
@@ -120,7 +119,7 @@ def explanation(
         if entries:
             lines += [f"{title}:", *list_lines(entries, width)]
     if not why:
-        lines.append("every clause with its source and the day it was read: --why")
+        lines += _fill("every clause with its source and the day it was read: --why", width, "")
     return "\n".join(lines) + "\n"
 
 
@@ -129,12 +128,11 @@ def decisive_lines(verdict: Verdict, width: int = WIDTH) -> list[str]:
     entries = rests_on(verdict)
     lines: list[str] = []
     for number, entry in enumerate(entries):
-        wrapped = list_lines([entry], width, most=_LINES_OF_ONE)
-        is_last = number + 1 == len(entries)
-        if len(lines) + len(wrapped) + (not is_last) > _MOST_LINES:
-            lines.append(f"  - and {len(entries) - number} more, which bind no more")
-            break
-        lines += wrapped
+        left = len(entries) - number
+        room = _MOST_LINES - len(lines) - (left > 1)
+        if lines and len(list_lines([entry], width)) > room:
+            return [*lines, f"  - and {left} more, which bind no more"]
+        lines += list_lines([entry], width, most=room)
     return lines
 
 

@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -35,6 +34,7 @@ _ROWS = (".parquet", ".jsonl", ".ndjson", ".json", ".jsonl.gz", ".json.gz")
 _WRITERS = {"model", "generator", "teacher", "llm"}
 _OTHERS = {"base", "reward", "judge", "embedding", "tokenizer"}
 _NAME_OF_IT = ("name", "id")
+_NESTED = (dict, list)
 _MOST_NAMES = 1000
 _LONGEST_NAME = 120
 _ROWS_PER_BATCH = 10_000
@@ -238,15 +238,18 @@ def _find_writers(value: dict[str, Any]) -> Iterator[Writer]:
     inside: list[Any] = [value]
     for part in inside:
         if isinstance(part, dict):
-            endpoint = part.get("endpoint")
-            for key in filter(_names_writer, part):
-                for name in _list_texts(part[key]):
-                    yield Writer(name, key, endpoint if isinstance(endpoint, str) else None)
+            for key in _keys_of_writers(tuple(part)):
+                endpoint = next(iter(_list_texts(part.get("endpoint"))), None)
+                yield from (Writer(name, key, endpoint) for name in _list_texts(part[key]))
             part = part.values()
-        inside += [inner for inner in part if isinstance(inner, dict | list)]
+        inside += [inner for inner in part if isinstance(inner, _NESTED)]
 
 
 @lru_cache(maxsize=10_000)
+def _keys_of_writers(keys: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(key for key in keys if _names_writer(key))
+
+
 def _names_writer(key: str) -> bool:
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", key)]
     if len(words) > 1 and words[-1] in _NAME_OF_IT:
@@ -275,15 +278,16 @@ def _read_json(file: IO[bytes], path: Path, found: DataSet) -> None:
     # Paged in and out by the system, so that a file may be larger than the memory.
     text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     start = text[:_START].lstrip(_BLANK)[:1]
-    text.seek(text.find(start))
-    rows = [memoryview(text)[text.tell() :]]
-    first = text.readline()
-    more = memoryview(text)[text.tell() :]
-    if start == b"{" and (path.suffix != ".json" or (len(more) and _is_object(first))):
-        for line in chain([first], iter(text.readline, b"")):
+    at = text.find(start)
+    end = text.find(b"\n", at) + 1
+    is_one_of_many = 0 < end < len(text) and _is_object(text[at:end])
+    if start == b"{" and (path.suffix != ".json" or is_one_of_many):
+        text.seek(at)
+        for line in iter(text.readline, b""):
             if line.strip():
                 found.add_row(decode(line))
         return None
+    rows = [memoryview(text)[at:]]
     if start == b"{":
         fields = decode(rows[0], type=dict[str, Raw])
         views = {key: memoryview(raw) for key, raw in fields.items()}

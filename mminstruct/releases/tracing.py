@@ -222,7 +222,7 @@ def _check_claim(registry: Registry, making: _Making, claim: _Claim, verdict: Ve
     raise UsageError(
         f"rows say: {claim.license}, commercial use: {use[claim.commercial_use]}; got from what "
         f"they were made from ({about}): {verdict}\n"
-        + "".join(f"{line}\n" for line in licenses.list_lines(verdict.reasons))
+        + "".join(f"  - {reason}\n" for reason in verdict.reasons)
         + "if they were generated with entries or a prompt config of your own, or a model file, "
         "give the same here: licenses, prompt_config, source_options, model_id"
     )

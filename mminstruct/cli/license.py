@@ -12,8 +12,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import datasets
-
 from mminstruct import backends, licenses, resources, sources
 from mminstruct.cli.arguments import Parser, is_source
 from mminstruct.cli.console import print_text, say
@@ -34,9 +32,9 @@ from mminstruct.cli.runs import (
 from mminstruct.completions.prices import price_of
 from mminstruct.config import InstructConfig
 from mminstruct.errors import UsageError, lacking
-from mminstruct.generation import find_infos
 from mminstruct.recipe import Recipe
 from mminstruct.rows.contexts import media_licenses
+from mminstruct.sources import find_infos
 
 
 def add_arguments(parser: Parser) -> None:
@@ -213,9 +211,10 @@ def _images(recipe: Recipe) -> tuple[Mapping[str | None, int], str, bool]:
     source, splits = recipe.source.info, recipe.splits
     where = f"{source.name}, {' and '.join(splits)}"
     files = {split: recipe.locate(split) for split in splits}
-    cache = Path(datasets.config.HF_DATASETS_CACHE)
     found = [
-        recipe.read_contexts(f, split, cache)[0] for split, f in files.items() if f is not None
+        recipe.read_contexts(f, split, _find_cache())[0]
+        for split, f in files.items()
+        if f is not None
     ]
     if len(found) == len(splits):
         counts = Counter(chain.from_iterable(map(media_licenses, found)))
@@ -232,6 +231,12 @@ def _images(recipe: Recipe) -> tuple[Mapping[str | None, int], str, bool]:
         f"not in {resources.shown(recipe.places[0])} (--dataset_storage_path)",
         False,
     )
+
+
+def _find_cache() -> Path:
+    import datasets  # which takes a second
+
+    return Path(datasets.config.HF_DATASETS_CACHE)
 
 
 def _check_model_file(model: str) -> None:

@@ -6,6 +6,7 @@ import argparse
 import json
 import shutil
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -115,14 +116,11 @@ def _license(args: argparse.Namespace) -> int:
         images.append(said)
         are_counted &= is_counted
     use = tally.use(verdict.commercial, registry.allows, is_counted=are_counted)
-    if args.json:
-        facts = {"said": str(use), "images": images, "alternatives": others}
-        text = _dump(verdict, {"use": use.as_json() if are_counted else None, **facts})
-    else:
-        text = _explain(args, verdict, use, {use.kind: images}, others)
-    code = print_text(text)
+    counted = use.as_json() if are_counted else None
+    facts = {"use": counted, "images": images, "alternatives": others}
+    code = _print(args, verdict, use, {use.kind: images}, others, facts)
     if by_name and args.model_id is None and (hint := _model_hint(registry, args.model)):
-        say(hint)
+        say("\n".join(textwrap.wrap(hint, licenses.WIDTH - len("mminstruct: "))))
     return code
 
 
@@ -164,29 +162,26 @@ def _judge_made(args: argparse.Namespace, names: list[str]) -> int:
     ]
     parts = [part for one in found for part in licenses.parts_of(registry, one)]
     verdict = licenses.compose(registry, parts)
-    use = licenses.Use(verdict.commercial)
-    if args.json:
-        made = [one.as_json() for one in found]
-        return print_text(_dump(verdict, {"said": str(use), "data_sets": made}))
-    told = [line for one in found for line in one.told()]
-    return print_text(_explain(args, verdict, use, {"who wrote the rows": told}, ()))
+    told = {"who wrote the rows": [line for one in found for line in one.told()]}
+    facts = {"data_sets": [one.as_json() for one in found]}
+    return _print(args, verdict, licenses.Use(verdict.commercial), told, (), facts)
 
 
-def _dump(verdict: licenses.Verdict, facts: Mapping[str, Any]) -> str:
-    known = {**verdict.as_json(), "rests_on": licenses.rests_on(verdict), **facts}
-    return json.dumps(known, indent=2) + "\n"
-
-
-def _explain(
+def _print(
     args: argparse.Namespace,
     verdict: licenses.Verdict,
     use: licenses.Use,
     found: Mapping[str, Sequence[str]],
     others: Sequence[str],
-) -> str:
+    facts: Mapping[str, Any],
+) -> int:
+    """Print a verdict for people, or with more facts for machines; the exit code."""
+    if args.json:
+        known = {**verdict.as_json(), "rests_on": licenses.rests_on(verdict)}
+        return print_text(json.dumps({**known, **facts, "said": str(use)}, indent=2) + "\n")
     is_terminal = sys.stdout and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if is_terminal else licenses.WIDTH
-    return licenses.explanation(verdict, use, found, others, width=width, why=args.why)
+    return print_text(licenses.explanation(verdict, use, found, others, width=width, why=args.why))
 
 
 def _model_hint(registry: licenses.Registry, model: str) -> str | None:

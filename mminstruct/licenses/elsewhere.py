@@ -39,7 +39,9 @@ _MOST_NAMES = 1000
 _LONGEST_NAME = 120
 _ROWS_PER_BATCH = 10_000
 _START = 4096
-_BLANK = b"\xef\xbb\xbf \t\r\n"
+_MARK = b"\xef\xbb\xbf"  # of UTF-8
+_OBJECTS = re.compile(rb"\s*\{[^\n]*\}\s*\n\s*\{")
+_FIELDS = dict[str, Raw]
 _CACHED = "datasets--"  # of the folder of a data set in the cache of the Hub
 
 
@@ -219,7 +221,7 @@ def _list_files(path: Path) -> list[Path]:
         rows = [file for file in sorted(path.rglob("*")) if file.name.endswith(_ROWS)]
         tables = [file for file in rows if file.suffix == ".parquet"]
         found = [f for f in (path / "README.md",) if f.is_file()]
-        found += tables or [file for file in rows if _is_array(file) or file.suffix != ".json"]
+        found += tables or [f for f in rows if f.suffix != ".json" or _is_array(f)]
     if not found:
         raise UsageError(
             f"{path}: expected a data set: rows ({', '.join(_ROWS)}), a README.md, or a folder "
@@ -230,7 +232,7 @@ def _list_files(path: Path) -> list[Path]:
 
 def _is_array(file: Path) -> bool:
     with file.open("rb") as content:
-        return content.read(_START).lstrip(_BLANK)[:1] == b"["
+        return _start_of(content.read(_START))[:1] == b"["
 
 
 def _find_writers(value: dict[str, Any]) -> Iterator[Writer]:
@@ -277,21 +279,16 @@ def _read_json(file: IO[bytes], path: Path, found: DataSet) -> None:
         return None
     # Paged in and out by the system, so that a file may be larger than the memory.
     text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    start = text[:_START].lstrip(_BLANK)[:1]
-    at = text.find(start)
-    end = text.find(b"\n", at) + 1
-    is_one_of_many = 0 < end < len(text) and _is_object(text[at:end])
-    if start == b"{" and (path.suffix != ".json" or is_one_of_many):
-        text.seek(at)
-        for line in iter(text.readline, b""):
-            if line.strip():
-                found.add_row(decode(line))
-        return None
-    rows = [memoryview(text)[at:]]
-    if start == b"{":
-        fields = decode(rows[0], type=dict[str, Raw])
-        views = {key: memoryview(raw) for key, raw in fields.items()}
-        arrays = {key for key, view in views.items() if _holds_rows(view)}
+    text.seek(3 if text[:3] == _MARK else 0)
+    rows = [memoryview(text)[text.tell() :]]
+    if _start_of(rows[0])[:1] == b"{":
+        if path.suffix != ".json" or _OBJECTS.match(text, text.tell()):
+            for line in iter(text.readline, b""):
+                if line.strip():
+                    found.add_row(decode(line))
+            return None
+        views = {key: memoryview(raw) for key, raw in decode(rows[0], type=_FIELDS).items()}
+        arrays = {key for key, view in views.items() if _start_of(view) == b"[{"}
         found.add_facts({k: decode(v) for k, v in views.items() if k not in arrays}, path.name)
         rows = [views[key] for key in views if key in arrays]
     for view in rows:
@@ -300,16 +297,9 @@ def _read_json(file: IO[bytes], path: Path, found: DataSet) -> None:
     return None
 
 
-def _is_object(line: bytes) -> bool:
-    try:
-        return isinstance(decode(line), dict)
-    except ValueError:
-        return False
-
-
-def _holds_rows(view: memoryview) -> bool:
-    start = bytes(view[:_START])
-    return start[:1] == b"[" and start[1:].lstrip(_BLANK)[:1] == b"{"
+def _start_of(text: bytes | memoryview) -> bytes:
+    """The first characters that are no blanks, up to two."""
+    return b"".join(bytes(text[:_START]).removeprefix(_MARK).split())[:2]
 
 
 def _read_parquet(file: Path, found: DataSet) -> None:

@@ -88,7 +88,7 @@ def test_for_machines_there_is_what_there_was_and_what_it_rests_on(
     assert list(found) == [
         *("license", "license_name", "license_link", "commercial", "output_training"),
         *("redistribution", "obligations", "reasons", "rests_on"),
-        *("use", "said", "images", "alternatives"),
+        *("use", "images", "alternatives", "said"),
     ]
     assert found["rests_on"][0].startswith(f"model {LLAMA2}: the Llama 2 licence, outputs may ")
 

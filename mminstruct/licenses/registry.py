@@ -11,6 +11,7 @@ import datetime
 import difflib
 import ipaddress
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -109,9 +110,13 @@ class License(_Text):
 
 
 class Terms(_Text):
-    """What a model's or a service's terms say about outputs."""
+    """What a model's or a service's terms say about outputs.
+
+    ``redistribution`` is whether these may be passed on to everyone everywhere.
+    """
 
     output_training: OutputTraining
+    redistribution: bool = True
 
 
 class Work(_Clause):
@@ -130,6 +135,14 @@ class ModelGroup(_Fact):
     chat: dict[RepoId, Billions | None] = {}
     pretrained: dict[RepoId, Billions | None] = {}
     bases: dict[RepoId, RepoId] = {}
+    evidence: Evidence
+
+
+class RepackGroup(_Fact):
+    """What one maker packed anew, in another format or precision: repository id -> the model's."""
+
+    maker: str = Field(min_length=1)
+    ids: dict[RepoId, RepoId] = Field(min_length=1)
     evidence: Evidence
 
 
@@ -193,6 +206,7 @@ class _File(Strict):
     annotations: tuple[Work, ...] = ()
     images: tuple[Work, ...] = ()
     models: tuple[ModelGroup, ...] = ()
+    repacks: tuple[RepackGroup, ...] = ()
     endpoints: tuple[Endpoint, ...] = ()
 
 
@@ -213,7 +227,7 @@ class Model:
         terms: id of the terms of its outputs.
         size_b: billions of parameters, or None.
         chat: whether it follows instructions.
-        base: what it was fine-tuned from, or None.
+        base: what it was fine-tuned or repacked from, or None.
         source_url: where it says that it is under those terms.
         evidence: how that was checked.
         note: what else there is to say, or None.
@@ -237,6 +251,7 @@ class Registry:
     Attributes:
         families: whose names stand for closed models.
         datasets: made elsewhere, by their ids.
+        repacks: which of the models are repacks, and where that is said.
         entered: (section, id) of what is from the user's file.
         user_file: its name, or None.
     """
@@ -251,6 +266,7 @@ class Registry:
     hub_licenses: frozenset[str]
     families: tuple[Family, ...] = ()
     datasets: Mapping[str, MadeElsewhere] = field(default_factory=dict)
+    repacks: Mapping[str, RepackGroup] = field(default_factory=dict)
     entered: frozenset[tuple[str, str]] = frozenset()
     user_file: str | None = None
 
@@ -283,7 +299,7 @@ class Registry:
         last = {id: name.rpartition("/")[2] for id, name in names.items()}
         return (
             [id for id in names if asked in (names[id], last[id])]
-            + [id for id in names if last[id].startswith(f"{asked}-")]
+            + [id for id in names if last[id].startswith(f"{asked}-") and id not in self.repacks]
         ) or difflib.get_close_matches(model, names, n=1, cutoff=0.9)
 
     def named(self, name: str) -> list[str]:
@@ -415,9 +431,10 @@ def load(user_file: str | Path | None = None) -> Registry:
 
 @lru_cache(maxsize=1)
 def _load_packaged() -> Registry:
-    data: dict[str, object] = {}
+    data: dict[str, Any] = {}
     for path in sorted(Path(__file__).parent.glob("*.yaml")):
-        data.update(strict_yaml.read(path))
+        for section, added in strict_yaml.read(path).items():
+            data[section] = [*data.get(section, ()), *added] if isinstance(added, list) else added
     file = strict_yaml.validate(_OwnFile, data, where="mminstruct/licenses")
     hub = file.hub_licenses.ids.split() if file.hub_licenses else ()
     left_out = {entry.id: entry.reason for entry in file.left_out}
@@ -428,21 +445,49 @@ def _load_packaged() -> Registry:
 
 def _merge(registry: Registry, file: _File, where: str | None) -> Registry:
     """The registry with a file's entries over it; ``where`` is the user's file."""
-    models = {model.repo_id: model for model in _read_models(file.models, where)}
-    sections: dict[str, dict[str, Any]] = {"models": models}
+    own = {model.repo_id: model for model in _read_models(file.models, where)}
+    packed = {id: group for group in file.repacks for id in group.ids}
+    _check_once([*own, *(id for group in file.repacks for id in group.ids)], "models", where)
+    repacks = {id: group for id, group in registry.repacks.items() if id not in own} | packed
+    known = {**registry.models, **own}
+    whole = {id: model for id, model in known.items() if id not in repacks}
+    models = whole | {id: _repack(id, group, whole, where) for id, group in repacks.items()}
+    sections: dict[str, dict[str, Any]] = {}
     for section in ("licenses", "terms", "annotations", "images", "endpoints"):
         entries = getattr(file, section)
         _check_once([entry.id for entry in entries], section, where)
         sections[section] = {entry.id: entry for entry in entries}
-    entered = frozenset((section, id) for section, added in sections.items() for id in added)
+    named = {**sections, "models": own | packed}
+    entered = frozenset((section, id) for section, added in named.items() for id in added)
     merged = replace(
         registry,
         **{section: getattr(registry, section) | added for section, added in sections.items()},
+        models=models,
+        repacks=repacks,
         entered=entered if where else frozenset(),
         user_file=where,
     )
     _check(merged, where or "mminstruct/licenses")
     return merged
+
+
+def _repack(id: str, group: RepackGroup, whole: Mapping[str, Model], where: str | None) -> Model:
+    """The model of another id, under exactly its terms and with its bases behind it."""
+    base = group.ids[id]
+    if base not in whole:
+        raise ConfigError(
+            f"{where or 'mminstruct/licenses'}: repacks: {id!r} is of {base!r}, which has no entry "
+            f"in 'models'{did_you_mean(base, whole)}"
+        )
+    return replace(
+        whole[base],
+        repo_id=id,
+        vendor=group.maker,
+        base=base,
+        source_url=group.source_url,
+        evidence=group.evidence,
+        note=f"a repack of {base}",
+    )
 
 
 def _read_models(groups: Iterable[ModelGroup], where: str | None) -> list[Model]:
@@ -475,8 +520,8 @@ def _read_models(groups: Iterable[ModelGroup], where: str | None) -> list[Model]
 
 
 def _check_once(ids: list[str], section: str, where: str | None) -> None:
-    for id in ids:
-        if ids.count(id) > 1:
+    for id, count in Counter(ids).items():
+        if count > 1:
             raise ConfigError(f"{where}: {section}: {id!r} is given twice")
 
 

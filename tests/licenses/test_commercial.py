@@ -263,7 +263,7 @@ def test_the_command_answers_with_verdict_reasons_obligations_and_alternatives(
     assert second == "licence of the text: other (cc-by-4.0-and-llama2)"
     for words in (
         *("it rests on:", "duties:", "near alternatives that would be free:", "--why"),
-        "- mistralai/Mixtral-8x7B-Instruct-v0.1: Apache-2.0, no duty on outputs",
+        "- swiss-ai/Apertus-70B-Instruct-2509: Apache-2.0, no duty on outputs",
         "- keep to the acceptable use policy",
     ):
         assert words in said

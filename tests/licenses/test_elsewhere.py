@@ -222,7 +222,7 @@ def test_the_command_tells_what_a_file_implies(
     assert cli.run(["license", path]) == 0
     said = capsys.readouterr().out
     assert said.splitlines()[0] == "text: no"
-    assert "  - model gpt-4: the OpenAI services agreement, outputs may not train" in said
+    assert "gpt-4: the OpenAI services agreement, outputs may not train" in said
     assert "who wrote the rows:\n  - gpt-4: 2 of 2 rows (model)\n" in said
     assert cli.run(["license", path, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

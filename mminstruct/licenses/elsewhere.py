@@ -14,6 +14,7 @@ import mmap
 import re
 import shutil
 import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -61,6 +62,8 @@ class DataSet:
         name: of its file or folder, or its id.
         rows: how many were read.
         unnamed: of these, those that name nobody.
+        unlicensed: and those that name no licence.
+        is_licensed: whether all have one by a card, or by the top of a file.
         writers: who is named, by how many rows; 0 is for all.
         licenses: names of its licences, and how many rows have them; 0 is for all.
         sources: ids of data sets that it was made from, or that it is.
@@ -70,6 +73,8 @@ class DataSet:
     name: str
     rows: int = 0
     unnamed: int = 0
+    unlicensed: int = 0
+    is_licensed: bool = False
     writers: Counter[Writer] = field(default_factory=Counter)
     licenses: Counter[str] = field(default_factory=Counter)
     sources: list[str] = field(default_factory=list)
@@ -92,7 +97,9 @@ class DataSet:
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain data."""
-        named = [{**writer._asdict(), "rows": count} for writer, count in self.writers.items()]
+        named = [
+            {**writer._asdict(), "rows": count or None} for writer, count in self.writers.items()
+        ]
         return {"name": self.name, "rows": self.rows, "generators": named, "unnamed": self.silent}
 
     def add_row(self, row: Any) -> None:
@@ -105,7 +112,9 @@ class DataSet:
         for writer in writers:
             is_one_more = len(self.writers) < _MOST_NAMES or writer in self.writers
             self.writers[writer if is_one_more else Writer("others", writer.field)] += 1
-        for name in _list_texts([row.get("license"), row.get("licence")]):
+        names = _list_texts([row.get("license"), row.get("licence")])
+        self.unlicensed += not names
+        for name in names:
             self.licenses[name if len(self.licenses) < _MOST_NAMES else "unknown"] += 1
 
     def add_facts(self, data: Mapping[str, Any], where: str) -> None:
@@ -114,6 +123,7 @@ class DataSet:
         self.writers.update(dict.fromkeys(named, 0))
         names = [*_list_texts(data.get("license")), *_list_texts(data.get("license_name"))]
         self.licenses.update(dict.fromkeys(names, 0))
+        self.is_licensed |= bool(names)
         self.sources += [text for text in _list_texts(data.get("source_datasets")) if "/" in text]
         for key in ("tags", "pretty_name"):
             self.hints |= dict.fromkeys(_list_texts(data.get(key)), f"{where}: {key}")
@@ -139,7 +149,8 @@ def read_data_set(path: Path) -> DataSet:
             else:
                 with file.open("rb") as content:
                     _read_json(content, file, found)
-    except (OSError, EOFError, ValueError) as error:  # pyarrow's and msgspec's are among them
+    # Those of pyarrow and msgspec are among them.
+    except (OSError, EOFError, ValueError, RuntimeError, zlib.error) as error:
         raise UsageError(f"{path}: can't be read: {error}") from error
     return found
 
@@ -160,13 +171,14 @@ def parts_of(registry: Registry, found: DataSet) -> Iterator[Part]:
             yield from _describe(registry, known, "")
         else:
             yield Part("annotations", f"data set {source}", None, f"; {found.name} is made of it")
-    if not names and not found.sources:
-        yield Part("annotations", what, None, "; no licence is named")
+    is_known = found.sources == [found.name]
+    if not (found.is_licensed or is_known or (names and not found.unlicensed)):
+        rows = f" by {found.unlicensed:,} rows" if found.unlicensed else ""
+        yield Part("annotations", what, None, f"; no licence is named{rows}")
     for who, count in found.writers.items():
         rows = f"{count:,} of {found.rows:,} rows name it" if count else "named"
         yield from _trace(registry, who, f"; {rows} in {who.field}")
-    is_told = found.writers or (found.sources and all(map(registry.dataset, found.sources)))
-    if not is_told or found.silent:
+    if found.silent or not (found.writers or is_known):
         rows = f"{found.silent:,} rows" if found.silent else "rows"
         yield Part("model", f"{rows} of {found.name}", None, "; no generator is named")
     for text, where in found.hints.items():

@@ -92,6 +92,14 @@ def test_free_rows_without_a_licence_are_unknown(tmp_path: Path) -> None:
     assert (verdict.license, verdict.commercial) == ("unknown", None)
 
 
+def test_one_row_without_a_licence_leaves_free_rows_unknown(tmp_path: Path) -> None:
+    rows = [FREE, {**FREE, "license": None}]
+    assert judged(write(tmp_path / "a.jsonl", rows)).commercial is None
+    folder = card(tmp_path / "ours", license="cc-by-4.0")
+    write(folder / "a.jsonl", rows)
+    assert judged(folder).commercial is True
+
+
 def test_the_top_of_a_file_tells_it_of_all_rows(tmp_path: Path) -> None:
     top = {"info": {"generator": "gpt-4"}, "license": "mit", "data": [{"q": 1}, {"q": 2}]}
     for file in (write(tmp_path / "a.json", top), tmp_path / "b.json"):
@@ -196,6 +204,8 @@ def test_a_field_of_ever_new_texts_takes_bounded_memory(tmp_path: Path) -> None:
         ("a.json", b'[{"a": 1}', "can't be read: "),
         ("a.jsonl", b'{"a": 1}\n{"a"\n', "can't be read: "),
         ("a.json.gz", b"not gzip", "can't be read: "),
+        ("a.json.gz", gzip.compress(b"[{}]")[:10] + b"\xff" * 20, "can't be read: "),
+        ("a.json", b"[" * 5000 + b"]" * 5000, "expected rows that are objects|can't be read: "),
         ("a.parquet", b"PAR1", "can't be read: "),
         ("a.md", b"---\n- a\n---\n", "expected a mapping as front matter, got list"),
         ("a.gguf", b"GGUF", "a model is given with --model"),

@@ -154,7 +154,7 @@ def _judge_made(args: argparse.Namespace, names: list[str]) -> int:
             f"--{flag} is about rows to come, got {', '.join(names)}, whose rows are there; leave "
             "it out"
         )
-    registry = licenses.load(args.licenses)
+    registry = licenses.load(args.licenses, sources.names())
     paths = [Path(name).expanduser() for name in names]
     found = [
         licenses.read_data_set(path) if path.exists() else licenses.DataSet(name, sources=[name])

@@ -23,8 +23,8 @@ _SOME_SIZES = (8.0, 30.0, 120.0)
 def alternatives(registry: Registry, verdict: Verdict) -> list[str]:
     """Models of other makers whose terms leave outputs free, each with its terms in a line.
 
-    The nearest in size, of different makers; none if the rows are free as they are, or wouldn't be
-    with any model.
+    The nearest in size, of different makers, none made from another's; none if the rows are free as
+    they are, or wouldn't be with any model.
     """
     rest = [part for part in verdict.parts if part.role not in ("model", "service")]
     if verdict.commercial or not compose(registry, rest).commercial:
@@ -47,11 +47,8 @@ def alternatives(registry: Registry, verdict: Verdict) -> list[str]:
 
 def _is_free(registry: Registry, model: Model) -> bool:
     terms = registry.terms[model.terms]
-    if terms.output_training != "allowed" or terms.obligations:
-        return False
-    if model.base is None:
-        return True
-    return model.base in registry.models and _is_free(registry, registry.models[model.base])
+    allowed = terms.output_training == "allowed" and terms.redistribution
+    return allowed and not terms.obligations and model.base is None
 
 
 def _distance(model: Model, size_b: float) -> float:
@@ -101,7 +98,7 @@ def explanation(
         width: of a line, columns.
         why: every part with its clause, source and day, in the place of what decides.
     """
-    shared = "" if verdict.redistribution else "; it may not be passed on"
+    shared = "" if verdict.redistribution else "; it may not be passed on to everyone everywhere"
     sections: dict[str, Sequence[str]] = {
         **found,
         "duties": [str(duty) for duty in verdict.obligations] or ["none that are known"],

@@ -72,13 +72,20 @@ class Part:
         return answers.get(self.by.output_training, False) if self.by else None
 
     @property
+    def redistribution(self) -> bool:
+        """Whether text made of it, or by it, may be passed on to everyone everywhere."""
+        allows = self.by is None or self.by.redistribution
+        return allows and not (isinstance(self.by, License) and self.by.derivatives is False)
+
+    @property
     def terms(self) -> str:
         """Its terms and what they say, in a few words."""
         if self.by is None:
             return "the terms are not known here"
         if isinstance(self.by, License):
             return f"{self.by.title}, {_summarize(self.by)}"
-        return f"{self.by.title}, {_SAYS[self.by.output_training]}"
+        kept = "" if self.by.redistribution else ", and not be passed on to everyone everywhere"
+        return f"{self.by.title}, {_SAYS[self.by.output_training]}{kept}"
 
     @property
     def reason(self) -> str:
@@ -102,7 +109,8 @@ class Verdict:
         commercial: whether the rows may train any model commercially, obligations aside; None if
             that isn't known.
         output_training: the strictest of what models and services say; ``allowed`` without any.
-        redistribution: whether the text of the rows may be passed on at all, changed as it is.
+        redistribution: whether the text of the rows may be passed on, to everyone everywhere and
+            changed as it is.
         obligations: of all parts.
         reasons: one a part, and the conclusion.
         parts: what it was made from, in a fixed order.
@@ -161,11 +169,7 @@ def compose(registry: Registry, parts: Iterable[Part]) -> Verdict:
         license_link=link,
         commercial=commercial,
         output_training=_find_strictest(ordered),
-        redistribution=all(
-            part.by.redistribution and part.by.derivatives is not False
-            for part in ordered
-            if isinstance(part.by, License) and part.role != "images"
-        ),
+        redistribution=all(part.redistribution for part in ordered if part.role != "images"),
         obligations=tuple(
             dict.fromkeys(duty for part in ordered if part.by for duty in part.by.obligations)
         ),
@@ -194,7 +198,8 @@ def _choose_hub_license(
     binding = {
         p.by.id: p.by
         for p in parts
-        if isinstance(p.by, Terms) and p.by.output_training != "allowed"
+        if isinstance(p.by, Terms)
+        and not (p.by.output_training == "allowed" and p.by.redistribution)
     }
     covering = _find_covering(registry, works)
     if covering and not binding:

@@ -10,21 +10,23 @@ from __future__ import annotations
 import datetime
 import difflib
 import ipaddress
+import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from mminstruct import strict_yaml
 from mminstruct.errors import ConfigError, did_you_mean
 from mminstruct.strict_yaml import Strict
 
+_log = logging.getLogger(__name__)
 UNREGISTERED = "an unregistered server"
 PUBLIC = "an unregistered public service"
 ENDPOINTS_JOINT = ", "
@@ -42,6 +44,8 @@ Evidence = Literal["primary", "secondary", "known", "not-found"]
 Id = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 RepoId = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
 Billions = Annotated[float, Field(gt=0)]
+SourceName = Annotated[str, StringConstraints(to_upper=True, min_length=1)]
+"""As on the command line, where case does not matter."""
 
 
 class Obligation(Strict):
@@ -123,14 +127,17 @@ class Work(_Clause):
     """Annotations, or a kind of image, and the licence it is under; ``null`` is not known."""
 
     license: Id | None
-    sources: tuple[str, ...] = ()
+    sources: tuple[SourceName, ...] = ()
 
 
 class ModelGroup(_Fact):
-    """Models under the same terms: repository id -> billions of parameters."""
+    """Models under the same terms: repository id -> billions of parameters.
+
+    Without ``vendor`` they are of many, each of the one whose name its id begins with.
+    """
 
     name: str = Field(min_length=1)
-    vendor: str = Field(min_length=1)
+    vendor: str | None = Field(default=None, min_length=1)
     terms: Id
     chat: dict[RepoId, Billions | None] = {}
     pretrained: dict[RepoId, Billions | None] = {}
@@ -415,18 +422,25 @@ def text_of(license: License) -> str | None:
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
-def load(user_file: str | Path | None = None) -> Registry:
+def load(user_file: str | Path | None = None, sources: Collection[str] | None = None) -> Registry:
     """The registry, with a user's own entries over ours.
 
+    Args:
+        user_file: their file.
+        sources: the names of all that the user's entries may be about; None doesn't ask.
+
     Raises:
-        ConfigError: the user's file can't be read, breaks the schema, or names what isn't there.
+        ConfigError: the user's file can't be read, breaks the schema, names what isn't there, or
+            says what would change nothing.
     """
     own = _load_packaged()
     if user_file is None:
         return own
     path = Path(user_file).expanduser()
     added = strict_yaml.validate(_File, strict_yaml.read(path), where=path.name)
-    return _merge(own, added, path.name)
+    merged = _merge(own, added, path.name)
+    _check_entered(merged, path.name, sources)
+    return merged
 
 
 @lru_cache(maxsize=1)
@@ -477,7 +491,7 @@ def _repack(id: str, group: RepackGroup, whole: Mapping[str, Model], where: str 
     if base not in whole:
         raise ConfigError(
             f"{where or 'mminstruct/licenses'}: repacks: {id!r} is of {base!r}, which has no entry "
-            f"in 'models'{did_you_mean(base, whole)}"
+            "in 'models'; enter that first"
         )
     return replace(
         whole[base],
@@ -494,7 +508,7 @@ def _read_models(groups: Iterable[ModelGroup], where: str | None) -> list[Model]
     models = [
         Model(
             repo_id=repo_id,
-            vendor=group.vendor,
+            vendor=group.vendor or repo_id.partition("/")[0],
             terms=group.terms,
             size_b=size,
             chat=chat,
@@ -525,6 +539,39 @@ def _check_once(ids: list[str], section: str, where: str | None) -> None:
             raise ConfigError(f"{where}: {section}: {id!r} is given twice")
 
 
+def _check_entered(registry: Registry, where: str, sources: Collection[str] | None) -> None:
+    """Raise ConfigError for entries of the user's that would change nothing; say which may not."""
+    owners: dict[str, str] = {}
+    used = {model.terms for model in registry.models.values()}
+    used |= {endpoint.terms for endpoint in registry.endpoints.values() if endpoint.terms}
+    for section, id in sorted(registry.entered):
+        what = f"{where}: {section}: {id!r}"
+        if section == "terms" and id not in used:
+            _log.warning(f"{what}: no model or service is under them; a model's own files may be")
+        if section == "images":
+            _log.warning(f"{what}: for 'mminstruct license' alone; rows have what their files name")
+        elif section != "annotations":
+            continue
+        names = getattr(registry, section)[id].sources
+        if not names:
+            raise ConfigError(f"{what} has no sources, so nothing is under it; name some")
+        for name in names:
+            if "+" in name:
+                raise ConfigError(
+                    f"{what} has the joined source {name!r}, whose parts have licences of their "
+                    f"own; name {' or '.join(name.split('+'))}"
+                )
+            if sources is not None and name not in sources:
+                raise ConfigError(
+                    f"{what} has the source {name!r}, which is not known"
+                    f"{did_you_mean(name, sources)}"
+                )
+            if section == "annotations" and owners.setdefault(name, id) != id:
+                raise ConfigError(
+                    f"{what} has the source {name!r}, as {owners[name]!r} has; keep one of them"
+                )
+
+
 def _check(registry: Registry, where: str | None) -> None:
     """Raise ConfigError for a name that stands for nothing, or bases that go in a circle."""
 
@@ -535,6 +582,15 @@ def _check(registry: Registry, where: str | None) -> None:
                 f"{did_you_mean(name, known)}"
             )
 
+    for section, texts in (("licenses", registry.licenses), ("terms", registry.terms)):
+        named: dict[str, str] = {}
+        for text in texts.values():
+            for name in {text.id, (text.spdx or text.id).lower()}:
+                if (other := named.setdefault(name, text.id)) != text.id:
+                    raise ConfigError(
+                        f"{where}: {section}: {text.id!r} and {other!r} are both called {name!r}; "
+                        "let an entry that replaces another have its id"
+                    )
     for entry in registry.licenses.values():
         check("licenses", entry.id, "hub", entry.hub, registry.hub_licenses)
         for covered in entry.covers:

@@ -154,7 +154,8 @@ MODELS: list[tuple[str, tuple[Any, ...]]] = [
     ("ai21labs/AI21-Jamba-Large-1.6", UNKNOWN),
     ("CohereLabs/c4ai-command-r7b-12-2024", other("cc-by-nc-4.0", False, "research-only")),
     ("someone/a-model-nobody-knows", UNKNOWN),
-    ("TheBloke/Mistral-7B-Instruct-v0.2-GGUF", UNKNOWN),
+    ("TheBloke/Mistral-7B-Instruct-v0.2-GGUF", FREE),
+    ("someone/Mistral-7B-Instruct-v0.2-GGUF", UNKNOWN),
 ]
 LLAMA2, QWEN = "meta-llama/Llama-2-7b-hf", "Qwen/Qwen2.5-7B-Instruct"
 BY_OTHER_WAYS: dict[str, tuple[list[Part], tuple[Any, ...]]] = {
@@ -325,6 +326,14 @@ def test_shipped_images_are_works_of_their_own_and_keep_their_licences() -> None
     assert (free.license, free.commercial) == ("other", True)
     assert coco(licenses.image_part(REGISTRY, license=None)).commercial is None
     assert coco(licenses.image_part(REGISTRY, license="CC-BY-ND-2.0")).commercial is False
+
+
+def test_outputs_that_may_not_be_passed_on_everywhere_bind_the_text() -> None:
+    verdict = coco(*model("tencent/Hunyuan-A13B-Instruct"))
+    assert verdict.redistribution is False
+    assert any("not be passed on to everyone everywhere" in reason for reason in verdict.reasons)
+    for free in ("Qwen/Qwen3-8B", "google/gemma-3-27b-it", "meta-llama/Llama-3.1-8B-Instruct"):
+        assert coco(*model(free)).redistribution is True
 
 
 def test_the_duties_of_all_parts_come_along() -> None:

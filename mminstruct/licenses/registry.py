@@ -312,9 +312,11 @@ class Registry:
     def named(self, name: str) -> list[str]:
         """Exact ids of the models that a name stands for: one's own, or all with that last part."""
         asked = name.strip().casefold()
-        if asked.count("/") == 1:
-            return [id for id in self.models if id.casefold() == asked]
-        return [id for id in self.models if id.casefold().rpartition("/")[2] == asked]
+        names = {id: id.casefold() for id in self.models}
+        if "/" not in asked:
+            names = {id: own.rpartition("/")[2] for id, own in names.items()}
+        found = [id for id, own in names.items() if own == asked]
+        return [id for id in found if id not in self.repacks] or found
 
     def dataset(self, text: str) -> MadeElsewhere | None:
         """The data set of that id, or of a file of that name, or None."""

@@ -28,7 +28,7 @@ from msgspec.json import decode
 from mminstruct.errors import UsageError
 from mminstruct.licenses.composition import EVIDENCE, Part
 from mminstruct.licenses.lineage import front_matter, model_parts
-from mminstruct.licenses.registry import ENDPOINTS_JOINT, MadeElsewhere, Registry
+from mminstruct.licenses.registry import ENDPOINTS_JOINT, Family, MadeElsewhere, Registry
 
 _ROWS = (".parquet", ".jsonl", ".ndjson", ".json", ".jsonl.gz", ".json.gz")
 # The last word of a field that names a writer, and words of those that name another kind of model.
@@ -166,7 +166,7 @@ def parts_of(registry: Registry, found: DataSet) -> Iterator[Part]:
         count = found.licenses[name]
         yield from _look_up(registry, what, name, f"; so {count:,} rows say" if count else "")
     for source in found.sources:
-        known = registry.dataset(source)
+        known = _find_data_set(registry, source)
         if known:
             yield from _describe(registry, known, "")
         else:
@@ -183,9 +183,9 @@ def parts_of(registry: Registry, found: DataSet) -> Iterator[Part]:
         yield Part("model", f"{rows} of {found.name}", None, "; no generator is named")
     for text, where in found.hints.items():
         said = f"; {where} says {text}"
-        if known := registry.dataset(text):
+        if known := _find_data_set(registry, text):
             yield from _describe(registry, known, said)
-        elif registry.named(text) or registry.family(text):
+        elif registry.named(text) or find_family(registry, text):
             yield from _trace(registry, Writer(text, where), said)
 
 
@@ -201,7 +201,7 @@ def _describe(registry: Registry, known: MadeElsewhere, said: str) -> Iterator[P
 def _trace(registry: Registry, who: Writer, said: str) -> Iterator[Part]:
     """The terms of all models that a name may stand for; of a closed family, its maker's."""
     ids = registry.named(who.name)
-    family = None if ids else registry.family(who.name)
+    family = None if ids else find_family(registry, who.name)
     if family:
         terms = registry.terms[family.terms]
         yield Part("model", f"model {who.name}", terms, f"; one of {family.title}{said}")
@@ -211,6 +211,30 @@ def _trace(registry: Registry, who: Writer, said: str) -> Iterator[Part]:
     for id in ids or (own,):
         for part in model_parts(registry, name=who.name, repo_id=id, endpoints=endpoints):
             yield replace(part, note=part.note + said)
+
+
+def find_family(registry: Registry, name: str) -> Family | None:
+    """The closed family whose words are in a name one after the other, or None.
+
+    In an id they are at the beginning: what was tuned on a model's words is called after it.
+    """
+    words = _words_of(name.rpartition("/")[2])
+    starts = 1 if "/" in name else len(words)
+    for family in registry.families:
+        for run in map(_words_of, family.words):
+            if any(words[at : at + len(run)] == run for at in range(starts)):
+                return family
+    return None
+
+
+def _find_data_set(registry: Registry, text: str) -> MadeElsewhere | None:
+    """The data set of that id, or of a file of that name, or None."""
+    asked, known = _words_of(text), registry.datasets.values()
+    return next((d for d in known if asked in map(_words_of, (d.id, *d.names))), None)
+
+
+def _words_of(name: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"[a-z]+|\d+", name.casefold()))
 
 
 def _look_up(registry: Registry, what: str, name: str, said: str) -> Iterator[Part]:

@@ -11,7 +11,6 @@ import datetime
 import difflib
 import ipaddress
 import logging
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -318,25 +317,6 @@ class Registry:
         found = [id for id, own in names.items() if own == asked]
         return [id for id in found if id not in self.repacks] or found
 
-    def dataset(self, text: str) -> MadeElsewhere | None:
-        """The data set of that id, or of a file of that name, or None."""
-        asked = _words_of(text)
-        known = self.datasets.values()
-        return next((d for d in known if asked in map(_words_of, (d.id, *d.names))), None)
-
-    def family(self, name: str) -> Family | None:
-        """The closed family whose words are in a name one after the other, or None.
-
-        In an id they are at the beginning: what was tuned on a model's words is called after it.
-        """
-        words = _words_of(name.rpartition("/")[2])
-        starts = 1 if "/" in name else len(words)
-        for family in self.families:
-            for run in map(_words_of, family.words):
-                if any(words[at : at + len(run)] == run for at in range(starts)):
-                    return family
-        return None
-
     def terms_named(self, name: str) -> Terms | None:
         """The terms of that id or SPDX id, as a model card or GGUF file names them, or None."""
         spdx = {entry.spdx.lower(): entry for entry in self.terms.values() if entry.spdx}
@@ -379,10 +359,6 @@ class Registry:
     def image_use(self) -> dict[str, bool | None]:
         """Image licence in lower case -> whether the image may be used commercially."""
         return {name: usable(entry) for name, entry in sorted(self.by_name.items())}
-
-
-def _words_of(name: str) -> tuple[str, ...]:
-    return tuple(re.findall(r"[a-z]+|\d+", name.casefold()))
 
 
 def is_public(url: str) -> bool:

@@ -302,7 +302,7 @@ def test_a_wrong_question_about_a_file_exits_2(
     ],
 )
 def test_a_closed_family_is_known_by_its_words(name: str, family: str | None) -> None:
-    found = REGISTRY.family(name)
+    found = elsewhere.find_family(REGISTRY, name)
     assert (found.title.partition("'")[0] if found else None) == family
 
 

@@ -17,89 +17,172 @@ Examples = frozenset[tuple[str, str]]
 """The (question, answer) pairs of a type's examples."""
 Filter = Callable[[Turn, Examples], str | None]
 
-
-def _compile(*patterns: str) -> re.Pattern[str]:
-    return re.compile("|".join(patterns), re.IGNORECASE)
-
-
-_FIRST_PERSON = r"\bI(?:['\u2019]m|\ am|['\u2019]ve|\ have|['\u2019]d|\ would|\ do|\ can|\ could)?"
-_REFUSAL = _compile(
-    rf"{_FIRST_PERSON} ?(?:not able|unable|cannot|can['\u2019]t|won['\u2019]t|will not|not allowed)"
-    r" (?:to )?(?:help|assist|answer|provide|identify|comply|discuss|comment|share|do that|fulfil)",
-    r"\bI(?:['\u2019]m| am) sorry,? but\b",
-    r"\b(?:sorry|apologi[sz]e)\b[^.!?]{0,40}\b(?:can['\u2019]t|cannot|unable|not able)\b",
-    r"\bagainst (?:my|the) (?:guidelines|polic\w+|programming)",
+_NOT_ABLE = (
+    r"(?:not able|unable|cannot|can['\u2019]t|can not|won['\u2019]t|will not|not allowed"
+    r"|do(?:es)?(?:n['\u2019]t| not)|no way)(?: to)?"
 )
-_AS_AI = _compile(
-    r"\bas an? (?:AI|artificial|(?:large |text[- ]based |visual )?language model|(?:virtual |AI )?assistant|chatbot)\b",
-    r"\bI(?:['\u2019]m| am) (?:just |only )?an? (?:AI|artificial|language model|(?:virtual |AI )?assistant|chatbot)\b",
-    r"\bmy training data\b",
+_AN_AI = (
+    r"an? (?:AI\b|artificial|(?:large |text[- ]based |visual )?language model|chatbot"
+    r"|(?:virtual |AI )?assistant\b)"
 )
-_CANNOT_SEE = _compile(
-    r"\b(?:can(?:not|['\u2019]t| not)|do(?:n['\u2019]t| not)|unable to|not able to|no way to)"
-    r" (?:actually |directly |physically )?(?:see|view|look at|access|open|display)"
-    r" (?:the|an|any|this|that|your)? ?(?:actual )?(?:image|picture|photo\w*)s?\b",
-    r"\bno (?:image|picture|photo\w*) (?:is|was|has been|were) (?:provided|attached|given|shared|included)\b",
-    r"\bwithout (?:actually )?(?:seeing|access to|being able to see) (?:the|an|this|any) (?:image|picture|photo)",
-)
+_PICTURE = r"(?:image|picture|photo(?:graph)?)s?\b"
 _GIVEN = (
     r"(?:captions?|descriptions?|sentences?|annotations?|labels?|lists?|data|metadata|input|text)"
 )
+# "The label says" may be of a bottle.
+_WRITTEN = r"(?:captions?|descriptions?|sentences|annotations?|labels|lists|data|metadata|input)"
+_WHICH = (
+    r"(?:the|these|those|your|both|all|each|several|some|most|one|two|three|four|five|first|second"
+    r"|third|fourth|last|other)(?: of)?(?: the| these| your)?"
+    r"(?: provided| given| first| second| third| object| input| above)?"
+)
 _SAYS = (
-    r"(?:says?|states?|stated|mentions?|mentioned|describes?|described|indicates?|lists?|listed|tells?"
-    r"|specif(?:y|ies|ied)|suggests?|gives?|given|provided|note[sd]?|do(?:es)?(?:n['\u2019]t| not) \w+)"
+    r"(?:says?|state[sd]?|mention(?:s|ed)?|describe[sd]?|indicates?|list(?:s|ed)?|tells?|suggests?"
+    r"|specif(?:y|ies|ied)|gives?|given|provided|note[sd]?|do(?:es)?(?:n['\u2019]t| not) \w+)\b"
 )
-_LEAK = _compile(
-    r"\b[xy](?:_?(?:min|max|cent(?:er|re)))? ?[=:] ?-?\d*\.?\d+",
-    r"(?<![\d.:$\u20ac\u00a3])0?\.\d{2,}\s*(?:,|and|to|by|-|\u2013|x|\u00d7)\s*(?:[xy]\s*)?0?\.\d{2,}",
-    r"\d\s*(?:%|percent) (?:of the way|from the|(?:in|down|across) from|(?:of|across|down) the"
-    r" (?:image|picture|photo\w*|frame)(?:['\u2019]s)? ?(?:width|height|from)?)",
-    r"\bnormali[sz]ed (?:coordinates?|units?|position)",
-    r"\b(?:bounding[- ]box(?:es)?|object data|box (?:data|coordinates)|detected objects?|detections?\b(?= show| list))",
-    rf"\b(?:the|these|those|your|both|all|each|several|some|most|one|two|three|four|five|first|second|third|fourth|last"
-    rf"|other)(?: of)?(?: the| these| your)? (?:provided |given |first |second |third |object |input |above )?{_GIVEN}"
-    rf"(?: (?:above|provided|given))? {_SAYS}\b",
-    rf"\b(?:according to|based on|from|per) (?:the|these|your) (?:provided |given |object |input |listed )*{_GIVEN}\b(?! of (?:contents|law))",
-    rf"\b(?:provided|given|supplied|input) {_GIVEN}\b",
-    r"\b(?:COCO|LVIS|Open ?Images|Visual Genome|Localized Narratives|HumanML3D)\b(?= |\.|,|['\u2019])(?! (?:beach|chanel|puffs|pops))",
-    r"\b(?:train(?:ing)?|validation|test) (?:set|split)\b",
-    r"\bimage(?: id)? #?\d{2,}\b",
-)
-_UNANSWERABLE = _compile(
-    r"\b(?:not|n['\u2019]t|im)\s?possible to (?:determine|tell|say|know|identify|see)\b",
-    r"\b(?:cannot|can['\u2019]t|can not|could not|couldn['\u2019]t) be (?:determined|known|seen|identified|inferred|answered|told)\b",
-    r"\b(?:is|are|was)(?: not|n['\u2019]t) (?:clear|known|specified|stated|mentioned|given|provided|indicated|described)\b",
-    r"\b(?:unclear|unknown|unspecified|not (?:stated|specified|mentioned|given))\b(?=[.,;]| from| in| whether| what| how| who)",
-    r"\b(?:there is )?(?:no|not enough|insufficient) (?:information|details?|context|mention|indication)\b",
-)
-_MARKUP = _compile(
-    r"<image\d*>|\[/?(?:IMG|IMAGE)\]|<\|?image[\w ]*\|?>|<img\b",
-    r"</?(?:p|div|span|br|b|i|em|strong|a|ul|ol|li|h[1-6]|table|tr|td|code|pre)\b[^<>]*>",
-    r"!?\[[^\]\n]*\]\([^)\n]+\)",
-    r"\bhttps?://|\bwww\.\w",
-    r"(?m:^\s{0,3}#{1,6} +\S)",
-    r"```|(?m:^\s*\|.*\|\s*$)",
-)
-_PERSONAL = _compile(
-    r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}\b",
-    r"(?<![\d.,])(?:\+\d{1,3}[ .-]?)?(?:\(\d{2,4}\)[ .-]?|\d{2,4}[ .-])\d{3,4}[ .-]\d{2,4}(?:[ .-]\d{2,4})?(?![\d.,]\d)",
-    r"\b\d{1,5} (?-i:[A-Z])[\w.]+ (?:(?-i:[A-Z])\w+ )?(?:street|avenue|road|lane|drive|boulevard|court|st\.|ave\.|rd\.)"
-    r",? (?-i:[A-Z])\w+",
+_FRACTION = r"(?<![\d.:$\u20ac\u00a3])0?\.\d{2,}"
+# Name of a filter -> what it finds, and words of which a text with that has at least one.
+_PATTERNS: dict[str, tuple[tuple[str, str], ...]] = {
+    "refusal": (
+        ("sorry", r"\bI(?:['\u2019]m| am) sorry,? but\b"),
+        ("sorry|apolog", rf"\b(?:sorry|apologi[sz]e)\b[^.!?]{{0,40}}\b{_NOT_ABLE}\b"),
+        (
+            "help|assist|answer|provide|identify|comply|discuss|comment|share|fulfil",
+            rf"\bI(?:['\u2019]m| am)? {_NOT_ABLE} (?:help|assist|answer|provide|identify|comply"
+            r"|discuss|comment|share|fulfil)",
+        ),
+        ("against", r"\bagainst (?:my|the) (?:guidelines|polic\w+|programming)"),
+    ),
+    "as_ai": (
+        ("as a", rf"\bas {_AN_AI}"),
+        ("i'm |i\u2019m |i am ", rf"\bI(?:['\u2019]m| am) (?:just |only )?{_AN_AI}"),
+        ("training", r"\bmy training data\b"),
+    ),
+    "cannot_see": (
+        (
+            "image|picture|photo",
+            rf"\b{_NOT_ABLE} (?:actually |directly |physically )?(?:see|view|look at|access|open)"
+            rf" (?:(?:the|an|any|this|that|your) )?(?:actual )?{_PICTURE}",
+        ),
+        (
+            "no image|no pic|no photo",
+            rf"\bno {_PICTURE} (?:is|was|has been|were)"
+            r" (?:provided|attached|given|shared|included)",
+        ),
+        (
+            "without",
+            r"\bwithout (?:actually )?(?:seeing|access to|being able to see) (?:the|an|this|any)"
+            rf" {_PICTURE}",
+        ),
+    ),
+    "leak": (
+        (
+            "x=|y=|x =|y =|x:|y:|x_|y_|n=|r=|e=|e =|r =|n =",
+            r"\b[xy](?:_?(?:min|max|cent(?:er|re)))? ?[=:] ?-?\d*\.\d+",
+        ),
+        (
+            "0.|.0|.1|.2|.3|.4|.5|.6|.7|.8|.9",
+            rf"{_FRACTION}\s*(?:,|and|to|by|-|\u2013|x|\u00d7)\s*(?:[xy]\s*)?0?\.\d{{2,}}",
+        ),
+        (
+            "%|percent",
+            r"\d\s*(?:%|percent) (?:of the way|from the|(?:in|down|across) from"
+            r"|(?:of|across|down) the (?:image|picture|photo\w*|frame)(?:['\u2019]s)?"
+            r" (?:width|height|from))",
+        ),
+        ("normali", r"\bnormali[sz]ed (?:coordinates?|units?|position)"),
+        (
+            "bounding|box data|box coord|object data",
+            r"\b(?:bounding[- ]box(?:es)?|object data|box (?:data|coordinates))\b",
+        ),
+        ("detect", r"\b(?:detected objects?|detections? (?:show|list))"),
+        (
+            "caption|description|sentence|annotation|label| list|data|input|text",
+            rf"\b{_WHICH} {_WRITTEN}(?: (?:above|provided|given))? {_SAYS}"
+            rf"|\b(?:according to|based on|from|per) (?:the|these|your)"
+            rf"(?: provided| given| object| input| listed)* {_GIVEN}\b(?! of (?:contents|law))"
+            rf"|\b(?:provided|given|supplied|input) {_GIVEN}\b",
+        ),
+        (
+            "coco|lvis|open images|openimages|visual genome|localized narr|humanml",
+            r"\b(?-i:COCO|LVIS|Open ?Images|Visual Genome|Localized Narratives|HumanML3D)\b",
+        ),
+        (" set| split", r"\b(?:train(?:ing)?|validation|test) (?:set|split)\b"),
+        (
+            "image",
+            r"\bimage(?: id)? #?\d{2,}\b",
+        ),
+    ),
+    "markup": (
+        ("<", r"<image\d*>|<\|?image[\w ]*\|?>|<img\b"),
+        (
+            "<",
+            r"</?(?:p|div|span|br|b|i|em|strong|a|ul|ol|li|h[1-6]|table|tr|td|code|pre)\b[^<>]*>",
+        ),
+        ("[", r"\[/?(?:IMG|IMAGE)\]|!?\[[^\]\n]*\]\([^)\n]+\)"),
+        ("http|www.", r"\bhttps?://|\bwww\.\w"),
+        ("#", r"(?m:^\s{0,3}#{1,6} +\S)"),
+        ("```", "```"),
+        (" | ", r"(?m:^\s*\|.*\|\s*$)"),
+    ),
+    "personal_data": (
+        ("@", r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}\b"),
+        (
+            "0|1|2|3|4|5|6|7|8|9",
+            r"(?<![\d.,])(?:\+\d{1,3}[ .-])?(?:\(\d{2,4}\)[ .-]?|\d{2,4}[ .-])\d{3,4}[ .-]\d{3,4}"
+            r"(?![\d.,]\d)",
+        ),
+        (
+            "0|1|2|3|4|5|6|7|8|9",
+            r"\b\d{1,5} (?-i:[A-Z])[\w.]+ (?:(?-i:[A-Z])\w+ )?(?:street|avenue|road|lane|drive"
+            r"|boulevard|st\.|ave\.|rd\.),? (?-i:[A-Z])\w+",
+        ),
+    ),
+}
+_UNANSWERABLE = re.compile(
+    r"\b(?:not|n['\u2019]t|im)\s?possible to (?:determine|tell|say|know|identify|see)\b"
+    r"|\b(?:cannot|can['\u2019]t|can not|could not|couldn['\u2019]t) be (?:determined|known|seen"
+    r"|identified|inferred|answered|told)\b"
+    r"|\b(?:is|are|was)(?: not|n['\u2019]t) (?:clear|known|specified|stated|mentioned"
+    r"|given|provided|indicated|described)\b"
+    r"|\b(?:unclear|unknown|unspecified|not (?:stated|specified|mentioned|given))\b"
+    r"(?=[.,;]| from| in| whether| what| how| who)"
+    r"|\b(?:there is )?(?:no|not enough|insufficient) (?:information|context|mention|indication)\b",
+    re.IGNORECASE,
 )
 _EMPHASIS = re.compile(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1", re.DOTALL)
-_WORD = re.compile(r"[^\W\d_]{4,}|\d+|[^\W_]{2,}")
+_MEANT = re.compile(r"[\w\s]+")
+_LETTERS = re.compile(r"\w+")
 _FIRST_SENTENCE = re.compile(r"[^.!?\n]*[.!?\n]?")
 # Of a hundred: how alike a copy is, and a question that is only repeated.
 _COPY = 85
+# A conversation in which nobody says more teaches nothing.
+_FEWEST_WORDS = 3
 _LEAST_LANGUAGE_CHARACTERS = 40
+_MOST_LANGUAGE_CHARACTERS = 400
+# Words of no other language; most English texts have a quarter.
+_ENGLISH = frozenset(
+    "the and are of with that there their from which this what how who its".split()  # noqa: SIM905
+)
+_MUCH_ENGLISH = 0.12
 _SURE = 15.0  # of log probabilities; English beats the next language by more in 40 characters
 _LONGEST_WORD = 45
 
 
-def _search(pattern: re.Pattern[str]) -> Filter:
+def _search(rules: Iterable[tuple[str, str]]) -> Filter:
+    """A filter by patterns, each of which is tried where one of its words occurs."""
+    ready = [(words.split("|"), re.compile(rule, re.IGNORECASE)) for words, rule in rules]
+
     def look(turn: Turn, examples: Examples) -> str | None:
-        found = pattern.search(turn.answer) or pattern.search(turn.question)
-        return repr(found.group()) if found else None
+        text = f"{turn.answer}\n{turn.question}"
+        lower = text.lower()
+        for words, pattern in ready:
+            for word in words:
+                if word in lower:
+                    if found := pattern.search(text):
+                        return repr(found.group())
+                    break
+        return None
 
     return look
 
@@ -111,24 +194,34 @@ def _find_unanswered(turn: Turn, examples: Examples) -> str | None:
     return repr(found.group()) if found else None
 
 
-def _find_language(turn: Turn, examples: Examples) -> str | None:
-    text = f"{turn.question} {turn.answer}"
-    if text.isascii() and len(text) < _LEAST_LANGUAGE_CHARACTERS:
-        return None
-    language, sure = rank_language(text)
-    return f"{language} rather than English" if language != "en" and sure else None
+def reject_whole(turns: Sequence[Turn], names: Iterable[str]) -> Rejected | None:
+    """A rejection by the filters of all turns together: ``too_short`` and ``language``."""
+    names = set(names)
+    is_short = len(turns) > 1 and all(len(t.answer.split()) < _FEWEST_WORDS for t in turns)
+    if is_short and "too_short" in names:
+        return Rejected("too_short", f"no answer has {_FEWEST_WORDS} words")
+    return _reject_language(turns) if "language" in names else None
 
 
-def rank_language(text: str) -> tuple[str, bool]:
-    """The language that a text is in most likely, and whether that is sure against English.
+def _reject_language(turns: Sequence[Turn]) -> Rejected | None:
+    """A rejection if what was written, all together, is surely not English.
 
-    By https://pypi.org/project/py3langid/ (BSD), a naive Bayes over 1 to 4 bytes.
+    By https://pypi.org/project/py3langid/ (BSD), naive Bayes over up to four bytes.
     """
+    text = " ".join(f"{turn.question} {turn.answer}" for turn in turns)
+    words = text.lower().split()
+    if text.isascii() and (
+        len(text) < _LEAST_LANGUAGE_CHARACTERS
+        or sum(word in _ENGLISH for word in words) > len(words) * _MUCH_ENGLISH
+    ):
+        return None
     import py3langid
 
-    ranked = dict(py3langid.rank(text))
+    ranked = dict(py3langid.rank(text[:_MOST_LANGUAGE_CHARACTERS]))
     best = max(ranked, key=lambda name: ranked[name])
-    return best, ranked[best] - ranked["en"] > _SURE
+    if ranked[best] - ranked["en"] <= _SURE:
+        return None
+    return Rejected("language", f"{best} rather than en")
 
 
 def _find_copy(turn: Turn, examples: Examples) -> str | None:
@@ -142,7 +235,9 @@ def _find_copy(turn: Turn, examples: Examples) -> str | None:
 
 
 def _find_echo(turn: Turn, examples: Examples) -> str | None:
-    asked, said = (" ".join(_WORD.findall(t.lower())) for t in (turn.question, turn.answer))
+    if len(turn.answer) > 2 * len(turn.question):
+        return None
+    asked, said = (_LETTERS.findall(text.lower()) for text in (turn.question, turn.answer))
     return "the answer is the question" if asked and asked == said else None
 
 
@@ -153,45 +248,40 @@ def _find_gibberish(turn: Turn, examples: Examples) -> str | None:
     longest = max(text.split(), key=len, default="")
     if len(longest) > _LONGEST_WORD and longest.isascii():
         return f"a word of {len(longest)} characters"
-    meant = sum(c.isalnum() or c.isspace() for c in text)
-    if len(text) > _LONGEST_WORD and meant * 10 < len(text) * 7:
-        return f"{meant} of {len(text)} characters are letters, digits or blanks"
+    meant = len(_MEANT.sub("", text)) if len(text) > _LONGEST_WORD else 0
+    if meant * 10 > len(text) * 3:
+        return f"{meant} of {len(text)} characters are no letters, digits or blanks"
     return None
 
 
 FILTERS: dict[str, Filter] = {
-    "refusal": _search(_REFUSAL),
-    "as_ai": _search(_AS_AI),
-    "cannot_see": _search(_CANNOT_SEE),
-    "leak": _search(_LEAK),
+    **{name: _search(rules) for name, rules in _PATTERNS.items()},
     "unanswerable": _find_unanswered,
-    "markup": _search(_MARKUP),
-    "personal_data": _search(_PERSONAL),
     "copied_example": _find_copy,
     "echoed_question": _find_echo,
     "gibberish": _find_gibberish,
-    "language": _find_language,
 }
-"""By name, the cheap ones first."""
+"""By name, of a turn by itself; ``repeated_question`` is `asks_again`, the others are in
+`reject_whole`."""
 
 
 def reject_form(turn: Turn, names: Iterable[str], examples: Examples) -> Rejected | None:
-    """A rejection by the first of some filters that finds something, or None."""
+    """A rejection by the first of some filters that finds something in a turn, or None."""
     for name in names:
-        if detail := FILTERS[name](turn, examples):
+        if name in FILTERS and (detail := FILTERS[name](turn, examples)):
             return Rejected(name, detail)
     return None
 
 
 def drop_emphasis(text: str) -> str:
-    """The text without bold type, which says nothing."""
+    """The text without bold type."""
     return _EMPHASIS.sub(r"\2", text) if "**" in text or "__" in text else text
 
 
 _QUESTION_WORDS = frozenset(
-    """a an and any are at be can could describe did do does for has have how image in is it its of on
-    or photo picture please scene shown tell than that the their there these they this to visible was
-    were what where which who with would you see me does
+    """a an and any are at be can could describe did do does for has have image in is it its me of
+    on or photo picture please scene see shown tell than that the their there these they this to
+    visible was were what which with would you
     """.split()  # noqa: SIM905
 )
 

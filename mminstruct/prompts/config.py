@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -102,6 +102,8 @@ FilterName = Literal[
     "copied_example",
     "echoed_question",
     "gibberish",
+    "repeated_question",
+    "too_short",
     "language",
 ]
 """What an answer must not have to become a row; `answers.filters` looks for it."""
@@ -210,8 +212,8 @@ class PromptConfig(Strict):
     @cached_property
     def hash(self) -> str:
         """Digest of everything in the config, 16 hex characters; all filters are as none named."""
-        is_default = self.filters == get_args(FilterName)
-        return digest(self.model_dump(mode="json", exclude={"filters"} if is_default else None))[:16]
+        left_out = {"filters"} if self.filters == get_args(FilterName) else None
+        return digest(self.model_dump(mode="json", exclude=left_out))[:16]
 
 
 def format_turns(turns: Iterable[Turn]) -> str:

@@ -32,7 +32,7 @@ from mminstruct.rows import columns, replacing
 from mminstruct.rows.plan import Plan
 from mminstruct.rows.report import Report
 from mminstruct.schema import Context
-from mminstruct.sources import SourceInfo
+from mminstruct.sources import SourceInfo, find_infos
 from mminstruct.sources.own import of_rows
 from mminstruct.version import __version__
 
@@ -206,23 +206,6 @@ def _find_names(given: Any, cache_dir: str | None) -> Sequence[str]:
     if isinstance(given, datasets.DatasetDict | datasets.IterableDatasetDict):
         raise UsageError(f"sources: expected one split, got {', '.join(map(str, given))}; give one")
     return [of_rows(given, cache_dir=Path(cache_dir or datasets.config.HF_DATASETS_CACHE))]
-
-
-def find_infos(names: Sequence[str], arguments: Mapping[str, Any]) -> dict[str, SourceInfo]:
-    """The sources that were asked for, by their names as given; each once, however it was written.
-
-    Args:
-        names: as `sources.get` takes them.
-        arguments: those that are options of sources say what there is.
-    """
-    if not names:
-        raise UsageError("sources: expected at least one, got none; mminstruct list shows all")
-    found: dict[str, tuple[str, SourceInfo]] = {}
-    for name in names:
-        own = {o: v for o, v in arguments.items() if o in sources.options_of(name)}
-        info = sources.get(name, own).info
-        found.setdefault(info.name, (name, info))
-    return dict(found.values())
 
 
 def make_builders(

@@ -166,7 +166,12 @@ def _read_gguf(metadata: Mapping[str, Any], where: str) -> Declared:
     return Declared(where, own, tuple(names), tuple(dict.fromkeys(parents)), tuple(unnamed))
 
 
-def _read_card(text: str, where: str) -> Declared:
+def front_matter(text: str, where: str) -> dict[str, Any]:
+    """The mapping at the top of a card; empty where there is none.
+
+    Raises:
+        UsageError: it can't be read, or is no mapping.
+    """
     front = _FRONT_MATTER.match(text)
     try:
         data = strict_yaml.load(front[1]) if front else {}
@@ -174,6 +179,11 @@ def _read_card(text: str, where: str) -> Declared:
         raise UsageError(f"{where}: its front matter is not readable as YAML: {error}") from error
     if not isinstance(data, dict):
         raise UsageError(f"{where}: expected a mapping as front matter, got {type(data).__name__}")
+    return data
+
+
+def _read_card(text: str, where: str) -> Declared:
+    data = front_matter(text, where)
     names = _list_words(data.get("license"))
     if [name.lower() for name in names] == ["other"]:
         names = _list_words(data.get("license_name")) or names

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from functools import cached_property
 from itertools import chain
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -101,6 +101,24 @@ class Example(Strict):
         if self.text is not None:
             return self.text
         return format_turns(Turn(t.question, t.answer) for t in self.turns)
+
+
+FilterName = Literal[
+    "refusal",
+    "as_ai",
+    "cannot_see",
+    "leak",
+    "unanswerable",
+    "markup",
+    "personal_data",
+    "copied_example",
+    "echoed_question",
+    "gibberish",
+    "repeated_question",
+    "too_short",
+    "language",
+]
+"""What an answer must not have to become a row; `answers.filters` looks for it."""
 
 
 class Rendering(Strict):
@@ -199,6 +217,7 @@ class PromptConfig(Strict):
     rendering: Rendering = Rendering()
     forbidden_phrases: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     forbid_coordinates: Truth = True
+    filters: tuple[FilterName, ...] = get_args(FilterName)
     min_answer_tokens: Count = Field(default=400, ge=1)
     types: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], InstructionType] = Field(
         min_length=1
@@ -231,8 +250,9 @@ class PromptConfig(Strict):
 
     @cached_property
     def hash(self) -> str:
-        """Digest of everything in the config, 16 hex characters."""
-        content = self.model_dump(mode="json")
+        """Digest of everything in the config, 16 hex characters; all filters are as none named."""
+        left_out = {"filters"} if self.filters == get_args(FilterName) else None
+        content = self.model_dump(mode="json", exclude=left_out)
         for kind in content["types"].values():
             if not kind["examples_without"]:
                 del kind["examples_without"]  # as before there were any

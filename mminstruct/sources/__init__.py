@@ -10,7 +10,7 @@ path.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -35,6 +35,7 @@ __all__ = [
     "files_of",
     "find_first",
     "folders",
+    "find_infos",
     "get",
     "is_source",
     "known_splits",
@@ -80,6 +81,23 @@ def load_named(word: str) -> None:
 def known_splits() -> set[str]:
     """The splits of the package's sources, and of others that were asked for."""
     return {split for m in _all.modules().values() for split in m.SOURCE.info.splits}
+
+
+def find_infos(names: Sequence[str], arguments: Mapping[str, Any]) -> dict[str, SourceInfo]:
+    """The sources that were asked for, by their names as given; each once, however it was written.
+
+    Args:
+        names: as `get` takes them.
+        arguments: those that are options of sources say what there is.
+    """
+    if not names:
+        raise UsageError("sources: expected at least one, got none; mminstruct list shows all")
+    found: dict[str, tuple[str, SourceInfo]] = {}
+    for name in names:
+        given = {o: v for o, v in arguments.items() if o in options_of(name)}
+        info = get(name, given).info
+        found.setdefault(info.name, (name, info))
+    return dict(found.values())
 
 
 def options() -> dict[str, tuple[Option, tuple[str, ...]]]:

@@ -83,6 +83,8 @@ mminstruct.generate(json.load(open("rows.json")), **json.load(open("arguments.js
 def test_a_run_that_was_killed_asks_for_the_rest_alone(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
+    count = 300
+
     async def slowly(server: LoopbackServer, body: dict[str, Any]) -> Any:
         await asyncio.sleep(0.02)
         return answer(server, body)
@@ -90,20 +92,20 @@ def test_a_run_that_was_killed_asks_for_the_rest_alone(
     with LoopbackServer() as server:
         answer, server.answer = server.answer, slowly
         arguments = asking(server, settings) | {"max_concurrency": IN_FLIGHT}
-        (tmp_path / "rows.json").write_text(json.dumps(dicts(COUNT)), encoding="utf-8")
+        (tmp_path / "rows.json").write_text(json.dumps(dicts(count)), encoding="utf-8")
         (tmp_path / "arguments.json").write_text(json.dumps(arguments), encoding="utf-8")
         run = subprocess.Popen([sys.executable, "-c", SCRIPT], stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + PATIENCE_S
-        while len(server.bodies) < COUNT // 3 and run.poll() is None:
+        while len(server.bodies) < 100 and run.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         run.kill()
         assert run.wait(PATIENCE_S) == -signal.SIGKILL
         asked = len(server.bodies)
-        assert COUNT // 3 <= asked < COUNT
-        made = mminstruct.generate(dicts(COUNT), **arguments)
-        assert len(made) == len(set(server.asked)) == COUNT
-        assert len(server.bodies) - COUNT <= 2 * IN_FLIGHT  # sent, and answered but not yet stored
+        assert 100 <= asked < count
+        made = mminstruct.generate(dicts(count), **arguments)
+        assert len(made) == len(set(server.asked)) == count
+        assert len(server.bodies) - count <= 2 * IN_FLIGHT  # sent, and answered but not yet stored
 
 
 def test_rows_are_made_while_a_loop_runs_as_in_a_notebook(

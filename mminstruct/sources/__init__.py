@@ -88,13 +88,14 @@ def find_infos(names: Sequence[str], arguments: Mapping[str, Any]) -> dict[str, 
 
     Args:
         names: as `get` takes them.
-        arguments: those that are options of sources say what there is.
+        arguments: those that are options of own data say what there is.
     """
     if not names:
         raise UsageError("sources: expected at least one, got none; mminstruct list shows all")
     found: dict[str, tuple[str, SourceInfo]] = {}
     for name in names:
-        given = {o: v for o, v in arguments.items() if o in options_of(name)}
+        is_own = any(_module_of(part) is own for part in parts_of(name))
+        given = {o: v for o, v in arguments.items() if is_own and o in options_of(name)}
         info = get(name, given).info
         found.setdefault(info.name, (name, info))
     return dict(found.values())

@@ -111,7 +111,7 @@ def _license(args: argparse.Namespace) -> int:
 
 def _model_hint(registry: licenses.Registry, model: str) -> str | None:
     """What may be meant by a model that is neither a registered id nor on this machine."""
-    if model in registry.models or Path(model).expanduser().exists():
+    if registry.find_model(model) or Path(model).expanduser().exists():
         return None
     if near := registry.near(model):
         return f"no entry has the exact id {model}; did you mean {' or '.join(near[:3])}?"

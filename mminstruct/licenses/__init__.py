@@ -1,7 +1,9 @@
 """Licences that compose: facts, what a model is, and what rows made of them may be used for.
 
+    names        models' names inside other names
     registry     entries by id, strictly read; a user's own over ours
-    lineage      a model's terms, its bases' and its service's, from an exact id or its own files
+    cards        what a model's own files, or its card on the Hub, say about it
+    lineage      a model's terms, its bases' and its service's, from an exact id or all evidence
     composition  annotations x prompts x model (x images) -> `Verdict`
     use          text, images and both together, in the sentence that is said everywhere
     advice       the verdict in words, and free alternatives
@@ -12,12 +14,14 @@ It fails closed: what isn't known is never "commercial".
 from __future__ import annotations
 
 from mminstruct.licenses.advice import alternatives, check_commercial, explanation
+from mminstruct.licenses.cards import Declared, declared
 from mminstruct.licenses.composition import EVIDENCE, Part, Role, Verdict, compose, why_not
-from mminstruct.licenses.lineage import Declared, declared, model_parts, named_model
+from mminstruct.licenses.lineage import model_parts, named_model
 from mminstruct.licenses.registry import (
     ENDPOINTS_JOINT,
     License,
     Registry,
+    hub_id,
     is_public,
     load,
     text_of,
@@ -42,6 +46,7 @@ __all__ = [
     "compose",
     "declared",
     "explanation",
+    "hub_id",
     "image_part",
     "is_public",
     "load",

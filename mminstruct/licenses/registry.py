@@ -1,8 +1,8 @@
 """The facts about licences and terms: the YAML files beside this module, and a user's own entries.
 
 Every entry says where it is from, which clause, when it was checked and how: read in the primary
-text, quoted by a third party, widely known, or not found. Nothing is matched by pattern: a model
-is looked up by its exact repository id, and what isn't there is unknown.
+text, quoted by a third party, widely known, or not found. Nothing is freed by a pattern: a model
+is looked up by its repository id, spelled as the Hub takes it, and what isn't there is unknown.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import difflib
 import ipaddress
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -21,6 +22,7 @@ from pydantic import Field, model_validator
 
 from mminstruct import strict_yaml
 from mminstruct.errors import ConfigError, did_you_mean
+from mminstruct.licenses.names import Words, phrases_of, split_words
 from mminstruct.strict_yaml import Strict
 
 UNREGISTERED = "an unregistered server"
@@ -32,6 +34,15 @@ _PRIVATE_SUFFIXES = (
     *(".localhost", ".local", ".home.arpa", ".internal", ".test", ".svc"),
     *(".lan", ".home", ".corp", ".intranet", ".private"),
 )
+
+_ADDRESS = re.compile(
+    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<id>[\w.-]+/[\w.-]+?)/?"
+    r"(?:/(?:tree|blob|resolve)/(?P<revision>[^/]+)(?:/.*)?)?"
+)
+_REPO_ID = re.compile(r"(?P<id>\w[\w.-]*/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+# What says nothing in the name of a licence, and what may stand around its address.
+_FILLERS = {"a", "the", "license", "licence", "agreement", "community", "terms", "of"}
+_AROUND = re.compile(r"^https?://(?:www\.)?|(?:\.(?:txt|html|md|pdf))?/*(?:[?#].*)?$")
 
 OutputTraining = Literal[
     "allowed", "conditional", "unknown", "same-family-only", "research-only", "forbidden"
@@ -192,6 +203,7 @@ class Model:
         source_url: where it says that it is under those terms.
         evidence: how that was checked.
         note: what else there is to say, or None.
+        family: what it and its like are called.
     """
 
     repo_id: str
@@ -203,6 +215,7 @@ class Model:
     source_url: str
     evidence: Evidence
     note: str | None = None
+    family: str = ""
 
 
 @dataclass(frozen=True)
@@ -257,10 +270,64 @@ class Registry:
             + [id for id in names if last[id].startswith(f"{asked}-")]
         ) or difflib.get_close_matches(model, names, n=1, cutoff=0.9)
 
+    @cached_property
+    def _folded(self) -> dict[str, Model]:
+        return {repo_id.casefold(): model for repo_id, model in self.models.items()}
+
+    def find_model(self, text: str) -> Model | None:
+        """The model of an id as the Hub takes it: in any case, with a revision, or its address."""
+        found = hub_id(text)
+        return self._folded.get((found[0] if found else text.strip()).casefold())
+
+    def chain_of(self, model: Model) -> list[Model]:
+        """The model with its registered bases."""
+        chain = [model]
+        while base := self.find_model(chain[-1].base or ""):
+            chain.append(base)
+        return chain
+
+    @cached_property
+    def phrases(self) -> dict[Words, list[Model]]:
+        """What names models and families inside other names -> the models that may be meant.
+
+        Models that are only served are in nobody's files.
+        """
+        served = {entry.terms for entry in self.endpoints.values() if entry.own_models}
+        models: dict[Words, list[Model]] = {}
+        families: dict[Words, list[Model]] = {}
+        for model in self.models.values():
+            if model.terms in served:
+                continue
+            name = model.repo_id.rpartition("/")[2]
+            for phrase in phrases_of(name, with_beginnings=model.base is None):
+                models.setdefault(phrase, []).append(model)
+            family = split_words(model.family)
+            if any(word[0].isdigit() for word in family[1:]):
+                families.setdefault(family, []).append(model)
+        return models | families
+
     def terms_named(self, name: str) -> Terms | None:
-        """The terms of that id or SPDX id, as a model card or GGUF file names them, or None."""
+        """The terms of that id, SPDX id or title, as cards and GGUF files name them, or None."""
         spdx = {entry.spdx.lower(): entry for entry in self.terms.values() if entry.spdx}
-        return self.terms.get(name.lower()) or spdx.get(name.lower())
+        exact = self.terms.get(name.lower()) or spdx.get(name.lower())
+        if exact:
+            return exact
+        said = _bare(name)
+        alike = {
+            entry.id: entry
+            for entry in self.terms.values()
+            if said in (_bare(entry.id), _bare(entry.title), _bare(entry.spdx or entry.id))
+        }
+        return next(iter(alike.values())) if len(alike) == 1 else None
+
+    def terms_at(self, address: str) -> Terms | None:
+        """The terms at that address, or that the end of it names, or None."""
+        link = _AROUND.sub("", address)
+        for entry in self.terms.values():
+            if link in (_AROUND.sub("", entry.url), _AROUND.sub("", entry.source_url)):
+                return entry
+        ends = [end for end in link.split("/") if _bare(end)]
+        return self.terms_named(ends[-1]) if ends else None
 
     def annotation(self, source: str) -> Work | None:
         """The annotations of the source of that name on the command line, or None."""
@@ -299,6 +366,17 @@ class Registry:
     def image_use(self) -> dict[str, bool | None]:
         """Image licence in lower case -> whether the image may be used commercially."""
         return {name: usable(entry) for name, entry in sorted(self.by_name.items())}
+
+
+def hub_id(text: str) -> tuple[str, str | None] | None:
+    """Repository id and revision that an id or an address on the Hub stands for, or None."""
+    text = text.strip()
+    found = _ADDRESS.fullmatch(text) or _REPO_ID.fullmatch(text)
+    return (found["id"], found["revision"]) if found else None
+
+
+def _bare(name: str) -> Words:
+    return tuple(word for word in split_words(name) if word not in _FILLERS)
 
 
 def is_public(url: str) -> bool:
@@ -397,6 +475,7 @@ def _read_models(groups: Iterable[ModelGroup], where: str | None) -> list[Model]
             source_url=group.source_url,
             evidence=group.evidence,
             note=group.note,
+            family=group.name,
         )
         for group in groups
         for chat, listed in ((True, group.chat), (False, group.pretrained))

@@ -1,0 +1,104 @@
+"""What a name says a model is: the names of registered models and families inside other names.
+
+A name is weak evidence: it may bar and oblige, and never frees. So what it says is the least that
+all the models say that it may mean.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+Words = tuple[str, ...]
+"""Runs of letters in lower case, and numbers with their points: ``Llama-3.1`` is llama, 3.1."""
+
+_WORD = re.compile(r"[a-z]+|\d+(?:\.\d+)*")
+# `llama_3_1-8b` and `phi-3-5-mini` write a point otherwise; `llama-2-7b` doesn't.
+_POINT = re.compile(r"(?<=\d)[-_](?=\d(?:[-_]|$))")
+_HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
+# What is put behind a model's name where it is packed anew and not trained, piece by piece.
+_PACKING = re.compile(
+    r"gguf|ggml|awq|gptq|exl[23]|bnb|mlx|hqq|(?:nv|mx)?fp\d+|b?f16|int\d|\dbit|w\da\d+|quantized|"
+    r"dynamic|imatrix|i1|unsloth|autoround"
+)
+
+
+def split_words(text: str) -> Words:
+    """The words of a name."""
+    return tuple(word for word, *_ in _split(_POINT.sub(".", text)))
+
+
+def _split(text: str) -> list[tuple[str, bool, bool]]:
+    """Each word of a name, and whether a piece between separators begins and ends with it."""
+    text = text.casefold()
+    return [
+        (
+            found[0],
+            not text[: found.start()][-1:].isalnum(),
+            not text[found.end() :][:1].isalnum(),
+        )
+        for found in _WORD.finditer(text)
+    ]
+
+
+def is_packed(repo_id: str, base: str) -> bool:
+    """Whether a repository's name is its base's with nothing but packings behind."""
+    owner, _, whole = base.casefold().partition("/")
+    name = repo_id.casefold().rpartition("/")[2]
+    for start in (whole, f"{owner}_{whole}"):
+        pieces = re.split(r"[-_.]", name.removeprefix(start).lstrip("-_."))
+        if name.startswith(start) and name != start and all(map(_PACKING.fullmatch, pieces)):
+            return True
+    return False
+
+
+def phrases_of(name: str, *, with_beginnings: bool) -> Iterator[Words]:
+    """What of a model's name names it elsewhere: it has a number, or else several words.
+
+    Its beginnings, up to a separator, name its family: ``Llama-2-7b-hf`` is of "Llama 2".
+    """
+    words = _split(name)
+    for count in range(1, len(words) + 1):
+        phrase = tuple(word for word, *_ in words[:count])
+        is_whole = count == len(words)
+        has_number = any(word[0].isdigit() for word in phrase[1:])
+        if words[count - 1][2] and (
+            (has_number and (is_whole or with_beginnings)) or (is_whole and count > 1)
+        ):
+            yield phrase
+
+
+def find_phrases(name: str, known: Iterable[Words] | Mapping[Words, object]) -> list[Words]:
+    """The known phrases in a name, at each place the longest."""
+    for reading in (_POINT.sub(".", name), name, _HUMP.sub("-", name)):
+        if found := _find(_split(reading), known):
+            return found
+    return []
+
+
+def _find(words: list[tuple[str, bool, bool]], known: Any) -> list[Words]:
+    found, start = [], 0
+    while start < len(words):
+        for end in range(len(words), start, -1):
+            phrase = tuple(word for word, *_ in words[start:end])
+            if words[start][1] and words[end - 1][2] and phrase in known:
+                found.append(phrase)
+                start = end - 1
+                break
+        start += 1
+    return found
+
+
+def is_finer(one: Words, other: Iterable[str]) -> bool:
+    """Whether a name says the same as a phrase, to the point: "Llama 3.1" against "Llama 3"."""
+    words = tuple(other)
+    return any(
+        words[at : at + len(one)] != one
+        and len(words[at : at + len(one)]) == len(one)
+        and all(
+            w == p or (p[0].isdigit() and w.startswith(f"{p}."))
+            for w, p in zip(words[at:], one, strict=False)
+        )
+        for at in range(len(words))
+    )

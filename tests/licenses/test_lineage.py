@@ -14,7 +14,7 @@ from mminstruct import licenses
 from mminstruct.backends.llama_cpp import bundled_model
 from mminstruct.errors import UsageError
 from mminstruct.licenses import Declared, declared
-from mminstruct.licenses.lineage import gguf_metadata
+from mminstruct.licenses._gguf import gguf_metadata
 
 REGISTRY = licenses.load()
 
@@ -67,7 +67,10 @@ HUB = "https://huggingface.co/"
         ({"license": "other"}, Declared("model.gguf", licenses=("other",))),
         ({"repo_url": f"{HUB}org/name"}, Declared("model.gguf", repo_id="org/name")),
         ({"url": f"{HUB}org/name/"}, Declared("model.gguf", repo_id="org/name")),
-        ({"source__repo_url": f"{HUB}org/name"}, Declared("model.gguf", parents=("org/name",))),
+        (
+            {"source__repo_url": f"{HUB}org/name"},
+            Declared("model.gguf", parents=("org/name",), is_copy=True),
+        ),
         (
             {"base_model__count": 1, "base_model__0__repo_url": f"{HUB}a/b"},
             Declared("model.gguf", parents=("a/b",)),
@@ -93,14 +96,17 @@ HUB = "https://huggingface.co/"
             {"base_model__count": 1, "base_model__0__repo_url": f"{HUB}a/b/tree/main"},
             Declared("model.gguf", parents=("a/b",)),
         ),
-        ({"source__url": f"{HUB}a/b/blob/main/x.gguf"}, Declared("model.gguf", parents=("a/b",))),
+        (
+            {"source__url": f"{HUB}a/b/blob/main/x.gguf"},
+            Declared("model.gguf", parents=("a/b",), is_copy=True),
+        ),
         (
             {"license": "mit", "source__url": "https://example.org/a/b"},
             Declared("model.gguf", licenses=("mit",), unnamed_parents=("https://example.org/a/b",)),
         ),
         (
             {"source__url": "https://example.org/a", "source__repo_url": f"{HUB}a/b"},
-            Declared("model.gguf", parents=("a/b",)),
+            Declared("model.gguf", parents=("a/b",), is_copy=True),
         ),
         ({"base_model__0__repo_url": f"{HUB}a/b"}, Declared("model.gguf", parents=("a/b",))),
         (
@@ -109,6 +115,14 @@ HUB = "https://huggingface.co/"
         ),
         ({"license": 7, "base_model__count": "two"}, Declared("model.gguf")),
         ({"license": "\x1b[31mmit\n"}, Declared("model.gguf", licenses=("[31mmit",))),
+        (
+            {"license": "mit", "license__name": "Acme", "license__link": "https://acme.example/l"},
+            Declared("model.gguf", licenses=("mit", "Acme"), links=("https://acme.example/l",)),
+        ),
+        (
+            {"name": "A b", "basename": "A", "tags": ["llama-2", "", "chat"]},
+            Declared("model.gguf", names=("A b", "A", "llama-2", "chat")),
+        ),
     ],
 )
 def test_a_gguf_file_says_what_it_is_in_its_header(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf_files import HUB, gguf, text
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,40 +20,10 @@ from mminstruct.licenses._gguf import gguf_metadata
 REGISTRY = licenses.load()
 
 
-def text(value: str) -> bytes:
-    raw = value.encode()
-    return struct.pack("<Q", len(raw)) + raw
-
-
-def pair(key: str, value: Any) -> bytes:
-    if isinstance(value, str):
-        return text(key) + struct.pack("<I", 8) + text(value)
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        items = b"".join(text(item) for item in value)
-        return text(key) + struct.pack("<IIQ", 9, 8, len(value)) + items
-    if isinstance(value, list):
-        return text(key) + struct.pack(f"<IIQ{len(value)}f", 9, 6, len(value), *value)
-    return text(key) + struct.pack("<II", 4, value)
-
-
-def gguf(version: int = 3, **general: Any) -> bytes:
-    pairs: dict[str, Any] = {
-        "tokenizer.ggml.tokens": ["a", "b\u00e9", ""],
-        "tokenizer.ggml.scores": [0.5, 1.0, 2.0],
-        "llama.context_length": 2048,
-        **{f"general.{key.replace('__', '.')}": value for key, value in general.items()},
-    }
-    body = b"".join(pair(key, value) for key, value in pairs.items())
-    return b"GGUF" + struct.pack("<IQQ", version, 0, len(pairs)) + body
-
-
 def file(folder: Path, **general: Any) -> Path:
     path = folder / "model.gguf"
     path.write_bytes(gguf(**general))
     return path
-
-
-HUB = "https://huggingface.co/"
 
 
 @pytest.mark.parametrize(

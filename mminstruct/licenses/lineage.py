@@ -156,9 +156,8 @@ class _Trace:
             self._follow_entry(model, note, of, (*path, key))
         else:
             self.names[text if asked is None else repo_id] = "its own name"
-            note += f"; {_UNREGISTERED}"
             if asked is None or not self.read_cards:
-                self.add(what, None, note, repo_id)
+                self.add(what, None, f"{note}; {_UNREGISTERED}", repo_id)
             elif len(path) >= _DEEPEST or len(self._seen) >= _MOST:
                 self.add(what, None, f"{note}; bases are followed no further", repo_id)
             else:
@@ -185,7 +184,7 @@ class _Trace:
         try:
             files = cards.read_hub_card(repo_id, revision)
         except UsageError as error:
-            self.add(f"{of}model {repo_id}", None, f"{note}, and {error}", repo_id)
+            self.add(f"{of}model {repo_id}", None, f"{note}; {_UNREGISTERED}, and {error}", repo_id)
             return
         if files.repo_id and self.registry.find_model(files.repo_id):
             self.follow(files.repo_id, f"; {repo_id} is called so now", of, path)

@@ -49,7 +49,8 @@ class Declared:
         links: addresses of its licences.
         parents: exact ids of what it was made from.
         unnamed_parents: parents without an exact id, as they are called.
-        names: what it is called besides, tags included; an exact id, or no more than a name.
+        names: what it is called besides: an exact id, or no more than a name.
+        tags: what it is sorted under.
         is_copy: it is its parent in another format or precision, so that it needs no licence of
             its own.
     """
@@ -61,6 +62,7 @@ class Declared:
     parents: tuple[str, ...] = ()
     unnamed_parents: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
     is_copy: bool = False
 
 
@@ -88,33 +90,12 @@ def read_hub_card(repo_id: str, revision: str | None = None) -> Declared:
     Raises:
         UsageError: it can't be had, or is damaged; in words that go on from others.
     """
-    from huggingface_hub import errors
-
     where = f"{_CARD} of {repo_id}"
     try:
         found, path = _fetch_card(repo_id, revision)
         text = path.read_text(encoding="utf-8")
-    except errors.OfflineModeIsEnabled as error:
-        raise UsageError(
-            f"{where}, which would settle it, is not in the cache, and HF_HUB_OFFLINE is set"
-        ) from error
-    except errors.GatedRepoError as error:
-        raise UsageError(
-            f"{where} is gated: ask for access at https://huggingface.co/{repo_id} and set HF_TOKEN"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise UsageError(
-            f"{where}: the Hub shows no such repository; one that is private or gated takes a "
-            "token (HF_TOKEN)"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise UsageError(f"{where}: the repository has no revision {revision!r}") from error
-    except errors.HFValidationError as error:
-        raise UsageError("the Hub can have none of this name") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{where} is damaged: {error}") from error
     except _failures() as error:
-        raise UsageError(f"{where}{_describe(error)}") from error
+        raise UsageError(f"{where}{_describe(error, repo_id, revision)}") from error
     said = _read_card(text, where, name=repo_id)
     return said if found == repo_id else replace(said, repo_id=found)
 
@@ -141,23 +122,33 @@ def _failures() -> tuple[type[Exception], ...]:
     """What the Hub's client raises: its own, and those of the HTTP library below it."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    return (OSError, *cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__))
+    return (OSError, ValueError, *cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__))
 
 
-def _describe(error: Exception) -> str:
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+def _describe(error: Exception, repo_id: str, revision: str | None) -> str:
+    """Why there is no card, after what it is the card of."""
+    from huggingface_hub import errors
 
-    if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-        return ": the repository has none"
+    elsewhere = ", which would settle it, is not in the cache, and"
+    unreachable = f"{elsewhere} the Hub can't be reached; check the network and HF_ENDPOINT"
+    kinds: dict[type[Exception], str] = {  # some are kinds of those below them
+        errors.OfflineModeIsEnabled: f"{elsewhere} HF_HUB_OFFLINE is set",
+        errors.LocalEntryNotFoundError: unreachable,
+        errors.EntryNotFoundError: ": the repository has none",
+        errors.RevisionNotFoundError: f": the repository has no revision {revision!r}",
+        errors.GatedRepoError: f" is gated: ask for access at https://huggingface.co/{repo_id} and "
+        "set HF_TOKEN",
+        errors.RepositoryNotFoundError: ": the Hub shows no such repository; one that is private "
+        "or gated takes a token (HF_TOKEN)",
+        errors.HFValidationError: ": no repository can be called so",
+        UnicodeDecodeError: " is damaged: it is no text in UTF-8",
+    }
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
-        return f": the Hub answers {status}; a token with access is needed (HF_TOKEN)"
-    if status is not None:
-        return f": the Hub answers {status}; ask again later"
-    return (
-        f", which would settle it, is not in the cache, and the Hub can't be reached "
-        f"({type(error).__name__}); check the network and HF_ENDPOINT"
-    )
+        other = f": the Hub answers {status}; a token with access is needed (HF_TOKEN)"
+    else:
+        other = f": the Hub answers {status}; ask again later" if status else unreachable
+    return next((words for kind, words in kinds.items() if isinstance(error, kind)), other)
 
 
 def _read_folder(folder: Path) -> Declared:
@@ -175,7 +166,7 @@ def _read_folder(folder: Path) -> Declared:
     said = _read_card(text, where, name=folder.name)
     # Of a stranger's path the last part is a name, and the rest is nobody's business.
     called = [value if hub_id(value) else PurePosixPath(value).name for value in named.values()]
-    said = replace(said, names=(*said.names, *called))
+    said = replace(said, names=tuple(called))
     base = named.get("adapter_config.json")
     if base is None:
         return said
@@ -223,7 +214,8 @@ def _read_gguf(metadata: Mapping[str, Any], where: str) -> Declared:
         links=_list_links(metadata.get("general.license.link")),
         parents=tuple(dict.fromkeys(parents)),
         unnamed_parents=tuple(unnamed),
-        names=tuple(dict.fromkeys(words("name", "basename", "finetune", "tags"))),
+        names=tuple(dict.fromkeys(words("name", "basename", "finetune"))),
+        tags=tuple(dict.fromkeys(words("tags"))),
         is_copy=is_copy,
     )
 
@@ -248,7 +240,7 @@ def _read_card(text: str, where: str, name: str) -> Declared:
         links=_list_links(data.get("license_link")),
         parents=tuple(dict.fromkeys(parents)),
         unnamed_parents=tuple(base for base in bases if not hub_id(base)),
-        names=tuple(dict.fromkeys(_list_words(data.get("tags")))),
+        tags=tuple(dict.fromkeys(_list_words(data.get("tags")))),
         is_copy=len(bases) == 1 == len(parents) and (is_quantized or is_packed(name, parents[0])),
     )
 

@@ -128,6 +128,7 @@ class _Trace:
         self.registry, self.read_cards = registry, read_cards
         self.parts: list[Part] = []
         self.names: dict[str, str] = {}
+        self._tags: dict[str, str] = {}
         self._seen: set[str] = set()
         self._certain: list[Words] = []  # names of registered models and licences
 
@@ -197,7 +198,8 @@ class _Trace:
         """Add all that a model's own files say, and the terms of what it was made from."""
         registry, what = self.registry, f"{of}model {name}"
         said = f"{note}; as {files.where} says"
-        self.names.update(dict.fromkeys(files.names, files.where))
+        self.names |= dict.fromkeys(files.names, files.where)
+        self._tags |= dict.fromkeys(files.tags, files.where)
         before = len(self.parts)
         made_from = bool(files.parents or files.unnamed_parents)
         says_more = made_from or files.licenses or files.links
@@ -235,18 +237,21 @@ class _Trace:
         self.add(f"{what}, licence at {link}", by, said)
 
     def add_names(self) -> None:
-        """Add what names say, where that is stricter or obliges to more than all else says."""
-        found: dict[Words, str] = {}
-        for name, where in self.names.items():
+        """Add what names say, where that is stricter or obliges to more than all else says.
+
+        A tag is coarse: of Llama 3.1, "llama-3" is no other model.
+        """
+        phrases = self.registry.phrases
+        for name, where in (*self.names.items(), *self._tags.items()):
             shown = name.rpartition("/")[2]
-            called = f"{shown!r}, as {where} has it"
-            if model := self.registry.find_model(name):
-                self._add_least([model], called)
-            for phrase in find_phrases(shown, self.registry.phrases):
-                found.setdefault(phrase, called)
-        for phrase, called in found.items():
-            if not any(is_finer(phrase, other) for other in [*self._certain, *found]):
-                self._add_least(self.registry.phrases[phrase], called)
+            exact = self.registry.find_model(name)
+            meant = [[exact]] if exact else []
+            for phrase in find_phrases(shown, phrases):
+                is_coarse = any(is_finer(phrase, certain) for certain in self._certain)
+                if name in self.names or not is_coarse:
+                    meant.append(phrases[phrase])
+            for models in meant:
+                self._add_least(models, f"{shown!r}, as {where} has it")
 
     def _add_least(self, models: list[Model], called: str) -> None:
         """Add the terms of the freest of the models that a name may mean."""

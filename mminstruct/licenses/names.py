@@ -7,8 +7,7 @@ all the models say that it may mean.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 Words = tuple[str, ...]
 """Runs of letters in lower case, and numbers with their points: ``Llama-3.1`` is llama, 3.1."""
@@ -69,36 +68,34 @@ def phrases_of(name: str, *, with_beginnings: bool) -> Iterator[Words]:
             yield phrase
 
 
-def find_phrases(name: str, known: Iterable[Words] | Mapping[Words, object]) -> list[Words]:
-    """The known phrases in a name, at each place the longest."""
-    for reading in (_POINT.sub(".", name), name, _HUMP.sub("-", name)):
-        if found := _find(_split(reading), known):
-            return found
-    return []
+def find_phrases(name: str, known: Mapping[Words, object]) -> list[Words]:
+    """The known phrases in a name, at each place the longest, and the finest there."""
+    readings = (_POINT.sub(".", name), name, _HUMP.sub("-", name))
+    found = [phrase for reading in readings for phrase in _find(_split(reading), known)]
+    return [phrase for phrase in found if not any(is_finer(phrase, other) for other in found)]
 
 
-def _find(words: list[tuple[str, bool, bool]], known: Any) -> list[Words]:
-    found, start = [], 0
+def _find(words: list[tuple[str, bool, bool]], known: Mapping[Words, object]) -> Iterator[Words]:
+    start = 0
     while start < len(words):
         for end in range(len(words), start, -1):
             phrase = tuple(word for word, *_ in words[start:end])
             if words[start][1] and words[end - 1][2] and phrase in known:
-                found.append(phrase)
+                yield phrase
                 start = end - 1
                 break
         start += 1
-    return found
 
 
-def is_finer(one: Words, other: Iterable[str]) -> bool:
-    """Whether a name says the same as a phrase, to the point: "Llama 3.1" against "Llama 3"."""
-    words = tuple(other)
-    return any(
-        words[at : at + len(one)] != one
-        and len(words[at : at + len(one)]) == len(one)
-        and all(
-            w == p or (p[0].isdigit() and w.startswith(f"{p}."))
-            for w, p in zip(words[at:], one, strict=False)
+def is_finer(phrase: Words, name: Words) -> bool:
+    """Whether a name says what a phrase says, to the point: "Llama 3.1 8B" of "Llama 3"."""
+
+    def is_so(words: Words) -> bool:
+        pairs = list(zip(phrase, words, strict=False))
+        return len(pairs) == len(phrase) and all(
+            word == said or (said[0].isdigit() and word.startswith(f"{said}."))
+            for said, word in pairs
         )
-        for at in range(len(words))
-    )
+
+    starts = (name[at:] for at in range(len(name)))
+    return any(is_so(words) and words[: len(phrase)] != phrase for words in starts)

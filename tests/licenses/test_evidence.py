@@ -121,7 +121,10 @@ CARDS: list[tuple[dict[str, Any], str]] = [
         },
         "conditional",
     ),
-    ({"name": "Llama-3_1-8B-tune", "license": "mit", "tags": ["llama-3"]}, "conditional"),
+    ({"name": "Llama-3_1-8B-tune", "license": "mit"}, "conditional"),
+    ({"name": "Llama-3.1-8B-tune", "license": "mit", "tags": ["llama-3"]}, "same-family-only"),
+    ({"name": "Llama-3-8B-x", "license": "llama3.1", "tags": ["llama-3.1"]}, "same-family-only"),
+    ({"name": "Qwen3-SuperLlama-2", "license": "mit"}, "same-family-only"),
     ({"name": "llama-3-1-8b-tune", "license": "mit"}, "conditional"),
 ]
 

@@ -92,7 +92,7 @@ def file(folder: Path, **general: Any) -> Path:
         ),
         (
             {"name": "A b", "basename": "A", "tags": ["llama-2", "", "chat"]},
-            Declared("model.gguf", names=("A b", "A", "llama-2", "chat")),
+            Declared("model.gguf", names=("A b", "A"), tags=("llama-2", "chat")),
         ),
     ],
 )

@@ -15,6 +15,7 @@ Words = tuple[str, ...]
 _WORD = re.compile(r"[a-z]+|\d+(?:\.\d+)*")
 # `llama_3_1-8b` and `phi-3-5-mini` write a point otherwise; `llama-2-7b` doesn't.
 _POINT = re.compile(r"(?<=\d)[-_](?=\d(?:[-_]|$))")
+_VERSION = re.compile(r"(?<![a-z])v(?=\d)")  # `llama-v2` is `llama-2`
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
 # What is put behind a model's name where it is packed anew and not trained, piece by piece.
 _PACKING = re.compile(
@@ -30,7 +31,7 @@ def split_words(text: str) -> Words:
 
 def _split(text: str) -> list[tuple[str, bool, bool]]:
     """Each word of a name, and whether a piece between separators begins and ends with it."""
-    text = text.casefold()
+    text = _VERSION.sub("", text.casefold())
     return [
         (
             found[0],
@@ -71,7 +72,7 @@ def phrases_of(name: str, *, with_beginnings: bool) -> Iterator[Words]:
 def find_phrases(name: str, known: Mapping[Words, object]) -> list[Words]:
     """The known phrases in a name, at each place the longest, and the finest there."""
     readings = (_POINT.sub(".", name), name, _HUMP.sub("-", name))
-    found = [phrase for reading in readings for phrase in _find(_split(reading), known)]
+    found = dict.fromkeys(phrase for text in readings for phrase in _find(_split(text), known))
     return [phrase for phrase in found if not any(is_finer(phrase, other) for other in found)]
 
 

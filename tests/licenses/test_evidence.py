@@ -125,6 +125,8 @@ CARDS: list[tuple[dict[str, Any], str]] = [
     ({"name": "Llama-3.1-8B-tune", "license": "mit", "tags": ["llama-3"]}, "same-family-only"),
     ({"name": "Llama-3-8B-x", "license": "llama3.1", "tags": ["llama-3.1"]}, "same-family-only"),
     ({"name": "Qwen3-SuperLlama-2", "license": "mit"}, "same-family-only"),
+    ({"name": "a", "license": "mit", "tags": ["llama-v2-7b"]}, "same-family-only"),
+    ({"name": "llama_2_8_bit", "license": "mit"}, "same-family-only"),
     ({"name": "llama-3-1-8b-tune", "license": "mit"}, "conditional"),
 ]
 

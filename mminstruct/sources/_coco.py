@@ -302,8 +302,9 @@ class _Captions(_Annotations):
     def group(self, image_ids: list[int]) -> Iterator[list[str]]:
         """Each image's captions."""
         order = self.order()
+        texts = [self.texts[row] for row in order.tolist()]
         for begin, end in self.spans(order, image_ids):
-            yield [self.texts[row] for row in order[begin:end].tolist()]
+            yield texts[begin:end]
 
 
 class Instances(_Annotations):
@@ -461,8 +462,7 @@ def _check_same_images(
     captions_name: str,
     instances_name: str,
 ) -> None:
-    shared = captioned.keys() & boxed.keys()
-    pairs = [(captioned[i], boxed[i]) for i in shared]
+    pairs = [(image, boxed[i]) for i, image in captioned.items() if i in boxed]
     if other := [(a, b) for a, b in pairs if a.width != b.width or a.height != b.height]:
         named = "; ".join(
             f"image {a.id} differs from {instances_name}, got {a.width} x {a.height} against "
@@ -471,7 +471,7 @@ def _check_same_images(
         )
         more = f" ({len(other)} in all)" if len(other) > 5 else ""
         raise SourceError(f"{captions_name}: {named}{more}. Take both files from one release.")
-    if captioned and boxed and not shared:
+    if captioned and boxed and not pairs:
         raise SourceError(
             f"{captions_name}: other images than in {instances_name}, got none of its "
             f"{len(boxed)} ids against the same ids expected. "
@@ -481,9 +481,11 @@ def _check_same_images(
 
 def _clean_captions(captions: list[str], owner: str, report: ReadReport) -> tuple[str, ...]:
     """Without stray white space (13 % have some), empty ones and repetitions."""
+    texts = [" ".join(caption.split()) for caption in captions]
+    if all(texts) and len({text.casefold() for text in texts}) == len(texts):
+        return tuple(texts)
     distinct: dict[str, str] = {}
-    for caption in captions:
-        text = " ".join(caption.split())
+    for text in texts:
         if not text:
             report.skip("empty caption", example=owner)
         elif distinct.setdefault(text.casefold(), text) is not text:

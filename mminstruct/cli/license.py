@@ -40,9 +40,9 @@ from mminstruct.rows.contexts import media_licenses
 def add_arguments(parser: Parser) -> None:
     """Add those of the command."""
     parser.description = (
-        "What the rows of sources and a model may be used for, and why. Nothing is "
-        "asked of any model, and nothing is downloaded but the card of an id on the Hub that has no "
-        "entry: images are counted where annotation files are at hand. Without --model_source, the "
+        "What the rows of sources and a model may be used for, and why. Nothing is asked of any "
+        "model, and nothing is downloaded but the card of an id on the Hub that has no entry: "
+        "images are counted where annotation files are at hand. Without --model_source, the "
         "model is one of your own: a GGUF file, a folder, or what the id on the Hub stands for."
     )
     parser.set_defaults(command=_license)

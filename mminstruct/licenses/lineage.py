@@ -241,15 +241,14 @@ class _Trace:
 
         A tag is coarse: of Llama 3.1, "llama-3" is no other model.
         """
-        phrases = self.registry.phrases
         for name, where in (*self.names.items(), *self._tags.items()):
             shown = name.rpartition("/")[2]
             exact = self.registry.find_model(name)
             meant = [[exact]] if exact else []
-            for phrase in find_phrases(shown, phrases):
+            for phrase in find_phrases(shown, self.registry.phrases):
                 is_coarse = any(is_finer(phrase, certain) for certain in self._certain)
                 if name in self.names or not is_coarse:
-                    meant.append(phrases[phrase])
+                    meant.append(self.registry.phrases[phrase])
             for models in meant:
                 self._add_least(models, f"{shown!r}, as {where} has it")
 

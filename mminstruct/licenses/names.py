@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import product
+from typing import NamedTuple
 
 Words = tuple[str, ...]
 """Runs of letters in lower case, and numbers with their points: ``Llama-3.1`` is llama, 3.1."""
 
-_WORD = re.compile(r"[a-z]+|\d+(?:\.\d+)*")
+_WORD = re.compile(r"[A-Za-z]+|\d+(?:\.\d+)*")
 # `llama_3_1-8b` and `phi-3-5-mini` write a point otherwise; `llama-2-7b` doesn't.
 _POINT = re.compile(r"(?<=\d)[-_](?=\d(?:[-_]|$))")
-_VERSION = re.compile(r"(?<![a-z])v(?=\d)")  # `llama-v2` is `llama-2`
-_HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_VERSION = re.compile(r"(?<![A-Za-z])[Vv](?=\d)")  # `llama-v2` is `llama-2`
+_HUMP = re.compile(r"(?<=[a-z])(?=([A-Z].*))")
 # What is put behind a model's name where it is packed anew and not trained, piece by piece.
 _PACKING = re.compile(
     r"gguf|ggml|awq|gptq|exl[23]|bnb|mlx|hqq|(?:nv|mx)?fp\d+|b?f16|int\d|\dbit|w\da\d+|quantized|"
@@ -24,22 +26,39 @@ _PACKING = re.compile(
 )
 
 
-def split_words(text: str) -> Words:
-    """The words of a name."""
-    return tuple(word for word, *_ in _split(_POINT.sub(".", text)))
+class _Word(NamedTuple):
+    """A word of a name.
+
+    Attributes:
+        forms: it, and what it ends with after a hump: SuperLlama is superllama, llama.
+        begins: whether a piece between separators begins with it.
+        ends: whether one ends with it.
+    """
+
+    forms: tuple[str, ...]
+    begins: bool
+    ends: bool
 
 
-def _split(text: str) -> list[tuple[str, bool, bool]]:
-    """Each word of a name, and whether a piece between separators begins and ends with it."""
-    text = _VERSION.sub("", text.casefold())
+def _split(text: str) -> list[_Word]:
+    text = _VERSION.sub("", text)
     return [
-        (
-            found[0],
+        _Word(
+            (found[0].casefold(), *(part.casefold() for part in _HUMP.findall(found[0]))),
             not text[: found.start()][-1:].isalnum(),
             not text[found.end() :][:1].isalnum(),
         )
         for found in _WORD.finditer(text)
     ]
+
+
+def _plain(words: list[_Word]) -> Words:
+    return tuple(word.forms[0] for word in words)
+
+
+def split_words(text: str) -> Words:
+    """The words of a name."""
+    return _plain(_split(_POINT.sub(".", text)))
 
 
 def is_packed(repo_id: str, base: str) -> bool:
@@ -53,35 +72,38 @@ def is_packed(repo_id: str, base: str) -> bool:
     return False
 
 
-def phrases_of(name: str, *, with_beginnings: bool) -> Iterator[Words]:
-    """What of a model's name names it elsewhere: it has a number, or else several words.
+def phrases_of(name: str, *, with_family: bool) -> Iterator[Words]:
+    """What of a model's name names it elsewhere: the whole, if it is more than a word.
 
-    Its beginnings, up to a separator, name its family: ``Llama-2-7b-hf`` is of "Llama 2".
+    Its family is named by its beginnings with a number, up to a separator, and by its size: of
+    ``Llama-2-7b-hf`` "Llama 2", "Llama 2 7b" and "Llama 7b".
     """
-    words = _split(name)
-    for count in range(1, len(words) + 1):
-        phrase = tuple(word for word, *_ in words[:count])
-        is_whole = count == len(words)
-        has_number = any(word[0].isdigit() for word in phrase[1:])
-        if words[count - 1][2] and (
-            (has_number and (is_whole or with_beginnings)) or (is_whole and count > 1)
-        ):
-            yield phrase
+    words = _split(_POINT.sub(".", name))
+    whole = _plain(words)
+    for count in range(2, len(words) + 1):
+        has_number = words[count - 1].ends and any(word[0].isdigit() for word in whole[1:count])
+        if count == len(words) or (has_number and with_family):
+            yield whole[:count]
+        if has_number and with_family and whole[count - 1] in ("b", "m"):
+            family = (word for word in whole[: count - 2] if not word[0].isdigit())
+            yield (*family, *whole[count - 2 : count])
 
 
 def find_phrases(name: str, known: Mapping[Words, object]) -> list[Words]:
     """The known phrases in a name, at each place the longest, and the finest there."""
-    readings = (_POINT.sub(".", name), name, _HUMP.sub("-", name))
+    readings = (_POINT.sub(".", name), name)
     found = dict.fromkeys(phrase for text in readings for phrase in _find(_split(text), known))
     return [phrase for phrase in found if not any(is_finer(phrase, other) for other in found)]
 
 
-def _find(words: list[tuple[str, bool, bool]], known: Mapping[Words, object]) -> Iterator[Words]:
+def _find(words: list[_Word], known: Mapping[Words, object]) -> Iterator[Words]:
     start = 0
     while start < len(words):
-        for end in range(len(words), start, -1):
-            phrase = tuple(word for word, *_ in words[start:end])
-            if words[start][1] and words[end - 1][2] and phrase in known:
+        after = start + 1
+        ends = (end for end in range(len(words), start, -1) if words[end - 1].ends)
+        for end, form in product(ends if words[start].begins else (), words[start].forms):
+            phrase = (form, *_plain(words[after:end]))
+            if phrase in known:
                 yield phrase
                 start = end - 1
                 break

@@ -299,7 +299,7 @@ class Registry:
             if model.terms in served:
                 continue
             name = model.repo_id.rpartition("/")[2]
-            for phrase in phrases_of(name, with_beginnings=model.base is None):
+            for phrase in phrases_of(name, with_family=model.base is None):
                 models.setdefault(phrase, []).append(model)
             family = split_words(model.family)
             if any(word[0].isdigit() for word in family[1:]):

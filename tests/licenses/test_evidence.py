@@ -15,7 +15,7 @@ from mminstruct import licenses
 from mminstruct.errors import UsageError
 from mminstruct.licenses import Part, Registry, Verdict
 from mminstruct.licenses.composition import STRICTNESS
-from mminstruct.licenses.names import is_packed
+from mminstruct.licenses.names import find_phrases, is_packed
 
 REGISTRY = licenses.load()
 R1_LLAMA = "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"
@@ -297,6 +297,42 @@ def test_a_name_frees_nothing(tmp_path: Path) -> None:
         assert verdict(folder(tmp_path / name, tags=[name])).output_training == "unknown"
         assert verdict(f"someone/{name}").output_training == "unknown"
         assert verdict(name).output_training == "unknown"
+
+
+def test_no_free_model_is_barred_by_its_own_name() -> None:
+    for model in REGISTRY.models.values():
+        terms = tuple(REGISTRY.terms[each.terms].id for each in REGISTRY.chain_of(model))
+        declared = licenses.Declared("card", licenses=terms)
+        if judge(licenses.model_parts(REGISTRY, name="m", files=declared)).commercial:
+            name = model.repo_id.rpartition("/")[2]
+            for called in (name, f"{name}-mine", f"my-{name.lower()}"):
+                found = judge(licenses.model_parts(REGISTRY, name=called, files=declared))
+                assert found.commercial, (called, found.reasons)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Hermes-2-Pro-Llama-3-8B", ["llama 3"]),
+        ("SuperLLaMA-2", ["llama 2"]),
+        ("Meta-Llama-3-1-70B", ["meta llama 3.1 70 b"]),
+        ("DeepSeek-R1-Distill-Qwen-7B-x", ["deepseek r 1 distill qwen 7 b"]),
+        ("MyQwen-7b", ["qwen 7 b"]),
+        ("gemma-3b", []),
+        ("llama-30", []),
+        ("xllama2", []),
+        ("2llama2", []),
+        ("llama", []),
+        ("7b-chat-hf", []),
+    ],
+)
+def test_a_name_names_whole_models_and_families_with_a_number(name: str, said: list[str]) -> None:
+    assert [" ".join(words) for words in find_phrases(name, REGISTRY.phrases)] == said
+
+
+def test_a_size_alone_may_mean_any_version() -> None:
+    size = {model.repo_id for model in REGISTRY.phrases["qwen", "7", "b"]}
+    assert size >= {"Qwen/Qwen-7B", "Qwen/Qwen2-7B", "Qwen/Qwen2.5-7B-Instruct"}
 
 
 def test_a_name_alone_bars(tmp_path: Path) -> None:

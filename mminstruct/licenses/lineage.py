@@ -66,7 +66,7 @@ def model_parts(
             note += f", while {files.where} names {', '.join(named)}"
         files = None
     elif repo_id is None:
-        trace.names[name] = "its own name"
+        trace.names[name] = ""
     if repo_id is None and files is None:
         trace.add(f"model {name}", None, note)
     if repo_id is not None:
@@ -121,7 +121,7 @@ class _Trace:
 
     Attributes:
         parts: the terms.
-        names: what models on the way are called besides -> where that is said.
+        names: what models on the way are called -> where that is said, if it isn't in their ids.
     """
 
     def __init__(self, registry: Registry, read_cards: bool) -> None:
@@ -156,7 +156,7 @@ class _Trace:
         elif model:
             self._follow_entry(model, note, of, (*path, key))
         else:
-            self.names[text if asked is None else repo_id] = "its own name"
+            self.names[text if asked is None else repo_id] = ""
             if asked is None or not self.read_cards:
                 self.add(what, None, f"{note}; {_UNREGISTERED}", repo_id)
             elif len(path) >= _DEEPEST or len(self._seen) >= _MOST:
@@ -250,7 +250,7 @@ class _Trace:
                 if name in self.names or not is_coarse:
                     meant.append(self.registry.phrases[phrase])
             for models in meant:
-                self._add_least(models, f"{shown!r}, as {where} has it")
+                self._add_least(models, f"{shown!r}{f' in {where}' if where else ''}")
 
     def _add_least(self, models: list[Model], called: str) -> None:
         """Add the terms of the freest of the models that a name may mean."""

@@ -313,7 +313,7 @@ def test_no_free_model_is_barred_by_its_own_name() -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("Hermes-2-Pro-Llama-3-8B", ["llama 3"]),
+        ("Odd9-Llama-3-Acme", ["llama 3"]),
         ("SuperLLaMA-2", ["llama 2"]),
         ("Meta-Llama-3-1-70B", ["meta llama 3.1 70 b"]),
         ("DeepSeek-R1-Distill-Qwen-7B-x", ["deepseek r 1 distill qwen 7 b"]),

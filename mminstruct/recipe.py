@@ -92,7 +92,7 @@ class Recipe:
             own,
             prompts.type_names(own, tuple(chosen) if chosen else None),
             _split_names(config, source),
-            like.registry if like else licenses.load(config.licenses),
+            like.registry if like else licenses.load(config.licenses, sources.names()),
             like,
         )
         if config.batch_api:
@@ -386,7 +386,11 @@ def find_annotation_parts(registry: Registry, source: SourceInfo) -> list[Part]:
         part
         for info in source.parts or (source,)
         for part in licenses.annotation_parts(
-            registry, source=info.name, title=info.title, license=info.license
+            registry,
+            source=info.name,
+            title=info.title,
+            license=info.license,
+            plain=sources.get(info.name).info.license,
         )
     ]
 

@@ -505,10 +505,45 @@ def test_rows_made_of_what_may_not_be_passed_on_take_the_same(tmp_path: Path) ->
     folder = tmp_path / "out"
     origin = tracing.trace(splits, source_options={"motion_facts": True})
     repository.write(splits, folder, origin)
-    with pytest.raises(UsageError, match=r"what they were made from may not be passed on, or not"):
+    with pytest.raises(UsageError, match=r"they may not be passed on to everyone everywhere, or"):
         push(folder, "user/name")
     with pytest.raises(UsageError, match="HF_HUB_OFFLINE is set"):
         push(folder, "user/name", accept_license="amass-noncommercial-and-mit", token="t")
+
+
+WHERE = {"when": "always", "kind": "territory", "text": "no use of outputs in Atlantis"}
+
+
+@pytest.mark.parametrize(
+    ("terms", "licence"),
+    [
+        ({"output_training": "allowed", "obligations": [WHERE]}, "cc-by-4.0-and-acme-terms"),
+        ({"output_training": "conditional", "note": "to its licensee"}, "cc-by-4.0-and-acme-terms"),
+        ({"id": "apache-2.0", "output_training": "allowed"}, "cc-by-4.0-and-apache-2.0"),
+    ],
+    ids=["a territory", "the licensee alone", "a user's entry over ours"],
+)
+def test_rows_that_a_models_terms_let_only_some_have_take_the_same(
+    tmp_path: Path, terms: dict[str, Any], licence: str
+) -> None:
+    fact = {"source_url": "https://acme.example/t", "checked_on": "2026-11-29"}
+    whole = {"id": "acme-terms", "title": "Acme", "hub": "other", "url": "https://acme.example/t"}
+    whole |= {"clause": "5(c)", "evidence": "primary", "redistribution": False, **fact, **terms}
+    group = {"name": "A", "vendor": "a", "terms": whole["id"], "evidence": "primary", **fact}
+    entries = tmp_path / "own.yaml"
+    entries.write_text(json.dumps({"terms": [whole], "models": [{**group, "chat": {"a/b": 7}}]}))
+    splits = {"train": made([row(1, license="other", commercial_use=True)], model="a/b")}
+    origin = tracing.trace(splits, licenses_file=str(entries))
+    assert origin.verdict.commercial is True
+    repository.write(splits, tmp_path / "out", origin)
+    said = ", and not be passed on to everyone everywhere [5(c)"
+    for file in ("LICENSE", "README.md"):
+        text = (tmp_path / "out" / file).read_text("utf-8")
+        assert said in text.replace("\\", ""), file
+    with pytest.raises(UsageError, match=r"(?s)they may not be passed on to everyone.*5\(c\)"):
+        push(tmp_path / "out", "user/name")
+    with pytest.raises(UsageError, match="HF_HUB_OFFLINE is set"):
+        push(tmp_path / "out", "user/name", accept_license=licence, token="t")
 
 
 def test_rows_of_unknown_terms_take_the_same(tmp_path: Path) -> None:

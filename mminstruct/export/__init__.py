@@ -12,14 +12,14 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
 
-from mminstruct import licenses, resources
+from mminstruct import licenses, resources, sources
 from mminstruct.errors import UsageError, did_you_mean, lacking
 from mminstruct.export import checks, output, reading
 from mminstruct.export.checks import check_folder_name, check_output, default_output, made_at
@@ -27,12 +27,14 @@ from mminstruct.export.formats import FILE_FORMATS, FORMATS, IMAGES, Format, Ima
 from mminstruct.export.pictures import (
     Excluded,
     Pictures,
+    Shipped,
     WantedImages,
     fetch_images,
     filter_by_license,
 )
 from mminstruct.export.reading import Terms
 from mminstruct.licenses import Tally, Use
+from mminstruct.releases import notices
 from mminstruct.rows import replacing
 from mminstruct.rows.report import LEFT_OUT, REJECTED, Report
 
@@ -158,12 +160,13 @@ def export(
     checks.check_outside(path, dataset)
     check_output(path, output_format)
     allowed = image_licenses or (["commercial"] if images == "embed" else ["any"])
-    if licenses_file is not None and "any" in allowed:
+    is_shipped = images == "embed" or form.is_folder
+    if licenses_file is not None and "any" in allowed and not is_shipped:
         raise UsageError(
-            "licenses: of no use where images under any licence are asked for; leave it out, or "
-            "name some with image_licenses"
+            "licenses: of no use where images under any licence are asked for, and none go along; "
+            "leave it out, or name some with image_licenses"
         )
-    registry = licenses.load(licenses_file)
+    registry = licenses.load(licenses_file, sources.names())
     pictures = Pictures(images, filter_by_license(registry, allowed), commercial)
     if image_folder is not None:
         pictures.folder = Path(image_folder)
@@ -174,6 +177,15 @@ def export(
     streams = reading.open_streams(dataset, types, splits)
     pictures.features = reading.features_of(streams[0][1])
     terms = reading.read_terms(dataset, registry)
+    if is_shipped:
+        max_size = None if fetching is None else fetching.max_size
+        pictures.shipped = Shipped(registry, terms.allows, max_size)
+        terms = replace(terms, allows=pictures.shipped.allows)
+
+    def read_rows() -> Iterator[tuple[str, Row]]:
+        for split, row in reading.read_rows(streams):
+            yield split, pictures.shipped.compose(row) if pictures.shipped else row
+
     if commercial and not terms.text:
         why = "may not be used commercially" if terms.text is False else "is not known to be free"
         raise UsageError(
@@ -186,7 +198,7 @@ def export(
         made = {**made, "max_size": fetching.max_size}
     replacing.check(path, made_at(path), made, overwrite=overwrite)
     if images != "embed":
-        return _write(reading.read_rows(streams), path, form, pictures, terms, made)
+        return _write(read_rows(), path, form, pictures, terms, made)
     from mminstruct.fetching.images import Fetching
 
     fetching = fetching or Fetching()
@@ -196,11 +208,11 @@ def export(
         pictures.folder = folder.with_name(f"{folder.name}-{fetching.max_size}px")
     with (
         tempfile.TemporaryDirectory() as scratch,
-        WantedImages(Path(scratch) / "images", fetching.max_size) as wanted,
+        WantedImages(Path(scratch) / "images") as wanted,
     ):
         pictures.wanted = wanted
-        fetch_images(reading.read_rows(streams), form, pictures, fetching)
-        return _write(reading.read_rows(streams), path, form, pictures, terms, made)
+        fetch_images(read_rows(), form, pictures, fetching)
+        return _write(read_rows(), path, form, pictures, terms, made)
 
 
 def _write(
@@ -216,12 +228,13 @@ def _write(
     Raises:
         UsageError: all of them would be. What was there before is left as it was.
     """
-    outcome, tally = Outcome(path), Tally()
-    missing = path.with_name(f"{path.name}.missing.jsonl")
+    outcome, tally, shipped = Outcome(path), Tally(), pictures.shipped
+    missing, credits = (path.with_name(f"{path.name}.{n}.jsonl") for n in ("missing", "credits"))
     to = output.open_shards if form.is_folder else output.open_file
     with (
         output.make_folder(output.target_of(path).parent),
         output.replace_file(missing) as reasons,
+        output.replace_file(credits) as credited,
         to(path, form, pictures) as add,
     ):
         for split, row in rows:
@@ -230,7 +243,13 @@ def _write(
                 image = pictures.path(row, form, path)
                 add(split, row, form.records(pictures.as_shown(row), image))
                 outcome.rows += 1
-                tally.add(row)
+                is_first = tally.add(row)
+                if shipped is not None and row["modality"] == "image":
+                    # Of an image that rows disagree about, all is told.
+                    if not is_first and row["image_license"] in shipped.counts:
+                        continue
+                    credit = shipped.credit(row, form.file_name(row["image"]))
+                    credited.write(output.encode_line(credit))
             except Excluded as excluded:
                 outcome.excluded[str(excluded)] += 1
             except LeftOut as left_out:
@@ -241,18 +260,17 @@ def _write(
             raise UsageError(f"{path}: not written, as no row would be left; {summary(outcome)}")
         # Before the rows: these are never without it, which is how they are known to be ours.
         outcome.use = tally.use(terms.text, terms.allows)
+        text = terms.license_text(outcome.use)
+        if shipped is not None and shipped.counts:
+            text = notices.add_images(text, list(shipped.parts()), credits.name)
         with output.replace_file(output.license_beside(path)) as file:
-            file.write(terms.license_text(outcome.use))
+            file.write(text)
         with output.replace_file(output.note_beside(path)) as file:
             file.write(json.dumps(made, indent=2, ensure_ascii=False) + "\n")
     if not outcome.missing:
         missing.unlink()
-    credits = path.with_name(f"{path.name}.credits.jsonl")
-    if pictures.wanted is None:
-        credits.unlink(missing_ok=True)
-    else:
-        with output.replace_file(credits) as file:
-            file.writelines(output.encode_line(credit) for credit in pictures.wanted.credits())
+    if shipped is None:
+        credits.unlink()
     if form.entry is not None:
         entries = {
             **checks.read_dataset_info(path),

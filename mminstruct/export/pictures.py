@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sqlite3
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from mminstruct.rows.columns import FEATURES
 if TYPE_CHECKING:
     from mminstruct.fetching.images import Fetching, Wanted
 from mminstruct.export.formats import Format, Images, LeftOut, Row
+from mminstruct.licenses import Part, together
 
 
 class Excluded(LeftOut):
@@ -52,15 +53,13 @@ class WantedImages:
 
     Args:
         file: the table; a new one.
-        max_size: what they are made smaller to, or None.
     """
 
-    def __init__(self, file: Path, max_size: int | None) -> None:
-        self._max_size = max_size
+    def __init__(self, file: Path) -> None:
         # `images.fetch` goes on in a thread, but never while this one does.
         self._table = sqlite3.connect(file, check_same_thread=False)
         self._table.execute(
-            "CREATE TABLE image (file TEXT UNIQUE, url TEXT, turn INTEGER, credit TEXT, lost TEXT)"
+            "CREATE TABLE image (file TEXT UNIQUE, url TEXT, turn INTEGER, lost TEXT)"
         )
 
     def __enter__(self) -> WantedImages:
@@ -71,10 +70,9 @@ class WantedImages:
 
     def add(self, file: str, row: Row) -> None:
         """Ask for a row's image, unless that was done before."""
-        credit = {name: row.get(name) for name in ("image_url", "image_license", "image_credit")}
         self._table.execute(
-            "INSERT OR IGNORE INTO image VALUES (?, ?, ?, ?, NULL)",
-            (file, row["image_url"], _turn(row), json.dumps(credit)),
+            "INSERT OR IGNORE INTO image VALUES (?, ?, ?, NULL)",
+            (file, row["image_url"], _turn(row)),
         )
 
     def __len__(self) -> int:
@@ -101,12 +99,48 @@ class WantedImages:
         first, lost = self._table.execute(query, (file,)).fetchone()
         return lost if first == url else "another image has the same file name"
 
-    def credits(self) -> Iterator[dict[str, Any]]:
-        """What naming the authors of the images takes, and what was done to these."""
-        query = "SELECT file, turn, credit FROM image WHERE lost IS NULL ORDER BY rowid"
-        for file, turn, credit in self._table.execute(query):
-            done = {"turned_deg": turn, "max_size": self._max_size}
-            yield {"image": file, **json.loads(credit), **done}
+
+@dataclass
+class Shipped:
+    """The images that go along with the rows; the strictest of what is known of each counts.
+
+    Attributes:
+        registry: what is known about licences.
+        noted: whether the release says that an image under a licence may be used commercially.
+        max_size: what they are made smaller to, or None.
+        counts: licence -> images.
+    """
+
+    registry: licenses.Registry
+    noted: Callable[[str | None], bool | None]
+    max_size: int | None = None
+    counts: Counter[str | None] = field(default_factory=Counter)
+
+    def allows(self, license: str | None) -> bool | None:
+        """Whether an image under a licence may be used commercially; None is unknown."""
+        return together(self.noted(license), self.registry.allows(license))
+
+    def compose(self, row: Row) -> Row:
+        """The row, which may be used as its text and its image may."""
+        if row["modality"] != "image" or "commercial_use" not in row:
+            return row
+        use = together(row["commercial_use"], self.allows(row["image_license"]))
+        return {**row, "commercial_use": use}
+
+    def credit(self, row: Row, file: str) -> dict[str, Any]:
+        """Count a row's image; what naming its author takes, and what was done to it."""
+        self.counts[row["image_license"]] += 1
+        known = {name: row.get(name) for name in ("image_url", "image_license", "image_credit")}
+        return {"image": file, **known, "turned_deg": _turn(row), "max_size": self.max_size}
+
+    def parts(self) -> Iterator[Part]:
+        """The images by licence, the most frequent first."""
+        for name, count in sorted(self.counts.items(), key=lambda item: (-item[1], item[0] or "")):
+            part = licenses.image_part(self.registry, license=name, count=count)
+            if self.allows(name) is not part.commercial:
+                known = "without commercial use" if self.noted(name) is False else "not known"
+                part = replace(part, note=f"{part.note}; {known}, as the release says")
+            yield part
 
 
 @dataclass
@@ -119,6 +153,7 @@ class Pictures:
         commercial: rows that may be used commercially alone are asked for.
         folder: where they are, or are fetched to.
         wanted: those that were to be fetched.
+        shipped: those that go along, or None if the rows only name them.
         flaws: what is wrong with each file that was looked at, by a digest of its name.
         features: of the rows.
     """
@@ -128,6 +163,7 @@ class Pictures:
     commercial: bool = False
     folder: Path = Path()
     wanted: WantedImages | None = None
+    shipped: Shipped | None = None
     flaws: dict[bytes, str | None] = field(default_factory=dict)
     features: datasets.Features = field(default_factory=lambda: FEATURES)
 

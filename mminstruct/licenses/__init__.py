@@ -60,17 +60,20 @@ __all__ = [
 ]
 
 
-def annotation_parts(registry: Registry, *, source: str, title: str, license: str) -> list[Part]:
+def annotation_parts(
+    registry: Registry, *, source: str, title: str, license: str, plain: str | None = None
+) -> list[Part]:
     """The annotations of a source: as registered, and under the licence that it names itself.
 
     The two differ where the source was asked for more than its licence covers. A user's entry for
-    the source stands alone.
+    the source takes the place of both, but never of what more was asked for.
 
     Args:
         registry: the facts.
         source: name on the command line, such as ``COCO2017``.
         title: in words.
         license: SPDX identifier, as the source names it.
+        plain: the one that it names when nothing more is asked for.
     """
     what = f"annotations of {title}"
     named = _look_up(registry, "annotations", what, license)
@@ -82,7 +85,8 @@ def annotation_parts(registry: Registry, *, source: str, title: str, license: st
     origin = registry.origin("annotations", work.id)
     seen = f"; see {work.source_url} ({EVIDENCE[work.evidence]})"
     listed = Part("annotations", what, entry, f"{seen}{said}{origin}")
-    return [listed] if origin or named.by == entry else [listed, named]
+    is_whole = named.by == entry or (origin and license == plain)
+    return [listed] if is_whole else [listed, named]
 
 
 def prompt_part(registry: Registry, *, name: str, license: str) -> Part:
@@ -90,9 +94,10 @@ def prompt_part(registry: Registry, *, name: str, license: str) -> Part:
     return _look_up(registry, "prompts", f"prompts and examples of {name!r}", license)
 
 
-def image_part(registry: Registry, *, license: str | None) -> Part:
+def image_part(registry: Registry, *, license: str | None, count: int | None = None) -> Part:
     """Shipped images under one licence, as rows name it; None is unknown."""
-    return _look_up(registry, "images", f"images under {license or 'unknown licences'}", license)
+    what = "images" if count is None else f"{count:,} image{'s' * (count != 1)}"
+    return _look_up(registry, "images", f"{what} under {license or 'unknown licences'}", license)
 
 
 def _look_up(registry: Registry, role: Role, what: str, license: str | None) -> Part:

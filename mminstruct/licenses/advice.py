@@ -25,14 +25,14 @@ def alternatives(registry: Registry, verdict: Verdict) -> list[str]:
     if verdict.commercial or not compose(registry, rest).commercial:
         return []
     models = [registry.models.get(part.repo_id or "") for part in verdict.parts]
-    known = next((model.size_b for model in models if model and model.size_b), None)
-    sizes = (known,) * _NEAREST if known else _SOME_SIZES
+    known = next((model for model in models if model and model.size_b), None)
+    sizes = (known.size_b,) * _NEAREST if known and known.size_b else _SOME_SIZES
     free = [model for model in registry.models.values() if model.chat and _is_free(registry, model)]
     chosen: list[Model] = []
     for size in sizes:
         others = [m for m in free if m.size_b and m.vendor not in {c.vendor for c in chosen}]
         if others:
-            chosen.append(min(others, key=lambda m: _distance(m, size)))
+            chosen.append(min(others, key=lambda m: (_distance(m, size), m is not known)))
     served = any(part.role == "service" for part in verdict.parts)
     where = ", on a server of your own" if served else ""
     return [
@@ -42,7 +42,7 @@ def alternatives(registry: Registry, verdict: Verdict) -> list[str]:
 
 def _is_free(registry: Registry, model: Model) -> bool:
     terms = registry.terms[model.terms]
-    if terms.output_training != "allowed" or terms.obligations:
+    if terms.output_training != "allowed" or terms.obligations or not terms.redistribution:
         return False
     if model.base is None:
         return True

@@ -77,6 +77,12 @@ class Part:
         return self.by.output_training if isinstance(self.by, Terms) else "unknown"
 
     @property
+    def redistribution(self) -> bool:
+        """Whether text made of it, or by it, may be passed on to everyone everywhere."""
+        allows = self.by is None or self.by.redistribution
+        return allows and not (isinstance(self.by, License) and self.by.derivatives is False)
+
+    @property
     def reason(self) -> str:
         """What it contributes, in words."""
         if self.by is None:
@@ -85,6 +91,8 @@ class Part:
             said = f"{self.by.title}, {_summarize(self.by)}"
         else:
             said = f"{self.by.title}, {_SAYS[self.by.output_training]}"
+            if not self.by.redistribution:
+                said += ", and not be passed on to everyone everywhere"
         if self.by is not None:
             seen = f"{EVIDENCE[self.by.evidence]}, {self.by.checked_on}"
             said += f" [{self.by.clause}; {self.by.source_url}; {seen}]"
@@ -103,7 +111,8 @@ class Verdict:
         commercial: whether the rows may train any model commercially, obligations aside; None if
             that isn't known.
         output_training: the strictest of what models and services say; ``allowed`` without any.
-        redistribution: whether the text of the rows may be passed on at all, changed as it is.
+        redistribution: whether the text of the rows may be passed on, to everyone everywhere and
+            changed as it is.
         obligations: of all parts.
         reasons: one a part, and the conclusion.
         parts: what it was made from, in a fixed order.
@@ -162,11 +171,7 @@ def compose(registry: Registry, parts: Iterable[Part]) -> Verdict:
         license_link=link,
         commercial=commercial,
         output_training=_find_strictest(ordered),
-        redistribution=all(
-            part.by.redistribution and part.by.derivatives is not False
-            for part in ordered
-            if isinstance(part.by, License) and part.role != "images"
-        ),
+        redistribution=all(part.redistribution for part in ordered if part.role != "images"),
         obligations=tuple(
             dict.fromkeys(duty for part in ordered if part.by for duty in part.by.obligations)
         ),
@@ -195,7 +200,8 @@ def _choose_hub_license(
     binding = {
         p.by.id: p.by
         for p in parts
-        if isinstance(p.by, Terms) and p.by.output_training != "allowed"
+        if isinstance(p.by, Terms)
+        and not (p.by.output_training == "allowed" and p.by.redistribution)
     }
     covering = _find_covering(registry, works)
     if covering and not binding:

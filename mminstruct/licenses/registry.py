@@ -10,21 +10,24 @@ from __future__ import annotations
 import datetime
 import difflib
 import ipaddress
+import logging
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from mminstruct import strict_yaml
 from mminstruct.errors import ConfigError, did_you_mean
 from mminstruct.licenses.names import Words, phrases_of, split_words
 from mminstruct.strict_yaml import Strict
 
+_log = logging.getLogger(__name__)
 UNREGISTERED = "an unregistered server"
 PUBLIC = "an unregistered public service"
 ENDPOINTS_JOINT = ", "
@@ -51,6 +54,8 @@ Evidence = Literal["primary", "secondary", "known", "not-found"]
 Id = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 RepoId = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
 Billions = Annotated[float, Field(gt=0)]
+SourceName = Annotated[str, StringConstraints(to_upper=True, min_length=1)]
+"""As on the command line, where case does not matter."""
 
 
 class Obligation(Strict):
@@ -119,16 +124,20 @@ class License(_Text):
 
 
 class Terms(_Text):
-    """What a model's or a service's terms say about outputs."""
+    """What a model's or a service's terms say about outputs.
+
+    ``redistribution`` is whether these may be passed on to everyone everywhere.
+    """
 
     output_training: OutputTraining
+    redistribution: bool = True
 
 
 class Work(_Clause):
     """Annotations, or a kind of image, and the licence it is under; ``null`` is not known."""
 
     license: Id | None
-    sources: tuple[str, ...] = ()
+    sources: tuple[SourceName, ...] = ()
 
 
 class ModelGroup(_Fact):
@@ -140,6 +149,14 @@ class ModelGroup(_Fact):
     chat: dict[RepoId, Billions | None] = {}
     pretrained: dict[RepoId, Billions | None] = {}
     bases: dict[RepoId, RepoId] = {}
+    evidence: Evidence
+
+
+class RepackGroup(_Fact):
+    """What one maker packed anew, in another format or precision: repository id -> the model's."""
+
+    maker: str = Field(min_length=1)
+    ids: dict[RepoId, RepoId] = Field(min_length=1)
     evidence: Evidence
 
 
@@ -181,6 +198,7 @@ class _File(Strict):
     annotations: tuple[Work, ...] = ()
     images: tuple[Work, ...] = ()
     models: tuple[ModelGroup, ...] = ()
+    repacks: tuple[RepackGroup, ...] = ()
     endpoints: tuple[Endpoint, ...] = ()
 
 
@@ -199,7 +217,7 @@ class Model:
         terms: id of the terms of its outputs.
         size_b: billions of parameters, or None.
         chat: whether it follows instructions.
-        base: what it was fine-tuned from, or None.
+        base: what it was fine-tuned or repacked from, or None.
         source_url: where it says that it is under those terms.
         evidence: how that was checked.
         note: what else there is to say, or None.
@@ -223,6 +241,7 @@ class Registry:
     """All entries by id; a user's own replace those of the package.
 
     Attributes:
+        repacks: which of the models are repacks, and where that is said.
         entered: (section, id) of what is from the user's file.
         user_file: its name, or None.
     """
@@ -235,6 +254,7 @@ class Registry:
     endpoints: Mapping[str, Endpoint]
     left_out: Mapping[str, str]
     hub_licenses: frozenset[str]
+    repacks: Mapping[str, RepackGroup] = field(default_factory=dict)
     entered: frozenset[tuple[str, str]] = frozenset()
     user_file: str | None = None
 
@@ -267,7 +287,7 @@ class Registry:
         last = {id: name.rpartition("/")[2] for id, name in names.items()}
         return (
             [id for id in names if asked in (names[id], last[id])]
-            + [id for id in names if last[id].startswith(f"{asked}-")]
+            + [id for id in names if last[id].startswith(f"{asked}-") and id not in self.repacks]
         ) or difflib.get_close_matches(model, names, n=1, cutoff=0.9)
 
     @cached_property
@@ -290,13 +310,13 @@ class Registry:
     def phrases(self) -> dict[Words, list[Model]]:
         """What names models and families inside other names -> the models that may be meant.
 
-        Models that are only served are in nobody's files.
+        Models that are only served are in nobody's files, and repacks are called like models.
         """
         served = {entry.terms for entry in self.endpoints.values() if entry.own_models}
         models: dict[Words, list[Model]] = {}
         families: dict[Words, list[Model]] = {}
         for model in self.models.values():
-            if model.terms in served:
+            if model.terms in served or model.repo_id in self.repacks:
                 continue
             name = model.repo_id.rpartition("/")[2]
             for phrase in phrases_of(name, with_family=model.base is None):
@@ -418,25 +438,33 @@ def text_of(license: License) -> str | None:
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
-def load(user_file: str | Path | None = None) -> Registry:
+def load(user_file: str | Path | None = None, sources: Collection[str] | None = None) -> Registry:
     """The registry, with a user's own entries over ours.
 
+    Args:
+        user_file: their file.
+        sources: the names of all that the user's entries may be about; None doesn't ask.
+
     Raises:
-        ConfigError: the user's file can't be read, breaks the schema, or names what isn't there.
+        ConfigError: the user's file can't be read, breaks the schema, names what isn't there, or
+            says what would change nothing.
     """
     own = _load_packaged()
     if user_file is None:
         return own
     path = Path(user_file).expanduser()
     added = strict_yaml.validate(_File, strict_yaml.read(path), where=path.name)
-    return _merge(own, added, path.name)
+    merged = _merge(own, added, path.name)
+    _check_entered(merged, path.name, sources)
+    return merged
 
 
 @lru_cache(maxsize=1)
 def _load_packaged() -> Registry:
-    data: dict[str, object] = {}
+    data: dict[str, Any] = {}
     for path in sorted(Path(__file__).parent.glob("*.yaml")):
-        data.update(strict_yaml.read(path))
+        for section, added in strict_yaml.read(path).items():
+            data[section] = [*data.get(section, ()), *added] if isinstance(added, list) else added
     file = strict_yaml.validate(_OwnFile, data, where="mminstruct/licenses")
     hub = file.hub_licenses.ids.split() if file.hub_licenses else ()
     left_out = {entry.id: entry.reason for entry in file.left_out}
@@ -446,21 +474,49 @@ def _load_packaged() -> Registry:
 
 def _merge(registry: Registry, file: _File, where: str | None) -> Registry:
     """The registry with a file's entries over it; ``where`` is the user's file."""
-    models = {model.repo_id: model for model in _read_models(file.models, where)}
-    sections: dict[str, dict[str, Any]] = {"models": models}
+    own = {model.repo_id: model for model in _read_models(file.models, where)}
+    packed = {id: group for group in file.repacks for id in group.ids}
+    _check_once([*own, *(id for group in file.repacks for id in group.ids)], "models", where)
+    repacks = {id: group for id, group in registry.repacks.items() if id not in own} | packed
+    known = {**registry.models, **own}
+    whole = {id: model for id, model in known.items() if id not in repacks}
+    models = whole | {id: _repack(id, group, whole, where) for id, group in repacks.items()}
+    sections: dict[str, dict[str, Any]] = {}
     for section in ("licenses", "terms", "annotations", "images", "endpoints"):
         entries = getattr(file, section)
         _check_once([entry.id for entry in entries], section, where)
         sections[section] = {entry.id: entry for entry in entries}
-    entered = frozenset((section, id) for section, added in sections.items() for id in added)
+    named = {**sections, "models": own | packed}
+    entered = frozenset((section, id) for section, added in named.items() for id in added)
     merged = replace(
         registry,
         **{section: getattr(registry, section) | added for section, added in sections.items()},
+        models=models,
+        repacks=repacks,
         entered=entered if where else frozenset(),
         user_file=where,
     )
     _check(merged, where or "mminstruct/licenses")
     return merged
+
+
+def _repack(id: str, group: RepackGroup, whole: Mapping[str, Model], where: str | None) -> Model:
+    """The model of another id, under exactly its terms and with its bases behind it."""
+    base = group.ids[id]
+    if base not in whole:
+        raise ConfigError(
+            f"{where or 'mminstruct/licenses'}: repacks: {id!r} is of {base!r}, which has no entry "
+            f"in 'models'{did_you_mean(base, whole)}"
+        )
+    return replace(
+        whole[base],
+        repo_id=id,
+        vendor=group.maker,
+        base=base,
+        source_url=group.source_url,
+        evidence=group.evidence,
+        note=f"a repack of {base}",
+    )
 
 
 def _read_models(groups: Iterable[ModelGroup], where: str | None) -> list[Model]:
@@ -494,9 +550,42 @@ def _read_models(groups: Iterable[ModelGroup], where: str | None) -> list[Model]
 
 
 def _check_once(ids: list[str], section: str, where: str | None) -> None:
-    for id in ids:
-        if ids.count(id) > 1:
+    for id, count in Counter(ids).items():
+        if count > 1:
             raise ConfigError(f"{where}: {section}: {id!r} is given twice")
+
+
+def _check_entered(registry: Registry, where: str, sources: Collection[str] | None) -> None:
+    """Raise ConfigError for entries of the user's that would change nothing; say which may not."""
+    owners: dict[str, str] = {}
+    used = {model.terms for model in registry.models.values()}
+    used |= {endpoint.terms for endpoint in registry.endpoints.values() if endpoint.terms}
+    for section, id in sorted(registry.entered):
+        what = f"{where}: {section}: {id!r}"
+        if section == "terms" and id not in used:
+            _log.warning(f"{what}: no model or service is under them; a model's own files may be")
+        if section == "images":
+            _log.warning(f"{what}: for 'mminstruct license' alone; rows have what their files name")
+        elif section != "annotations":
+            continue
+        names = getattr(registry, section)[id].sources
+        if not names:
+            raise ConfigError(f"{what} has no sources, so nothing is under it; name some")
+        for name in names:
+            if "+" in name:
+                raise ConfigError(
+                    f"{what} has the joined source {name!r}, whose parts have licences of their "
+                    f"own; name {' or '.join(name.split('+'))}"
+                )
+            if sources is not None and name not in sources:
+                raise ConfigError(
+                    f"{what} has the source {name!r}, which is not known"
+                    f"{did_you_mean(name, sources)}"
+                )
+            if section == "annotations" and owners.setdefault(name, id) != id:
+                raise ConfigError(
+                    f"{what} has the source {name!r}, as {owners[name]!r} has; keep one of them"
+                )
 
 
 def _check(registry: Registry, where: str | None) -> None:
@@ -509,6 +598,15 @@ def _check(registry: Registry, where: str | None) -> None:
                 f"{did_you_mean(name, known)}"
             )
 
+    for section, texts in (("licenses", registry.licenses), ("terms", registry.terms)):
+        named: dict[str, str] = {}
+        for text in texts.values():
+            for name in {text.id, (text.spdx or text.id).lower()}:
+                if (other := named.setdefault(name, text.id)) != text.id:
+                    raise ConfigError(
+                        f"{where}: {section}: {text.id!r} and {other!r} are both called {name!r}; "
+                        "let an entry that replaces another have its id"
+                    )
     for entry in registry.licenses.values():
         check("licenses", entry.id, "hub", entry.hub, registry.hub_licenses)
         for covered in entry.covers:

@@ -308,7 +308,10 @@ def _check_accepted(held: Release, accepted: str | None) -> None:
     if licensing["output_training"] == "forbidden":
         why = "the model's terms forbid to train other models on them"
     elif not licensing["redistribution"]:
-        why = "what they were made from may not be passed on, or not after changes"
+        why = (
+            "by the terms of what they were made from or by, they may not be passed on to everyone "
+            "everywhere, or not after changes"
+        )
     elif (
         "unknown" in (licensing["output_training"], licensing["license"])
         or licensing["commercial"] is None

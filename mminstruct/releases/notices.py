@@ -3,45 +3,73 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mminstruct import licenses
-from mminstruct.licenses import License, Use, Verdict
+from mminstruct.licenses import License, Part, Use
 from mminstruct.licenses.use import YES_NO
 from mminstruct.releases.cards import name_license
 from mminstruct.releases.markdown import fence, link, link_urls, list_items, to_line, to_markdown
 from mminstruct.releases.origin import Contents, Origin, all_sources
 from mminstruct.rows.report import Report
 
+_NOT_INCLUDED = " are not included. "
+_INCLUDED = " are included where rows are about them, as listed below. "
+
 
 def license_text(origin: Origin, use: Use) -> str:
     """The file LICENSE, of rows that may be used as ``use`` says."""
     verdict = origin.verdict
-    lists = {"Why": verdict.reasons, "Obligations": [str(duty) for duty in verdict.obligations]}
     parts = [
         use_line(use),
         f"The text of this dataset: {name_license(verdict)}",
-        *(
-            f"{title}:\n\n{list_items(map(to_line, entries))}"
-            for title, entries in lists.items()
-            if entries
-        ),
+        *_lists({"Why": verdict.reasons, "Obligations": map(str, verdict.obligations)}),
         *dict.fromkeys(to_line(source.attribution) for source in all_sources(origin)),
         *(
-            f"The {source.modality}s of {source.title} are not included. {source.media_license}"
+            f"The {source.modality}s of {source.title}{_NOT_INCLUDED}{source.media_license}"
             for source in all_sources(origin)
         ),
-        *_licenses_to_keep(origin.verdict),
+        *_licenses_to_keep(verdict.parts),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _licenses_to_keep(verdict: Verdict) -> Iterator[str]:
-    """The texts that have to go with the rows, where a licence asks for itself to be kept."""
-    for license in dict.fromkeys(
-        part.by for part in verdict.parts if isinstance(part.by, License) and part.role != "images"
-    ):
+def add_images(text: str, images: Sequence[Part], credits: str) -> str:
+    """The file LICENSE of rows with their images, from that of rows without.
+
+    Args:
+        text: of the rows without.
+        images: a part for each licence of theirs.
+        credits: name of the file that names the author of each.
+    """
+    told = re.sub(f"^(The images of .+?){_NOT_INCLUDED}", rf"\1{_INCLUDED}", text, flags=re.M)
+    duties = dict.fromkeys(str(duty) for p in images if p.by for duty in p.by.obligations)
+    lists = {
+        "Images that are included, each under its own licence": [part.reason for part in images],
+        "Obligations of the images": duties,
+    }
+    parts = [
+        told.rstrip(),
+        *_lists(lists),
+        f"{credits} names the author, title and page of each image, as far as they are known, its "
+        "licence, and how it was changed.",
+        *_licenses_to_keep(images),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _lists(sections: Mapping[str, Iterable[str]]) -> Iterator[str]:
+    """What there is under each title, an entry a line."""
+    for title, entries in sections.items():
+        if items := list_items(map(to_line, entries)):
+            yield f"{title}:\n\n{items}"
+
+
+def _licenses_to_keep(parts: Iterable[Part]) -> Iterator[str]:
+    """The texts that have to go along, where a licence asks for itself to be kept."""
+    for license in dict.fromkeys(part.by for part in parts if isinstance(part.by, License)):
         asks = any((o.when, o.kind) == ("rows-shared", "notice") for o in license.obligations)
         if asks and (text := licenses.text_of(license)):
             yield f"The text of {license.title}:\n\n{text.strip()}"

@@ -98,7 +98,7 @@ def trace(
         UsageError: rows say that they may be used more freely than follows from what they were made
             from, or name a source that there isn't.
     """
-    registry = licenses.load(licenses_file)
+    registry = licenses.load(licenses_file, sources.names())
     claims, types = _read(splits)
     makings = list(dict.fromkeys(making for making, _ in claims))
     asked = dict(source_options or {})

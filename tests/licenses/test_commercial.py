@@ -11,14 +11,17 @@ import datasets
 import pytest
 import yaml
 from conftest import coco_files
+from instruct_rows import dataset, row
 from loopback import LoopbackServer
 
+import mminstruct
 from mminstruct import backends, cli, licenses, prompts, sources
 from mminstruct.backends import BackendOptions
 from mminstruct.backends.llama_cpp import bundled_model
 from mminstruct.cli.arguments import USAGE
 from mminstruct.completions.client import Client
 from mminstruct.completions.store import ResponseStore
+from mminstruct.errors import ConfigError
 from mminstruct.rows.mapping import stream_requests
 from mminstruct.rows.plan import Plan
 from mminstruct.rows.requests import requests_dataset
@@ -263,7 +266,7 @@ def test_the_command_answers_with_verdict_reasons_obligations_and_alternatives(
     assert second.startswith("licence of the text: other (cc-by-4.0-and-llama2); training on ")
     for words in (
         *("reasons:", "obligations:", "near alternatives that would be free:", "1.b.v"),
-        "- mistralai/Mixtral-8x7B-Instruct-v0.1: Apache-2.0, no duty on outputs",
+        "- swiss-ai/Apertus-70B-Instruct-2509: Apache-2.0, no duty on outputs",
         "- keep to the acceptable use policy",
     ):
         assert words in said
@@ -320,3 +323,37 @@ def test_a_wrong_question_exits_2(
 ) -> None:
     assert cli.run(["license", *shlex.split(command)]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "generate COCO2017 --dry_run --output_path rows.jsonl",
+        "estimate COCO2017 --dry_run",
+        "license COCO2017 --model a/b",
+        "export out --format jsonl --image_licenses commercial",
+    ],
+)
+def test_all_that_take_entries_of_ones_own_check_what_these_are_about(
+    command: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = licenses.load().annotations["coco"].model_dump(mode="json", exclude_none=True)
+    work |= {"id": "ours", "sources": ["COCO_2017"]}
+    (folder / "own.yaml").write_text(yaml.safe_dump({"annotations": [work]}))
+    if command.startswith("export"):
+        assert cli.run(["generate", "SAMPLE", "--dry_run", "--output_path", "out"]) == 0
+    assert cli.run([*shlex.split(command), "--licenses", "own.yaml"]) == USAGE
+    assert "own.yaml: annotations: 'ours' has the source 'COCO_2017'" in capsys.readouterr().err
+
+
+def test_from_python_they_are_checked_too(folder: Path) -> None:
+    work = licenses.load().annotations["coco"].model_dump(mode="json", exclude_none=True)
+    work |= {"id": "ours", "sources": ["COCO_2017"]}
+    (folder / "own.yaml").write_text(yaml.safe_dump({"annotations": [work]}))
+    given = {"licenses": "own.yaml", "backend": "fake", "data_dir": "cache"}
+    with pytest.raises(ConfigError, match="has the source 'COCO_2017', which is not known"):
+        datasets.load_dataset("builders/coco2017_llava", split="train", **given)
+    with pytest.raises(ConfigError, match="has the source 'COCO_2017', which is not known"):
+        mminstruct.generate("COCO2017", **given)
+    with pytest.raises(ConfigError, match="has the source 'COCO_2017', which is not known"):
+        mminstruct.push_to_hub(dataset([row(1)]), "a/b", licenses="own.yaml", token="t")

@@ -69,7 +69,7 @@ MODELS: list[tuple[str, tuple[Any, ...]]] = [
     ("Qwen/Qwen2.5-32B-Instruct", FREE),
     ("Qwen/Qwen2.5-72B-Instruct", other("qwen", True, "conditional")),
     ("Qwen/Qwen3-8B", FREE),
-    ("Qwen/Qwen-72B-Chat", UNKNOWN),
+    ("Qwen/Qwen-72B-Chat", other("tongyi-qianwen", False, "same-family-only")),
     ("google/gemma-2b-it", other("gemma", True, "conditional")),
     ("google/gemma-3-27b-it", other("gemma", True, "conditional")),
     ("google/gemma-4-31B-it", FREE),
@@ -82,9 +82,10 @@ MODELS: list[tuple[str, tuple[Any, ...]]] = [
     ("openai/gpt-oss-120b", FREE),
     ("HuggingFaceTB/SmolLM2-135M-Instruct", FREE),
     ("zai-org/GLM-4.5", FREE),
-    ("moonshotai/Kimi-K2-Instruct", other("modified-mit", True, "conditional")),
+    ("moonshotai/Kimi-K2-Instruct", other("kimi-k2-modified-mit", True, "conditional")),
     ("tiiuae/falcon-7b-instruct", FREE),
-    ("tiiuae/Falcon3-7B-Instruct", UNKNOWN),
+    ("tiiuae/Falcon3-7B-Instruct", other("falcon-llm-license", True, "conditional")),
+    ("tiiuae/falcon-180B-chat", UNKNOWN),
     ("CohereLabs/c4ai-command-r-v01", other("cc-by-nc-4.0", False, "research-only")),
     ("LGAI-EXAONE/EXAONE-3.5-7.8B-Instruct", other("exaone", False, "research-only")),
     (
@@ -93,7 +94,66 @@ MODELS: list[tuple[str, tuple[Any, ...]]] = [
     ),
     ("allenai/OLMo-2-1124-13B-Instruct", other("olmo-2-instruct", True, "conditional")),
     ("allenai/OLMo-2-1124-13B", FREE),
-    ("nvidia/NVIDIA-Nemotron-Nano-9B-v2", UNKNOWN),
+    ("nvidia/NVIDIA-Nemotron-Nano-9B-v2", FREE),
+    ("nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-BF16", FREE),
+    (
+        "nvidia/NVIDIA-Nemotron-Nano-12B-v2-VL-BF16",
+        other("nvidia-open-model-license-multimodal", True, "conditional"),
+    ),
+    ("nvidia/Llama-3_3-Nemotron-Super-49B-v1_5", other("llama3.3", True, "conditional")),
+    ("mistralai/Pixtral-12B-2409", FREE),
+    ("mistralai/Ministral-3-8B-Instruct-2512", FREE),
+    (
+        "mistralai/Devstral-2-123B-Instruct-2512",
+        other("mistral-modified-mit", True, "conditional"),
+    ),
+    ("Qwen/Qwen2.5-VL-3B-Instruct", other("qwen-research", False, "research-only")),
+    ("Qwen/Qwen2.5-VL-7B-Instruct", FREE),
+    ("Qwen/Qwen2.5-VL-72B-Instruct", other("qwen", True, "conditional")),
+    ("Qwen/Qwen2.5-3B-Instruct-GGUF", other("qwen-research", False, "research-only")),
+    ("Qwen/Qwen3-VL-8B-Instruct-FP8", FREE),
+    ("Qwen/Qwen1.5-1.8B-Chat", other("tongyi-qianwen-research", False, "forbidden")),
+    ("Qwen/Qwen1.5-72B-Chat", other("tongyi-qianwen", False, "same-family-only")),
+    ("deepseek-ai/DeepSeek-V3-0324", FREE),
+    ("deepseek-ai/DeepSeek-V3.1", FREE),
+    ("deepseek-ai/DeepSeek-V2.5", other("deepseek", True, "conditional")),
+    ("moonshotai/Kimi-K3", other("kimi-k3", True, "conditional")),
+    ("moonshotai/Kimi-Dev-72B", other("qwen", True, "conditional")),
+    ("MiniMaxAI/MiniMax-M1-80k", FREE),
+    ("MiniMaxAI/MiniMax-M2", other("minimax-m2-modified-mit", True, "conditional")),
+    ("MiniMaxAI/MiniMax-M2.5", other("minimax-m2.5-modified-mit", True, "conditional")),
+    ("MiniMaxAI/MiniMax-M2.7", other("minimax-m2.7-non-commercial", False, "research-only")),
+    ("MiniMaxAI/MiniMax-M3", other("minimax-community", False, "research-only")),
+    ("MiniMaxAI/MiniMax-Text-01", UNKNOWN),
+    ("zai-org/glm-4-9b-chat", other("glm-4", True, "conditional")),
+    ("zai-org/GLM-4.5V", FREE),
+    ("tencent/Hy3", FREE),
+    ("OpenGVLab/InternVL3-8B", FREE),
+    ("OpenGVLab/InternVL3-78B", other("qwen", True, "conditional")),
+    ("OpenGVLab/InternVL2_5-4B", other("qwen-research", False, "research-only")),
+    ("OpenGVLab/InternVL2-Llama3-76B", other("llama3", False, "same-family-only")),
+    ("openbmb/MiniCPM-V-4_5", FREE),
+    (
+        "allenai/Llama-3.1-Tulu-3-8B",
+        other("llama3.1-and-tulu-3", True, "conditional"),
+    ),
+    ("allenai/Molmo-7B-D-0924", FREE),
+    ("allenai/Molmo-72B-0924", other("tongyi-qianwen", False, "same-family-only")),
+    ("HuggingFaceM4/Idefics3-8B-Llama3", other("llama3.1", True, "conditional")),
+    ("ibm-granite/granite-4.0-h-small", FREE),
+    ("xai-org/grok-1", FREE),
+    ("xai-org/grok-2", other("grok-2", False, "same-family-only")),
+    (
+        "databricks/dbrx-instruct",
+        other("databricks-open-model-license", False, "same-family-only"),
+    ),
+    (
+        "stabilityai/stablelm-2-12b-chat",
+        other("stabilityai-ai-community", False, "same-family-only"),
+    ),
+    ("LiquidAI/LFM2-1.2B", other("lfm1.0", True, "conditional")),
+    ("ai21labs/AI21-Jamba-Large-1.6", UNKNOWN),
+    ("CohereLabs/c4ai-command-r7b-12-2024", other("cc-by-nc-4.0", False, "research-only")),
     ("someone/a-model-nobody-knows", UNKNOWN),
     ("TheBloke/Mistral-7B-Instruct-v0.2-GGUF", UNKNOWN),
 ]
@@ -128,6 +188,10 @@ BY_OTHER_WAYS: dict[str, tuple[list[Part], tuple[Any, ...]]] = {
     ),
     "a GGUF file without metadata": (model(None, files=Declared("f.gguf")), UNKNOWN),
     "a GGUF file with a licence": (model(None, files=Declared("f", licenses=("MIT",))), FREE),
+    "a card of a modified MIT licence, whosever": (
+        model(None, files=Declared("README.md", licenses=("modified-mit",))),
+        UNKNOWN,
+    ),
     "a GGUF file of a registered model": (model(None, files=Declared("f", repo_id=QWEN)), FREE),
     "a GGUF file of an unknown base": (
         model(None, files=Declared("f", licenses=("mit",), parents=("some/base",))),
@@ -272,6 +336,14 @@ def test_shipped_images_are_works_of_their_own_and_keep_their_licences() -> None
     assert coco(licenses.image_part(REGISTRY, license="CC-BY-ND-2.0")).commercial is False
 
 
+def test_outputs_that_may_not_be_passed_on_everywhere_bind_the_text() -> None:
+    verdict = coco(*model("tencent/Hunyuan-A13B-Instruct"))
+    assert verdict.redistribution is False
+    assert any("not be passed on to everyone everywhere" in reason for reason in verdict.reasons)
+    for free in ("Qwen/Qwen3-8B", "google/gemma-3-27b-it", "meta-llama/Llama-3.1-8B-Instruct"):
+        assert coco(*model(free)).redistribution is True
+
+
 def test_the_duties_of_all_parts_come_along() -> None:
     duties = coco(*model("meta-llama/Llama-3.1-8B-Instruct")).obligations
     assert {(duty.kind, duty.value) for duty in duties} == {
@@ -312,7 +384,7 @@ def test_rows_without_annotations_have_no_verdict() -> None:
 def test_alternatives_are_the_nearest_free_models_of_different_makers() -> None:
     verdict = coco(*model("meta-llama/Llama-2-70b-chat-hf"))
     found = licenses.alternatives(REGISTRY, verdict)
-    assert "mistralai/Mixtral-8x7B-Instruct-v0.1: Apache-2.0, no duty on outputs" in found
+    assert found[0] == "swiss-ai/Apertus-70B-Instruct-2509: Apache-2.0, no duty on outputs"
     names = [line.partition(":")[0] for line in found]
     assert len({name.partition("/")[0] for name in names}) == len(names) == 3
     for name in names:

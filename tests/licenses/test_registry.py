@@ -13,6 +13,7 @@ import yaml
 from mminstruct import licenses, sources
 from mminstruct.errors import ConfigError
 from mminstruct.licenses.registry import License, Terms, is_public
+from mminstruct.recipe import find_annotation_parts
 from mminstruct.sources._image_licenses import IMAGE_LICENSES
 
 REGISTRY = licenses.load()
@@ -210,12 +211,99 @@ def test_a_user_can_say_what_licence_annotations_are_under(tmp_path: Path) -> No
         **FACT, "id": "our-coco", "title": "our agreement", "license": "cc-by-nc-4.0",
         "sources": ["COCO2017"], "clause": "1", "evidence": "primary",
     }  # fmt: skip
-    registry = licenses.load(user_file(tmp_path, annotations=[work]))
-    (part,) = licenses.annotation_parts(
-        registry, source="COCO2017", title="COCO 2017", license="CC-BY-4.0"
-    )
-    assert part.commercial is False
-    assert "(entered in mine.yaml)" in part.reason
+    for name in ("COCO2017", "coco2017", " Coco2017 "):
+        file = user_file(tmp_path, annotations=[{**work, "sources": [name]}])
+        registry = licenses.load(file, sources.names())
+        (part,) = find_annotation_parts(registry, sources.get("COCO2017").info)
+        assert part.commercial is False
+        assert "(entered in mine.yaml)" in part.reason
+
+
+def copied(section: str, id: str, /, **changes: Any) -> dict[str, Any]:
+    """An entry of ours as a user would copy it."""
+    entry = {**getattr(REGISTRY, section)[id].model_dump(mode="json"), **changes}
+    return {name: value for name, value in entry.items() if value is not None}
+
+
+TEXTS = "humanml3d-texts"
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        copied("annotations", TEXTS),
+        copied("annotations", TEXTS, id="our-texts", license="cc0-1.0"),
+        copied("annotations", TEXTS, id="ours", sources=["coco2017", "humanml3d"]),
+        copied("annotations", TEXTS, license="cc-by-nc-4.0"),
+    ],
+    ids=["a copy of ours", "a freer one", "one for another source, too", "a stricter one"],
+)
+def test_what_was_asked_for_beyond_the_texts_stays_a_part(
+    tmp_path: Path, work: dict[str, Any]
+) -> None:
+    registry = licenses.load(user_file(tmp_path, annotations=[work]), sources.names())
+    for name in ("HUMANML3D", "COCO2017+HUMANML3D"):
+        texts = sources.get(name).info
+        asked = sources.get(name, {"motion_facts": True}).info
+        plain = {part.by.id for part in find_annotation_parts(registry, texts) if part.by}
+        more = {part.by.id for part in find_annotation_parts(registry, asked) if part.by}
+        assert more == plain | {"amass-noncommercial"}
+        assert work["license"] in plain
+        assert "amass-noncommercial" not in plain
+
+
+OURS = {
+    **FACT, "id": "ours", "title": "t", "license": "cc0-1.0", "clause": "1", "evidence": "primary",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"annotations": ["COCO_2017"]}, r"'COCO_2017'.*\(did you mean 'COCO2017'\?\)"),
+        ({"annotations": ["humanml"]}, r"annotations: 'ours' .*\(did you mean 'HUMANML3D'\?\)"),
+        ({"images": ["VISUALGENOME"]}, "images: 'ours' has the source 'VISUALGENOME', which is"),
+        ({"annotations": ["COCO2017", ""]}, "annotations.0.sources.1.*at least 1 character"),
+        (
+            {"annotations": ["COCO2017+LVIS+LN"]},
+            "'COCO2017\\+LVIS\\+LN'.* of their own; name COCO2017 or LVIS or LN",
+        ),
+        ({"images": ["coco2014+ln"]}, "has the joined source .*; name COCO2014 or LN"),
+        ({"annotations": []}, "'ours' has no sources, so nothing is under it; name some"),
+        ({"images": []}, "images: 'ours' has no sources"),
+    ],
+)
+def test_an_entry_for_what_is_no_source_is_refused(
+    tmp_path: Path, sections: dict[str, list[str]], message: str
+) -> None:
+    entries = {name: [{**OURS, "sources": named}] for name, named in sections.items()}
+    with pytest.raises(ConfigError, match=f"^mine.yaml: .*{message}"):
+        licenses.load(user_file(tmp_path, **entries), sources.names())
+
+
+def test_of_two_entries_for_one_thing_none_is_dropped_in_silence(tmp_path: Path) -> None:
+    two = [{**OURS, "sources": ["LN"]}, {**OURS, "id": "o2", "sources": ["ln", "LVIS"]}]
+    with pytest.raises(ConfigError, match="'ours' has the source 'LN', as 'o2' has; keep one of"):
+        licenses.load(user_file(tmp_path, annotations=two), sources.names())
+    for section, id in (("licenses", "cc-by-2.0"), ("terms", "apache-2.0")):
+        entry = copied(section, id, id="mine-1.0")
+        with pytest.raises(ConfigError, match=f"'mine-1.0' and '{id}' are both called '{id}'"):
+            licenses.load(user_file(tmp_path, **{section: [entry]}))
+        assert licenses.load(user_file(tmp_path, **{section: [copied(section, id)]})).entered
+
+
+def test_entries_that_may_change_nothing_say_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = [{**OURS, "sources": ["LN"]}]
+    licenses.load(user_file(tmp_path, terms=[TERMS], images=images), sources.names())
+    licenses.load(user_file(tmp_path, terms=[TERMS], models=[GROUP]))
+    assert caplog.messages == [
+        "mine.yaml: images: 'ours': for 'mminstruct license' alone; rows have what their files "
+        "name",
+        "mine.yaml: terms: 'acme-terms': no model or service is under them; a model's own files "
+        "may be",
+    ]
 
 
 def test_a_user_can_enter_a_service(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Licences that compose: facts, what a model is, and what rows made of them may be used for.
 
-    names        models' names inside other names
+    names        ids, addresses and names, and models' names inside other names
     registry     entries by id, strictly read; a user's own over ours
     cards        what a model's own files, or its card on the Hub, say about it
     lineage      a model's terms, its bases' and its service's, from an exact id or all evidence
@@ -17,11 +17,11 @@ from mminstruct.licenses.advice import alternatives, check_commercial, explanati
 from mminstruct.licenses.cards import Declared, declared
 from mminstruct.licenses.composition import EVIDENCE, Part, Role, Verdict, compose, why_not
 from mminstruct.licenses.lineage import model_parts, named_model
+from mminstruct.licenses.names import hub_id
 from mminstruct.licenses.registry import (
     ENDPOINTS_JOINT,
     License,
     Registry,
-    hub_id,
     is_public,
     load,
     text_of,

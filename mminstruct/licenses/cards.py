@@ -25,8 +25,7 @@ import yaml
 from mminstruct import strict_yaml
 from mminstruct.errors import UsageError
 from mminstruct.licenses._gguf import MAGIC, gguf_metadata
-from mminstruct.licenses.names import is_packed
-from mminstruct.licenses.registry import hub_id
+from mminstruct.licenses.names import hub_id, is_packed
 
 _BASE = re.compile(r"general\.base_model\.(\d+)\.")
 _FRONT_MATTER = re.compile(r"\A\ufeff?---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)

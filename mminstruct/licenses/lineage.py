@@ -14,14 +14,13 @@ from mminstruct.errors import UsageError
 from mminstruct.licenses import cards
 from mminstruct.licenses.cards import Declared, declared
 from mminstruct.licenses.composition import EVIDENCE, STRICTNESS, Part
-from mminstruct.licenses.names import Words, find_phrases, is_finer, split_words
+from mminstruct.licenses.names import Words, find_phrases, hub_id, is_finer, split_words
 from mminstruct.licenses.registry import (
     PUBLIC,
     UNREGISTERED,
     Model,
     Registry,
     Terms,
-    hub_id,
     is_public,
 )
 

@@ -1,16 +1,17 @@
-"""What a name says a model is: the names of registered models and families inside other names.
+"""Ids, addresses and names of models and licences: what they stand for, and how they are alike.
 
-A name is weak evidence: it may bar and oblige, and never frees. So what it says is the least that
-all the models say that it may mean.
+An id names a model. A name is weak evidence: it may bar and oblige, and never frees. So what it
+says is the least that all the models say that it may mean.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+_T = TypeVar("_T")
 Words = tuple[str, ...]
 """Runs of letters in lower case, and numbers with their points: ``Llama-3.1`` is llama, 3.1."""
 
@@ -24,6 +25,31 @@ _PACKING = re.compile(
     r"gguf|ggml|awq|gptq|exl[23]|bnb|mlx|hqq|(?:nv|mx)?fp\d+|b?f16|int\d|\dbit|w\da\d+|quantized|"
     r"dynamic|imatrix|i1|unsloth|autoround"
 )
+_ADDRESS = re.compile(
+    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<id>[\w.-]+/[\w.-]+?)/?"
+    r"(?:/(?:tree|blob|resolve)/(?P<revision>[^/]+)(?:/.*)?)?"
+)
+_REPO_ID = re.compile(r"(?P<id>\w[\w.-]*/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+# What says nothing in the name of a licence, and what may stand around its address.
+_FILLERS = {"a", "the", "license", "licence", "agreement", "community", "terms", "of"}
+_AROUND = re.compile(r"^https?://(?:www\.)?|(?:\.(?:txt|html|md|pdf))?/*(?:[?#].*)?$")
+
+
+def hub_id(text: str) -> tuple[str, str | None] | None:
+    """Repository id and revision that an id or an address on the Hub stands for, or None."""
+    text = text.strip()
+    found = _ADDRESS.fullmatch(text) or _REPO_ID.fullmatch(text)
+    return (found["id"], found["revision"]) if found else None
+
+
+def bare_address(link: str) -> str:
+    """An address without what may stand around it."""
+    return _AROUND.sub("", link)
+
+
+def licence_words(name: str) -> Words:
+    """The words of a licence's name that say something."""
+    return tuple(word for word in split_words(name) if word not in _FILLERS)
 
 
 class _Word(NamedTuple):
@@ -72,7 +98,7 @@ def is_packed(repo_id: str, base: str) -> bool:
     return False
 
 
-def phrases_of(name: str, *, with_family: bool) -> Iterator[Words]:
+def _phrases_of(name: str, *, with_family: bool) -> Iterator[Words]:
     """What of a model's name names it elsewhere: the whole, if it is more than a word.
 
     Its family is named by its beginnings with a number, up to a separator, and by its size: of
@@ -87,6 +113,24 @@ def phrases_of(name: str, *, with_family: bool) -> Iterator[Words]:
         if has_number and with_family and whole[count - 1] in ("b", "m"):
             family = (word for word in whole[: count - 2] if not word[0].isdigit())
             yield (*family, *whole[count - 2 : count])
+
+
+def index_phrases(models: Iterable[tuple[_T, str, str, bool]]) -> dict[Words, list[_T]]:
+    """What names models -> the models that may be meant; what families are called goes first.
+
+    Args:
+        models: each with its name, what its family is called, and whether its name is its own
+            family's and not that of what it was made from.
+    """
+    by_name: dict[Words, list[_T]] = {}
+    by_family: dict[Words, list[_T]] = {}
+    for model, name, family, is_own in models:
+        for phrase in _phrases_of(name, with_family=is_own):
+            by_name.setdefault(phrase, []).append(model)
+        called = split_words(family)
+        if any(word[0].isdigit() for word in called[1:]):
+            by_family.setdefault(called, []).append(model)
+    return by_name | by_family
 
 
 def find_phrases(name: str, known: Mapping[Words, object]) -> list[Words]:

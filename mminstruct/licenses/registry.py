@@ -11,7 +11,6 @@ import datetime
 import difflib
 import ipaddress
 import logging
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from mminstruct import strict_yaml
 from mminstruct.errors import ConfigError, did_you_mean
-from mminstruct.licenses.names import Words, phrases_of, split_words
+from mminstruct.licenses.names import Words, bare_address, hub_id, index_phrases, licence_words
 from mminstruct.strict_yaml import Strict
 
 _log = logging.getLogger(__name__)
@@ -37,15 +36,6 @@ _PRIVATE_SUFFIXES = (
     *(".localhost", ".local", ".home.arpa", ".internal", ".test", ".svc"),
     *(".lan", ".home", ".corp", ".intranet", ".private"),
 )
-
-_ADDRESS = re.compile(
-    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<id>[\w.-]+/[\w.-]+?)/?"
-    r"(?:/(?:tree|blob|resolve)/(?P<revision>[^/]+)(?:/.*)?)?"
-)
-_REPO_ID = re.compile(r"(?P<id>\w[\w.-]*/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
-# What says nothing in the name of a licence, and what may stand around its address.
-_FILLERS = {"a", "the", "license", "licence", "agreement", "community", "terms", "of"}
-_AROUND = re.compile(r"^https?://(?:www\.)?|(?:\.(?:txt|html|md|pdf))?/*(?:[?#].*)?$")
 
 OutputTraining = Literal[
     "allowed", "conditional", "unknown", "same-family-only", "research-only", "forbidden"
@@ -313,40 +303,30 @@ class Registry:
         Models that are only served are in nobody's files, and repacks are called like models.
         """
         served = {entry.terms for entry in self.endpoints.values() if entry.own_models}
-        models: dict[Words, list[Model]] = {}
-        families: dict[Words, list[Model]] = {}
-        for model in self.models.values():
-            if model.terms in served or model.repo_id in self.repacks:
-                continue
-            name = model.repo_id.rpartition("/")[2]
-            for phrase in phrases_of(name, with_family=model.base is None):
-                models.setdefault(phrase, []).append(model)
-            family = split_words(model.family)
-            if any(word[0].isdigit() for word in family[1:]):
-                families.setdefault(family, []).append(model)
-        return models | families
+        return index_phrases(
+            (model, model.repo_id.rpartition("/")[2], model.family, model.base is None)
+            for model in self.models.values()
+            if model.terms not in served and model.repo_id not in self.repacks
+        )
 
     def terms_named(self, name: str) -> Terms | None:
         """The terms of that id, SPDX id or title, as cards and GGUF files name them, or None."""
         spdx = {entry.spdx.lower(): entry for entry in self.terms.values() if entry.spdx}
-        exact = self.terms.get(name.lower()) or spdx.get(name.lower())
-        if exact:
-            return exact
-        said = _bare(name)
-        alike = {
-            entry.id: entry
+        exact, said = self.terms.get(name.lower()) or spdx.get(name.lower()), licence_words(name)
+        alike = [
+            entry
             for entry in self.terms.values()
-            if said in (_bare(entry.id), _bare(entry.title), _bare(entry.spdx or entry.id))
-        }
-        return next(iter(alike.values())) if len(alike) == 1 else None
+            if said in map(licence_words, (entry.id, entry.title, entry.spdx or entry.id))
+        ]
+        return exact or (alike[0] if len(alike) == 1 else None)
 
     def terms_at(self, address: str) -> Terms | None:
         """The terms at that address, or that the end of it names, or None."""
-        link = _AROUND.sub("", address)
+        link = bare_address(address)
         for entry in self.terms.values():
-            if link in (_AROUND.sub("", entry.url), _AROUND.sub("", entry.source_url)):
+            if link in (bare_address(entry.url), bare_address(entry.source_url)):
                 return entry
-        ends = [end for end in link.split("/") if _bare(end)]
+        ends = [end for end in link.split("/") if licence_words(end)]
         return self.terms_named(ends[-1]) if ends else None
 
     def annotation(self, source: str) -> Work | None:
@@ -386,17 +366,6 @@ class Registry:
     def image_use(self) -> dict[str, bool | None]:
         """Image licence in lower case -> whether the image may be used commercially."""
         return {name: usable(entry) for name, entry in sorted(self.by_name.items())}
-
-
-def hub_id(text: str) -> tuple[str, str | None] | None:
-    """Repository id and revision that an id or an address on the Hub stands for, or None."""
-    text = text.strip()
-    found = _ADDRESS.fullmatch(text) or _REPO_ID.fullmatch(text)
-    return (found["id"], found["revision"]) if found else None
-
-
-def _bare(name: str) -> Words:
-    return tuple(word for word in split_words(name) if word not in _FILLERS)
 
 
 def is_public(url: str) -> bool:

@@ -780,16 +780,15 @@ def test_an_empty_answer_ends_the_conversation() -> None:
     assert read(text) == Parsed((Turn(*BUS),), ("empty_answer",))
 
 
-def test_an_answer_without_a_question_ends_the_conversation() -> None:
+def test_an_answer_without_a_question_is_left_out_and_noted() -> None:
     text = f"{format_turns([Turn(*BUS)])}\nAnswer: Yes.\n{format_turns([Turn(*STREET)])}"
-    assert read(text) == Parsed((Turn(*BUS),), ("answer_without_question",))
+    assert read(text) == Parsed((Turn(*BUS), Turn(*STREET)), ("answer_without_question",))
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("Answer: It is red.", "answer_without_question"),
-        (f"Answer: It is red.\n{PLAIN}", "answer_without_question"),
         ("Question:\nAnswer: It is red.", "answer_without_question"),
         ("Question: What colour is it?", "no_complete_turn"),
         ("Question:", "no_complete_turn"),
@@ -797,7 +796,6 @@ def test_an_answer_without_a_question_ends_the_conversation() -> None:
         ("Question: What colour is it?\nAnswer: **", "empty_answer"),
         (f"Question: What colour is it?\nAnswer: \n\n{PLAIN}", "empty_answer"),
         ("A bus stands on the side of a street.", "no_labels"),
-        ("What colour is the bus?\n===\nIt is red.\n===", "no_labels"),
         ("None", "no_labels"),
         ("null", "no_labels"),
         ("{}", "no_labels"),
@@ -1182,3 +1180,150 @@ def test_thoughts_without_an_answer_are_named_with_what_to_try() -> None:
 def test_what_a_filter_says_is_told() -> None:
     found = read("Not for us.", finish_reason="content_filter")
     assert found == Rejected("content_filter", "the server withheld the answer: Not for us.")
+
+
+# Forms without the labels that were asked for: a turn in each (``{n}`` is its number), what is
+# between two of them, and what is around all.
+FORMS = {
+    "numbers with dots": ("Q1.{n}: {q}\nA1.{n}: {a}", "\n\n", ""),
+    "quoted bold": ("> **Ques:** {q}\n> **Ans:** {a}", "\n>\n", ""),
+    "a dash within a line": ("**Q:** {q} \u2014 **A:** {a}", "\n", ""),
+    "brackets": ("[Q]: {q}\n[A]: {a}", "\n\n", ""),
+    "letters with a parenthesis": ("Q) {q}\nA) {a}", "\n\n", ""),
+    "numbered labels in brackets": ("[Question {n}]: {q}\n[Reply {n}]: {a}", "\n", ""),
+    "labels counted in words": ("Question One: {q}\nAnswer One: {a}", "\n\n", ""),
+    "arrows": ("Q: {q}\n-> A: {a}", "\n\n", ""),
+    "emoji": ("\u2753 Q: {q}\n\U0001f4ac A: {a}", "\n\n", ""),
+    "other roles": ("Interviewer: {q}\nGuest: {a}", "\n\n", ""),
+    "roles of two words": ("Curious child: {q}\nMuseum guide: {a}", "\n\n", ""),
+    "names": ("**Ana:** {q}\n**Ben:** {a}", "\n", ""),
+    "German": ("Frage: {q}\nAntwort: {a}", "\n\n", ""),
+    "Russian": (
+        "\u0412\u043e\u043f\u0440\u043e\u0441: {q}\n\u041e\u0442\u0432\u0435\u0442: {a}",
+        "\n",
+        "",
+    ),
+    "Korean": ("\uc9c8\ubb38: {q}\n\ub2f5\ubcc0: {a}", "\n\n", ""),
+    "numbered questions": ("{n}. {q}\n{a}", "\n\n", ""),
+    "numbered and indented": ("{n}. {q}\n   {a}", "\n", ""),
+    "numbered in a line": ("{n}. {q} {a}", "\n", ""),
+    "bold questions": ("**{q}**\n\n{a}", "\n\n", ""),
+    "questions as headings": ("### {q}\n{a}", "\n\n", ""),
+    "numbered bold questions": ("{n}. **{q}**\n   {a}", "\n\n", ""),
+    "bulleted questions": ("- {q}\n  {a}", "\n", ""),
+    "paragraphs": ("{q}\n{a}", "\n\n", ""),
+    "JSON": ('{{"question": "{q}", "answer": "{a}"}}', ", ", "[{}]"),
+    "JSON in an object": ('{{"q": "{q}", "a": "{a}"}}', ", ", '{{"conversation": [{}]}}'),
+    "JSON by number": ('"{n}": {{"Question": "{q}", "Answer": "{a}"}}', ", ", "{{{}}}"),
+    "JSON of a chat": (
+        '{{"role": "user", "content": "{q}"}}, {{"role": "assistant", "content": "{a}"}}',
+        ", ",
+        "[{}]",
+    ),
+    "JSON of ShareGPT": (
+        '{{"from": "human", "value": "{q}"}}, {{"from": "gpt", "value": "{a}"}}',
+        ", ",
+        '{{"conversations": [{}]}}',
+    ),
+    "JSON a line": ('{{"question": "{q}", "answer": "{a}"}}', "\n", ""),
+    "fenced JSON": (
+        '{{"question": "{q}", "answer": "{a}"}}',
+        ",\n ",
+        "Here you go:\n\n```json\n[{}]\n```",
+    ),
+    "JSON with words around": (
+        '{{"question": "{q}", "answer": "{a}"}}',
+        ", ",
+        "Here you go:\n[{}]\nDone!",
+    ),
+    "a dict of Python": ("{{'question': '{q}', 'answer': '{a}'}}", ", ", "[{}]"),
+    "YAML": ('- question: "{q}"\n  answer: "{a}"', "\n", ""),
+    "YAML below a key": ("  - q: {q}\n    a: {a}", "\n", "turns:\n{}"),
+    "a table": ("| {q} | {a} |", "\n", "| Question | Answer |\n|:--|:--|\n{}"),
+    "a table with numbers": ("| {n} | {q} | {a} |", "\n", "| # | Q | A |\n|---|---|---|\n{}"),
+    "tags": ("<question>{q}</question>\n<answer>{a}</answer>", "\n", ""),
+    "tags in tags": ("<turn>\n<q>{q}</q>\n<a>{a}</a>\n</turn>", "\n", ""),
+    "a page": ("<p><b>Question:</b> {q}</p><p><b>Answer:</b> {a}</p>", "", ""),
+    "a list of a page": ("<li><strong>{q}</strong><br>{a}</li>", "", "<ol>{}</ol>"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_turns_are_read_in_whatever_form_they_come(form: str) -> None:
+    turn, joint, around = FORMS[form]
+    text = joint.join(turn.format(n=n, q=q, a=a) for n, (q, a) in enumerate(BOTH, 1))
+    parsed = read(around.format(text) if around else text)
+    assert turns_of(parsed) == BOTH
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The days are:\nMonday: rain\nTuesday: sun\nMonday: rain\nTuesday: sun",
+        '{"objects": ["bus"], "count": 2}',
+        "| bus | car |\n|---|---|\n| 1 | 2 |",
+        "<b>A bus</b> and <b>a car</b>",
+        "Is it a bus? Nobody knows.",
+        "What colour is the bus?",
+    ],
+)
+def test_what_asks_nothing_or_answers_nothing_is_no_form(text: str) -> None:
+    assert reason_of(read(text)) in ("no_labels", "no_complete_turn")
+
+
+@pytest.mark.parametrize(
+    "comment",
+    [
+        "Explanation: this is about colour.",
+        "**Reasoning:** two wheels can be seen.\nSo it moves.",
+        "(Type: counting)",
+        "Confidence: high",
+        "**Check:**\n- Two turns: yes",
+        "Summary: a bus and a street.",
+        "I tried to ask questions of different kinds.",
+        "This conversation covers colours and places.",
+        "All of these questions can be answered from the picture.",
+    ],
+)
+@pytest.mark.parametrize("between", [True, False])
+def test_what_is_said_to_whoever_asked_is_no_part_of_a_row(comment: str, between: bool) -> None:
+    first, second = (format_turns([Turn(*turn)]) for turn in BOTH)
+    joint = f"\n\n{comment}\n\n"
+    text = joint.join((first, second)) if between else f"{first}\n\n{second}{joint}"
+    assert turns_of(read(text)) == BOTH
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "The label says:\nType: sedan\nCategory: B",
+        "It could be:\nA: red\nB: blue",
+        "All of these people ask questions.",
+        "I tried the door, says the sign.",
+    ],
+)
+def test_a_list_of_such_words_within_an_answer_stays(answer: str) -> None:
+    text = f"Question: {BUS[0]}\nAnswer: {answer}\n\n{format_turns([Turn(*STREET)])}"
+    assert turns_of(read(text)) == [(BUS[0], answer), STREET]
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        "It stands next to the",
+        "There is a cake in the middle of the table and next to it there are cups of coffee",
+        "It is red. The driver looks at his",
+    ],
+)
+def test_a_last_sentence_without_its_end_is_no_answer(cut: str) -> None:
+    assert reason_of(read(f"Question: {BUS[0]}\nAnswer: {cut}")) == "cut_sentence"
+    whole = read(f"{PLAIN}\n\nQuestion: And then?\nAnswer: {cut}")
+    assert whole == Parsed((Turn(*BUS), Turn(*STREET)), ("cut_sentence",))
+    assert reason_of(read(f"A bus stands there. {cut}", "text")) == "cut_sentence"
+
+
+@pytest.mark.parametrize(
+    "answer", ["Red", "On the left", "A red bus with two doors", "- a bus\n- a tram"]
+)
+def test_short_answers_and_lists_need_no_full_stop(answer: str) -> None:
+    assert turns_of(read(f"Question: {BUS[0]}\nAnswer: {answer}")) == [(BUS[0], answer)]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-_NUMBERS = "one|two|three|four|five|six|seven|eight|nine|ten"
+NUMBERS = "one|two|three|four|five|six|seven|eight|nine|ten"
 _ORDINALS = "first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|next|last|final"
-_TURN = rf"""(?:(?:turn|round|exchange|pair|conversation|dialogue)\s*(?:\#?\d+|{_NUMBERS})
+_TURN = rf"""(?:(?:turn|round|exchange|pair|conversation|dialogue)\s*(?:\#?\d+|{NUMBERS})
         |(?:{_ORDINALS}|\d+(?:st|nd|rd|th))\s+(?:turn|exchange|conversation|dialogue))\b
         [*_]{{0,3}}(?:\W*|\s*[:(\u2013\u2014-](?!\W*\d).{{0,80}}(?<![.!]))$"""
 SEPARATOR = re.compile(
@@ -35,6 +35,22 @@ _REMARK = re.compile(
         |(?:the\ )?end\ of\ (?:the\ )?(?:conversation|dialogue|description|turns?)\W*$)""",
     re.IGNORECASE | re.VERBOSE,
 )
+# What is said about an answer: "Explanation: ...", "**Check:**", with all that follows.
+_COMMENTARY = re.compile(
+    r"^[^\w\n\"'\u201c]*(?:explanation|reasoning|rationale|justification"
+    r"|(?:question\ )?type|category|confidence|difficulty|(?:self-?)?check|summary"
+    r"|revised\ (?:version|answer)|evidence|topic)"
+    r"(?:\ \d+)?[*_\s]*(?:\([^()\n]{1,40}\)[*_\s]*)?[:\uff1a]",
+    re.IGNORECASE,
+)
+# A paragraph about the questions and answers themselves.
+_ABOUT_ITSELF = re.compile(
+    r"^[\W_]*(?:(?:I|we)(?:['\u2019]ve|\ have)?\ (?:tried|made|kept|avoided|focus\w+|aimed|included"
+    r"|wrote|used|based|asked)|(?:this|these|all|both|my|the\ above)(?:\ [\w-]+){0,3}?)"
+    r"\ (?:[\w-]+\ ){0,4}?(?:questions|answers|turns|conversation|dialogue|instructions)\ \w",
+    re.IGNORECASE,
+)
+_BRACKETED_HEADING = re.compile(r"^[\[(][^\[\]()]{1,60}[\])]$")
 _RULE = re.compile(r"(?:[-\u2013\u2014\u2e3b*_=~\#>\u2022.\s]|&nbsp;)*$")
 _SENTENCE_ENDS = ".!?\u2026\u3002\uff01\uff1f\u0964)]\"'\u201d\u2019\u00bb\u300d\u300f"
 _YES = r"(?:sure|certainly|of\ course|okay|ok|absolutely)"
@@ -96,6 +112,11 @@ def drop_tail(lines: list[str], notes: list[str], *, between: bool = False) -> l
             it belongs to a list.
     """
     first = lines[0].strip()
+    for number in range(1, len(lines)):
+        if _COMMENTARY.match(lines[number]) and _ends_above(lines, number):
+            notes.append("commentary")
+            lines = lines[:number]
+            break
     asides: list[int] = []
     kept = len(lines)
     for number in range(len(lines) - 1, 0, -1):
@@ -106,11 +127,8 @@ def drop_tail(lines: list[str], notes: list[str], *, between: bool = False) -> l
             asides.append(number)
         elif not asides:
             kept = number
-    opened = _find_open_quotes(lines) if asides else []
     for number in reversed(asides):
-        # What follows an unfinished sentence belongs to it.
-        above = line_above(lines, number).rstrip("*_ ")
-        if not opened[number] and (not above or above[-1] in _SENTENCE_ENDS):
+        if _ends_above(lines, number):
             notes.append("stray_text")
             kept = number
             break
@@ -125,15 +143,12 @@ def line_above(lines: list[str], number: int) -> str:
     return next((line for line in above if not _RULE.match(line)), "")
 
 
-def _find_open_quotes(lines: list[str]) -> list[bool]:
-    """Whether a quotation is open where each line begins."""
-    opened: list[bool] = []
-    straight = curly = 0
-    for line in lines:
-        opened.append(bool(straight % 2) or curly > 0)
-        straight += line.count('"')
-        curly += sum(map(line.count, "\u201c\u00ab")) - sum(map(line.count, "\u201d\u00bb"))
-    return opened
+def _ends_above(lines: list[str], number: int) -> bool:
+    """Whether what stands above a line is whole; what follows an open quote or sentence isn't."""
+    before = "\n".join(lines[:number])
+    curly = sum(map(before.count, "\u201c\u00ab")) - sum(map(before.count, "\u201d\u00bb"))
+    above = line_above(lines, number).rstrip("*_ ")
+    return not before.count('"') % 2 and curly <= 0 and above[-1:] in _SENTENCE_ENDS
 
 
 def _is_remark(line: str) -> bool:
@@ -152,7 +167,10 @@ def _is_aside(lines: list[str], number: int, first: str, *, between: bool) -> bo
         return _TURN_HEADING.match(line) is not None or not above.startswith(level)
     if _is_remark(line):
         return True
-    bold = above and not lines[number - 1].strip() and _BOLD_HEADING.match(line)
+    apart = bool(above) and not lines[number - 1].strip()
+    if apart and (_ABOUT_ITSELF.match(line) or (between and _BRACKETED_HEADING.match(line))):
+        return True
+    bold = apart and _BOLD_HEADING.match(line)
     pattern = _BOLD_HEADING if bold else _TURN_HEADING
     if not (between and pattern.match(line)):
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 
@@ -14,6 +15,17 @@ REPEATS = 4
 # Of 40 words of prose, more than 25 are distinct; of 400, more than 160. Loops go below a fifth.
 _MANY_WORDS = 40
 _LEAST_DISTINCT = 0.25
+
+
+# No English sentence ends with one of these; a line of more words than that ends with a mark.
+_NEVER_LAST = frozenset(
+    """a an and any are as at because but by each every for from his if into is its my nor of or our
+    several such than that's the their this to was were where which while who whose with your
+    """.split()  # noqa: SIM905
+)
+_LONGEST_UNMARKED = 12
+_LIST_ITEM = re.compile(r"\s*(?:[-*+\u2022|#>]|\w{1,3}[.):]|[^:]{1,40}: )")
+_ENDS = tuple(".!?\u2026\u3002\uff01\uff1f\u0964)]\"'\u201d\u2019\u00bb\u300d\u300f*_`:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +45,17 @@ def reject_leak(config: PromptConfig, text: str) -> Rejected | None:
     """A rejection if the text shows what only the prompt could say."""
     leak = config.find_leak(text)
     return Rejected("leak", leak) if leak else None
+
+
+def reject_cut(text: str) -> Rejected | None:
+    """A rejection if a text stops in the middle of a sentence, though the server says it ended."""
+    last = text[text.rfind("\n") + 1 :].rstrip()
+    if last.endswith(_ENDS) or _LIST_ITEM.match(last):
+        return None
+    words = last.split()
+    if len(words) > _LONGEST_UNMARKED or (len(words) > 2 and words[-1].lower() in _NEVER_LAST):
+        return Rejected("cut_sentence", f"it ends with {' '.join(words[-4:])!r}")
+    return None
 
 
 def find_flaw(answer: str, kind: InstructionType, *, question: str = "") -> Rejected | None:

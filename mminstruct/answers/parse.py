@@ -10,7 +10,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from mminstruct.answers.asides import PREAMBLE, TEXT_LABEL, drop_tail, find_title, split_parts
-from mminstruct.answers.flaws import REPEATS, Rejected, find_flaw, is_long, reject_leak
+from mminstruct.answers.flaws import REPEATS, Rejected, find_flaw, is_long, reject_cut, reject_leak
+from mminstruct.answers.forms import read_form
 from mminstruct.answers.turns import (
     DOUBTFUL_LABEL,
     find_certain,
@@ -78,6 +79,7 @@ def parse(
     if "<" in spoken or "[" in spoken:
         spoken = drop_special_tokens(spoken, notes)
     text = (drop_fence(spoken) if "`" in spoken or "~" in spoken else spoken).strip()
+    whole = text
     if "<" in text:
         text = unwrap(text, notes).strip()
     truncated = completion.finish_reason == "length"
@@ -90,7 +92,7 @@ def parse(
         return Rejected("empty", "the answer is empty")
     if kind.answer_form == "text":
         return _parse_text(text, config, kind, question or "", notes, truncated=truncated)
-    return _parse_turns(text, config, kind, notes, truncated=truncated)
+    return _parse_turns(text, whole, config, kind, notes, truncated=truncated)
 
 
 def _parse_text(
@@ -120,7 +122,7 @@ def _parse_text(
         return Rejected("empty", "nothing but a preamble")
     if _has_turns(body):
         return Rejected("wrong_form", "questions and answers where a text was asked for")
-    flaw = reject_leak(config, body) or find_flaw(body, kind)
+    flaw = reject_leak(config, body) or find_flaw(body, kind) or reject_cut(body)
     if flaw:
         return flaw
     return Parsed((Turn(question, body),), tuple(dict.fromkeys(notes)))
@@ -135,15 +137,30 @@ def _has_turns(text: str) -> bool:
 
 
 def _parse_turns(
-    text: str, config: PromptConfig, kind: InstructionType, notes: list[str], *, truncated: bool
+    text: str,
+    whole: str,
+    config: PromptConfig,
+    kind: InstructionType,
+    notes: list[str],
+    *,
+    truncated: bool,
 ) -> Parsed | Rejected:
+    """``whole`` is the text with the tags that were around it."""
     segments, noted = read_segments(text)
+    # Labels as asked for come first; an answer in another form hasn't both of them.
+    is_labelled = len({role for role, _ in segments}) == 2
+    if not is_labelled and (other := read_form(text) or read_form(whole)):
+        segments, noted = other, ["other_form"]
     notes += noted
     if not segments:
         return Rejected("no_labels", "no line starts with 'Question:' or 'Answer:'")
     if truncated:
         notes.append("truncated")
     turns, flaw = pair_turns(segments, notes, truncated=truncated)
+    if all(
+        words[0] == words[-1] == '"' for turn in turns for words in (turn.question, turn.answer)
+    ):
+        turns = [Turn(turn.question[1:-1], turn.answer[1:-1]) for turn in turns]  # YAML
     leaky = config.find_leak(text) is not None
     kept: list[Turn] = []
     seen: set[str] = set()
@@ -151,6 +168,8 @@ def _parse_turns(
     for turn in turns:
         problem = reject_leak(config, f"{turn.question}\n{turn.answer}") if leaky else None
         problem = problem or find_flaw(turn.answer, kind, question=turn.question)
+        if problem is None and turn is turns[-1]:
+            problem = reject_cut(turn.answer)
         normal = " ".join(turn.question.lower().split())
         if problem is None and normal in seen:
             problem = Rejected("repetition", f"question asked twice: {turn.question!r}")

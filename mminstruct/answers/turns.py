@@ -9,7 +9,7 @@ from mminstruct.answers.asides import SEPARATOR, drop_tail, line_above
 from mminstruct.answers.flaws import Rejected
 from mminstruct.schema import Turn
 
-_QUESTION, _ANSWER = "question", "answer"
+QUESTION, ANSWER = "question", "answer"
 _LABEL = re.compile(
     r"""^(?:[\s>#-]|[*+\u2022]\s)*(?P<open>[*_]{0,3})
         (?:(?:\d+[.)]|(?:turn|round|exchange)\s*\#?\d+(?:\s*[:.)\u2013\u2014-])?)
@@ -74,9 +74,9 @@ def read_segments(text: str) -> tuple[list[tuple[str, str]], list[str]]:
         begun: _Segment | None = None
         # The two spellings asked for, and empty lines, need no pattern: nearly all lines are such.
         if line.startswith("Question: "):
-            begun = _Segment(_QUESTION, [line[10:]])
+            begun = _Segment(QUESTION, [line[10:]])
         elif line.startswith("Answer: "):
-            begun = _Segment(_ANSWER, [line[8:]])
+            begun = _Segment(ANSWER, [line[8:]])
         elif not line:
             pass
         elif match := match_sure_label(line, segments[-1].role if segments else ""):
@@ -93,6 +93,8 @@ def read_segments(text: str) -> tuple[list[tuple[str, str]], list[str]]:
         elif match := DOUBTFUL_LABEL.match(line):
             certain = find_certain(lines) if certain is None else certain
             begun = _begin_segment(match, line) if number in certain else None
+        if begun is not None and _is_option(begun, segments):
+            begun = None
         if begun is not None:
             segments.append(begun)
             listening = True
@@ -105,8 +107,8 @@ def read_segments(text: str) -> tuple[list[tuple[str, str]], list[str]]:
         following = segments[number].role if number < len(segments) else None
         if following == segment.role and not "".join(segment.lines).strip():
             continue  # a heading "### Answer 1" above "Answer:"
-        if segment.role == _ANSWER and len(segment.lines) > 1:
-            segment.lines = drop_tail(segment.lines, notes, between=following == _QUESTION)
+        if segment.role == ANSWER and len(segment.lines) > 1:
+            segment.lines = drop_tail(segment.lines, notes, between=following == QUESTION)
         if not segment.opened and len(segment.lines) == 1 and ":" not in segment.lines[0]:
             pieces.append((segment.role, _drop_emphasis("", segment.lines[0])))
         else:
@@ -120,18 +122,28 @@ def match_sure_label(line: str, last: str = "") -> re.Match[str] | None:
         return label
     label = _HEADED_LABEL.match(line)
     # An answer may come to its own "**Answer**".
-    return label if label and (label.group("question") or last != _ANSWER) else None
+    return label if label and (label.group("question") or last != ANSWER) else None
 
 
 def _begin_segment(label: re.Match[str], line: str) -> _Segment:
     """What begins with the label of this line."""
     groups = label.groupdict()
     word = groups["question"] or groups["answer"]
-    role = _QUESTION if groups["question"] or groups.get("q") else _ANSWER
+    role = QUESTION if groups["question"] or groups.get("q") else ANSWER
     opened = groups.get("inner") or groups.get("open") or ""
     if opened and (groups.get("close") or "").strip() not in ("", ":", "\uff1a"):
         opened = ""
     return _Segment(role, [line[label.end() :]], opened, short=not word or len(word) == 1)
+
+
+def _is_option(begun: _Segment, segments: list[_Segment]) -> bool:
+    """Whether "A: red" within an answer is one of its options, as its own label is a word."""
+    return (
+        bool(segments)
+        and begun.short
+        and not segments[-1].short
+        and (begun.role == segments[-1].role == ANSWER)
+    )
 
 
 def find_certain(lines: list[str]) -> frozenset[int]:
@@ -150,25 +162,25 @@ def find_certain(lines: list[str]) -> frozenset[int]:
     sure = {
         role
         for (_, role, word), (_, after, _) in zip(labels, ends, strict=True)
-        if not word and (role == _ANSWER or after)
+        if not word and (role == ANSWER or after)
     }
     for (number, role, word), (end, following, next_word) in zip(labels, ends, strict=True):
-        surely_next = following == _ANSWER and not next_word
+        surely_next = following == ANSWER and not next_word
         asks = "".join(lines[number:end]).rstrip(" *_").endswith("?")
-        if word and last == _ANSWER and line_above(lines, number).endswith(":"):
+        if word and last == ANSWER and line_above(lines, number).endswith(":"):
             continue
         if word and role in sure:
             # Content, unless an answer would have no question, or as a last question.
             ending = not following and asks and number and not lines[number - 1].strip()
-            if role == _ANSWER or last == _QUESTION or not (surely_next or ending):
+            if role == ANSWER or last == QUESTION or not (surely_next or ending):
                 continue
-        elif word and role == _QUESTION:
+        elif word and role == QUESTION:
             # A list of what there is may have "Person: one" above "Model: a Ford".
-            answered = following == _ANSWER and next_word != "model"
-            if last == _QUESTION or not (asks or answered or word == asking):
+            answered = following == ANSWER and next_word != "model"
+            if last == QUESTION or not (asks or answered or word == asking):
                 continue
             asking = word
-        elif word and (last != _QUESTION or surely_next or (word == "." and asking != ".")):
+        elif word and (last != QUESTION or surely_next or (word == "." and asking != ".")):
             continue
         if word:
             certain.add(number)
@@ -185,24 +197,24 @@ def _split_segment(segment: _Segment, following: str | None) -> list[tuple[str, 
     text = "\n".join(segment.lines).strip()
     role = segment.role
     labels: list[re.Match[str]] = []
-    within = role == _ANSWER
+    within = role == ANSWER
     for label in _INLINE_LABEL.finditer(text) if ":" in text else ():
         question = label.group("question")
         if within and not question and not label.group("asks"):
             continue
         if (len(question or label.group("answer")) == 1) == segment.short and bool(question) == (
-            role == _ANSWER
+            role == ANSWER
         ):
             labels.append(label)
-            role = _QUESTION if question else _ANSWER
-    unanswered = role == _QUESTION and following != _ANSWER and text.rstrip("*_").endswith("?")
-    if labels and role == (following or _QUESTION) and not unanswered:
+            role = QUESTION if question else ANSWER
+    unanswered = role == QUESTION and following != ANSWER and text.rstrip("*_").endswith("?")
+    if labels and role == (following or QUESTION) and not unanswered:
         labels.pop()
     pieces: list[tuple[str, str]] = []
     role, opened, start = segment.role, segment.opened, 0
     for label in labels:
         pieces.append((role, _drop_emphasis(opened, text[start : label.start("gap")])))
-        role = _QUESTION if label.group("question") else _ANSWER
+        role = QUESTION if label.group("question") else ANSWER
         opened = label.group("open") if label.group("close") == ":" else ""
         start = label.end()
     return [*pieces, (role, _drop_emphasis(opened, text[start:]))]
@@ -224,21 +236,23 @@ def pair_turns(
     """Questions and answers in pairs, as they follow each other."""
     turns: list[Turn] = []
     question: str | None = None
+    flaw: Rejected | None = None
     last = len(segments) - 1
     for number, (role, text) in enumerate(segments):
-        if role == _QUESTION:
+        if role == QUESTION:
             if question is not None:
                 notes.append("unanswered_question")
             question = text or None
             continue
         if truncated and number == last:
             return turns, Rejected("truncated", "the token limit cut the first answer")
-        if question is None and not text and number and segments[number - 1] == (_QUESTION, ""):
+        if question is None and not text and number and segments[number - 1] == (QUESTION, ""):
             notes.append("stray_text")  # a template that was echoed
             continue
         if question is None:
             notes.append("answer_without_question")
-            return turns, Rejected("answer_without_question", f"an answer comes first: {text!r}")
+            flaw = flaw or Rejected("answer_without_question", f"an answer comes first: {text!r}")
+            continue
         if not text:
             notes.append("empty_answer")
             return turns, Rejected("empty_answer", f"no answer to {question!r}")
@@ -246,4 +260,4 @@ def pair_turns(
         question = None
     if question is not None:
         notes.append("unanswered_question")
-    return turns, Rejected("truncated", "the token limit cut it") if truncated else None
+    return turns, Rejected("truncated", "the token limit cut it") if truncated else flaw

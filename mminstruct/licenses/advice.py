@@ -18,8 +18,8 @@ _SOME_SIZES = (8.0, 30.0, 120.0)
 def alternatives(registry: Registry, verdict: Verdict) -> list[str]:
     """Models of other makers whose terms leave outputs free, each with its terms in a line.
 
-    The nearest in size, of different makers; none if the rows are free as they are, or wouldn't be
-    with any model.
+    The nearest in size, of different makers, none made from another's; none if the rows are free as
+    they are, or wouldn't be with any model.
     """
     rest = [part for part in verdict.parts if part.role not in ("model", "service")]
     if verdict.commercial or not compose(registry, rest).commercial:
@@ -42,11 +42,8 @@ def alternatives(registry: Registry, verdict: Verdict) -> list[str]:
 
 def _is_free(registry: Registry, model: Model) -> bool:
     terms = registry.terms[model.terms]
-    if terms.output_training != "allowed" or terms.obligations or not terms.redistribution:
-        return False
-    if model.base is None:
-        return True
-    return model.base in registry.models and _is_free(registry, registry.models[model.base])
+    allowed = terms.output_training == "allowed" and terms.redistribution
+    return allowed and not terms.obligations and model.base is None
 
 
 def _distance(model: Model, size_b: float) -> float:

@@ -131,10 +131,13 @@ class Work(_Clause):
 
 
 class ModelGroup(_Fact):
-    """Models under the same terms: repository id -> billions of parameters."""
+    """Models under the same terms: repository id -> billions of parameters.
+
+    Without ``vendor`` they are of many, each of the one whose name its id begins with.
+    """
 
     name: str = Field(min_length=1)
-    vendor: str = Field(min_length=1)
+    vendor: str | None = Field(default=None, min_length=1)
     terms: Id
     chat: dict[RepoId, Billions | None] = {}
     pretrained: dict[RepoId, Billions | None] = {}
@@ -475,7 +478,7 @@ def _repack(id: str, group: RepackGroup, whole: Mapping[str, Model], where: str 
     if base not in whole:
         raise ConfigError(
             f"{where or 'mminstruct/licenses'}: repacks: {id!r} is of {base!r}, which has no entry "
-            f"in 'models'{did_you_mean(base, whole)}"
+            "in 'models'; enter that first"
         )
     return replace(
         whole[base],
@@ -492,7 +495,7 @@ def _read_models(groups: Iterable[ModelGroup], where: str | None) -> list[Model]
     models = [
         Model(
             repo_id=repo_id,
-            vendor=group.vendor,
+            vendor=group.vendor or repo_id.partition("/")[0],
             terms=group.terms,
             size_b=size,
             chat=chat,

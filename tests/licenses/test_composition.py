@@ -155,7 +155,8 @@ MODELS: list[tuple[str, tuple[Any, ...]]] = [
     ("ai21labs/AI21-Jamba-Large-1.6", UNKNOWN),
     ("CohereLabs/c4ai-command-r7b-12-2024", other("cc-by-nc-4.0", False, "research-only")),
     ("someone/a-model-nobody-knows", UNKNOWN),
-    ("TheBloke/Mistral-7B-Instruct-v0.2-GGUF", UNKNOWN),
+    ("TheBloke/Mistral-7B-Instruct-v0.2-GGUF", FREE),
+    ("someone/Mistral-7B-Instruct-v0.2-GGUF", UNKNOWN),
 ]
 LLAMA2, QWEN = "meta-llama/Llama-2-7b-hf", "Qwen/Qwen2.5-7B-Instruct"
 BY_OTHER_WAYS: dict[str, tuple[list[Part], tuple[Any, ...]]] = {

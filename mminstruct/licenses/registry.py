@@ -295,7 +295,7 @@ class Registry:
     def chain_of(self, model: Model) -> list[Model]:
         """The model with its registered bases."""
         chain = [model]
-        while base := self.find_model(chain[-1].base or ""):
+        while base := self._folded.get((chain[-1].base or "").casefold()):
             chain.append(base)
         return chain
 

@@ -259,9 +259,14 @@ def test_no_model_source_has_the_name_of_a_server() -> None:
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ("gpt-4o", "add --model_source openai\n"),
-        ("claude-sonnet-4-5", "--openai_base_url https://api.anthropic.com/v1\n"),
-        ("Qwen2.5-72B", "mean Qwen/Qwen2.5-72B or Qwen/Qwen2.5-72B-Instruct?\n"),
+        ("gpt-4o", ""),
+        ("claude-sonnet-4-5", ""),
+        ("gpt-oss-120b", "or openai-mirror/gpt-oss-120b or unsloth/gpt-oss-120b?\n"),
+        ("llama-3.3-70b-versatile", "--openai_base_url https://api.groq.com/openai/v1\n"),
+        (
+            "Qwen2.5-72B",
+            "mean Qwen/Qwen2.5-72B or unsloth/Qwen2.5-72B or Qwen/Qwen2.5-72B-Instruct?\n",
+        ),
         ("qwen/qwen3-8b", "did you mean Qwen/Qwen3-8B?\n"),
         ("Qwen/Qwen3-8B", ""),
         ("somebody/something", ""),

@@ -154,7 +154,8 @@ def _public(flag: str, value: str, registry: licenses.Registry) -> str:
     path = Path(value).expanduser()
     if "://" in value:
         url = urlsplit(value)
-        return f"{url.scheme}://{url.hostname}{url.path}" if registry.endpoint(value) else "URL"
+        shown = f"{url.scheme}://{url.hostname}{url.path}"
+        return shown if registry.endpoint_name(shown) == shown else "URL"
     if flag == "dataset_storage_path" or (flag == "model" and path.is_dir()):
         return "DIR"
     is_path = flag in ("model", "licenses", "prompt_config", *backends.engine_options())

@@ -86,6 +86,7 @@ def _license(args: argparse.Namespace) -> int:
     if by_name:
         model = licenses.named_model(registry, args.model, args.model_id)
         own = [licenses.compose(registry, [*r.text_parts, *model]) for r in recipes]
+        is_known = model[0].by is not None
     else:
         own = [recipe.verdict for recipe in recipes]
     verdict = licenses.compose(registry, [part for each in own for part in each.parts])
@@ -104,14 +105,15 @@ def _license(args: argparse.Namespace) -> int:
     else:
         text = licenses.explanation(verdict, use, images, others)
     code = print_text(text)
-    if by_name and args.model_id is None and (hint := _model_hint(registry, args.model)):
+    is_asked = by_name and args.model_id is None and not is_known
+    if is_asked and (hint := _model_hint(registry, args.model)):
         say(hint)
     return code
 
 
 def _model_hint(registry: licenses.Registry, model: str) -> str | None:
     """What may be meant by a model that is neither a registered id nor on this machine."""
-    if registry.find_model(model) or Path(model).expanduser().exists():
+    if Path(model).expanduser().exists():
         return None
     if near := registry.near(model):
         return f"no entry has the exact id {model}; did you mean {' or '.join(near[:3])}?"

@@ -14,19 +14,18 @@ from mminstruct.errors import UsageError
 from mminstruct.licenses import cards
 from mminstruct.licenses.cards import Declared, declared
 from mminstruct.licenses.composition import EVIDENCE, STRICTNESS, Part
-from mminstruct.licenses.names import Words, find_phrases, hub_id, is_finer, split_words
-from mminstruct.licenses.registry import (
-    PUBLIC,
-    UNREGISTERED,
-    Model,
-    Registry,
-    Terms,
-    is_public,
+from mminstruct.licenses.names import (
+    Words,
+    bare_address,
+    find_phrases,
+    hub_id,
+    is_finer,
+    licence_words,
+    split_words,
 )
+from mminstruct.licenses.registry import Model, Registry, Terms
+from mminstruct.licenses.services import find_services
 
-_ENTER_IT = (
-    "; enter what its terms say with --licenses, or that it is a server of your own (own_server)"
-)
 _UNREGISTERED = "no entry has this exact id"
 # How far bases are followed from card to card, and how many models in all.
 _DEEPEST, _MOST = 8, 32
@@ -55,25 +54,28 @@ def model_parts(
         given: the id is the user's word, which stands above what the files say.
         read_cards: whether cards may be read.
     """
-    services, note = _find_services(registry, endpoints)
-    if services and all(own_models for own_models, _ in services) and not note:
-        return tuple(part for _, part in services)
-    trace = _Trace(registry, read_cards)
+    asked = name if given or repo_id is None else repo_id
+    served = find_services(registry, endpoints, None if files else asked, given=given)
+    if served.is_whole:
+        return served.parts
+    trace, ids, note = _Trace(registry, read_cards), dict(served.models), served.note
     if repo_id is not None and given:
-        note += "; the model is this one by your word (--model_id)"
+        word = "; the model is this one by your word (--model_id)"
         if files is not None and (named := [*files.parents, *files.licenses]):
-            note += f", while {files.where} names {', '.join(named)}"
-        files = None
+            word += f", while {files.where} names {', '.join(named)}"
+        ids[repo_id], files = word, None
+    elif repo_id is not None and not ids:
+        ids[repo_id] = ""
     elif repo_id is None:
         trace.names[name] = ""
-    if repo_id is None and files is None:
+    if not ids and files is None:
         trace.add(f"model {name}", None, note)
-    if repo_id is not None:
-        trace.follow(repo_id, note)
+    for id, word in ids.items():
+        trace.follow(id, note + word)
     if files is not None:
         trace.declare(name, files, note)
     trace.add_names()
-    return (*(part for _, part in services), *trace.parts)
+    return (*served.parts, *trace.parts)
 
 
 def named_model(registry: Registry, model: str, model_id: str | None = None) -> tuple[Part, ...]:
@@ -89,30 +91,26 @@ def named_model(registry: Registry, model: str, model_id: str | None = None) -> 
     return model_parts(registry, name=name, repo_id=repo_id, files=files, given=bool(model_id))
 
 
-def _find_services(
-    registry: Registry, endpoints: Iterable[str]
-) -> tuple[list[tuple[bool, Part]], str]:
-    """The services behind some URLs with their terms, and a word on servers of one's own.
+def _find_terms(registry: Registry, name: str) -> Terms | None:
+    """The terms of that id, SPDX id or title, as cards and GGUF files name them, or None."""
+    spdx = {entry.spdx.lower(): entry for entry in registry.terms.values() if entry.spdx}
+    exact, said = registry.terms.get(name.lower()) or spdx.get(name.lower()), licence_words(name)
+    alike = [
+        entry
+        for entry in registry.terms.values()
+        if said in map(licence_words, (entry.id, entry.title, entry.spdx or entry.id))
+    ]
+    return exact or (alike[0] if len(alike) == 1 else None)
 
-    With each goes whether its models are its own, so that its terms are all there is to know.
-    """
-    services, note = [], ""
-    for url in endpoints:
-        service = registry.endpoint(url)
-        # Its URL may be private, and this goes into releases.
-        if service is None and (url == PUBLIC or is_public(url)):
-            services.append((False, Part("service", PUBLIC, None, _ENTER_IT)))
-            continue
-        if service is None or service.own_server:
-            note = f"; it was served by {UNREGISTERED}, which adds no terms that are known here"
-            note += registry.origin("endpoints", service.id) if service else ""
-            continue
-        terms = registry.terms[service.terms] if service.terms else None
-        said = registry.origin("endpoints", service.id)
-        if terms is None:
-            said += f"; read {service.source_url} and enter what it says with --licenses"
-        services.append((service.own_models, Part("service", service.name, terms, said)))
-    return services, note
+
+def _find_terms_at(registry: Registry, address: str) -> Terms | None:
+    """The terms at that address, or that the end of it names, or None."""
+    link = bare_address(address)
+    for entry in registry.terms.values():
+        if link in (bare_address(entry.url), bare_address(entry.source_url)):
+            return entry
+    ends = [end for end in link.split("/") if licence_words(end)]
+    return _find_terms(registry, ends[-1]) if ends else None
 
 
 class _Trace:
@@ -205,7 +203,7 @@ class _Trace:
         if files.repo_id and (registry.find_model(files.repo_id) or not says_more):
             self.follow(files.repo_id, said, of, path)
         for license in files.licenses:
-            by = registry.terms_named(license)
+            by = _find_terms(registry, license)
             self._certain += [split_words(license)] if by else []
             self.add(f"{what}, licence {license}", by, said)
         for link in files.links:
@@ -227,7 +225,7 @@ class _Trace:
         """Add the terms at the address of a licence, unless they are among the model's own."""
         repo = hub_id(link)
         if repo is None:
-            by = self.registry.terms_at(link)
+            by = _find_terms_at(self.registry, link)
         elif repo[0].rpartition("/")[2] == name.rpartition("/")[2] or repo[0] in files.parents:
             return
         else:

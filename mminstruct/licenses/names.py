@@ -34,12 +34,24 @@ _REPO_ID = re.compile(r"(?P<id>\w[\w.-]*/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _FILLERS = {"a", "the", "license", "licence", "agreement", "community", "terms", "of"}
 _AROUND = re.compile(r"^https?://(?:www\.)?|(?:\.(?:txt|html|md|pdf))?/*(?:[?#].*)?$")
 
+# us.anthropic.claude-sonnet-4-5-20250929-v1:0, publishers/google/models/gemini-2.0-flash-001
+_LAST_PART = re.compile(r"(?:.*/)?(?:[a-z-]+\.(?=[a-z]))*(.*)")
+_DATED = re.compile(
+    r"(?:[:@].*|-(?:20\d{6}|20\d\d-\d\d-\d\d|\d\d-\d{2,4}|\d{3,4}|v\d|latest|preview|exp|beta))+$"
+)
+
 
 def hub_id(text: str) -> tuple[str, str | None] | None:
     """Repository id and revision that an id or an address on the Hub stands for, or None."""
     text = text.strip()
     found = _ADDRESS.fullmatch(text) or _REPO_ID.fullmatch(text)
     return (found["id"], found["revision"]) if found else None
+
+
+def plain_name(model: str) -> str:
+    """A model's name without vendor, region, date, version and tag, and with hyphens only."""
+    bare = _LAST_PART.fullmatch(model.strip().casefold())
+    return re.sub(r"[._]", "-", _DATED.sub("", bare[1])) if bare else ""
 
 
 def bare_address(link: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime
 import difflib
-import ipaddress
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -17,13 +16,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from mminstruct import strict_yaml
 from mminstruct.errors import ConfigError, did_you_mean
-from mminstruct.licenses.names import Words, bare_address, hub_id, index_phrases, licence_words
+from mminstruct.licenses import hosts
+from mminstruct.licenses.names import Words, hub_id, index_phrases, plain_name
 from mminstruct.strict_yaml import Strict
 
 _log = logging.getLogger(__name__)
@@ -31,11 +30,6 @@ UNREGISTERED = "an unregistered server"
 PUBLIC = "an unregistered public service"
 ENDPOINTS_JOINT = ", "
 """What is between several endpoints of one row."""
-# Names that only a network of one's own knows (RFC 6761, 6762, 8375 and ICANN's .internal).
-_PRIVATE_SUFFIXES = (
-    *(".localhost", ".local", ".home.arpa", ".internal", ".test", ".svc"),
-    *(".lan", ".home", ".corp", ".intranet", ".private"),
-)
 
 OutputTraining = Literal[
     "allowed", "conditional", "unknown", "same-family-only", "research-only", "forbidden"
@@ -46,6 +40,16 @@ RepoId = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
 Billions = Annotated[float, Field(gt=0)]
 SourceName = Annotated[str, StringConstraints(to_upper=True, min_length=1)]
 """As on the command line, where case does not matter."""
+
+
+def _fold_names(names: dict[str, str]) -> dict[str, str]:
+    folded = {name.casefold(): id for name, id in names.items()}
+    if len(folded) < len(names):
+        raise ValueError("a name is given twice, in lower case and in capitals; leave one out")
+    return folded
+
+
+Host = Annotated[str, AfterValidator(hosts.check)]
 
 
 class Obligation(Strict):
@@ -157,21 +161,33 @@ class Endpoint(_Fact):
     """A service, by the hosts of its API.
 
     ``terms: null`` are terms that were not read; ``own_server`` is a server of the user's, which
-    has none.
+    has none; without ``hosts``, it is any of them that names its models like this. ``models`` says
+    what a name stands for there, capitals aside; ``spellings`` how the service writes names, with a
+    ``*`` for that name or exact id (``us.*``, ``*:free``).
     """
 
     id: Id
     name: str = Field(min_length=1)
-    hosts: tuple[str, ...] = Field(min_length=1)
+    hosts: tuple[Host, ...] = ()
     own_models: bool = False
     own_server: bool = False
     terms: Id | None = None
+    models: Annotated[dict[str, RepoId], AfterValidator(_fold_names)] = {}
+    spellings: tuple[Annotated[str, Field(pattern=r"^[^*]+\*[^*]*$|^\*[^*]+$")], ...] = ()
 
     @model_validator(mode="after")
     def _no_terms_of_ones_own(self) -> Endpoint:
         if self.own_server and (self.own_models or self.terms):
             raise ValueError("own_server: it has neither terms nor models of its own")
+        if not self.hosts and not (self.own_server and self.models):
+            raise ValueError("hosts: expected the host of its API, got none")
         return self
+
+    def pattern(self, host: str) -> str | None:
+        """Which of its hosts this one is, itself before a pattern; or None."""
+        if host in self.hosts:
+            return host
+        return next((pattern for pattern in self.hosts if hosts.fits(host, pattern)), None)
 
 
 class _HubLicenses(_Fact):
@@ -258,6 +274,15 @@ class Registry:
         return {**spdx, **self.licenses}
 
     @cached_property
+    def barred(self) -> dict[str, str]:
+        """Ids of models whose terms forbid training, by their plain names."""
+        return {
+            plain_name(id): id
+            for id, model in self.models.items()
+            if self.terms[model.terms].output_training == "forbidden"
+        }
+
+    @cached_property
     def covered(self) -> dict[str, frozenset[str]]:
         """Licence -> all licences whose text may be released under it, itself included."""
 
@@ -312,26 +337,6 @@ class Registry:
             if model.terms not in served and model.repo_id not in self.repacks
         )
 
-    def terms_named(self, name: str) -> Terms | None:
-        """The terms of that id, SPDX id or title, as cards and GGUF files name them, or None."""
-        spdx = {entry.spdx.lower(): entry for entry in self.terms.values() if entry.spdx}
-        exact, said = self.terms.get(name.lower()) or spdx.get(name.lower()), licence_words(name)
-        alike = [
-            entry
-            for entry in self.terms.values()
-            if said in map(licence_words, (entry.id, entry.title, entry.spdx or entry.id))
-        ]
-        return exact or (alike[0] if len(alike) == 1 else None)
-
-    def terms_at(self, address: str) -> Terms | None:
-        """The terms at that address, or that the end of it names, or None."""
-        link = bare_address(address)
-        for entry in self.terms.values():
-            if link in (bare_address(entry.url), bare_address(entry.source_url)):
-                return entry
-        ends = [end for end in link.split("/") if licence_words(end)]
-        return self.terms_named(ends[-1]) if ends else None
-
     def annotation(self, source: str) -> Work | None:
         """The annotations of the source of that name on the command line, or None."""
         named = (work for work in self.annotations.values() if source.upper() in work.sources)
@@ -343,16 +348,26 @@ class Registry:
 
     def endpoint(self, url: str) -> Endpoint | None:
         """The registered service behind an API's URL, or None."""
-        host = _find_host(url)
-        found = [entry for entry in self.endpoints.values() if host in entry.hosts]
-        return max(found, key=lambda e: ("endpoints", e.id) in self.entered, default=None)
+        host = hosts.find_host(url)
+        found = [entry for entry in self.endpoints.values() if entry.pattern(host)]
+        return max(
+            found,
+            key=lambda e: (("endpoints", e.id) in self.entered, e.pattern(host) == host),
+            default=None,
+        )
 
     def endpoint_name(self, url: str) -> str:
-        """The URL of a registered service; any other may be private and is not named."""
+        """The URL of a registered service; any other may be private and is not named.
+
+        Nor is an account's own host at a service: it goes by the pattern of such hosts.
+        """
         service = self.endpoint(url)
         if service is None:
-            return PUBLIC if is_public(url) else UNREGISTERED
-        return UNREGISTERED if service.own_server else url
+            return PUBLIC if hosts.is_public(url) else UNREGISTERED
+        if service.own_server:
+            return UNREGISTERED
+        pattern = str(service.pattern(hosts.find_host(url)))
+        return f"https://{pattern}" if "*" in pattern else url
 
     def endpoint_names(self, urls: Iterable[str]) -> str | None:
         """The names of all that may have answered, or None if that is this process."""
@@ -369,24 +384,6 @@ class Registry:
     def image_use(self) -> dict[str, bool | None]:
         """Image licence in lower case -> whether the image may be used commercially."""
         return {name: usable(entry) for name, entry in sorted(self.by_name.items())}
-
-
-def is_public(url: str) -> bool:
-    """Whether a URL's host has a name that everybody can look up, as services' hosts have.
-
-    Bare addresses, single words and the names of private networks are servers of one's own.
-    """
-    host = _find_host(url)
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return "." in host and not host.endswith(_PRIVATE_SUFFIXES)
-    return False
-
-
-def _find_host(url: str) -> str:
-    """The host of a URL in lower case, without the dot that a whole name may end with."""
-    return (urlsplit(url).hostname or "").rstrip(".")
 
 
 def usable(license: License | None) -> bool | None:

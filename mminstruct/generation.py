@@ -30,7 +30,7 @@ from mminstruct.reports.estimate import Estimate
 from mminstruct.rows import columns, replacing
 from mminstruct.rows.plan import Plan
 from mminstruct.rows.report import Report
-from mminstruct.sources import SourceInfo
+from mminstruct.sources import SourceInfo, find_infos
 from mminstruct.version import __version__
 
 # What is worked out here for each builder.
@@ -175,14 +175,6 @@ def _origin_of(
         command=command,
         written_on=day,
     )
-
-
-def find_infos(names: Sequence[str]) -> list[SourceInfo]:
-    """The sources that were asked for, each once, however it was written."""
-    if not names:
-        raise UsageError("sources: expected at least one, got none; mminstruct list shows all")
-    infos = (sources.get(name).info for name in names)
-    return list({info.name: info for info in infos}.values())
 
 
 def make_builders(

@@ -13,9 +13,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import datasets
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from mminstruct import backends, licenses, prompts, sources, splits
 from mminstruct.backends import Backend
@@ -34,6 +32,9 @@ from mminstruct.rows.requests import requests_dataset
 from mminstruct.schema import Sampling, digest
 from mminstruct.sources import Files, ReadReport, Source, SourceInfo
 from mminstruct.sources._annotation_file import not_found
+
+if TYPE_CHECKING:
+    import datasets
 
 _log = logging.getLogger(__name__)
 
@@ -401,7 +402,7 @@ def compose_verdict(recipes: Sequence[Recipe]) -> Verdict:
     return licenses.compose(recipes[0].registry, parts)
 
 
-Found = Sequence[tuple[Recipe, Sequence[datasets.Dataset]]]
+Found: TypeAlias = "Sequence[tuple[Recipe, Sequence[datasets.Dataset]]]"
 """The recipe of each source of a run, with the requests of its splits."""
 
 

@@ -8,6 +8,7 @@
     lineage      a model's terms, its bases' and its service's, from an exact id or all evidence
     composition  annotations x prompts x model (x images) -> `Verdict`
     use          text, images and both together, in the sentence that is said everywhere
+    elsewhere    what a data set that others made says of who wrote it
     advice       the verdict in words, and free alternatives
 
 It fails closed: what isn't known is never "commercial".
@@ -15,9 +16,17 @@ It fails closed: what isn't known is never "commercial".
 
 from __future__ import annotations
 
-from mminstruct.licenses.advice import alternatives, check_commercial, explanation
+from mminstruct.licenses.advice import (
+    WIDTH,
+    alternatives,
+    check_commercial,
+    explanation,
+    list_lines,
+    rests_on,
+)
 from mminstruct.licenses.cards import Declared, declared
 from mminstruct.licenses.composition import EVIDENCE, Part, Role, Verdict, compose, why_not
+from mminstruct.licenses.elsewhere import DataSet, parts_of, read_data_set
 from mminstruct.licenses.hosts import is_public
 from mminstruct.licenses.lineage import model_parts, named_model
 from mminstruct.licenses.names import hub_id
@@ -35,6 +44,8 @@ from mminstruct.licenses.use import Tally, Use
 __all__ = [
     "ENDPOINTS_JOINT",
     "EVIDENCE",
+    "WIDTH",
+    "DataSet",
     "Declared",
     "License",
     "Part",
@@ -51,10 +62,14 @@ __all__ = [
     "hub_id",
     "image_part",
     "is_public",
+    "list_lines",
     "load",
     "model_parts",
     "named_model",
+    "parts_of",
     "prompt_part",
+    "read_data_set",
+    "rests_on",
     "text_of",
     "together",
     "usable",

@@ -219,8 +219,12 @@ def _read_gguf(metadata: Mapping[str, Any], where: str) -> Declared:
     )
 
 
-def _read_card(text: str, where: str, name: str) -> Declared:
-    """What a card's front matter says of the model of that name."""
+def front_matter(text: str, where: str) -> dict[str, Any]:
+    """The mapping at the top of a card; empty where there is none.
+
+    Raises:
+        UsageError: it can't be read, or is no mapping.
+    """
     front = _FRONT_MATTER.match(text)
     try:
         data = strict_yaml.load(front[1]) if front else {}
@@ -228,6 +232,12 @@ def _read_card(text: str, where: str, name: str) -> Declared:
         raise UsageError(f"{where}: its front matter is not readable as YAML: {error}") from error
     if not isinstance(data, dict):
         raise UsageError(f"{where}: expected a mapping as front matter, got {type(data).__name__}")
+    return data
+
+
+def _read_card(text: str, where: str, name: str) -> Declared:
+    """What a card's front matter says of the model of that name."""
+    data = front_matter(text, where)
     bases = _list_words(data.get("base_model"))
     parents = _exact_ids(bases)
     is_quantized = data.get("base_model_relation") == "quantized"

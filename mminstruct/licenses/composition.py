@@ -83,16 +83,19 @@ class Part:
         return allows and not (isinstance(self.by, License) and self.by.derivatives is False)
 
     @property
+    def terms(self) -> str:
+        """Its terms and what they say, in a few words."""
+        if self.by is None:
+            return "the terms are not known here"
+        if isinstance(self.by, License):
+            return f"{self.by.title}, {_summarize(self.by)}"
+        kept = "" if self.by.redistribution else ", and not be passed on to everyone everywhere"
+        return f"{self.by.title}, {_SAYS[self.by.output_training]}{kept}"
+
+    @property
     def reason(self) -> str:
         """What it contributes, in words."""
-        if self.by is None:
-            said = "the terms are not known here"
-        elif isinstance(self.by, License):
-            said = f"{self.by.title}, {_summarize(self.by)}"
-        else:
-            said = f"{self.by.title}, {_SAYS[self.by.output_training]}"
-            if not self.by.redistribution:
-                said += ", and not be passed on to everyone everywhere"
+        said = self.terms
         if self.by is not None:
             seen = f"{EVIDENCE[self.by.evidence]}, {self.by.checked_on}"
             said += f" [{self.by.clause}; {self.by.source_url}; {seen}]"

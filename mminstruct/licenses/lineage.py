@@ -91,7 +91,7 @@ def named_model(registry: Registry, model: str, model_id: str | None = None) -> 
     return model_parts(registry, name=name, repo_id=repo_id, files=files, given=bool(model_id))
 
 
-def _find_terms(registry: Registry, name: str) -> Terms | None:
+def find_terms(registry: Registry, name: str) -> Terms | None:
     """The terms of that id, SPDX id or title, as cards and GGUF files name them, or None."""
     spdx = {entry.spdx.lower(): entry for entry in registry.terms.values() if entry.spdx}
     exact, said = registry.terms.get(name.lower()) or spdx.get(name.lower()), licence_words(name)
@@ -110,7 +110,7 @@ def _find_terms_at(registry: Registry, address: str) -> Terms | None:
         if link in (bare_address(entry.url), bare_address(entry.source_url)):
             return entry
     ends = [end for end in link.split("/") if licence_words(end)]
-    return _find_terms(registry, ends[-1]) if ends else None
+    return find_terms(registry, ends[-1]) if ends else None
 
 
 class _Trace:
@@ -203,7 +203,7 @@ class _Trace:
         if files.repo_id and (registry.find_model(files.repo_id) or not says_more):
             self.follow(files.repo_id, said, of, path)
         for license in files.licenses:
-            by = _find_terms(registry, license)
+            by = find_terms(registry, license)
             self._certain += [split_words(license)] if by else []
             self.add(f"{what}, licence {license}", by, said)
         for link in files.links:

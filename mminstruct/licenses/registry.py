@@ -190,6 +190,28 @@ class Endpoint(_Fact):
         return next((pattern for pattern in self.hosts if hosts.fits(host, pattern)), None)
 
 
+class Family(_Fact):
+    """Words that are in the names of a maker's closed models alone: they bar, and free nothing."""
+
+    title: str = Field(min_length=1)
+    words: tuple[str, ...] = Field(min_length=1)
+    terms: Id
+    evidence: Evidence
+
+
+class MadeElsewhere(_Fact):
+    """A data set that is known by its id on the Hub: who wrote it, under which licence.
+
+    ``names`` are its files'. ``license: null`` is not known.
+    """
+
+    id: RepoId
+    generators: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    license: Id | None
+    evidence: Evidence
+
+
 class _HubLicenses(_Fact):
     ids: str
 
@@ -214,6 +236,8 @@ class _File(Strict):
 class _OwnFile(_File):
     hub_licenses: _HubLicenses | None = None
     left_out: tuple[LeftOut, ...] = ()
+    families: tuple[Family, ...] = ()
+    datasets: tuple[MadeElsewhere, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +274,8 @@ class Registry:
     """All entries by id; a user's own replace those of the package.
 
     Attributes:
+        families: whose names stand for closed models.
+        datasets: made elsewhere, by their ids.
         repacks: which of the models are repacks, and where that is said.
         entered: (section, id) of what is from the user's file.
         user_file: its name, or None.
@@ -263,6 +289,8 @@ class Registry:
     endpoints: Mapping[str, Endpoint]
     left_out: Mapping[str, str]
     hub_licenses: frozenset[str]
+    families: tuple[Family, ...] = ()
+    datasets: Mapping[str, MadeElsewhere] = field(default_factory=dict)
     repacks: Mapping[str, RepackGroup] = field(default_factory=dict)
     entered: frozenset[tuple[str, str]] = frozenset()
     user_file: str | None = None
@@ -336,6 +364,15 @@ class Registry:
             for model in self.models.values()
             if model.terms not in served and model.repo_id not in self.repacks
         )
+
+    def named(self, name: str) -> list[str]:
+        """Exact ids of the models that a name stands for: one's own, or all with that last part."""
+        asked = name.strip().casefold()
+        names = {id: id.casefold() for id in self.models}
+        if "/" not in asked:
+            names = {id: own.rpartition("/")[2] for id, own in names.items()}
+        found = [id for id, own in names.items() if own == asked]
+        return [id for id in found if id not in self.repacks] or found
 
     def annotation(self, source: str) -> Work | None:
         """The annotations of the source of that name on the command line, or None."""
@@ -437,7 +474,8 @@ def _load_packaged() -> Registry:
     file = strict_yaml.validate(_OwnFile, data, where="mminstruct/licenses")
     hub = file.hub_licenses.ids.split() if file.hub_licenses else ()
     left_out = {entry.id: entry.reason for entry in file.left_out}
-    empty = Registry({}, {}, {}, {}, {}, {}, left_out, frozenset(hub))
+    known = {entry.id: entry for entry in file.datasets}
+    empty = Registry({}, {}, {}, {}, {}, {}, left_out, frozenset(hub), file.families, known)
     return _merge(empty, file, None)
 
 
@@ -592,5 +630,9 @@ def _check(registry: Registry, where: str | None) -> None:
             if base in bases:
                 raise ConfigError(f"{where}: models: the bases of {model.repo_id!r} go in a circle")
             bases.append(str(base))
+    for family in registry.families:
+        check("families", family.title, "terms", family.terms, registry.terms)
+    for dataset in registry.datasets.values():
+        check("datasets", dataset.id, "license", dataset.license, registry.licenses)
     for endpoint in registry.endpoints.values():
         check("endpoints", endpoint.id, "terms", endpoint.terms, registry.terms)

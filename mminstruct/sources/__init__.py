@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +28,7 @@ __all__ = [
     "Source",
     "SourceInfo",
     "chosen_options",
+    "find_infos",
     "get",
     "members",
     "names",
@@ -41,6 +42,14 @@ def names() -> dict[str, str]:
     """Source name as typed -> module name, of all sources."""
     found = (m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
     return {name.upper(): name for name in sorted(found)}
+
+
+def find_infos(names: Sequence[str]) -> list[SourceInfo]:
+    """The sources that were asked for, each once, however it was written."""
+    if not names:
+        raise UsageError("sources: expected at least one, got none; mminstruct list shows all")
+    infos = (get(name).info for name in names)
+    return list({info.name: info for info in infos}.values())
 
 
 def options() -> dict[str, tuple[Option, tuple[str, ...]]]:

@@ -28,7 +28,7 @@ from mminstruct.licenses.registry import (
 Role = Literal["annotations", "prompts", "images", "model", "service"]
 _ROLES: tuple[Role, ...] = get_args(Role)
 # From free to barred; what isn't known stands between what is allowed and what is not.
-_STRICTNESS: tuple[OutputTraining, ...] = get_args(OutputTraining)
+STRICTNESS: tuple[OutputTraining, ...] = get_args(OutputTraining)
 _SAYS: dict[OutputTraining, str] = {
     "allowed": "outputs may train any model",
     "conditional": "outputs may train any model, on conditions",
@@ -70,6 +70,11 @@ class Part:
             return usable(self.by)
         answers = {"allowed": True, "conditional": True, "unknown": None}
         return answers.get(self.by.output_training, False) if self.by else None
+
+    @property
+    def output_training(self) -> OutputTraining:
+        """What the terms of a model or a service say about outputs."""
+        return self.by.output_training if isinstance(self.by, Terms) else "unknown"
 
     @property
     def redistribution(self) -> bool:
@@ -232,8 +237,8 @@ def _find_strictest(parts: tuple[Part, ...]) -> OutputTraining:
     says: list[OutputTraining] = ["allowed"]
     for part in parts:
         if part.role in ("model", "service"):
-            says.append(part.by.output_training if isinstance(part.by, Terms) else "unknown")
-    return max(says, key=_STRICTNESS.index)
+            says.append(part.output_training)
+    return max(says, key=STRICTNESS.index)
 
 
 def _is_unknown(by: License | Terms) -> bool:

@@ -1,8 +1,8 @@
 """The facts about licences and terms: the YAML files beside this module, and a user's own entries.
 
 Every entry says where it is from, which clause, when it was checked and how: read in the primary
-text, quoted by a third party, widely known, or not found. No model is matched by pattern: it is
-looked up by its exact repository id, and what isn't there is unknown.
+text, quoted by a third party, widely known, or not found. Nothing is freed by a pattern: a model
+is looked up by its repository id, spelled as the Hub takes it, and what isn't there is unknown.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime
 import difflib
 import logging
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from mminstruct import strict_yaml
 from mminstruct.errors import ConfigError, did_you_mean
 from mminstruct.licenses import hosts
+from mminstruct.licenses.names import Words, hub_id, index_phrases, plain_name
 from mminstruct.strict_yaml import Strict
 
 _log = logging.getLogger(__name__)
@@ -30,12 +30,6 @@ UNREGISTERED = "an unregistered server"
 PUBLIC = "an unregistered public service"
 ENDPOINTS_JOINT = ", "
 """What is between several endpoints of one row."""
-
-# us.anthropic.claude-sonnet-4-5-20250929-v1:0, publishers/google/models/gemini-2.0-flash-001
-_LAST_PART = re.compile(r"(?:.*/)?(?:[a-z-]+\.(?=[a-z]))*(.*)")
-_DATED = re.compile(
-    r"(?:[:@].*|-(?:20\d{6}|20\d\d-\d\d-\d\d|\d\d-\d{2,4}|\d{3,4}|v\d|latest|preview|exp|beta))+$"
-)
 
 OutputTraining = Literal[
     "allowed", "conditional", "unknown", "same-family-only", "research-only", "forbidden"
@@ -260,6 +254,7 @@ class Model:
         source_url: where it says that it is under those terms.
         evidence: how that was checked.
         note: what else there is to say, or None.
+        family: what it and its like are called.
     """
 
     repo_id: str
@@ -271,6 +266,7 @@ class Model:
     source_url: str
     evidence: Evidence
     note: str | None = None
+    family: str = ""
 
 
 @dataclass(frozen=True)
@@ -304,11 +300,6 @@ class Registry:
         """Licences by their own ids and by SPDX ids, in lower case."""
         spdx = {entry.spdx.lower(): entry for entry in self.licenses.values() if entry.spdx}
         return {**spdx, **self.licenses}
-
-    @cached_property
-    def ids(self) -> dict[str, str]:
-        """Ids of models, by themselves without capitals, which the Hub doesn't tell apart."""
-        return {id.casefold(): id for id in self.models}
 
     @cached_property
     def barred(self) -> dict[str, str]:
@@ -345,6 +336,35 @@ class Registry:
             + [id for id in names if last[id].startswith(f"{asked}-") and id not in self.repacks]
         ) or difflib.get_close_matches(model, names, n=1, cutoff=0.9)
 
+    @cached_property
+    def _folded(self) -> dict[str, Model]:
+        return {repo_id.casefold(): model for repo_id, model in self.models.items()}
+
+    def find_model(self, text: str) -> Model | None:
+        """The model of an id as the Hub takes it: in any case, with a revision, or its address."""
+        found = hub_id(text)
+        return self._folded.get((found[0] if found else text.strip()).casefold())
+
+    def chain_of(self, model: Model) -> list[Model]:
+        """The model with its registered bases."""
+        chain = [model]
+        while base := self._folded.get((chain[-1].base or "").casefold()):
+            chain.append(base)
+        return chain
+
+    @cached_property
+    def phrases(self) -> dict[Words, list[Model]]:
+        """What names models and families inside other names -> the models that may be meant.
+
+        Models that are only served are in nobody's files, and repacks are called like models.
+        """
+        served = {entry.terms for entry in self.endpoints.values() if entry.own_models}
+        return index_phrases(
+            (model, model.repo_id.rpartition("/")[2], model.family, model.base is None)
+            for model in self.models.values()
+            if model.terms not in served and model.repo_id not in self.repacks
+        )
+
     def named(self, name: str) -> list[str]:
         """Exact ids of the models that a name stands for: one's own, or all with that last part."""
         asked = name.strip().casefold()
@@ -353,11 +373,6 @@ class Registry:
             names = {id: own.rpartition("/")[2] for id, own in names.items()}
         found = [id for id, own in names.items() if own == asked]
         return [id for id in found if id not in self.repacks] or found
-
-    def terms_named(self, name: str) -> Terms | None:
-        """The terms of that id or SPDX id, as a model card or GGUF file names them, or None."""
-        spdx = {entry.spdx.lower(): entry for entry in self.terms.values() if entry.spdx}
-        return self.terms.get(name.lower()) or spdx.get(name.lower())
 
     def annotation(self, source: str) -> Work | None:
         """The annotations of the source of that name on the command line, or None."""
@@ -406,12 +421,6 @@ class Registry:
     def image_use(self) -> dict[str, bool | None]:
         """Image licence in lower case -> whether the image may be used commercially."""
         return {name: usable(entry) for name, entry in sorted(self.by_name.items())}
-
-
-def plain_name(model: str) -> str:
-    """A model's name without vendor, region, date, version and tag, and with hyphens only."""
-    bare = _LAST_PART.fullmatch(model.strip().casefold())
-    return re.sub(r"[._]", "-", _DATED.sub("", bare[1])) if bare else ""
 
 
 def usable(license: License | None) -> bool | None:
@@ -529,6 +538,7 @@ def _read_models(groups: Iterable[ModelGroup], where: str | None) -> list[Model]
             source_url=group.source_url,
             evidence=group.evidence,
             note=group.note,
+            family=group.name,
         )
         for group in groups
         for chat, listed in ((True, group.chat), (False, group.pretrained))

@@ -27,18 +27,11 @@ from mminstruct.licenses.advice import (
 from mminstruct.licenses.cards import Declared, declared
 from mminstruct.licenses.composition import EVIDENCE, Part, Role, Verdict, compose, why_not
 from mminstruct.licenses.elsewhere import DataSet, parts_of, read_data_set
+from mminstruct.licenses.entries import License
 from mminstruct.licenses.hosts import is_public
 from mminstruct.licenses.lineage import model_parts, named_model
 from mminstruct.licenses.names import hub_id
-from mminstruct.licenses.registry import (
-    ENDPOINTS_JOINT,
-    License,
-    Registry,
-    load,
-    text_of,
-    together,
-    usable,
-)
+from mminstruct.licenses.registry import ENDPOINTS_JOINT, Registry, load, text_of, together, usable
 from mminstruct.licenses.use import Tally, Use
 
 __all__ = [

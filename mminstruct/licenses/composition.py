@@ -14,16 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from mminstruct.errors import UsageError
-from mminstruct.licenses.registry import (
-    Evidence,
-    License,
-    Obligation,
-    OutputTraining,
-    Registry,
-    Terms,
-    together,
-    usable,
-)
+from mminstruct.licenses.entries import Evidence, License, Obligation, OutputTraining, Terms
+from mminstruct.licenses.registry import Registry, together, usable
 
 Role = Literal["annotations", "prompts", "images", "model", "service"]
 _ROLES: tuple[Role, ...] = get_args(Role)

@@ -28,8 +28,9 @@ from msgspec.json import decode
 from mminstruct.errors import UsageError
 from mminstruct.licenses.cards import front_matter
 from mminstruct.licenses.composition import EVIDENCE, Part
+from mminstruct.licenses.entries import Family, MadeElsewhere
 from mminstruct.licenses.lineage import find_terms, model_parts
-from mminstruct.licenses.registry import ENDPOINTS_JOINT, Family, MadeElsewhere, Registry
+from mminstruct.licenses.registry import ENDPOINTS_JOINT, Registry
 
 _ROWS = (".parquet", ".jsonl", ".ndjson", ".json", ".jsonl.gz", ".json.gz")
 # The last word of a field that names a writer, and words of those that name another kind of model.

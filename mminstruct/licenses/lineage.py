@@ -14,6 +14,7 @@ from mminstruct.errors import UsageError
 from mminstruct.licenses import cards
 from mminstruct.licenses.cards import Declared, declared
 from mminstruct.licenses.composition import EVIDENCE, STRICTNESS, Part
+from mminstruct.licenses.entries import Terms
 from mminstruct.licenses.names import (
     Words,
     bare_address,
@@ -23,7 +24,7 @@ from mminstruct.licenses.names import (
     licence_words,
     split_words,
 )
-from mminstruct.licenses.registry import Model, Registry, Terms
+from mminstruct.licenses.registry import Model, Registry
 from mminstruct.licenses.services import find_services
 
 _UNREGISTERED = "no entry has this exact id"

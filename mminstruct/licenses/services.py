@@ -12,9 +12,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mminstruct.licenses.composition import Part
+from mminstruct.licenses.entries import Endpoint
 from mminstruct.licenses.hosts import is_public
 from mminstruct.licenses.names import plain_name
-from mminstruct.licenses.registry import PUBLIC, UNREGISTERED, Endpoint, Registry
+from mminstruct.licenses.registry import PUBLIC, UNREGISTERED, Registry
 
 _ENTER_IT = (
     "; enter what its terms say with --licenses, or that it is a server of your own (own_server)"

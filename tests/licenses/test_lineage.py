@@ -177,6 +177,7 @@ def card(folder: Path, front: str) -> Path:
         (f"---\nbase_model: {HUB}a/b\n---\n", (), ("a/b",), ()),
         ("---\r\nlicense: mit\r\n---\r\n", ("mit",), (), ()),
         ("# no front matter\n---\nlicense: mit\n---\n", (), (), ()),
+        ("---\n\n---\n", (), (), ()),
         ("", (), (), ()),
     ],
 )  # fmt: skip

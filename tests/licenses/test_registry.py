@@ -12,8 +12,8 @@ import yaml
 
 from mminstruct import licenses, sources
 from mminstruct.errors import ConfigError
+from mminstruct.licenses.entries import License, Terms
 from mminstruct.licenses.hosts import is_public
-from mminstruct.licenses.registry import License, Terms
 from mminstruct.recipe import find_annotation_parts
 from mminstruct.sources._image_licenses import IMAGE_LICENSES
 

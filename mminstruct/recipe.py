@@ -161,11 +161,13 @@ class Recipe:
         return [prompt, *find_annotation_parts(self.registry, self.source.info)]
 
     @cached_property
-    def verdict(self) -> Verdict:
-        """What the text of the rows may be used for; images are not part of them."""
+    def model_parts(self) -> tuple[Part, ...]:
+        """The terms of the model's outputs, looked up once in a run."""
+        if self.like:
+            return self.like.model_parts
         config, backend = self.config, self.backend
         path = Path(config.model or "").expanduser() if backend.repo_id is None else None
-        model = licenses.model_parts(
+        return licenses.model_parts(
             self.registry,
             name=backend.model,
             repo_id=config.model_id or backend.repo_id,
@@ -173,7 +175,11 @@ class Recipe:
             endpoints=backend.endpoints,
             given=config.model_id is not None,
         )
-        return licenses.compose(self.registry, [*self.text_parts, *model])
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """What the text of the rows may be used for; images are not part of them."""
+        return licenses.compose(self.registry, [*self.text_parts, *self.model_parts])
 
     @cached_property
     def plan(self) -> Plan:

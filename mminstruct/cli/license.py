@@ -41,11 +41,12 @@ from mminstruct.sources import find_infos
 def add_arguments(parser: Parser) -> None:
     """Add those of the command."""
     parser.description = (
-        "What the rows of sources and a model may be used for, and why. Nothing is "
-        "asked of any model, and nothing is downloaded: images are counted where annotation files "
-        "are at hand. Without --model_source, the model is one of your own: a GGUF file, a "
-        "folder, or what the exact id on the Hub stands for. A file of rows, a card or a folder "
-        "with both is a data set made elsewhere, told by the generator that it names."
+        "What the rows of sources and a model may be used for, and why. Nothing is asked of any "
+        "model, and nothing is downloaded but the card of an id on the Hub that has no entry: "
+        "images are counted where annotation files are at hand. Without --model_source, the "
+        "model is one of your own: a GGUF file, a folder, or what the id on the Hub stands for. A "
+        "file of rows, a card or a folder with both is a data set made elsewhere, told by the "
+        "generator that it names."
     )
     parser.set_defaults(command=_license)
     parser.add_argument(

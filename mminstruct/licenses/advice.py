@@ -9,7 +9,8 @@ from typing import get_args
 
 from mminstruct.errors import UsageError
 from mminstruct.licenses.composition import Part, Verdict, compose
-from mminstruct.licenses.registry import Model, OutputTraining, Registry, Terms
+from mminstruct.licenses.entries import OutputTraining, Terms
+from mminstruct.licenses.registry import Model, Registry
 from mminstruct.licenses.use import Use
 
 WIDTH = 80

@@ -14,21 +14,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from mminstruct.errors import UsageError
-from mminstruct.licenses.registry import (
-    Evidence,
-    License,
-    Obligation,
-    OutputTraining,
-    Registry,
-    Terms,
-    together,
-    usable,
-)
+from mminstruct.licenses.entries import Evidence, License, Obligation, OutputTraining, Terms
+from mminstruct.licenses.registry import Registry, together, usable
 
 Role = Literal["annotations", "prompts", "images", "model", "service"]
 _ROLES: tuple[Role, ...] = get_args(Role)
 # From free to barred; what isn't known stands between what is allowed and what is not.
-_STRICTNESS: tuple[OutputTraining, ...] = get_args(OutputTraining)
+STRICTNESS: tuple[OutputTraining, ...] = get_args(OutputTraining)
 _SAYS: dict[OutputTraining, str] = {
     "allowed": "outputs may train any model",
     "conditional": "outputs may train any model, on conditions",
@@ -70,6 +62,11 @@ class Part:
             return usable(self.by)
         answers = {"allowed": True, "conditional": True, "unknown": None}
         return answers.get(self.by.output_training, False) if self.by else None
+
+    @property
+    def output_training(self) -> OutputTraining:
+        """What the terms of a model or a service say about outputs."""
+        return self.by.output_training if isinstance(self.by, Terms) else "unknown"
 
     @property
     def redistribution(self) -> bool:
@@ -232,8 +229,8 @@ def _find_strictest(parts: tuple[Part, ...]) -> OutputTraining:
     says: list[OutputTraining] = ["allowed"]
     for part in parts:
         if part.role in ("model", "service"):
-            says.append(part.by.output_training if isinstance(part.by, Terms) else "unknown")
-    return max(says, key=_STRICTNESS.index)
+            says.append(part.output_training)
+    return max(says, key=STRICTNESS.index)
 
 
 def _is_unknown(by: License | Terms) -> bool:

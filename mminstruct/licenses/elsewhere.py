@@ -26,9 +26,11 @@ from msgspec import Raw
 from msgspec.json import decode
 
 from mminstruct.errors import UsageError
+from mminstruct.licenses.cards import front_matter
 from mminstruct.licenses.composition import EVIDENCE, Part
-from mminstruct.licenses.lineage import front_matter, model_parts
-from mminstruct.licenses.registry import ENDPOINTS_JOINT, Family, MadeElsewhere, Registry
+from mminstruct.licenses.entries import Family, MadeElsewhere
+from mminstruct.licenses.lineage import find_terms, model_parts
+from mminstruct.licenses.registry import ENDPOINTS_JOINT, Registry
 
 _ROWS = (".parquet", ".jsonl", ".ndjson", ".json", ".jsonl.gz", ".json.gz")
 # The last word of a field that names a writer, and words of those that name another kind of model.
@@ -209,7 +211,10 @@ def _trace(registry: Registry, who: Writer, said: str) -> Iterator[Part]:
     endpoints = who.endpoint.split(ENDPOINTS_JOINT) if who.endpoint else ()
     own = who.name if who.name.count("/") == 1 else None
     for id in ids or (own,):
-        for part in model_parts(registry, name=who.name, repo_id=id, endpoints=endpoints):
+        # Rows may name a thousand ids: no card of theirs is asked for.
+        for part in model_parts(
+            registry, name=who.name, repo_id=id, endpoints=endpoints, read_cards=False
+        ):
             yield replace(part, note=part.note + said)
 
 
@@ -239,7 +244,7 @@ def _words_of(name: str) -> tuple[str, ...]:
 
 def _look_up(registry: Registry, what: str, name: str, said: str) -> Iterator[Part]:
     """The licence or the terms of that name, or of all that ``-and-`` joins, as releases do."""
-    by = registry.license(name) or registry.terms_named(name)
+    by = registry.license(name) or find_terms(registry, name)
     parts = name.split("-and-")
     if by is None and len(parts) > 1:
         for part in parts:

@@ -125,7 +125,7 @@ def test_parts_are_told_from_barred_to_free() -> None:
 
 
 def test_parts_without_room_are_counted() -> None:
-    verdict = composed("Qwen/Qwen3-8B", "google/gemma-3-4b-it", "nobody/x", LLAMA2)
+    verdict = composed("Qwen/Qwen3-8B", "google/gemma-3-4b-it", "nobody-x", LLAMA2)
     assert decisive_lines(verdict)[-1] == "  - and 3 more, which bind no more"
     assert len(decisive_lines(verdict)) == 4  # the next one needs two
     narrow = decisive_lines(verdict, 30)

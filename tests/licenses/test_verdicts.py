@@ -17,7 +17,8 @@ import pytest
 
 from mminstruct import licenses
 from mminstruct.licenses import Verdict
-from mminstruct.licenses.registry import Model, OutputTraining
+from mminstruct.licenses.entries import OutputTraining
+from mminstruct.licenses.registry import Model
 from mminstruct.recipe import find_annotation_parts
 from mminstruct.sources import get
 

@@ -32,6 +32,7 @@ from mminstruct.rows import columns, replacing
 from mminstruct.rows.plan import Plan
 from mminstruct.rows.report import Report
 from mminstruct.sources import SourceInfo
+from mminstruct.sources.own import OPTIONS
 from mminstruct.version import __version__
 
 # What is worked out here for each builder.
@@ -183,13 +184,14 @@ def find_infos(names: Sequence[str], arguments: Mapping[str, Any]) -> dict[str, 
 
     Args:
         names: as `sources.get` takes them.
-        arguments: those that are options of sources say what there is.
+        arguments: those that are options of data of one's own say what there is.
     """
     if not names:
         raise UsageError("sources: expected at least one, got none; mminstruct list shows all")
     found: dict[str, tuple[str, SourceInfo]] = {}
     for name in names:
-        own = {o: v for o, v in arguments.items() if o in sources.options_of(name)}
+        known = OPTIONS.keys() & sources.options_of(name)
+        own = {option: value for option, value in arguments.items() if option in known}
         info = sources.get(name, own).info
         found.setdefault(info.name, (name, info))
     return dict(found.values())

@@ -280,7 +280,9 @@ def test_nothing_of_the_working_folder_is_run_for_a_source_of_the_package(folder
     for name in ("birds", "broken"):
         trap = f"open('ran', 'w').close()\n{SOURCE}"
         (folder / "sources" / f"{name}.py").write_text(trap, encoding="utf-8")
-    command = ("generate", "SAMPLE", "--dry_run", "--output_path", "out")
+    (folder / "sources" / "out.py").write_text("open('ran', 'w').close()", encoding="utf-8")
+    assert cli.run(["export", "out", "--format", "jsonl"]) == USAGE
+    command = ("generate", "SAMPLE", "--dry_run", "--output_path", "rows")
     done = subprocess.run([*COMMAND, *command], capture_output=True, text=True, check=False)
     assert done.returncode == DONE, done.stderr
     assert not (folder / "ran").exists()

@@ -23,6 +23,7 @@ from mminstruct.resources import printable
 
 USAGE = 2
 _MODEL_SOURCE = ("--model_source", "--model-source")
+_OF_SOURCES = ("generate", "estimate", "show", "license")
 _Given = list[tuple[argparse.Action, list[str]]]
 
 
@@ -44,7 +45,8 @@ class Parser(argparse.ArgumentParser):
             words.extendleft(reversed(_words_in(words.popleft())))
         commands = self.commands()
         if words and words[0] in commands:
-            _load_named(words)
+            if words[0] in _OF_SOURCES:
+                _load_named(words)
             command = commands[words.popleft()].fill()
             given, others, unknown = command._sort(words)
             if unknown:

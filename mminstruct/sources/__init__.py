@@ -94,8 +94,8 @@ def find_infos(names: Sequence[str], arguments: Mapping[str, Any]) -> dict[str, 
         raise UsageError("sources: expected at least one, got none; mminstruct list shows all")
     found: dict[str, tuple[str, SourceInfo]] = {}
     for name in names:
-        is_own = any(_module_of(part) is own for part in parts_of(name))
-        given = {o: v for o, v in arguments.items() if is_own and o in options_of(name)}
+        taken = own.OPTIONS.keys() & options_of(name)
+        given = {option: value for option, value in arguments.items() if option in taken}
         info = get(name, given).info
         found.setdefault(info.name, (name, info))
     return dict(found.values())

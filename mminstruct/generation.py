@@ -185,6 +185,9 @@ def find_infos(names: Sequence[str], arguments: Mapping[str, Any]) -> dict[str, 
     Args:
         names: as `sources.get` takes them.
         arguments: those that are options of data of one's own say what there is.
+
+    Raises:
+        UsageError: there is no such source, or two of one's own have one name.
     """
     if not names:
         raise UsageError("sources: expected at least one, got none; mminstruct list shows all")
@@ -193,7 +196,12 @@ def find_infos(names: Sequence[str], arguments: Mapping[str, Any]) -> dict[str, 
         known = OPTIONS.keys() & sources.options_of(name)
         own = {option: value for option, value in arguments.items() if option in known}
         info = sources.get(name, own).info
-        found.setdefault(info.name, (name, info))
+        before, _ = found.setdefault(info.name, (name, info))
+        if before != name and OPTIONS.keys() <= sources.options_of(name):
+            raise UsageError(
+                f"{name}: got the name {info.name!r}, which is that of {before}, too; give each a "
+                "name of its own in a description (mminstruct describe)"
+            )
     return dict(found.values())
 
 

@@ -66,7 +66,7 @@ class IncompleteWarning(UserWarning):
 
 
 @dataclass
-class BuilderConfig(InstructConfig):
+class BuilderConfig(InstructConfig, datasets.BuilderConfig):
     """An `InstructConfig` that looks up what it names when `datasets` asks it for its id.
 
     Attributes:

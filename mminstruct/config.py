@@ -13,8 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import datasets
-
 from mminstruct import backends, sources
 from mminstruct.backends import BackendOptions
 from mminstruct.completions.buckets import Rates
@@ -68,7 +66,7 @@ def _field(
 
 
 @dataclass
-class InstructConfig(datasets.BuilderConfig):
+class InstructConfig:
     """The arguments of `load_dataset` for an instruction builder; ``--help`` shows these words.
 
     Annotation files are taken from ``data_dir`` where it is given, and from nowhere else. Limits
@@ -123,6 +121,7 @@ class InstructConfig(datasets.BuilderConfig):
         price_out: price of a million answer tokens.
     """
 
+    data_dir: str | None = None
     source: str = ""
     backend: str = _field("llama_cpp", "model", "NAME", name="model_source")
     model: str | None = _field(None, "model")
@@ -206,9 +205,10 @@ class InstructConfig(datasets.BuilderConfig):
                 if not is_list or not all(isinstance(one, str) for one in several):
                     raise UsageError(f"{name}: expected a list of texts, got {several!r}")
         for field_name, options in OWN_OPTIONS.items():
-            known, given = options(), getattr(self, field_name)
+            given = getattr(self, field_name)
             if not isinstance(given, dict):
                 raise UsageError(f"{field_name}: expected a dict of options, got {given!r}")
+            known = options() if given else {}
             for name, value in given.items():
                 if name in known:
                     _check_type(name, value, (known[name][0].type,))
@@ -314,7 +314,10 @@ def read_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
             raise UsageError(f"{name}: another name of {ours}; give one of them")
         if (value := found.pop(name, None)) is not None:
             found[ours] = value
-    fields = [field.name for field in dataclasses.fields(InstructConfig)]
+    import datasets  # which takes a second
+
+    configs = (datasets.BuilderConfig, InstructConfig)
+    fields = [field.name for config in configs for field in dataclasses.fields(config)]
     of_datasets = inspect.signature(datasets.DatasetBuilder).parameters.keys() - _NOT_TAKEN
     for unknown in sorted(found.keys() - {*fields, *of_datasets}):
         known = [*fields, *ALIASES]

@@ -31,8 +31,7 @@ from mminstruct.reports.estimate import Estimate
 from mminstruct.rows import columns, replacing
 from mminstruct.rows.plan import Plan
 from mminstruct.rows.report import Report
-from mminstruct.sources import SourceInfo
-from mminstruct.sources.own import OPTIONS
+from mminstruct.sources import SourceInfo, find_infos
 from mminstruct.version import __version__
 
 # What is worked out here for each builder.
@@ -177,32 +176,6 @@ def _origin_of(
         command=command,
         written_on=day,
     )
-
-
-def find_infos(names: Sequence[str], arguments: Mapping[str, Any]) -> dict[str, SourceInfo]:
-    """The sources that were asked for, by their names as given; each once, however it was written.
-
-    Args:
-        names: as `sources.get` takes them.
-        arguments: those that are options of data of one's own say what there is.
-
-    Raises:
-        UsageError: there is no such source, or two of one's own have one name.
-    """
-    if not names:
-        raise UsageError("sources: expected at least one, got none; mminstruct list shows all")
-    found: dict[str, tuple[str, SourceInfo]] = {}
-    for name in names:
-        known = OPTIONS.keys() & sources.options_of(name)
-        own = {option: value for option, value in arguments.items() if option in known}
-        info = sources.get(name, own).info
-        before, _ = found.setdefault(info.name, (name, info))
-        if before != name and OPTIONS.keys() <= sources.options_of(name):
-            raise UsageError(
-                f"{name}: got the name {info.name!r}, which is that of {before}, too; give each a "
-                "name of its own in a description (mminstruct describe)"
-            )
-    return dict(found.values())
 
 
 def make_builders(

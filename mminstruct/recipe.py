@@ -13,9 +13,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import datasets
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from mminstruct import backends, licenses, prompts, sources, splits
 from mminstruct.backends import Backend
@@ -34,6 +32,9 @@ from mminstruct.rows.requests import requests_dataset
 from mminstruct.schema import Sampling, digest
 from mminstruct.sources import Files, ReadReport, Source, SourceInfo
 from mminstruct.sources._annotation_file import not_found
+
+if TYPE_CHECKING:
+    import datasets
 
 _log = logging.getLogger(__name__)
 
@@ -159,11 +160,13 @@ class Recipe:
         return [prompt, *find_annotation_parts(self.registry, self.source.info)]
 
     @cached_property
-    def verdict(self) -> Verdict:
-        """What the text of the rows may be used for; images are not part of them."""
+    def model_parts(self) -> tuple[Part, ...]:
+        """The terms of the model's outputs, looked up once in a run."""
+        if self.like:
+            return self.like.model_parts
         config, backend = self.config, self.backend
         path = Path(config.model or "").expanduser() if backend.repo_id is None else None
-        model = licenses.model_parts(
+        return licenses.model_parts(
             self.registry,
             name=backend.model,
             repo_id=config.model_id or backend.repo_id,
@@ -171,7 +174,11 @@ class Recipe:
             endpoints=backend.endpoints,
             given=config.model_id is not None,
         )
-        return licenses.compose(self.registry, [*self.text_parts, *model])
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """What the text of the rows may be used for; images are not part of them."""
+        return licenses.compose(self.registry, [*self.text_parts, *self.model_parts])
 
     @cached_property
     def plan(self) -> Plan:
@@ -408,7 +415,7 @@ def compose_verdict(recipes: Sequence[Recipe]) -> Verdict:
     return licenses.compose(recipes[0].registry, parts)
 
 
-Found = Sequence[tuple[Recipe, Sequence[datasets.Dataset]]]
+Found: TypeAlias = "Sequence[tuple[Recipe, Sequence[datasets.Dataset]]]"
 """The recipe of each source of a run, with the requests of its splits."""
 
 

@@ -6,8 +6,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import datasets
-
 from mminstruct.errors import UsageError
 
 ALL = "all"
@@ -22,6 +20,8 @@ def specs(split: Any) -> list[str]:
         return [spec for one in split for spec in specs(one)]
     if split is None:
         return []
+    import datasets  # which takes a second
+
     text = split.to_spec() if isinstance(split, datasets.ReadInstruction) else str(split)
     return [spec.strip() for spec in text.split("+")]
 

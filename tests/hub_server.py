@@ -1,4 +1,4 @@
-"""A dataset Hub on loopback: its API, its checks and its storage, in memory.
+"""A Hub on loopback: datasets with its API, checks and storage, and cards of models, in memory.
 
 It offers plain LFS (basic and multipart) and no Xet, like mirrors of the Hub do.
 
@@ -116,7 +116,10 @@ class HubServer(LoopbackServer):
     """Holds dataset repositories and counts what it is asked.
 
     Attributes:
-        repos: ``user/name`` -> repository.
+        repos: ``user/name`` -> dataset repository.
+        cards: ``user/name`` of a model -> its README.md, None for a repository without one.
+        gated: models whose files take the token.
+        renamed: models that are called otherwise now.
         faults: what is asked, by the name of its handler (``whoami``, ``create``, ``commit`` ...),
             -> what goes wrong: called with the request; gives None to answer well, DROP or HANG, or
             a status. A fault of ``put`` comes after `read_at_most` bytes of the upload.
@@ -131,6 +134,9 @@ class HubServer(LoopbackServer):
     def __init__(self) -> None:
         super().__init__()
         self.repos: dict[str, Repo] = {}
+        self.cards: dict[str, str | None] = {}
+        self.gated: set[str] = set()
+        self.renamed: dict[str, str] = {}
         self.faults: dict[str, Fault] = {}
         self.read_at_most = 0
         self.reached = threading.Event()
@@ -182,6 +188,7 @@ class HubServer(LoopbackServer):
             ("POST", "/lfs/{owner}/{name}/{oid}", self.complete),
             ("POST", "/verify/{owner}/{name}", self.verify),
             ("GET", f"{data}/resolve/{{revision}}/{{path:.+}}", self.resolve),
+            ("GET", "/{owner}/{name}/resolve/{revision}/{path:.+}", self.card),
         ):
             app.router.add_route(method, path, self._guarded(handler))
             if method == "GET":
@@ -451,6 +458,28 @@ class HubServer(LoopbackServer):
             raise _Refused(409, f"Tag {name} exists already")
         repo.tags[name] = self._commit(request, repo).oid
         return web.json_response({"success": True})
+
+    def card(self, request: web.Request) -> web.Response:
+        asked = request.match_info
+        repo_id = f"{asked['owner']}/{asked['name']}"
+        if repo_id in self.renamed:
+            moved = request.path.replace(repo_id, self.renamed[repo_id], 1)
+            return web.Response(status=307, headers={"Location": moved})
+        is_known = "Authorization" in request.headers
+        if repo_id in self.gated and not is_known:
+            raise _Refused(401, f"Access to model {repo_id} is restricted", "GatedRepo")
+        if repo_id not in self.cards:
+            raise _Refused(404 if is_known else 401, "Repository not found", "RepoNotFound")
+        if asked["revision"] not in (_BRANCH, "v1"):
+            raise _Refused(404, "Invalid rev id", "RevisionNotFound")
+        text = self.cards[repo_id]
+        commit = hashlib.sha1(repr((asked["revision"], text)).encode()).hexdigest()  # noqa: S324
+        if text is None or asked["path"] != "README.md":
+            headers = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}
+            return web.Response(status=404, headers=headers)
+        file = File(text.encode(), is_lfs=False)
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{file.etag}"'}
+        return web.Response(body=file.content, headers=headers)
 
     def resolve(self, request: web.Request) -> web.Response:
         commit = self._commit(request, self._repo(request))

@@ -37,6 +37,7 @@ def config(**changes: Any) -> PromptConfig:
         "version": "1.0.0",
         "license": "CC0-1.0",
         "description": "For tests.",
+        "filters": [],
         "forbidden_phrases": ["the caption", "bounding box", "isn't specified"],
         "types": {"turns": turns, "turn": {**turns, "answer_form": "turn"}, "text": text},
     }

@@ -138,7 +138,7 @@ def test_several_sources_look_the_model_and_the_licences_up_once(folder: Path) -
         "source": 1,
         "own.yaml": 2,
         "mine.yaml": 1,
-        "model/README.md": 2,
+        "model/README.md": 1,
         "backend": 3,
         "backend opened": 2,
     }

@@ -49,6 +49,18 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
+    "question", [["COCO2017", "--model", "Qwen/Qwen3-8B"], ["liuhaotian/LLaVA-Instruct-150K"]]
+)
+def test_a_verdict_needs_none_of_what_makes_rows(question: list[str]) -> None:
+    heavy = ("datasets", "openai", "torch", "transformers", "mminstruct.builder")
+    code = (
+        "import sys; from mminstruct import cli; cli.run(['license', *sys.argv[1:]]);"
+        f"print([m for m in {heavy!r} if m in sys.modules])"
+    )
+    assert python(code, *question) == "[]"
+
+
+@pytest.mark.parametrize(
     "imports",
     [
         "import mminstruct.errors; from datasets import load_dataset",

@@ -80,6 +80,6 @@ def find_flaw(answer: str, kind: InstructionType, *, question: str = "") -> Reje
         most = max(Counter(sentences).values())
         if most >= REPEATS:
             return Rejected("repetition", f"one sentence {most} times")
-    if (question, answer) in kind.example_turns:
+    if is_long(answer) and (question, answer) in kind.example_turns:
         return Rejected("copied_example", "the answer is a few-shot example's")
     return None

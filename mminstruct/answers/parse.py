@@ -10,6 +10,12 @@ from collections import Counter
 from dataclasses import dataclass
 
 from mminstruct.answers.asides import PREAMBLE, TEXT_LABEL, drop_tail, find_title, split_parts
+from mminstruct.answers.filters import (
+    asks_again,
+    drop_emphasis,
+    reject_form,
+    reject_whole,
+)
 from mminstruct.answers.flaws import REPEATS, Rejected, find_flaw, is_long, reject_cut, reject_leak
 from mminstruct.answers.forms import read_form
 from mminstruct.answers.turns import (
@@ -122,10 +128,18 @@ def _parse_text(
         return Rejected("empty", "nothing but a preamble")
     if _has_turns(body):
         return Rejected("wrong_form", "questions and answers where a text was asked for")
+    turn = _clean(Turn(question, body), config)
     flaw = reject_leak(config, body) or find_flaw(body, kind) or reject_cut(body)
-    if flaw:
-        return flaw
-    return Parsed((Turn(question, body),), tuple(dict.fromkeys(notes)))
+    flaw = flaw or reject_form(turn, config.filters, kind.example_turns)
+    return (
+        flaw or reject_whole([turn], config.filters) or Parsed((turn,), tuple(dict.fromkeys(notes)))
+    )
+
+
+def _clean(turn: Turn, config: PromptConfig) -> Turn:
+    if "markup" not in config.filters:
+        return turn
+    return Turn(drop_emphasis(turn.question), drop_emphasis(turn.answer))
 
 
 def _has_turns(text: str) -> bool:
@@ -163,15 +177,20 @@ def _parse_turns(
         turns = [Turn(turn.question[1:-1], turn.answer[1:-1]) for turn in turns]  # YAML
     leaky = config.find_leak(text) is not None
     kept: list[Turn] = []
-    seen: set[str] = set()
+    seen: list[str] = []
     answers: Counter[str] = Counter()
-    for turn in turns:
+    for turn in [_clean(turn, config) for turn in turns]:
         problem = reject_leak(config, f"{turn.question}\n{turn.answer}") if leaky else None
         problem = problem or find_flaw(turn.answer, kind, question=turn.question)
-        if problem is None and turn is turns[-1]:
+        if problem is None and len(kept) == len(turns) - 1:
             problem = reject_cut(turn.answer)
+        problem = problem or reject_form(turn, config.filters, kind.example_turns)
         normal = " ".join(turn.question.lower().split())
-        if problem is None and normal in seen:
+        if problem is None and "repeated_question" in config.filters:
+            is_again = asks_again(normal, seen)
+        else:
+            is_again = normal in seen
+        if problem is None and is_again:
             problem = Rejected("repetition", f"question asked twice: {turn.question!r}")
         again = answers[turn.answer]
         if problem is None and again >= (1 if is_long(turn.answer) else REPEATS - 1):
@@ -180,7 +199,7 @@ def _parse_turns(
             notes.append(problem.reason)
             flaw = problem  # comes before what ended the pairing
             break
-        seen.add(normal)
+        seen.append(normal)
         answers[turn.answer] += 1
         kept.append(turn)
     if not kept:
@@ -188,4 +207,4 @@ def _parse_turns(
     if kind.answer_form == "turn" and len(kept) > 1:
         kept = kept[:1]
         notes.append("extra_turns")
-    return Parsed(tuple(kept), tuple(dict.fromkeys(notes)))
+    return reject_whole(kept, config.filters) or Parsed(tuple(kept), tuple(dict.fromkeys(notes)))

@@ -79,6 +79,11 @@ class Parser(argparse.ArgumentParser):
         options = self.fill()._option_string_actions
         return [option for option in options if option.startswith("--")]
 
+    def given(self, args: argparse.Namespace) -> set[str]:
+        """The flags that have other values than their defaults, by their names in ``args``."""
+        flags = (action for action in self._actions if action.option_strings)
+        return {a.dest for a in flags if getattr(args, a.dest, a.default) != a.default}
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             hint = did_you_mean(str(value), map(str, action.choices))
@@ -140,11 +145,11 @@ class Parser(argparse.ArgumentParser):
         for _, values in several:
             values[:] = _separate(values)
             if takes_sources:
-                first = next((n for n, v in enumerate(values) if n and _is_source(v)), len(values))
+                first = next((n for n, v in enumerate(values) if n and is_source(v)), len(values))
                 others += values[first:]
                 del values[first:]
         taken = {action.dest for action, _ in given}
-        taken |= {places[0].dest for word in others if takes_sources and _is_source(word)}
+        taken |= {places[0].dest for word in others if takes_sources and is_source(word)}
         files = [value for action, values in given if action.dest == "config" for value in values]
         found = [flag for file in files for flag in self._flags_in(file, taken)]
         others += [word for action, values in found if action in places for word in values]
@@ -164,7 +169,7 @@ class Parser(argparse.ArgumentParser):
             values.remove(value)
             others.append(value)
         if takes_sources:
-            others.sort(key=lambda word: not _is_source(word))
+            others.sort(key=lambda word: not is_source(word))
         return found
 
     def _flags_in(self, file: str, given: Collection[str]) -> Iterator[tuple[Any, list[str]]]:
@@ -209,7 +214,8 @@ def _is_flag(word: str) -> bool:
     return bool(re.match(r"-[^\d.]", word))
 
 
-def _is_source(word: str) -> bool:
+def is_source(word: str) -> bool:
+    """Whether it is the name of a source, or of several joined."""
     from mminstruct import sources
 
     return sources.is_source(word)

@@ -11,9 +11,10 @@ from mminstruct.cli.arguments import Parser
 from mminstruct.cli.console import print_text, quiet_libraries, say
 from mminstruct.cli.flags import add_flags, add_run_arguments
 from mminstruct.cli.runs import config_arguments
-from mminstruct.generation import find_infos, make_builders
+from mminstruct.generation import make_builders
 from mminstruct.recipe import introduce
 from mminstruct.reports import estimate, estimate_text
+from mminstruct.sources import find_infos
 
 
 def add_arguments(parser: Parser) -> None:

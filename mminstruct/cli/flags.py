@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from mminstruct import backends, export, sources
+from mminstruct import backends, sources
 from mminstruct.cli.arguments import Parser
 from mminstruct.config import ALIASES, flags, kinds_of
 from mminstruct.schema import Option
@@ -23,7 +23,7 @@ def add_run_arguments(parser: Parser) -> None:
     add_flags(parser.add_argument_group("source"), flags_of_options(sources.options()))
     add_flags(parser.add_argument_group("what to generate"), CONTENT_FLAGS)
     add_flags(parser.add_argument_group("sampling"), SAMPLING_FLAGS)
-    add_flags(parser.add_argument_group("output"), _OUTPUT_FLAGS)
+    add_flags(parser.add_argument_group("output"), _output_flags())
     running = parser.add_argument_group("how to run (changes no row)")
     add_flags(running, _RUNTIME_FLAGS)
     running.add_argument(
@@ -89,21 +89,29 @@ CONTENT_FLAGS = {
     },
 }
 SAMPLING_FLAGS = _flags_of_fields("sampling")
-_OUTPUT_FLAGS: dict[str, dict[str, Any]] = {
-    "output_path": {"metavar": "PATH", "help": "folder or file (default: by format)"},
-    "output_format": {
-        "choices": ("dataset", *export.FILE_FORMATS),
-        "help": "dataset (a folder for the Hub; default), or the form of a trainer, as export "
-        "writes it; .jsonl paths choose jsonl, .json paths llava-instruct",
-    },
-    "overwrite": {"action": "store_true", "help": "replace what another model, prompt config or "
-                  "sampling made there, or what has more"},
-    "show": {"type": int, "default": 0, "metavar": "N", "help": "print N rows at the end"},
-}  # fmt: skip
 _RUNTIME_FLAGS = {
     **_flags_of_fields("runtime"),
     "yes": {"action": "store_true", "help": "go on without a question, whatever it may cost"},
 }
+
+
+def _output_flags() -> dict[str, dict[str, Any]]:
+    from mminstruct import export  # which takes a second
+
+    return {
+        "output_path": {"metavar": "PATH", "help": "folder or file (default: by format)"},
+        "output_format": {
+            "choices": ("dataset", *export.FILE_FORMATS),
+            "help": "dataset (a folder for the Hub; default), or the form of a trainer, as export "
+            "writes it; .jsonl paths choose jsonl, .json paths llava-instruct",
+        },
+        "overwrite": {
+            "action": "store_true",
+            "help": "replace what another model, prompt config or sampling made there, or what "
+            "has more",
+        },
+        "show": {"type": int, "default": 0, "metavar": "N", "help": "print N rows at the end"},
+    }
 
 
 def config_of(args: argparse.Namespace) -> dict[str, Any]:

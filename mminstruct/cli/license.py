@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import sys
+import textwrap
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import datasets
-
 from mminstruct import backends, licenses, resources, sources
-from mminstruct.cli.arguments import Parser
+from mminstruct.cli.arguments import Parser, is_source
 from mminstruct.cli.console import print_text, say
 from mminstruct.cli.flags import (
     CONFIG_FLAG,
@@ -32,31 +33,50 @@ from mminstruct.cli.runs import (
 from mminstruct.completions.prices import price_of
 from mminstruct.config import InstructConfig
 from mminstruct.errors import UsageError, lacking
-from mminstruct.generation import find_infos
 from mminstruct.recipe import Recipe
 from mminstruct.rows.contexts import media_licenses
+from mminstruct.sources import find_infos
 
 
 def add_arguments(parser: Parser) -> None:
     """Add those of the command."""
     parser.description = (
-        "What the rows of sources and a model may be used for, and why. Nothing is "
-        "asked of any model, and nothing is downloaded: images are counted where annotation files "
-        "are at hand. Without --model_source, the model is one of your own: a GGUF file, a "
-        "folder, or what the exact id on the Hub stands for."
+        "What the rows of sources and a model may be used for, and why. Nothing is asked of any "
+        "model, and nothing is downloaded but the card of an id on the Hub that has no entry: "
+        "images are counted where annotation files are at hand. Without --model_source, the "
+        "model is one of your own: a GGUF file, a folder, or what the id on the Hub stands for. A "
+        "file of rows, a card or a folder with both is a data set made elsewhere, told by the "
+        "generator that it names."
     )
     parser.set_defaults(command=_license)
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help=", ".join(sources.names()))
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help=f"{', '.join(sources.names())}; or FILE: rows in JSON, JSON lines or Parquet, a "
+        "README.md, a folder of them, or the id of a well-known data set",
+    )
     names = ("model_source", "model", *SERVER_FLAGS, "model_id", "licenses")
     flags = {**CONFIG_FLAG, **{name: dict(MODEL_FLAGS[name]) for name in names}}
     flags |= CONTENT_FLAGS
     flags["model_source"]["default"] = None
-    flags["json"] = {"action": "store_true", "help": "the same for machines"}
     add_flags(parser, flags)
+    add_flags(parser.add_mutually_exclusive_group(), _FORM_FLAGS)
     add_flags(parser.add_argument_group("source"), flags_of_options(sources.options()))
 
 
+_FORM_FLAGS: dict[str, dict[str, Any]] = {
+    "json": {"action": "store_true", "help": "the same for machines"},
+    "why": {"action": "store_true", "help": "every clause with its source and the day it was read"},
+}
+# What is told of a data set made elsewhere, too.
+_FOR_ALL = {"config", "licenses", "json", "why"}
+
+
 def _license(args: argparse.Namespace) -> int:
+    made = [name for name in args.sources if not is_source(name) and _is_made(name)]
+    if made:
+        return _judge_made(args, made)
     given: dict[str, Any] = {
         "licenses": args.licenses,
         "model_id": args.model_id,
@@ -99,17 +119,77 @@ def _license(args: argparse.Namespace) -> int:
         images.append(said)
         are_counted &= is_counted
     use = tally.use(verdict.commercial, registry.allows, is_counted=are_counted)
-    if args.json:
-        facts = {"said": str(use), "images": images, "alternatives": others}
-        counted = {"use": use.as_json() if are_counted else None}
-        text = json.dumps({**verdict.as_json(), **counted, **facts}, indent=2) + "\n"
-    else:
-        text = licenses.explanation(verdict, use, images, others)
-    code = print_text(text)
+    counted = use.as_json() if are_counted else None
+    facts = {"use": counted, "images": images, "alternatives": others}
+    code = _print(args, verdict, use, {use.kind: images}, others, facts)
     is_asked = by_name and args.model_id is None and not is_known
     if is_asked and (hint := _model_hint(registry, args.model)):
-        say(hint)
+        say(
+            "\n".join(
+                textwrap.wrap(hint, licenses.WIDTH - len("mminstruct: "), break_on_hyphens=False)
+            )
+        )
     return code
+
+
+def _is_made(name: str) -> bool:
+    """Whether it is a data set made elsewhere.
+
+    Raises:
+        UsageError: it is written as one, and isn't there.
+    """
+    path = Path(name).expanduser()
+    if path.exists() or name in licenses.load().datasets:
+        return True
+    if "/" in name or path.suffix:
+        raise UsageError(
+            f"{name}: expected a source, a file of rows, a card or a folder, got what is neither "
+            f"here nor a data set that is known by its id{lacking(path)}; download it, or give "
+            "another path"
+        )
+    return False
+
+
+def _judge_made(args: argparse.Namespace, names: list[str]) -> int:
+    """Tell what data sets made elsewhere may be used for, all together."""
+    if others := [name for name in args.sources if name not in names]:
+        raise UsageError(
+            f"got {', '.join(others)} and {', '.join(names)}: expected sources, whose rows a model "
+            "is to write, or data sets made elsewhere; ask for the one, then for the other"
+        )
+    for flag in args.parser.commands()["license"].given(args) - _FOR_ALL:
+        raise UsageError(
+            f"--{flag} is about rows to come, got {', '.join(names)}, whose rows are there; leave "
+            "it out"
+        )
+    registry = licenses.load(args.licenses, sources.names())
+    paths = [Path(name).expanduser() for name in names]
+    found = [
+        licenses.read_data_set(path) if path.exists() else licenses.DataSet(name, sources=[name])
+        for name, path in zip(names, paths, strict=True)
+    ]
+    parts = [part for one in found for part in licenses.parts_of(registry, one)]
+    verdict = licenses.compose(registry, parts)
+    told = {"who wrote the rows": [line for one in found for line in one.told()]}
+    facts = {"data_sets": [one.as_json() for one in found]}
+    return _print(args, verdict, licenses.Use(verdict.commercial), told, (), facts)
+
+
+def _print(
+    args: argparse.Namespace,
+    verdict: licenses.Verdict,
+    use: licenses.Use,
+    found: Mapping[str, Sequence[str]],
+    others: Sequence[str],
+    facts: Mapping[str, Any],
+) -> int:
+    """Print a verdict for people, or with more facts for machines; the exit code."""
+    if args.json:
+        known = {**verdict.as_json(), "rests_on": licenses.rests_on(verdict)}
+        return print_text(json.dumps({**known, **facts, "said": str(use)}, indent=2) + "\n")
+    is_terminal = sys.stdout and sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if is_terminal else licenses.WIDTH
+    return print_text(licenses.explanation(verdict, use, found, others, width=width, why=args.why))
 
 
 def _model_hint(registry: licenses.Registry, model: str) -> str | None:
@@ -134,9 +214,10 @@ def _images(recipe: Recipe) -> tuple[Mapping[str | None, int], str, bool]:
     source, splits = recipe.source.info, recipe.splits
     where = f"{source.name}, {' and '.join(splits)}"
     files = {split: recipe.locate(split) for split in splits}
-    cache = Path(datasets.config.HF_DATASETS_CACHE)
     found = [
-        recipe.read_contexts(f, split, cache)[0] for split, f in files.items() if f is not None
+        recipe.read_contexts(f, split, _find_cache())[0]
+        for split, f in files.items()
+        if f is not None
     ]
     if len(found) == len(splits):
         counts = Counter(chain.from_iterable(map(media_licenses, found)))
@@ -153,6 +234,12 @@ def _images(recipe: Recipe) -> tuple[Mapping[str | None, int], str, bool]:
         f"not in {resources.shown(recipe.places[0])} (--dataset_storage_path)",
         False,
     )
+
+
+def _find_cache() -> Path:
+    import datasets  # which takes a second
+
+    return Path(datasets.config.HF_DATASETS_CACHE)
 
 
 def _check_model_file(model: str) -> None:

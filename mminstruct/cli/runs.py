@@ -10,16 +10,16 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
-
-import datasets
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mminstruct import backends, sources
-from mminstruct.builder import IncompleteWarning, InstructBuilder
 from mminstruct.cli.console import say
 from mminstruct.cli.flags import DEFAULT_DIR, SERVER_FLAGS, config_of
 from mminstruct.errors import UsageError
 from mminstruct.reports.progress import ProgressLine
+
+if TYPE_CHECKING:
+    from mminstruct.builder import InstructBuilder
 
 
 def config_arguments(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
@@ -85,6 +85,10 @@ def read_base_urls(args: argparse.Namespace) -> list[str] | None:
 
 def prepare_builder(builder: InstructBuilder) -> None:
     """Generate, with the progress line; the first Ctrl-C waits for the answers in flight."""
+    import datasets  # which takes a second
+
+    from mminstruct.builder import IncompleteWarning
+
     before = signal.getsignal(signal.SIGINT)
 
     def interrupted(number: int, frame: FrameType | None) -> NoReturn:

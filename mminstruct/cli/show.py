@@ -9,8 +9,9 @@ from mminstruct.cli.arguments import Parser
 from mminstruct.cli.console import print_text, quiet_libraries
 from mminstruct.cli.flags import CONFIG_FLAG, CONTENT_FLAGS, add_flags, flags_of_options
 from mminstruct.cli.runs import check_source_options, name_places
-from mminstruct.generation import find_infos, make_builders
+from mminstruct.generation import make_builders
 from mminstruct.reports import preview
+from mminstruct.sources import find_infos
 
 
 def add_arguments(parser: Parser) -> None:

@@ -27,7 +27,6 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import unquote, urljoin, urlsplit
 
-import datasets
 import httpx2
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
@@ -82,6 +81,8 @@ def fetch(
     target = _target(download, cache_dir)
     if _is_verified(target, download):
         return target
+    import datasets  # which takes a second
+
     if datasets.config.HF_HUB_OFFLINE:
         if _is_taken(target, download):
             return target

@@ -1,11 +1,14 @@
 """Licences that compose: facts, what a model is, and what rows made of them may be used for.
 
+    names        ids, addresses and names, and models' names inside other names
     hosts        whose server a host is, and patterns of hosts
     registry     entries by id, strictly read; a user's own over ours
+    cards        what a model's own files, or its card on the Hub, say about it
     services     the service behind a URL, its terms, and what its models' names stand for
-    lineage      a model's terms, its bases' and its service's, from an exact id or its own files
+    lineage      a model's terms, its bases' and its service's, from an exact id or all evidence
     composition  annotations x prompts x model (x images) -> `Verdict`
     use          text, images and both together, in the sentence that is said everywhere
+    elsewhere    what a data set that others made says of who wrote it
     advice       the verdict in words, and free alternatives
 
 It fails closed: what isn't known is never "commercial".
@@ -13,24 +16,29 @@ It fails closed: what isn't known is never "commercial".
 
 from __future__ import annotations
 
-from mminstruct.licenses.advice import alternatives, check_commercial, explanation
-from mminstruct.licenses.composition import EVIDENCE, Part, Role, Verdict, compose, why_not
-from mminstruct.licenses.hosts import is_public
-from mminstruct.licenses.lineage import Declared, declared, model_parts, named_model
-from mminstruct.licenses.registry import (
-    ENDPOINTS_JOINT,
-    License,
-    Registry,
-    load,
-    text_of,
-    together,
-    usable,
+from mminstruct.licenses.advice import (
+    WIDTH,
+    alternatives,
+    check_commercial,
+    explanation,
+    list_lines,
+    rests_on,
 )
+from mminstruct.licenses.cards import Declared, declared
+from mminstruct.licenses.composition import EVIDENCE, Part, Role, Verdict, compose, why_not
+from mminstruct.licenses.elsewhere import DataSet, parts_of, read_data_set
+from mminstruct.licenses.entries import License
+from mminstruct.licenses.hosts import is_public
+from mminstruct.licenses.lineage import model_parts, named_model
+from mminstruct.licenses.names import hub_id
+from mminstruct.licenses.registry import ENDPOINTS_JOINT, Registry, load, text_of, together, usable
 from mminstruct.licenses.use import Tally, Use
 
 __all__ = [
     "ENDPOINTS_JOINT",
     "EVIDENCE",
+    "WIDTH",
+    "DataSet",
     "Declared",
     "License",
     "Part",
@@ -44,12 +52,17 @@ __all__ = [
     "compose",
     "declared",
     "explanation",
+    "hub_id",
     "image_part",
     "is_public",
+    "list_lines",
     "load",
     "model_parts",
     "named_model",
+    "parts_of",
     "prompt_part",
+    "read_data_set",
+    "rests_on",
     "text_of",
     "together",
     "usable",

@@ -14,21 +14,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from mminstruct.errors import UsageError
-from mminstruct.licenses.registry import (
-    Evidence,
-    License,
-    Obligation,
-    OutputTraining,
-    Registry,
-    Terms,
-    together,
-    usable,
-)
+from mminstruct.licenses.entries import Evidence, License, Obligation, OutputTraining, Terms
+from mminstruct.licenses.registry import Registry, together, usable
 
 Role = Literal["annotations", "prompts", "images", "model", "service"]
 _ROLES: tuple[Role, ...] = get_args(Role)
 # From free to barred; what isn't known stands between what is allowed and what is not.
-_STRICTNESS: tuple[OutputTraining, ...] = get_args(OutputTraining)
+STRICTNESS: tuple[OutputTraining, ...] = get_args(OutputTraining)
 _SAYS: dict[OutputTraining, str] = {
     "allowed": "outputs may train any model",
     "conditional": "outputs may train any model, on conditions",
@@ -72,22 +64,30 @@ class Part:
         return answers.get(self.by.output_training, False) if self.by else None
 
     @property
+    def output_training(self) -> OutputTraining:
+        """What the terms of a model or a service say about outputs."""
+        return self.by.output_training if isinstance(self.by, Terms) else "unknown"
+
+    @property
     def redistribution(self) -> bool:
         """Whether text made of it, or by it, may be passed on to everyone everywhere."""
         allows = self.by is None or self.by.redistribution
         return allows and not (isinstance(self.by, License) and self.by.derivatives is False)
 
     @property
+    def terms(self) -> str:
+        """Its terms and what they say, in a few words."""
+        if self.by is None:
+            return "the terms are not known here"
+        if isinstance(self.by, License):
+            return f"{self.by.title}, {_summarize(self.by)}"
+        kept = "" if self.by.redistribution else ", and not be passed on to everyone everywhere"
+        return f"{self.by.title}, {_SAYS[self.by.output_training]}{kept}"
+
+    @property
     def reason(self) -> str:
         """What it contributes, in words."""
-        if self.by is None:
-            said = "the terms are not known here"
-        elif isinstance(self.by, License):
-            said = f"{self.by.title}, {_summarize(self.by)}"
-        else:
-            said = f"{self.by.title}, {_SAYS[self.by.output_training]}"
-            if not self.by.redistribution:
-                said += ", and not be passed on to everyone everywhere"
+        said = self.terms
         if self.by is not None:
             seen = f"{EVIDENCE[self.by.evidence]}, {self.by.checked_on}"
             said += f" [{self.by.clause}; {self.by.source_url}; {seen}]"
@@ -229,8 +229,8 @@ def _find_strictest(parts: tuple[Part, ...]) -> OutputTraining:
     says: list[OutputTraining] = ["allowed"]
     for part in parts:
         if part.role in ("model", "service"):
-            says.append(part.by.output_training if isinstance(part.by, Terms) else "unknown")
-    return max(says, key=_STRICTNESS.index)
+            says.append(part.output_training)
+    return max(says, key=STRICTNESS.index)
 
 
 def _is_unknown(by: License | Terms) -> bool:

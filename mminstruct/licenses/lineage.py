@@ -1,209 +1,35 @@
-"""What a model is: an exact repository id, or what its own files say about it.
+"""What a model's outputs are under: its own terms, its bases' and its services'.
 
-A GGUF file carries its licence and where it is from in its header, a model folder in the front
-matter of its README.md. Only a full address on the Hub, or an exact id, names a model: "Llama 2 by
-Meta" does not. A fine-tune inherits from what it was made from.
-
-**Source:** https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (GGUF: layout, and the keys
-``general.*``); https://huggingface.co/docs/hub/model-cards (``license``, ``base_model``).
+A model with an entry is what the entry says; another one what all evidence says together: its own
+files or its card on the Hub, and those of what it was made from. A fine-tune inherits, and whoever
+names no licence has granted nothing. The strictest counts, so all that is said is told.
 """
 
 from __future__ import annotations
 
-import mmap
-import re
-import struct
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from mminstruct import strict_yaml
 from mminstruct.errors import UsageError
-from mminstruct.licenses.composition import EVIDENCE, Part
-from mminstruct.licenses.registry import Registry, Terms
+from mminstruct.licenses import cards
+from mminstruct.licenses.cards import Declared, declared
+from mminstruct.licenses.composition import EVIDENCE, STRICTNESS, Part
+from mminstruct.licenses.entries import Terms
+from mminstruct.licenses.names import (
+    Words,
+    bare_address,
+    find_phrases,
+    hub_id,
+    is_finer,
+    licence_words,
+    split_words,
+)
+from mminstruct.licenses.registry import Model, Registry
 from mminstruct.licenses.services import find_services
 
-_MAGIC = b"GGUF"
-_VERSIONS = (2, 3)
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q"}
-_SCALARS[12] = "d"
-_STRING, _ARRAY = 8, 9
-_HUB_ADDRESS = re.compile(
-    r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+?)/?"
-    r"(?:/(?:tree|blob|resolve)/.*)?"
-)
-_BASE = re.compile(r"general\.base_model\.(\d+)\.")
-_REPO_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
-_FRONT_MATTER = re.compile(r"\A\ufeff?---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)
-_LONGEST_SHOWN = 80
-
-
-@dataclass(frozen=True, slots=True)
-class Declared:
-    """What a model's own files say about it.
-
-    Attributes:
-        where: the file that says it.
-        repo_id: the model's own exact id, or None.
-        licenses: names of its licences.
-        parents: exact ids of what it was made from.
-        unnamed_parents: parents without an exact id, as they are called.
-    """
-
-    where: str
-    repo_id: str | None = None
-    licenses: tuple[str, ...] = ()
-    parents: tuple[str, ...] = ()
-    unnamed_parents: tuple[str, ...] = ()
-
-
-def declared(path: Path) -> Declared:
-    """What a GGUF file's header or a model folder's README.md says; a file of another kind nothing.
-
-    Raises:
-        UsageError: it can't be read, or is damaged.
-    """
-    try:
-        if path.is_dir():
-            card = path / "README.md"
-            if not card.is_file():
-                return Declared(f"{path.name}/ (without a README.md)")
-            return _read_card(card.read_text(encoding="utf-8"), f"{path.name}/README.md")
-        with path.open("rb") as file:
-            if file.read(len(_MAGIC)) != _MAGIC:
-                return Declared(path.name)
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                return _read_gguf(dict(gguf_metadata(content, path.name)), path.name)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"model {path.name!r}: can't be read: {error}") from error
-
-
-def gguf_metadata(content: bytes | mmap.mmap, name: str) -> Iterator[tuple[str, Any]]:
-    """(key, value) of a GGUF header; arrays are skipped and come as None.
-
-    Raises:
-        UsageError: it is cut off, of another version, or no GGUF header at all.
-    """
-    at = 0
-
-    def skip(size: float) -> int:
-        """Where what is skipped begins."""
-        nonlocal at
-        if at + size > len(content):
-            raise UsageError(f"model {name!r}: the GGUF header is cut off after {at} bytes")
-        start, at = at, at + int(size)
-        return start
-
-    def take(layout: str) -> int | float:
-        size = struct.calcsize(f"<{layout}")
-        number: int | float = struct.unpack_from(f"<{layout}", content, skip(size))[0]
-        return number
-
-    def text() -> str:
-        start = skip(take("Q"))
-        return bytes(content[start:at]).decode("utf-8", errors="replace")
-
-    def value(kind: float) -> Any:
-        if kind == _STRING:
-            return text()
-        if kind == _ARRAY:
-            inner, count = take("I"), take("Q")
-            if inner == _STRING:
-                for _ in range(int(count)):
-                    skip(take("Q"))
-                return None
-            if inner in _SCALARS:
-                skip(count * struct.calcsize(f"<{_SCALARS[int(inner)]}"))
-                return None
-            kind = inner  # arrays of arrays are in no file that llama.cpp reads
-        if kind in _SCALARS:
-            return take(_SCALARS[int(kind)])
-        raise UsageError(f"model {name!r}: the GGUF header has a value of unknown type {kind}")
-
-    if bytes(content[: len(_MAGIC)]) != _MAGIC:
-        raise UsageError(f"model {name!r}: not a GGUF file")
-    skip(len(_MAGIC))
-    version = take("I")
-    if version not in _VERSIONS:
-        raise UsageError(
-            f"model {name!r}: GGUF version {version}, expected {' or '.join(map(str, _VERSIONS))}; "
-            "convert it anew, or name the model with --model_id"
-        )
-    take("Q")  # tensors
-    for _ in range(int(take("Q"))):
-        key = text()
-        yield key, value(take("I"))
-
-
-def _read_gguf(metadata: Mapping[str, Any], where: str) -> Declared:
-    def words(*keys: str) -> list[str]:
-        values = (metadata.get(f"general.{key}") for key in keys)
-        return [_clean(value) for value in values if isinstance(value, str) and value.strip()]
-
-    names = words("license")
-    if names and names[0].lower() == "other":
-        names = words("license.name") or names
-    parents, unnamed = [], []
-    sources = words("source.repo_url", "source.url", "source.huggingface.repository")
-    parents += [found for source in sources if (found := _repo_id(source))]
-    if sources and not parents:
-        unnamed.append(sources[0])
-    bases = sorted({int(key[1]) for key in map(_BASE.match, metadata) if key})
-    count = metadata.get("general.base_model.count", 0)
-    if isinstance(count, int) and count > len(bases):
-        unnamed.append("a model")
-    for number in bases:
-        base = f"base_model.{number}"
-        exact = next(filter(None, map(_repo_id, words(f"{base}.repo_url", f"{base}.url"))), None)
-        if exact:
-            parents.append(exact)
-        else:
-            unnamed.append(" by ".join(words(f"{base}.name", f"{base}.organization")) or "a model")
-    own = next(filter(None, map(_repo_id, words("repo_url", "url"))), None)
-    return Declared(where, own, tuple(names), tuple(dict.fromkeys(parents)), tuple(unnamed))
-
-
-def _read_card(text: str, where: str) -> Declared:
-    front = _FRONT_MATTER.match(text)
-    try:
-        data = strict_yaml.load(front[1]) if front else {}
-    except yaml.YAMLError as error:
-        raise UsageError(f"{where}: its front matter is not readable as YAML: {error}") from error
-    if not isinstance(data, dict):
-        raise UsageError(f"{where}: expected a mapping as front matter, got {type(data).__name__}")
-    names = _list_words(data.get("license"))
-    if [name.lower() for name in names] == ["other"]:
-        names = _list_words(data.get("license_name")) or names
-    bases = _list_words(data.get("base_model"))
-    exact = {base: _repo_id(base) for base in bases}
-    return Declared(
-        where,
-        licenses=tuple(names),
-        parents=tuple(found for found in exact.values() if found),
-        unnamed_parents=tuple(base for base, found in exact.items() if not found),
-    )
-
-
-def _list_words(value: Any) -> list[str]:
-    values = value if isinstance(value, list) else [value]
-    return [_clean(str(item)) for item in values if item not in (None, "")]
-
-
-def _clean(text: str) -> str:
-    """One short line of printable characters: it comes from a stranger's file."""
-    shown = "".join(c if c.isprintable() else " " for c in text)
-    return " ".join(shown.split())[:_LONGEST_SHOWN]
-
-
-def _repo_id(text: str) -> str | None:
-    """The exact id that an address on the Hub, or an id itself, stands for."""
-    address = _HUB_ADDRESS.fullmatch(text)
-    if address:
-        return address[1]
-    return text if _REPO_ID.fullmatch(text) else None
+_UNREGISTERED = "no entry has this exact id"
+# How far bases are followed from card to card, and how many models in all.
+_DEEPEST, _MOST = 8, 32
 
 
 def model_parts(
@@ -214,8 +40,11 @@ def model_parts(
     files: Declared | None = None,
     endpoints: Iterable[str] = (),
     given: bool = False,
+    read_cards: bool = True,
 ) -> tuple[Part, ...]:
     """The terms that a model's outputs are under: its own, its bases' and its services'.
+
+    The card of an id without an entry is read from the Hub's cache, or from the Hub.
 
     Args:
         registry: the facts.
@@ -224,12 +53,13 @@ def model_parts(
         files: what its own files say.
         endpoints: URLs of the APIs that serve it; none if it runs in this process.
         given: the id is the user's word, which stands above what the files say.
+        read_cards: whether cards may be read.
     """
     asked = name if given or repo_id is None else repo_id
     served = find_services(registry, endpoints, None if files else asked, given=given)
     if served.is_whole:
         return served.parts
-    parts, ids, note = [*served.parts], dict(served.models), served.note
+    trace, ids, note = _Trace(registry, read_cards), dict(served.models), served.note
     if repo_id is not None and given:
         word = "; the model is this one by your word (--model_id)"
         if files is not None and (named := [*files.parents, *files.licenses]):
@@ -237,13 +67,16 @@ def model_parts(
         ids[repo_id], files = word, None
     elif repo_id is not None and not ids:
         ids[repo_id] = ""
+    elif repo_id is None:
+        trace.names[name] = ""
     if not ids and files is None:
-        parts.append(Part("model", f"model {name}", None, note))
+        trace.add(f"model {name}", None, note)
     for id, word in ids.items():
-        parts += _trace_registered(registry, id, note + word, "")
+        trace.follow(id, note + word)
     if files is not None:
-        parts += _trace_declared(registry, name, files, note)
-    return tuple(parts)
+        trace.declare(name, files, note)
+    trace.add_names()
+    return (*served.parts, *trace.parts)
 
 
 def named_model(registry: Registry, model: str, model_id: str | None = None) -> tuple[Part, ...]:
@@ -259,37 +92,180 @@ def named_model(registry: Registry, model: str, model_id: str | None = None) -> 
     return model_parts(registry, name=name, repo_id=repo_id, files=files, given=bool(model_id))
 
 
-def _trace_registered(registry: Registry, repo_id: str, note: str, relation: str) -> Iterator[Part]:
-    """The model's terms, then its base's, and so on; unknown if it has no entry."""
-    model = registry.models.get(repo_id)
-    what = f"{relation}model {repo_id}"
-    if model is None:
-        yield Part("model", what, None, f"{note}; no entry has this exact id", repo_id)
-        return
-    terms = registry.terms[model.terms]
-    origin = registry.origin("models", repo_id) or registry.origin("terms", terms.id)
-    elsewhere = f"; see {model.source_url} ({EVIDENCE[model.evidence]})"
-    source = "" if model.source_url == terms.source_url else elsewhere
-    source += f"; {model.note}" if model.note else ""
-    yield Part("model", what, terms, note + source + origin, repo_id)
-    if model.base:
-        yield from _trace_registered(registry, model.base, f"; {repo_id} was made from it", "base ")
+def find_terms(registry: Registry, name: str) -> Terms | None:
+    """The terms of that id, SPDX id or title, as cards and GGUF files name them, or None."""
+    spdx = {entry.spdx.lower(): entry for entry in registry.terms.values() if entry.spdx}
+    exact, said = registry.terms.get(name.lower()) or spdx.get(name.lower()), licence_words(name)
+    alike = [
+        entry
+        for entry in registry.terms.values()
+        if said in map(licence_words, (entry.id, entry.title, entry.spdx or entry.id))
+    ]
+    return exact or (alike[0] if len(alike) == 1 else None)
 
 
-def _trace_declared(registry: Registry, name: str, files: Declared, note: str) -> Iterator[Part]:
-    said = f"{note}; as {files.where} says"
-    if files.repo_id in registry.models:
-        yield from _trace_registered(registry, str(files.repo_id), said, "")
-    for license in files.licenses:
-        by: Terms | None = registry.terms_named(license)
-        origin = registry.origin("terms", by.id) if by else ""
-        yield Part("model", f"model {name}, licence {license}", by, said + origin)
-    for parent in files.parents:
-        yield from _trace_registered(registry, parent, said, "base ")
-    for unnamed in files.unnamed_parents:
-        yield Part("model", f"base model {unnamed}", None, f"{said}, which is no exact id")
-    if not (files.licenses or files.parents or files.unnamed_parents) and (
-        files.repo_id not in registry.models
-    ):
-        hint = "neither licence nor base model; name the model with --model_id"
-        yield Part("model", f"model {name}", None, f"{note}; {files.where} names {hint}")
+def _find_terms_at(registry: Registry, address: str) -> Terms | None:
+    """The terms at that address, or that the end of it names, or None."""
+    link = bare_address(address)
+    for entry in registry.terms.values():
+        if link in (bare_address(entry.url), bare_address(entry.source_url)):
+            return entry
+    ends = [end for end in link.split("/") if licence_words(end)]
+    return find_terms(registry, ends[-1]) if ends else None
+
+
+class _Trace:
+    """What is found on the way from a model to all that it was made from.
+
+    Attributes:
+        parts: the terms.
+        names: what models on the way are called -> where that is said, if it isn't in their ids.
+    """
+
+    def __init__(self, registry: Registry, read_cards: bool) -> None:
+        self.registry, self.read_cards = registry, read_cards
+        self.parts: list[Part] = []
+        self.names: dict[str, str] = {}
+        self._tags: dict[str, str] = {}
+        self._seen: set[str] = set()
+        self._certain: list[Words] = []  # names of registered models and licences
+
+    def add(self, what: str, by: Terms | None, note: str, repo_id: str | None = None) -> None:
+        """Add terms; None are unknown."""
+        note += self.registry.origin("terms", by.id) if by else ""
+        self.parts.append(Part("model", what, by, note, repo_id))
+
+    def follow(self, text: str, note: str, of: str = "", path: tuple[str, ...] = ()) -> None:
+        """Add the terms of a model by its id, and of its bases; of each model once.
+
+        Args:
+            text: the id.
+            note: what to say about where it comes from.
+            of: what it is to the model that is asked about: nothing, or a base.
+            path: ids that led there, in lower case.
+        """
+        model, asked = self.registry.find_model(text), hub_id(text)
+        repo_id = model.repo_id if model else asked[0] if asked else text
+        what, key = f"{of}model {repo_id}", repo_id.casefold()
+        if key in path:
+            self.add(what, None, f"{note}; the bases go in a circle", repo_id)
+        elif key in self._seen:
+            return
+        elif model:
+            self._follow_entry(model, note, of, (*path, key))
+        else:
+            self.names[text if asked is None else repo_id] = ""
+            if asked is None or not self.read_cards:
+                self.add(what, None, f"{note}; {_UNREGISTERED}", repo_id)
+            elif len(path) >= _DEEPEST or len(self._seen) >= _MOST:
+                self.add(what, None, f"{note}; bases are followed no further", repo_id)
+            else:
+                self._seen.add(key)
+                self._follow_card(repo_id, asked[1], note, of, (*path, key))
+
+    def _follow_entry(self, model: Model, note: str, of: str, path: tuple[str, ...]) -> None:
+        registry, repo_id = self.registry, model.repo_id
+        self._seen.add(path[-1])
+        self._certain.append(split_words(repo_id))
+        terms = registry.terms[model.terms]
+        origin = registry.origin("models", repo_id) or registry.origin("terms", terms.id)
+        elsewhere = f"; see {model.source_url} ({EVIDENCE[model.evidence]})"
+        source = "" if model.source_url == terms.source_url else elsewhere
+        source += f"; {model.note}" if model.note else ""
+        said = note + source + origin
+        self.parts.append(Part("model", f"{of}model {repo_id}", terms, said, repo_id))
+        if model.base:
+            self.follow(model.base, f"; {repo_id} was made from it", "base ", path)
+
+    def _follow_card(
+        self, repo_id: str, revision: str | None, note: str, of: str, path: tuple[str, ...]
+    ) -> None:
+        try:
+            files = cards.read_hub_card(repo_id, revision)
+        except UsageError as error:
+            self.add(f"{of}model {repo_id}", None, f"{note}; {_UNREGISTERED}, and {error}", repo_id)
+            return
+        if files.repo_id and self.registry.find_model(files.repo_id):
+            self.follow(files.repo_id, f"; {repo_id} is called so now", of, path)
+        else:
+            self.declare(repo_id, files, note, of, path)
+
+    def declare(
+        self, name: str, files: Declared, note: str, of: str = "", path: tuple[str, ...] = ()
+    ) -> None:
+        """Add all that a model's own files say, and the terms of what it was made from."""
+        registry, what = self.registry, f"{of}model {name}"
+        said = f"{note}; as {files.where} says"
+        self.names |= dict.fromkeys(files.names, files.where)
+        self._tags |= dict.fromkeys(files.tags, files.where)
+        before = len(self.parts)
+        made_from = bool(files.parents or files.unnamed_parents)
+        says_more = made_from or files.licenses or files.links
+        if files.repo_id and (registry.find_model(files.repo_id) or not says_more):
+            self.follow(files.repo_id, said, of, path)
+        for license in files.licenses:
+            by = find_terms(registry, license)
+            self._certain += [split_words(license)] if by else []
+            self.add(f"{what}, licence {license}", by, said)
+        for link in files.links:
+            self._add_linked(name, files, link, said, what)
+        granted = len(self.parts) > before
+        if made_from and not (granted or files.is_copy):
+            why = "names what it was made from and no licence of its own, so none is granted"
+            self.add(what, None, f"{note}; {files.where} {why}")
+        for parent in files.parents:
+            self.follow(parent, said, "base ", path)
+        for unnamed in files.unnamed_parents:
+            self.add(f"base model {unnamed}", None, f"{said}, which is no exact id")
+            self.names[unnamed] = files.where
+        if not (granted or made_from):
+            hint = "neither licence nor base model; name the model with --model_id"
+            self.add(what, None, f"{note}; {files.where} names {hint}")
+
+    def _add_linked(self, name: str, files: Declared, link: str, said: str, what: str) -> None:
+        """Add the terms at the address of a licence, unless they are among the model's own."""
+        repo = hub_id(link)
+        if repo is None:
+            by = _find_terms_at(self.registry, link)
+        elif repo[0].rpartition("/")[2] == name.rpartition("/")[2] or repo[0] in files.parents:
+            return
+        else:
+            model = self.registry.find_model(repo[0])
+            by = self.registry.terms[model.terms] if model else None
+        self.add(f"{what}, licence at {link}", by, said)
+
+    def add_names(self) -> None:
+        """Add what names say, where that is stricter or obliges to more than all else says.
+
+        A tag is coarse: of Llama 3.1, "llama-3" is no other model.
+        """
+        for name, where in (*self.names.items(), *self._tags.items()):
+            shown = name.rpartition("/")[2]
+            exact = self.registry.find_model(name)
+            meant = [[exact]] if exact else []
+            for phrase in find_phrases(shown, self.registry.phrases):
+                is_coarse = any(is_finer(phrase, certain) for certain in self._certain)
+                if name in self.names or not is_coarse:
+                    meant.append(self.registry.phrases[phrase])
+            for models in meant:
+                self._add_least(models, f"{shown!r}{f' in {where}' if where else ''}")
+
+    def _add_least(self, models: list[Model], called: str) -> None:
+        """Add the terms of the freest of the models that a name may mean."""
+
+        def terms_of(model: Model) -> list[Terms]:
+            return [self.registry.terms[each.terms] for each in self.registry.chain_of(model)]
+
+        def rank(all_terms: list[Terms]) -> tuple[int, int]:
+            return (
+                max(STRICTNESS.index(terms.output_training) for terms in all_terms),
+                len({duty for terms in all_terms for duty in terms.obligations}),
+            )
+
+        meant = min(models, key=lambda model: rank(terms_of(model)))
+        strictest = max(STRICTNESS.index(part.output_training) for part in self.parts)
+        duties = {duty for part in self.parts if part.by for duty in part.by.obligations}
+        for terms in terms_of(meant):
+            if rank([terms])[0] > strictest or not duties.issuperset(terms.obligations):
+                note = f"; a name like {meant.repo_id}, which may bar and oblige, and frees nothing"
+                self.add(f"model called {called}", terms, note)

@@ -1,225 +1,44 @@
 """The facts about licences and terms: the YAML files beside this module, and a user's own entries.
 
 Every entry says where it is from, which clause, when it was checked and how: read in the primary
-text, quoted by a third party, widely known, or not found. No model is matched by pattern: it is
-looked up by its exact repository id, and what isn't there is unknown.
+text, quoted by a third party, widely known, or not found. Nothing is freed by a pattern: a model
+is looked up by its repository id, spelled as the Hub takes it, and what isn't there is unknown.
 """
 
 from __future__ import annotations
 
-import datetime
 import difflib
 import logging
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from typing import Any
 
 from mminstruct import strict_yaml
 from mminstruct.errors import ConfigError, did_you_mean
 from mminstruct.licenses import hosts
-from mminstruct.strict_yaml import Strict
+from mminstruct.licenses.entries import (
+    Endpoint,
+    Evidence,
+    Family,
+    File,
+    License,
+    MadeElsewhere,
+    ModelGroup,
+    PackagedFile,
+    RepackGroup,
+    Terms,
+    Work,
+)
+from mminstruct.licenses.names import Words, hub_id, index_phrases, plain_name
 
 _log = logging.getLogger(__name__)
 UNREGISTERED = "an unregistered server"
 PUBLIC = "an unregistered public service"
 ENDPOINTS_JOINT = ", "
 """What is between several endpoints of one row."""
-
-# us.anthropic.claude-sonnet-4-5-20250929-v1:0, publishers/google/models/gemini-2.0-flash-001
-_LAST_PART = re.compile(r"(?:.*/)?(?:[a-z-]+\.(?=[a-z]))*(.*)")
-_DATED = re.compile(
-    r"(?:[:@].*|-(?:20\d{6}|20\d\d-\d\d-\d\d|\d\d-\d{2,4}|\d{3,4}|v\d|latest|preview|exp|beta))+$"
-)
-
-OutputTraining = Literal[
-    "allowed", "conditional", "unknown", "same-family-only", "research-only", "forbidden"
-]
-Evidence = Literal["primary", "secondary", "known", "not-found"]
-Id = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
-RepoId = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
-Billions = Annotated[float, Field(gt=0)]
-SourceName = Annotated[str, StringConstraints(to_upper=True, min_length=1)]
-"""As on the command line, where case does not matter."""
-
-
-def _fold_names(names: dict[str, str]) -> dict[str, str]:
-    folded = {name.casefold(): id for name, id in names.items()}
-    if len(folded) < len(names):
-        raise ValueError("a name is given twice, in lower case and in capitals; leave one out")
-    return folded
-
-
-Host = Annotated[str, AfterValidator(hosts.check)]
-
-
-class Obligation(Strict):
-    """Something to do, and when; ``value`` is a prefix or words that have to be used."""
-
-    when: Literal["always", "rows-shared", "model-distributed", "materials-distributed"]
-    kind: Literal[
-        "attribution",
-        "display",
-        "name-prefix",
-        "notice",
-        "pass-on",
-        "scale",
-        "share-alike",
-        "territory",
-        "use-policy",
-    ]
-    value: str | None = None
-    text: str = Field(min_length=1)
-
-    def __str__(self) -> str:
-        words = f" ({self.value!r})" if self.value else ""
-        return f"{_WHEN[self.when]}{self.text}{words}"
-
-
-_WHEN = {
-    "always": "",
-    "rows-shared": "when the rows are shared: ",
-    "model-distributed": "when a model trained on the rows is distributed: ",
-    "materials-distributed": "when the generating model itself is distributed: ",
-}
-
-
-class _Fact(Strict):
-    source_url: str = Field(min_length=1)
-    checked_on: datetime.date
-    note: str | None = None
-
-
-class _Clause(_Fact):
-    id: Id
-    title: str = Field(min_length=1)
-    clause: str = Field(min_length=1)
-    evidence: Evidence
-
-
-class _Text(_Clause):
-    spdx: str | None = None
-    hub: str
-    url: str = Field(min_length=1)
-    obligations: tuple[Obligation, ...] = ()
-
-
-class License(_Text):
-    """A licence of annotations, images or prompts; ``null`` is not known.
-
-    ``covers`` are licences whose text may be released under this one. ``redistribution`` is whether
-    what is made of it may be passed on at all.
-    """
-
-    commercial: bool | None
-    derivatives: bool | None
-    redistribution: bool = True
-    share_alike: bool = False
-    covers: tuple[Id, ...] = ()
-
-
-class Terms(_Text):
-    """What a model's or a service's terms say about outputs.
-
-    ``redistribution`` is whether these may be passed on to everyone everywhere.
-    """
-
-    output_training: OutputTraining
-    redistribution: bool = True
-
-
-class Work(_Clause):
-    """Annotations, or a kind of image, and the licence it is under; ``null`` is not known."""
-
-    license: Id | None
-    sources: tuple[SourceName, ...] = ()
-
-
-class ModelGroup(_Fact):
-    """Models under the same terms: repository id -> billions of parameters.
-
-    Without ``vendor`` they are of many, each of the one whose name its id begins with.
-    """
-
-    name: str = Field(min_length=1)
-    vendor: str | None = Field(default=None, min_length=1)
-    terms: Id
-    chat: dict[RepoId, Billions | None] = {}
-    pretrained: dict[RepoId, Billions | None] = {}
-    bases: dict[RepoId, RepoId] = {}
-    evidence: Evidence
-
-
-class RepackGroup(_Fact):
-    """What one maker packed anew, in another format or precision: repository id -> the model's."""
-
-    maker: str = Field(min_length=1)
-    ids: dict[RepoId, RepoId] = Field(min_length=1)
-    evidence: Evidence
-
-
-class Endpoint(_Fact):
-    """A service, by the hosts of its API.
-
-    ``terms: null`` are terms that were not read; ``own_server`` is a server of the user's, which
-    has none; without ``hosts``, it is any of them that names its models like this. ``models`` says
-    what a name stands for there, capitals aside; ``spellings`` how the service writes names, with a
-    ``*`` for that name or exact id (``us.*``, ``*:free``).
-    """
-
-    id: Id
-    name: str = Field(min_length=1)
-    hosts: tuple[Host, ...] = ()
-    own_models: bool = False
-    own_server: bool = False
-    terms: Id | None = None
-    models: Annotated[dict[str, RepoId], AfterValidator(_fold_names)] = {}
-    spellings: tuple[Annotated[str, Field(pattern=r"^[^*]+\*[^*]*$|^\*[^*]+$")], ...] = ()
-
-    @model_validator(mode="after")
-    def _no_terms_of_ones_own(self) -> Endpoint:
-        if self.own_server and (self.own_models or self.terms):
-            raise ValueError("own_server: it has neither terms nor models of its own")
-        if not self.hosts and not (self.own_server and self.models):
-            raise ValueError("hosts: expected the host of its API, got none")
-        return self
-
-    def pattern(self, host: str) -> str | None:
-        """Which of its hosts this one is, itself before a pattern; or None."""
-        if host in self.hosts:
-            return host
-        return next((pattern for pattern in self.hosts if hosts.fits(host, pattern)), None)
-
-
-class _HubLicenses(_Fact):
-    ids: str
-
-
-class LeftOut(Strict):
-    """Something that was looked at and has no entry."""
-
-    id: Id
-    reason: str = Field(min_length=1)
-
-
-class _File(Strict):
-    licenses: tuple[License, ...] = ()
-    terms: tuple[Terms, ...] = ()
-    annotations: tuple[Work, ...] = ()
-    images: tuple[Work, ...] = ()
-    models: tuple[ModelGroup, ...] = ()
-    repacks: tuple[RepackGroup, ...] = ()
-    endpoints: tuple[Endpoint, ...] = ()
-
-
-class _OwnFile(_File):
-    hub_licenses: _HubLicenses | None = None
-    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +55,7 @@ class Model:
         source_url: where it says that it is under those terms.
         evidence: how that was checked.
         note: what else there is to say, or None.
+        family: what it and its like are called.
     """
 
     repo_id: str
@@ -247,6 +67,7 @@ class Model:
     source_url: str
     evidence: Evidence
     note: str | None = None
+    family: str = ""
 
 
 @dataclass(frozen=True)
@@ -254,6 +75,8 @@ class Registry:
     """All entries by id; a user's own replace those of the package.
 
     Attributes:
+        families: whose names stand for closed models.
+        datasets: made elsewhere, by their ids.
         repacks: which of the models are repacks, and where that is said.
         entered: (section, id) of what is from the user's file.
         user_file: its name, or None.
@@ -267,6 +90,8 @@ class Registry:
     endpoints: Mapping[str, Endpoint]
     left_out: Mapping[str, str]
     hub_licenses: frozenset[str]
+    families: tuple[Family, ...] = ()
+    datasets: Mapping[str, MadeElsewhere] = field(default_factory=dict)
     repacks: Mapping[str, RepackGroup] = field(default_factory=dict)
     entered: frozenset[tuple[str, str]] = frozenset()
     user_file: str | None = None
@@ -276,11 +101,6 @@ class Registry:
         """Licences by their own ids and by SPDX ids, in lower case."""
         spdx = {entry.spdx.lower(): entry for entry in self.licenses.values() if entry.spdx}
         return {**spdx, **self.licenses}
-
-    @cached_property
-    def ids(self) -> dict[str, str]:
-        """Ids of models, by themselves without capitals, which the Hub doesn't tell apart."""
-        return {id.casefold(): id for id in self.models}
 
     @cached_property
     def barred(self) -> dict[str, str]:
@@ -317,10 +137,43 @@ class Registry:
             + [id for id in names if last[id].startswith(f"{asked}-") and id not in self.repacks]
         ) or difflib.get_close_matches(model, names, n=1, cutoff=0.9)
 
-    def terms_named(self, name: str) -> Terms | None:
-        """The terms of that id or SPDX id, as a model card or GGUF file names them, or None."""
-        spdx = {entry.spdx.lower(): entry for entry in self.terms.values() if entry.spdx}
-        return self.terms.get(name.lower()) or spdx.get(name.lower())
+    @cached_property
+    def _folded(self) -> dict[str, Model]:
+        return {repo_id.casefold(): model for repo_id, model in self.models.items()}
+
+    def find_model(self, text: str) -> Model | None:
+        """The model of an id as the Hub takes it: in any case, with a revision, or its address."""
+        found = hub_id(text)
+        return self._folded.get((found[0] if found else text.strip()).casefold())
+
+    def chain_of(self, model: Model) -> list[Model]:
+        """The model with its registered bases."""
+        chain = [model]
+        while base := self._folded.get((chain[-1].base or "").casefold()):
+            chain.append(base)
+        return chain
+
+    @cached_property
+    def phrases(self) -> dict[Words, list[Model]]:
+        """What names models and families inside other names -> the models that may be meant.
+
+        Models that are only served are in nobody's files, and repacks are called like models.
+        """
+        served = {entry.terms for entry in self.endpoints.values() if entry.own_models}
+        return index_phrases(
+            (model, model.repo_id.rpartition("/")[2], model.family, model.base is None)
+            for model in self.models.values()
+            if model.terms not in served and model.repo_id not in self.repacks
+        )
+
+    def named(self, name: str) -> list[str]:
+        """Exact ids of the models that a name stands for: one's own, or all with that last part."""
+        asked = name.strip().casefold()
+        names = {id: id.casefold() for id in self.models}
+        if "/" not in asked:
+            names = {id: own.rpartition("/")[2] for id, own in names.items()}
+        found = [id for id, own in names.items() if own == asked]
+        return [id for id in found if id not in self.repacks] or found
 
     def annotation(self, source: str) -> Work | None:
         """The annotations of the source of that name on the command line, or None."""
@@ -371,12 +224,6 @@ class Registry:
         return {name: usable(entry) for name, entry in sorted(self.by_name.items())}
 
 
-def plain_name(model: str) -> str:
-    """A model's name without vendor, region, date, version and tag, and with hyphens only."""
-    bare = _LAST_PART.fullmatch(model.strip().casefold())
-    return re.sub(r"[._]", "-", _DATED.sub("", bare[1])) if bare else ""
-
-
 def usable(license: License | None) -> bool | None:
     """Whether something may be used commercially and changed; None is unknown.
 
@@ -413,7 +260,7 @@ def load(user_file: str | Path | None = None, sources: Collection[str] | None = 
     if user_file is None:
         return own
     path = Path(user_file).expanduser()
-    added = strict_yaml.validate(_File, strict_yaml.read(path), where=path.name)
+    added = strict_yaml.validate(File, strict_yaml.read(path), where=path.name)
     merged = _merge(own, added, path.name)
     _check_entered(merged, path.name, sources)
     return merged
@@ -425,14 +272,15 @@ def _load_packaged() -> Registry:
     for path in sorted(Path(__file__).parent.glob("*.yaml")):
         for section, added in strict_yaml.read(path).items():
             data[section] = [*data.get(section, ()), *added] if isinstance(added, list) else added
-    file = strict_yaml.validate(_OwnFile, data, where="mminstruct/licenses")
+    file = strict_yaml.validate(PackagedFile, data, where="mminstruct/licenses")
     hub = file.hub_licenses.ids.split() if file.hub_licenses else ()
     left_out = {entry.id: entry.reason for entry in file.left_out}
-    empty = Registry({}, {}, {}, {}, {}, {}, left_out, frozenset(hub))
+    known = {entry.id: entry for entry in file.datasets}
+    empty = Registry({}, {}, {}, {}, {}, {}, left_out, frozenset(hub), file.families, known)
     return _merge(empty, file, None)
 
 
-def _merge(registry: Registry, file: _File, where: str | None) -> Registry:
+def _merge(registry: Registry, file: File, where: str | None) -> Registry:
     """The registry with a file's entries over it; ``where`` is the user's file."""
     own = {model.repo_id: model for model in _read_models(file.models, where)}
     packed = {id: group for group in file.repacks for id in group.ids}
@@ -491,6 +339,7 @@ def _read_models(groups: Iterable[ModelGroup], where: str | None) -> list[Model]
             source_url=group.source_url,
             evidence=group.evidence,
             note=group.note,
+            family=group.name,
         )
         for group in groups
         for chat, listed in ((True, group.chat), (False, group.pretrained))
@@ -582,5 +431,9 @@ def _check(registry: Registry, where: str | None) -> None:
             if base in bases:
                 raise ConfigError(f"{where}: models: the bases of {model.repo_id!r} go in a circle")
             bases.append(str(base))
+    for family in registry.families:
+        check("families", family.title, "terms", family.terms, registry.terms)
+    for dataset in registry.datasets.values():
+        check("datasets", dataset.id, "license", dataset.license, registry.licenses)
     for endpoint in registry.endpoints.values():
         check("endpoints", endpoint.id, "terms", endpoint.terms, registry.terms)

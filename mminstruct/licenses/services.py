@@ -12,14 +12,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mminstruct.licenses.composition import Part
+from mminstruct.licenses.entries import Endpoint
 from mminstruct.licenses.hosts import is_public
-from mminstruct.licenses.registry import (
-    PUBLIC,
-    UNREGISTERED,
-    Endpoint,
-    Registry,
-    plain_name,
-)
+from mminstruct.licenses.names import plain_name
+from mminstruct.licenses.registry import PUBLIC, UNREGISTERED, Registry
 
 _ENTER_IT = (
     "; enter what its terms say with --licenses, or that it is a server of your own (own_server)"
@@ -82,9 +78,10 @@ def name_at(registry: Registry, service: Endpoint | None, name: str) -> str | No
     forms = [name.strip().casefold()]
     for form in forms:  # grows, as a name may be written in several ways at once
         forms += [inner for inner in _unwrap(service, form) if inner not in forms]
-    for table in (service.models if service else {}, registry.ids):
-        if found := next(filter(None, map(table.get, forms)), None):
-            return found
+    if found := next(filter(None, map((service.models if service else {}).get, forms)), None):
+        return found
+    if model := next(filter(None, map(registry.find_model, forms)), None):
+        return model.repo_id
     return None if service else registry.barred.get(plain_name(name))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -91,6 +91,24 @@ class Example(Strict):
         return format_turns(Turn(t.question, t.answer) for t in self.turns)
 
 
+FilterName = Literal[
+    "refusal",
+    "as_ai",
+    "cannot_see",
+    "leak",
+    "unanswerable",
+    "markup",
+    "personal_data",
+    "copied_example",
+    "echoed_question",
+    "gibberish",
+    "repeated_question",
+    "too_short",
+    "language",
+]
+"""What an answer must not have to become a row; `answers.filters` looks for it."""
+
+
 class Rendering(Strict):
     """How annotations are written for the model."""
 
@@ -160,6 +178,7 @@ class PromptConfig(Strict):
     rendering: Rendering = Rendering()
     forbidden_phrases: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     forbid_coordinates: Truth = True
+    filters: tuple[FilterName, ...] = get_args(FilterName)
     min_answer_tokens: Count = Field(default=400, ge=1)
     types: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], InstructionType] = Field(
         min_length=1
@@ -192,8 +211,9 @@ class PromptConfig(Strict):
 
     @cached_property
     def hash(self) -> str:
-        """Digest of everything in the config, 16 hex characters."""
-        return digest(self.model_dump(mode="json"))[:16]
+        """Digest of everything in the config, 16 hex characters; all filters are as none named."""
+        left_out = {"filters"} if self.filters == get_args(FilterName) else None
+        return digest(self.model_dump(mode="json", exclude=left_out))[:16]
 
 
 def format_turns(turns: Iterable[Turn]) -> str:

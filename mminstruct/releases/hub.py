@@ -40,7 +40,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     validate_repo_id,
 )
 
-from mminstruct import strict_yaml
+from mminstruct import licenses, strict_yaml
 from mminstruct.errors import HubError, MMInstructError, UsageError, lacking
 from mminstruct.releases import notices, repository, tracing
 from mminstruct.releases.contents import CREDITS
@@ -320,7 +320,7 @@ def _check_accepted(held: Release, accepted: str | None) -> None:
     else:
         return
     if accepted is None:
-        reasons = "".join(f"\n  - {reason}" for reason in licensing.get("reasons", ()))
+        reasons = "".join(f"\n{line}" for line in licenses.list_lines(licensing.get("reasons", ())))
         raise UsageError(
             f"the licence of these rows is {held.license_id!r}: {why}; nothing was sent{reasons}\n"
             "if you may publish them nevertheless and answer for it, push again with "

@@ -25,7 +25,6 @@ from mminstruct.sources import SourceInfo
 from mminstruct.version import __version__
 
 _ROWS_AT_ONCE = 10_000
-_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class _Making(NamedTuple):
@@ -109,7 +108,12 @@ def trace(
     infos = {m.source: _info(m.source, own, asked) for m in makings}
     configs = {m: _config(m, prompt_config) for m in makings}
     ids = _repo_ids({m.model for m in makings}, model_id)
-    parts = {m: _parts(registry, m, infos[m.source], configs[m], ids) for m in makings}
+    # What rows call unknown doesn't come free by a card that nobody read when they were made.
+    read = {m for m, claim in claims if claim.license != "unknown" or _is_barred(registry, claim)}
+    parts = {
+        m: _parts(registry, m, infos[m.source], configs[m], ids, read_cards=m in read)
+        for m in makings
+    }
     for making, claim in claims:
         _check_claim(registry, making, claim, licenses.compose(registry, parts[making]))
     pairs = {(m.source, m.prompt_hash): m for m in makings}.values()
@@ -189,7 +193,7 @@ def _repo_ids(models: Collection[str], model_id: str | None) -> dict[str, str | 
     Raises:
         UsageError: an id was given and it isn't clear for which model.
     """
-    found = {model: model if _REPO_ID.fullmatch(model) else None for model in models}
+    found = {model: model if licenses.hub_id(model) else None for model in models}
     if model_id is None:
         return found
     nameless = sorted(model for model, repo_id in found.items() if repo_id is None)
@@ -207,6 +211,8 @@ def _parts(
     source: SourceInfo,
     config: PromptConfig | None,
     repo_ids: Mapping[str, str | None],
+    *,
+    read_cards: bool,
 ) -> list[Part]:
     """Whatever rows of this making are made of, with its licence."""
     if config:
@@ -223,8 +229,15 @@ def _parts(
         repo_id=repo_id,
         endpoints=making.endpoint.split(ENDPOINTS_JOINT) if making.endpoint else [],
         given=repo_id not in (None, making.model),
+        read_cards=read_cards,
     )
     return parts
+
+
+def _is_barred(registry: Registry, claim: _Claim) -> bool:
+    """Whether rows were barred, and not for their image."""
+    is_image = licenses.usable(registry.license(claim.image_license)) is False
+    return claim.commercial_use is False and not is_image
 
 
 def _check_claim(registry: Registry, making: _Making, claim: _Claim, verdict: Verdict) -> None:
@@ -234,8 +247,7 @@ def _check_claim(registry: Registry, making: _Making, claim: _Claim, verdict: Ve
     and not for its image, was so by something that doesn't follow from what they name now.
     """
     is_same = claim.license in (verdict.license, "unknown")
-    is_image = licenses.usable(registry.license(claim.image_license)) is False
-    was_barred = claim.commercial_use is False and not is_image and verdict.commercial is not False
+    was_barred = _is_barred(registry, claim) and verdict.commercial is not False
     if is_same and (verdict.commercial or not claim.commercial_use) and not was_barred:
         return
     use = {True: "yes", False: "no", None: "not known"}

@@ -6,8 +6,8 @@ import gc
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
 import msgspec
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,9 @@ from mminstruct import sources
 from mminstruct.rows.plan import code_version
 from mminstruct.schema import Context, append_context, digest
 from mminstruct.sources import Files, ReadReport, Source
+
+if TYPE_CHECKING:
+    import datasets
 
 _CONTEXT_SCHEMA = pa.schema([("id", pa.string()), ("context", pa.string())])
 _CONTEXTS_PER_BATCH = 1000
@@ -35,6 +38,8 @@ def contexts_dataset(
     Raises:
         SourceError: a file is damaged or contradicts another, or more than half can't be used.
     """
+    import datasets  # which takes a second
+
     name = f"{source.info.name.lower()}-{split}"
     folder = cache_dir / "mminstruct" / "contexts" / f"{name}-{contexts_key(source, files)}"
     folder.mkdir(parents=True, exist_ok=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import datasets
 import pyarrow as pa
 
 from mminstruct import prompts
@@ -14,6 +14,9 @@ from mminstruct.completions.store import Scope
 from mminstruct.rows.plan import Plan
 from mminstruct.schema import Context, decode_context, digest
 from mminstruct.sources import SourceInfo
+
+if TYPE_CHECKING:
+    import datasets
 
 
 def requests_dataset(
@@ -32,6 +35,8 @@ def requests_dataset(
         )
         for name in types
     ]
+    import datasets  # which takes a second
+
     return datasets.concatenate_datasets(parts)
 
 

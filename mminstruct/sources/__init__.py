@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +29,7 @@ __all__ = [
     "Source",
     "SourceInfo",
     "chosen_options",
+    "find_infos",
     "get",
     "is_source",
     "members",
@@ -64,6 +65,33 @@ def is_source(name: str) -> bool:
     """Whether a word names a source, which may not be there."""
     known = names()
     return all(part.upper() in known or is_own(part) for part in parts_of(name))
+
+
+def find_infos(names: Sequence[str], arguments: Mapping[str, Any]) -> dict[str, SourceInfo]:
+    """The sources that were asked for, by their names as given; each once, however it was written.
+
+    Args:
+        names: as `get` takes them.
+        arguments: those that are options of data of one's own say what there is.
+
+    Raises:
+        UsageError: there is no such source, or two of one's own have one name.
+    """
+    if not names:
+        raise UsageError("sources: expected at least one, got none; mminstruct list shows all")
+    found: dict[str, tuple[str, SourceInfo]] = {}
+    own_options = _options(_OWN).keys()
+    for name in names:
+        known = own_options & options_of(name)
+        own = {option: value for option, value in arguments.items() if option in known}
+        info = get(name, own).info
+        before, _ = found.setdefault(info.name, (name, info))
+        if before != name and known:
+            raise UsageError(
+                f"{name}: got the name {info.name!r}, which is that of {before}, too; give each a "
+                "name of its own in a description (mminstruct describe)"
+            )
+    return dict(found.values())
 
 
 def options() -> dict[str, tuple[Option, tuple[str, ...]]]:

@@ -166,7 +166,7 @@ def test_commercial_is_refused_before_anything_is_sent_if_the_text_cannot_be_fre
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run(server, "--commercial", model=model) == 2
-    said = capsys.readouterr().err
+    said = " ".join(capsys.readouterr().err.split())
     for words in ("--commercial", "nothing was sent", reason, "free would be", "--licenses FILE"):
         assert words in said
     assert server.bodies == []
@@ -263,9 +263,9 @@ def test_the_command_answers_with_verdict_reasons_obligations_and_alternatives(
     said = asked("COCO2017 --model meta-llama/Llama-2-70b-chat-hf", capsys)
     first, second = said.splitlines()[:2]
     assert first == "text: no; images: known once the annotations are read, so none of the rows may"
-    assert second.startswith("licence of the text: other (cc-by-4.0-and-llama2); training on ")
+    assert second == "licence of the text: other (cc-by-4.0-and-llama2)"
     for words in (
-        *("reasons:", "obligations:", "near alternatives that would be free:", "1.b.v"),
+        *("it rests on:", "duties:", "near alternatives that would be free:", "--why"),
         "- swiss-ai/Apertus-70B-Instruct-2509: Apache-2.0, no duty on outputs",
         "- keep to the acceptable use policy",
     ):

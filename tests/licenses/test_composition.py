@@ -42,6 +42,7 @@ def other(name: str, commercial: bool, training: str) -> tuple[Any, ...]:
 
 
 UNKNOWN = ("unknown", None, None, "unknown")
+UNKNOWN_AND_BARRED = ("unknown", None, False, "same-family-only")
 MODELS: list[tuple[str, tuple[Any, ...]]] = [
     ("meta-llama/Llama-2-7b-chat-hf", other("llama2", False, "same-family-only")),
     ("meta-llama/Llama-2-70b-chat-hf", other("llama2", False, "same-family-only")),
@@ -203,6 +204,10 @@ BY_OTHER_WAYS: dict[str, tuple[list[Part], tuple[Any, ...]]] = {
     ),
     "a fine-tune that says nothing of a free base": (
         model(None, files=Declared("f", parents=(QWEN,))),
+        UNKNOWN,
+    ),
+    "a copy that says nothing of a free base": (
+        model(None, files=Declared("f", parents=(QWEN,), is_copy=True)),
         FREE,
     ),
     "a fine-tune that is stricter than its base": (
@@ -210,8 +215,12 @@ BY_OTHER_WAYS: dict[str, tuple[list[Part], tuple[Any, ...]]] = {
         other("cc-by-nc-4.0", False, "research-only"),
     ),
     "a fine-tune of a base without an exact name": (
-        model(None, files=Declared("f", licenses=("mit",), unnamed_parents=("Llama 2 by Meta",))),
+        model(None, files=Declared("f", licenses=("mit",), unnamed_parents=("Emu by Baai",))),
         UNKNOWN,
+    ),
+    "a fine-tune of a base that its name bars": (
+        model(None, files=Declared("f", licenses=("mit",), unnamed_parents=("Llama 2 by Meta",))),
+        UNKNOWN_AND_BARRED,
     ),
     "a licence that nobody knows": (model(None, files=Declared("f", licenses=("wtf",))), UNKNOWN),
     "a model by the user's word": (

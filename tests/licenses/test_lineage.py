@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf_files import HUB, gguf, text
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,45 +15,15 @@ from mminstruct import licenses
 from mminstruct.backends.llama_cpp import bundled_model
 from mminstruct.errors import UsageError
 from mminstruct.licenses import Declared, declared
-from mminstruct.licenses.lineage import gguf_metadata
+from mminstruct.licenses._gguf import gguf_metadata
 
 REGISTRY = licenses.load()
-
-
-def text(value: str) -> bytes:
-    raw = value.encode()
-    return struct.pack("<Q", len(raw)) + raw
-
-
-def pair(key: str, value: Any) -> bytes:
-    if isinstance(value, str):
-        return text(key) + struct.pack("<I", 8) + text(value)
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        items = b"".join(text(item) for item in value)
-        return text(key) + struct.pack("<IIQ", 9, 8, len(value)) + items
-    if isinstance(value, list):
-        return text(key) + struct.pack(f"<IIQ{len(value)}f", 9, 6, len(value), *value)
-    return text(key) + struct.pack("<II", 4, value)
-
-
-def gguf(version: int = 3, **general: Any) -> bytes:
-    pairs: dict[str, Any] = {
-        "tokenizer.ggml.tokens": ["a", "b\u00e9", ""],
-        "tokenizer.ggml.scores": [0.5, 1.0, 2.0],
-        "llama.context_length": 2048,
-        **{f"general.{key.replace('__', '.')}": value for key, value in general.items()},
-    }
-    body = b"".join(pair(key, value) for key, value in pairs.items())
-    return b"GGUF" + struct.pack("<IQQ", version, 0, len(pairs)) + body
 
 
 def file(folder: Path, **general: Any) -> Path:
     path = folder / "model.gguf"
     path.write_bytes(gguf(**general))
     return path
-
-
-HUB = "https://huggingface.co/"
 
 
 @pytest.mark.parametrize(
@@ -67,7 +38,10 @@ HUB = "https://huggingface.co/"
         ({"license": "other"}, Declared("model.gguf", licenses=("other",))),
         ({"repo_url": f"{HUB}org/name"}, Declared("model.gguf", repo_id="org/name")),
         ({"url": f"{HUB}org/name/"}, Declared("model.gguf", repo_id="org/name")),
-        ({"source__repo_url": f"{HUB}org/name"}, Declared("model.gguf", parents=("org/name",))),
+        (
+            {"source__repo_url": f"{HUB}org/name"},
+            Declared("model.gguf", parents=("org/name",), is_copy=True),
+        ),
         (
             {"base_model__count": 1, "base_model__0__repo_url": f"{HUB}a/b"},
             Declared("model.gguf", parents=("a/b",)),
@@ -93,14 +67,17 @@ HUB = "https://huggingface.co/"
             {"base_model__count": 1, "base_model__0__repo_url": f"{HUB}a/b/tree/main"},
             Declared("model.gguf", parents=("a/b",)),
         ),
-        ({"source__url": f"{HUB}a/b/blob/main/x.gguf"}, Declared("model.gguf", parents=("a/b",))),
+        (
+            {"source__url": f"{HUB}a/b/blob/main/x.gguf"},
+            Declared("model.gguf", parents=("a/b",), is_copy=True),
+        ),
         (
             {"license": "mit", "source__url": "https://example.org/a/b"},
             Declared("model.gguf", licenses=("mit",), unnamed_parents=("https://example.org/a/b",)),
         ),
         (
             {"source__url": "https://example.org/a", "source__repo_url": f"{HUB}a/b"},
-            Declared("model.gguf", parents=("a/b",)),
+            Declared("model.gguf", parents=("a/b",), is_copy=True),
         ),
         ({"base_model__0__repo_url": f"{HUB}a/b"}, Declared("model.gguf", parents=("a/b",))),
         (
@@ -109,6 +86,14 @@ HUB = "https://huggingface.co/"
         ),
         ({"license": 7, "base_model__count": "two"}, Declared("model.gguf")),
         ({"license": "\x1b[31mmit\n"}, Declared("model.gguf", licenses=("[31mmit",))),
+        (
+            {"license": "mit", "license__name": "Acme", "license__link": "https://acme.example/l"},
+            Declared("model.gguf", licenses=("mit", "Acme"), links=("https://acme.example/l",)),
+        ),
+        (
+            {"name": "A b", "basename": "A", "tags": ["llama-2", "", "chat"]},
+            Declared("model.gguf", names=("A b", "A"), tags=("llama-2", "chat")),
+        ),
     ],
 )
 def test_a_gguf_file_says_what_it_is_in_its_header(
@@ -192,6 +177,7 @@ def card(folder: Path, front: str) -> Path:
         (f"---\nbase_model: {HUB}a/b\n---\n", (), ("a/b",), ()),
         ("---\r\nlicense: mit\r\n---\r\n", ("mit",), (), ()),
         ("# no front matter\n---\nlicense: mit\n---\n", (), (), ()),
+        ("---\n\n---\n", (), (), ()),
         ("", (), (), ()),
     ],
 )  # fmt: skip

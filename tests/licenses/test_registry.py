@@ -12,8 +12,8 @@ import yaml
 
 from mminstruct import licenses, sources
 from mminstruct.errors import ConfigError
+from mminstruct.licenses.entries import License, Terms
 from mminstruct.licenses.hosts import is_public
-from mminstruct.licenses.registry import License, Terms
 from mminstruct.recipe import find_annotation_parts
 from mminstruct.sources._image_licenses import IMAGE_LICENSES
 
@@ -126,18 +126,22 @@ def test_every_base_of_a_registered_model_is_registered_too() -> None:
     assert bases <= REGISTRY.models.keys()
 
 
-def test_a_model_is_found_by_its_exact_id_only_unless_it_is_barred() -> None:
-    for model in REGISTRY.models:
-        name = model.rpartition("/")[2]
-        near = (
-            *(model.upper(), model.lower(), f"{model} ", f" {model}", f"{model}/", f"{model}@main"),
-            *(f"{model}-GGUF", f"{model}-finetuned", f"someone/{name}", model[:-1], name),
-            f"https://huggingface.co/{model}",
-        )
+def test_a_model_is_found_by_its_id_as_the_hub_takes_it_and_nothing_is_freed_by_another() -> None:
+    free = {"allowed", "conditional"}
+    for repo_id, model in REGISTRY.models.items():
+        for spelled in (
+            *(repo_id.upper(), repo_id.lower(), f" {repo_id} ", f"{repo_id}@main"),
+            *(f"https://huggingface.co/{repo_id}", f"hf.co/{repo_id}/tree/v1/sub"),
+        ):
+            assert REGISTRY.find_model(spelled) is model, spelled
+    for repo_id in sorted(REGISTRY.models)[::10]:
+        name = repo_id.rpartition("/")[2]
+        near = (f"{repo_id}-GGUF", f"{repo_id}-finetuned", f"someone/{name}", repo_id[:-1], name)
         for spelled in near:
-            if spelled not in REGISTRY.models:
-                part = licenses.model_parts(REGISTRY, name="m", repo_id=spelled)[0]
-                assert part.by is None or part.commercial is False, spelled
+            if REGISTRY.find_model(spelled) is None:
+                parts = licenses.model_parts(REGISTRY, name="m", repo_id=spelled)
+                assert parts[0].by is None or not parts[0].commercial, spelled
+                assert {part.output_training for part in parts} - free, spelled
 
 
 def test_cocos_eight_image_licences_are_those_that_its_files_are_read_with() -> None:

@@ -13,7 +13,7 @@ import yaml
 from mminstruct import licenses
 from mminstruct.errors import ConfigError
 from mminstruct.licenses import Part
-from mminstruct.licenses.registry import OutputTraining
+from mminstruct.licenses.entries import OutputTraining
 from mminstruct.licenses.services import name_at
 
 REGISTRY = licenses.load()

@@ -1,0 +1,282 @@
+"""What a model's own files say about it: the model card, configurations, a GGUF file's header.
+
+The card is the folder's README.md, or that of a repository on the Hub, taken from the cache before
+the Hub is asked. Only a full address on the Hub, or an exact id, names a model here: "Llama 2 by
+Meta" does not.
+
+**Source:** https://huggingface.co/docs/hub/model-cards (``license``, ``license_name``,
+``license_link``, ``base_model``, ``base_model_relation``, ``tags``);
+https://huggingface.co/docs/peft/developer_guides/checkpoint (``adapter_config.json``);
+https://huggingface.co/docs/huggingface_hub/package_reference/file_download.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+import yaml
+
+from mminstruct import strict_yaml
+from mminstruct.errors import UsageError
+from mminstruct.licenses._gguf import MAGIC, gguf_metadata
+from mminstruct.licenses.names import hub_id, is_packed
+
+_BASE = re.compile(r"general\.base_model\.(\d+)\.")
+_FRONT_MATTER = re.compile(r"\A\ufeff?---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)
+_LONGEST_SHOWN = 80
+_CARD = "README.md"
+# In the address of a file on the Hub.
+_REPO_OF_FILE = re.compile(r"/([^/]+/[^/]+)/resolve/")
+_PATIENCE_S = 2.0
+_MOST_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What a model's own files say about it.
+
+    Attributes:
+        where: the files that say it.
+        repo_id: the model's own exact id, or None.
+        licenses: names of its licences.
+        links: addresses of its licences.
+        parents: exact ids of what it was made from.
+        unnamed_parents: parents without an exact id, as they are called.
+        names: what it is called besides: an exact id, or no more than a name.
+        tags: what it is sorted under.
+        is_copy: it is its parent in another format or precision, so that it needs no licence of
+            its own.
+    """
+
+    where: str
+    repo_id: str | None = None
+    licenses: tuple[str, ...] = ()
+    links: tuple[str, ...] = ()
+    parents: tuple[str, ...] = ()
+    unnamed_parents: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    is_copy: bool = False
+
+
+def declared(path: Path) -> Declared:
+    """What a GGUF file's header or the files of a model's folder say; another kind says nothing.
+
+    Raises:
+        UsageError: it can't be read, or is damaged.
+    """
+    try:
+        if path.is_dir():
+            return _read_folder(path)
+        with path.open("rb") as file:
+            if file.read(len(MAGIC)) != MAGIC:
+                return Declared(path.name)
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                return _read_gguf(dict(gguf_metadata(content, path.name)), path.name)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"model {path.name!r}: can't be read: {error}") from error
+
+
+def read_hub_card(repo_id: str, revision: str | None = None) -> Declared:
+    """What the card of a repository on the Hub says; of one that was renamed, with its new id.
+
+    Raises:
+        UsageError: it can't be had, or is damaged; in words that go on from others.
+    """
+    where = f"{_CARD} of {repo_id}"
+    try:
+        found, path = _fetch_card(repo_id, revision)
+        text = path.read_text(encoding="utf-8")
+    except _failures() as error:
+        raise UsageError(f"{where}{_describe(error, repo_id, revision)}") from error
+    said = _read_card(text, where, name=repo_id)
+    return said if found == repo_id else replace(said, repo_id=found)
+
+
+def _fetch_card(repo_id: str, revision: str | None) -> tuple[str, Path]:
+    """The id that the Hub has a repository under, and the file of its card."""
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    try:
+        path = hf_hub_download(repo_id, _CARD, revision=revision, local_files_only=True)
+        return repo_id, Path(path)
+    except errors.LocalEntryNotFoundError:
+        url = hf_hub_url(repo_id, _CARD, revision=revision)
+    card = get_hf_file_metadata(url, timeout=_PATIENCE_S)
+    if (card.size or 0) > _MOST_BYTES:
+        raise UsageError(f"{_CARD} of {repo_id} is too long for a card: {card.size:,} bytes")
+    moved = _REPO_OF_FILE.search(card.location)
+    found = moved[1] if moved else repo_id
+    path = hf_hub_download(found, _CARD, revision=revision, etag_timeout=_PATIENCE_S)
+    return found, Path(path)
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What the Hub's client raises: its own, and those of the HTTP library below it."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (OSError, ValueError, *cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__))
+
+
+def _describe(error: Exception, repo_id: str, revision: str | None) -> str:
+    """Why there is no card, after what it is the card of."""
+    from huggingface_hub import errors
+
+    elsewhere = ", which would settle it, is not in the cache, and"
+    unreachable = f"{elsewhere} the Hub can't be reached; check the network and HF_ENDPOINT"
+    kinds: dict[type[Exception], str] = {  # some are kinds of those below them
+        errors.OfflineModeIsEnabled: f"{elsewhere} HF_HUB_OFFLINE is set",
+        errors.LocalEntryNotFoundError: unreachable,
+        errors.EntryNotFoundError: ": the repository has none",
+        errors.RevisionNotFoundError: f": the repository has no revision {revision!r}",
+        errors.GatedRepoError: f" is gated: ask for access at https://huggingface.co/{repo_id} and "
+        "set HF_TOKEN",
+        errors.RepositoryNotFoundError: ": the Hub shows no such repository; one that is private "
+        "or gated takes a token (HF_TOKEN)",
+        errors.HFValidationError: ": no repository can be called so",
+        UnicodeDecodeError: " is damaged: it is no text in UTF-8",
+    }
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        other = f": the Hub answers {status}; a token with access is needed (HF_TOKEN)"
+    else:
+        other = f": the Hub answers {status}; ask again later" if status else unreachable
+    return next((words for kind, words in kinds.items() if isinstance(error, kind)), other)
+
+
+def _read_folder(folder: Path) -> Declared:
+    """Of adapters and configurations no more than what they were made from, or are called."""
+    card, named = folder / _CARD, {}
+    for file, key in (
+        ("adapter_config.json", "base_model_name_or_path"),
+        ("config.json", "_name_or_path"),
+    ):
+        if (folder / file).is_file() and (value := _read_json(folder / file).get(key)):
+            named[file] = _clean(str(value))
+    found = " and ".join([*([_CARD] if card.is_file() else []), *named])
+    where = f"{folder.name}/{found or f' (without a {_CARD})'}"
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    said = _read_card(text, where, name=folder.name)
+    # Of a stranger's path the last part is a name, and the rest is nobody's business.
+    called = [value if hub_id(value) else PurePosixPath(value).name for value in named.values()]
+    said = replace(said, names=tuple(called))
+    base = named.get("adapter_config.json")
+    if base is None:
+        return said
+    if hub_id(base):
+        parents = tuple(dict.fromkeys((*said.parents, *_exact_ids([base]))))
+        return replace(said, parents=parents, is_copy=False)
+    unnamed = () if said.parents else (called[0],)
+    return replace(said, unnamed_parents=(*said.unnamed_parents, *unnamed), is_copy=False)
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    where = f"{path.parent.name}/{path.name}"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where}: not readable as JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"{where}: expected an object, got {type(data).__name__}")
+    return data
+
+
+def _read_gguf(metadata: Mapping[str, Any], where: str) -> Declared:
+    def words(*keys: str) -> list[str]:
+        values = (metadata.get(f"general.{key}") for key in keys)
+        return [word for v in values if isinstance(v, str | list) for word in _list_words(v)]
+
+    sources = words("source.repo_url", "source.url", "source.huggingface.repository")
+    parents = _exact_ids(sources)
+    unnamed = sources[:1] if sources and not parents else []
+    is_copy = bool(parents)
+    bases = sorted({int(key[1]) for key in map(_BASE.match, metadata) if key})
+    count = metadata.get("general.base_model.count", 0)
+    if isinstance(count, int) and count > len(bases):
+        unnamed.append("a model")
+    for number in bases:
+        base = f"base_model.{number}"
+        if exact := _exact_ids(words(f"{base}.repo_url", f"{base}.url"))[:1]:
+            parents += exact
+        else:
+            unnamed.append(" by ".join(words(f"{base}.name", f"{base}.organization")) or "a model")
+    return Declared(
+        where,
+        next(iter(_exact_ids(words("repo_url", "url"))), None),
+        licenses=_name_licenses(words("license"), words("license.name")),
+        links=_list_links(metadata.get("general.license.link")),
+        parents=tuple(dict.fromkeys(parents)),
+        unnamed_parents=tuple(unnamed),
+        names=tuple(dict.fromkeys(words("name", "basename", "finetune"))),
+        tags=tuple(dict.fromkeys(words("tags"))),
+        is_copy=is_copy,
+    )
+
+
+def front_matter(text: str, where: str) -> dict[str, Any]:
+    """The mapping at the top of a card; empty where there is none.
+
+    Raises:
+        UsageError: it can't be read, or is no mapping.
+    """
+    front = _FRONT_MATTER.match(text)
+    try:
+        data = (strict_yaml.load(front[1]) if front else None) or {}
+    except yaml.YAMLError as error:
+        raise UsageError(f"{where}: its front matter is not readable as YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"{where}: expected a mapping as front matter, got {type(data).__name__}")
+    return data
+
+
+def _read_card(text: str, where: str, name: str) -> Declared:
+    """What a card's front matter says of the model of that name."""
+    data = front_matter(text, where)
+    bases = _list_words(data.get("base_model"))
+    parents = _exact_ids(bases)
+    is_quantized = data.get("base_model_relation") == "quantized"
+    return Declared(
+        where,
+        licenses=_name_licenses(
+            _list_words(data.get("license")), _list_words(data.get("license_name"))
+        ),
+        links=_list_links(data.get("license_link")),
+        parents=tuple(dict.fromkeys(parents)),
+        unnamed_parents=tuple(base for base in bases if not hub_id(base)),
+        tags=tuple(dict.fromkeys(_list_words(data.get("tags")))),
+        is_copy=len(bases) == 1 == len(parents) and (is_quantized or is_packed(name, parents[0])),
+    )
+
+
+def _name_licenses(ids: list[str], names: list[str]) -> tuple[str, ...]:
+    """The licences that are named: what ``other`` stands for, or what stands beside an id."""
+    if names and [id.lower() for id in ids] == ["other"]:
+        ids = []
+    return tuple(dict.fromkeys((*ids, *names)))
+
+
+def _list_links(value: Any) -> tuple[str, ...]:
+    """Addresses elsewhere than among the model's own files."""
+    return tuple(link for link in _list_words(value, longest=300) if "://" in link)
+
+
+def _exact_ids(names: Iterable[str]) -> list[str]:
+    return [found[0] for found in map(hub_id, names) if found]
+
+
+def _list_words(value: Any, longest: int = _LONGEST_SHOWN) -> list[str]:
+    values = value if isinstance(value, list) else [value]
+    words = (_clean(str(item), longest) for item in values if item is not None)
+    return [word for word in words if word]
+
+
+def _clean(text: str, longest: int = _LONGEST_SHOWN) -> str:
+    """One short line of printable characters: it comes from a stranger's file."""
+    shown = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(shown.split())[:longest]

@@ -94,10 +94,15 @@ def find_infos(names: Sequence[str], arguments: Mapping[str, Any]) -> dict[str, 
         raise UsageError("sources: expected at least one, got none; mminstruct list shows all")
     found: dict[str, tuple[str, SourceInfo]] = {}
     for name in names:
-        taken = own.OPTIONS.keys() & options_of(name)
-        given = {option: value for option, value in arguments.items() if option in taken}
+        known = own.OPTIONS.keys() & options_of(name)
+        given = {option: value for option, value in arguments.items() if option in known}
         info = get(name, given).info
-        found.setdefault(info.name, (name, info))
+        before, _ = found.setdefault(info.name, (name, info))
+        if before != name and known:
+            raise UsageError(
+                f"{name}: got the name {info.name!r}, which is that of {before}, too; give each a "
+                "name of its own in a description (mminstruct describe)"
+            )
     return dict(found.values())
 
 

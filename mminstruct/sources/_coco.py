@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
@@ -39,7 +39,6 @@ from mminstruct.sources._tolerance import (
     BoxFormat,
     FloatColumns,
     Mask,
-    Numbers,
     check_pixels,
     find_repeated,
     published_name,
@@ -49,7 +48,7 @@ IntColumn: TypeAlias = NDArray[np.int64]
 FindFormat: TypeAlias = Callable[[FloatColumns, FloatColumns, FloatColumns], BoxFormat]
 """Boxes, their areas as the file says, and their images' sizes -> what the numbers are."""
 
-_Id = Annotated[int, msgspec.Meta(ge=0, lt=10**12)]
+Id = Annotated[int, msgspec.Meta(ge=0, lt=10**12)]
 
 _FILE_SPLIT = {"train": "train", "validation": "val"}
 # What a column of sizes holds.
@@ -194,7 +193,7 @@ def read_contexts(
     images = usable_images(captions_file.images, captions_path.name, report)
     # What is wrong with an image in both files counts once.
     boxed = usable_images(instances_file.images, instances_path.name, ReadReport())
-    _check_same_images(images, boxed, captions_path.name, instances_path.name)
+    check_same_images(images, boxed, captions_path.name, instances_path.name)
     listed = {image.id for image in captions_file.images}
     if boxes_only := sorted(boxed.keys() - listed):
         reason = "image that the captions file doesn't have"
@@ -206,49 +205,6 @@ def read_contexts(
     name = instances_path.name
     groups = instances.group(boxed | images, sorted(images), categories, name, report)
     yield from make_contexts(images, captions, groups, licenses, report)
-
-
-class Parts(NamedTuple):
-    """What was read of somebody's own data; ``id_of`` gives a number's id."""
-
-    images: Mapping[int, Image]
-    captions: Captions
-    boxes: Instances
-    categories: dict[int, str]
-    licenses: Licenses
-    id_of: Callable[[int], str]
-
-
-def read_own(paths: Sequence[Path], report: ReadReport, *, only_first: bool) -> Parts:
-    """What files in COCO's format say, each of captions, boxes or both, with ids of any form.
-
-    Args:
-        paths: what they say of an image adds up.
-        report: counts what is left out.
-        only_first: the first says which images there are; else each does.
-
-    Raises:
-        SourceError: a file is damaged, or it contradicts itself or another one.
-    """
-    ids = Numbers()
-    read = [(path.name, *decode(path, _ANY, report, ids)) for path in paths]
-    (first, file, found), *others = read
-    images = usable_images(file.images, first, report, any_size=True)
-    for name, file, columns in others:
-        # What is wrong with an image in several files counts once.
-        more = usable_images(file.images, name, ReadReport(), any_size=True)
-        _check_same_images(more, images, name, first)
-        images = images if only_first else more | images
-        found.extend(columns)
-    listed = {image.id for _, file, _ in read for image in file.images}
-    found.captions.count_strays(listed, report)
-    found.boxes.count_strays(listed, report)
-    if found.others:
-        report.skip("box that isn't there or can't be read, and no caption", found.others)
-    named = [category for _, file, _ in read for category in file.categories]
-    licenses = Licenses.of([entry for _, file, _ in read for entry in file.licenses])
-    categories = categories_of(named, first)
-    return Parts(images, found.captions, found.boxes, categories, licenses, ids.text)
 
 
 def make_contexts(
@@ -292,42 +248,29 @@ class Image(Photo, kw_only=True, gc=False):
     file_name: str
 
 
-class AnyImage(Image, kw_only=True, gc=False):
-    """One whose size may be unknown, which is 0."""
+class Annotation(msgspec.Struct, gc=False):
+    """What all have."""
 
-    width: int = 0
-    height: int = 0
-
-
-class _Annotation(msgspec.Struct, gc=False):
-    image_id: _Id
+    image_id: Id
 
 
-class Instance(_Annotation, gc=False):
+class Instance(Annotation, gc=False):
     """Its box has the top left corner, width and height in pixels."""
 
-    category_id: _Id
+    category_id: Id
     bbox: tuple[float, float, float, float]
     iscrowd: int = 0
     area: float = math.nan
 
 
-class _Caption(_Annotation, gc=False):
+class _Caption(Annotation, gc=False):
     caption: str
-
-
-class _Any(_Annotation, gc=False):
-    category_id: _Id = -1
-    bbox: tuple[float, float, float, float] | None = None
-    iscrowd: int = 0
-    area: float = math.nan
-    caption: str | None = None
 
 
 class Category(msgspec.Struct, gc=False):
     """A category of objects."""
 
-    id: _Id
+    id: Id
     name: str
     keypoints: Any = None
 
@@ -341,13 +284,6 @@ class _InstancesFile(AnnotationFile, kw_only=True, gc=False):
 class _CaptionsFile(AnnotationFile, kw_only=True, gc=False):
     images: list[Image]
     annotations: list[_Caption]
-    licenses: list[License] = []
-
-
-class _AnyFile(AnnotationFile, kw_only=True, gc=False):
-    images: list[AnyImage]
-    annotations: list[_Any]
-    categories: list[Category] = []
     licenses: list[License] = []
 
 
@@ -503,31 +439,8 @@ class Instances(_Annotations):
             ]
 
 
-class _Both:
-    """Columns of annotations each of which is a caption, a box or both."""
-
-    def __init__(self) -> None:
-        self.captions, self.boxes, self.others = Captions(), Instances(), 0
-
-    def add(self, annotations: list[Any]) -> None:
-        """As the columns do."""
-        boxes = [a for a in annotations if a.bbox is not None]
-        self.boxes.add(boxes)
-        if len(boxes) < len(annotations) or any(a.caption is not None for a in boxes):
-            self.captions.add([a for a in annotations if a.caption is not None])
-            self.others += sum(a.caption is None and a.bbox is None for a in annotations)
-
-    def extend(self, other: _Both) -> None:
-        """Add those of another file."""
-        for mine, theirs in ((self.captions, other.captions), (self.boxes, other.boxes)):
-            for name, column in vars(mine).items():
-                column.extend(getattr(theirs, name))
-        self.others += other.others
-
-
 _INSTANCES = Layout(_InstancesFile, Instances, "box", "bbox", "caption")
 _CAPTIONS = Layout(_CaptionsFile, Captions, "caption", "caption", "bbox")
-_ANY = Layout(_AnyFile, _Both, "annotation", "bbox or caption", "")
 
 _SizedImage = TypeVar("_SizedImage", bound=ImageSize)
 
@@ -588,12 +501,13 @@ def categories_of(
     return {category_id: name for category_id, name in names.items() if name}
 
 
-def _check_same_images(
+def check_same_images(
     captioned: Mapping[int, ImageSize],
     boxed: Mapping[int, ImageSize],
     captions_name: str,
     instances_name: str,
 ) -> None:
+    """Raise SourceError if files are about other images, or say other sizes of them."""
     pairs = [(image, boxed[i]) for i, image in captioned.items() if i in boxed]
     if other := [(a, b) for a, b in pairs if a.width != b.width or a.height != b.height]:
         named = "; ".join(

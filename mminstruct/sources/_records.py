@@ -1,7 +1,7 @@
-"""Tables of images: JSON lines, a JSON list, CSV or Parquet, a row an image or a row an annotation.
+"""What people's own files say: COCO's format in any of its kinds, and tables of images.
 
-Rows become entries as COCO's files have them, so one reader tolerates and doubts the same in both;
-of a table's own are the names of columns, and how boxes are written in a cell.
+A table is JSON lines, a JSON list, CSV or Parquet, a row an image or a row an annotation. Rows
+become what COCO's files have, so that the same is tolerated and doubted in both.
 """
 
 from __future__ import annotations
@@ -9,20 +9,30 @@ from __future__ import annotations
 import codecs
 import csv
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet
 
 from mminstruct.errors import SourceError, did_you_mean
-from mminstruct.sources._annotation_file import open_text
+from mminstruct.sources._annotation_file import AnnotationFile, Layout, decode, open_text
 from mminstruct.sources._base import ReadReport
-from mminstruct.sources._coco import AnyImage, Captions, Instances, Parts, usable_images
-from mminstruct.sources._image_licenses import Licenses, spdx_of
+from mminstruct.sources._coco import (
+    Annotation,
+    Captions,
+    Category,
+    Id,
+    Image,
+    Instances,
+    categories_of,
+    check_same_images,
+    usable_images,
+)
+from mminstruct.sources._image_licenses import License, Licenses, spdx_of
 from mminstruct.sources._tolerance import Numbers, Order, convert, loads
 from mminstruct.strict_yaml import Strict
 
@@ -65,6 +75,96 @@ _USUAL = {
     "author": ("author",),
     "title": ("title",),
 }
+
+
+class Parts(NamedTuple):
+    """What was read of somebody's own data; ``id_of`` gives a number's id."""
+
+    images: Mapping[int, Image]
+    captions: Captions
+    boxes: Instances
+    categories: dict[int, str]
+    licenses: Licenses
+    id_of: Callable[[int], str]
+
+
+class AnyImage(Image, kw_only=True, gc=False):
+    """One whose size may be unknown, which is 0."""
+
+    width: int = 0
+    height: int = 0
+
+
+class _Any(Annotation, gc=False):
+    category_id: Id = -1
+    bbox: tuple[float, float, float, float] | None = None
+    iscrowd: int = 0
+    area: float = math.nan
+    caption: str | None = None
+
+
+class _AnyFile(AnnotationFile, kw_only=True, gc=False):
+    images: list[AnyImage]
+    annotations: list[_Any]
+    categories: list[Category] = []
+    licenses: list[License] = []
+
+
+class _Both:
+    """Columns of annotations each of which is a caption, a box or both."""
+
+    def __init__(self) -> None:
+        self.captions, self.boxes, self.others = Captions(), Instances(), 0
+
+    def add(self, annotations: list[Any]) -> None:
+        """As the columns do."""
+        boxes = [a for a in annotations if a.bbox is not None]
+        self.boxes.add(boxes)
+        if len(boxes) < len(annotations) or any(a.caption is not None for a in boxes):
+            self.captions.add([a for a in annotations if a.caption is not None])
+            self.others += sum(a.caption is None and a.bbox is None for a in annotations)
+
+    def extend(self, other: _Both) -> None:
+        """Add those of another file."""
+        for mine, theirs in ((self.captions, other.captions), (self.boxes, other.boxes)):
+            for name, column in vars(mine).items():
+                column.extend(getattr(theirs, name))
+        self.others += other.others
+
+
+_ANY = Layout(_AnyFile, _Both, "annotation", "bbox or caption", "")
+
+
+def read_own(paths: Sequence[Path], report: ReadReport, *, only_first: bool) -> Parts:
+    """What files in COCO's format say, each of captions, boxes or both, with ids of any form.
+
+    Args:
+        paths: what they say of an image adds up.
+        report: counts what is left out.
+        only_first: the first says which images there are; else each does.
+
+    Raises:
+        SourceError: a file is damaged, or it contradicts itself or another one.
+    """
+    ids = Numbers()
+    read = [(path.name, *decode(path, _ANY, report, ids)) for path in paths]
+    (first, file, found), *others = read
+    images = usable_images(file.images, first, report, any_size=True)
+    for name, file, columns in others:
+        # What is wrong with an image in several files counts once.
+        more = usable_images(file.images, name, ReadReport(), any_size=True)
+        check_same_images(more, images, name, first)
+        images = images if only_first else more | images
+        found.extend(columns)
+    listed = {image.id for _, file, _ in read for image in file.images}
+    found.captions.count_strays(listed, report)
+    found.boxes.count_strays(listed, report)
+    if found.others:
+        report.skip("box that isn't there or can't be read, and no caption", found.others)
+    named = [category for _, file, _ in read for category in file.categories]
+    licenses = Licenses.of([entry for _, file, _ in read for entry in file.licenses])
+    categories = categories_of(named, first)
+    return Parts(images, found.captions, found.boxes, categories, licenses, ids.text)
 
 
 class Columns(Strict):

@@ -31,9 +31,9 @@ from mminstruct.schema import Context, Media, Option, decode_context, digest, en
 from mminstruct.sources import _narratives, openimagesv7
 from mminstruct.sources._annotation_file import fingerprint, open_text
 from mminstruct.sources._base import Download, Files, ReadReport, SourceInfo
-from mminstruct.sources._coco import Parts, make_contexts, read_own
+from mminstruct.sources._coco import make_contexts
 from mminstruct.sources._datasets import digest_of, plain_rows, rows_of, splits_of
-from mminstruct.sources._records import Columns, read_tables, rows_in
+from mminstruct.sources._records import Columns, Parts, read_own, read_tables, rows_in
 from mminstruct.sources._tolerance import (
     COCOS,
     BoxFormat,

@@ -666,6 +666,17 @@ def test_a_given_path_is_never_replaced_by_a_download(monkeypatch: pytest.Monkey
     assert sources.get("./photos.jsonl").downloads("train") == ()
 
 
+def test_two_of_one_name_are_not_taken_for_one(capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("a", "b"):
+        lines(f"{folder}/photos.jsonl", PHOTOS)
+    assert generate("a/photos.jsonl", "b/photos.jsonl") == 2
+    assert "b/photos.jsonl: got the name 'photos', which is that of a/photos.jsonl" in (
+        capsys.readouterr().err
+    )
+    assert generate("a/photos.jsonl", "a/photos.jsonl", "--limit", "1") == 0
+    assert len(rows()) == 3
+
+
 def test_a_word_that_names_nothing_is_an_unknown_source() -> None:
     with pytest.raises(UsageError, match="unknown source 'COCO2015'"):
         sources.get("COCO2015")

@@ -267,7 +267,7 @@ def test_no_model_source_has_the_name_of_a_server() -> None:
             "Qwen2.5-72B",
             "mean Qwen/Qwen2.5-72B or unsloth/Qwen2.5-72B or Qwen/Qwen2.5-72B-Instruct?",
         ),
-        ("qwen/qwen3-8b", "did you mean Qwen/Qwen3-8B?"),
+        ("qwen/qwen3-8b", ""),
         ("Qwen/Qwen3-8B", ""),
         ("somebody/something", ""),
     ],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,10 +84,10 @@ def generate(
         raise UsageError(f"unknown argument {name!r}")
     notes.show()
     path = None
-    infos = find_infos([sources] if isinstance(sources, str) else sources)
+    infos = find_infos([sources] if isinstance(sources, str) else sources, arguments)
     if output_path is not None or output_format is not None:
         output_format, path = choose_output(output_path, output_format)
-        _check_output(infos, path, output_format)
+        _check_output(list(infos.values()), path, output_format)
     day = _read_day()
     builders = make_builders(infos, arguments)
     recipes = [builder.recipe for builder in builders]
@@ -178,21 +179,21 @@ def _origin_of(
 
 
 def make_builders(
-    infos: Sequence[SourceInfo], arguments: Mapping[str, Any]
+    infos: Mapping[str, SourceInfo], arguments: Mapping[str, Any]
 ) -> list[InstructBuilder]:
     """A builder for each source, with the model looked up once.
 
     Args:
-        infos: the sources.
+        infos: as from `find_infos`.
         arguments: of all; an option of a source is for those that have it.
     """
     builders: list[InstructBuilder] = []
     given = dict(arguments)
     prompt_config = given.pop("prompt_config", None)
-    options = {info.name: sources.options_of(info.name) for info in infos}
-    for info in infos:
-        others = set().union(*options.values()) - options[info.name]
-        builder = _find_class(info, prompt_config)(
+    options = {name: sources.options_of(name) for name in infos}
+    for source, info in infos.items():
+        others = set().union(*options.values()) - options[source]
+        builder = _find_class(source, info, prompt_config)(
             config_name="default",
             like=builders[0].recipe if builders else None,
             **{name: value for name, value in given.items() if name not in others},
@@ -201,7 +202,9 @@ def make_builders(
     return builders
 
 
-def _find_class(source: SourceInfo, prompt_config: str | None) -> Callable[..., InstructBuilder]:
+def _find_class(
+    name: str, source: SourceInfo, prompt_config: str | None
+) -> Callable[..., InstructBuilder]:
     """What makes the builder for a source with a prompt config, or with the source's own."""
     asked = prompt_config or source.prompt_config
     path = prompts.find(asked)
@@ -209,7 +212,7 @@ def _find_class(source: SourceInfo, prompt_config: str | None) -> Callable[..., 
     if is_ours and (found := loading.find_builder(source.name, path.stem)):
         script, cls = found
         return partial(cls, hash=loading.script_hash(script))
-    return make(source.name, asked, f"{source.name}_{path.stem}".lower().replace("+", "_"))
+    return make(name, asked, re.sub(r"\W", "_", f"{source.name}_{path.stem}".lower()))
 
 
 def choose_output(

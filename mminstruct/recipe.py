@@ -96,9 +96,21 @@ class Recipe:
             like.registry if like else licenses.load(config.licenses, sources.names()),
             like,
         )
+        found._check_declared()
         if config.batch_api:
             found._check_batch_api()
         return found
+
+    def _check_declared(self) -> None:
+        """Raise UsageError for a declared licence that nobody knows."""
+        info = self.source.info
+        for part, name in ((p, n) for p in info.parts or (info,) for n in p.declared):
+            if self.registry.license(name) is None:
+                raise UsageError(
+                    f"{part.name}: got the licence {name!r} against one that is known expected"
+                    f"{did_you_mean(name.lower(), self.registry.by_name)}. Without one it isn't "
+                    "known what rows may be used for; enter another one (--licenses FILE)"
+                )
 
     def _check_batch_api(self) -> None:
         if self.backend.name != "openai":
@@ -383,6 +395,7 @@ def _split_names(config: InstructConfig, source: Source) -> tuple[str, ...]:
 
 def find_annotation_parts(registry: Registry, source: SourceInfo) -> list[Part]:
     """The annotations of a source, or of all parts of a joined one, with their licences."""
+    known = sources.names()
     return [
         part
         for info in source.parts or (source,)
@@ -391,7 +404,7 @@ def find_annotation_parts(registry: Registry, source: SourceInfo) -> list[Part]:
             source=info.name,
             title=info.title,
             license=info.license,
-            plain=sources.get(info.name).info.license,
+            plain=sources.get(info.name).info.license if info.name in known else info.license,
         )
     ]
 

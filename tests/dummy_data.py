@@ -73,7 +73,31 @@ def write_all(folder: Path, count: int) -> Path:
     lvis_files(folder, count)
     open_images_files(folder, count)
     motion_files(folder, count)
+    own_files(folder, count)
     return folder
+
+
+def own_files(folder: Path, count: int) -> Path:
+    """A table with its description, whose path is returned."""
+    rows: list[Any] = [
+        {
+            "photo": f"{n:04d}.jpg",
+            "said": [scene(n)["said"]],
+            "objects": [{"label": label, "bbox": box} for label, box, _ in scene(n)["boxes"]],
+        }
+        for n in range(1, count + 1)
+    ]
+    _jsonl(folder / "own.jsonl", rows)
+    text = (
+        "name: warehouse\ntitle: The warehouse\nformat: table\nfiles: own.jsonl\n"
+        "columns: {image: photo, captions: said, boxes: objects}\n"
+        "box_format: xyxy\nbox_unit: fractions\n"
+        "license: cc-by-4.0\nimage_license: cc-by-2.0\n"
+        "attribution: Annotations by the people of the warehouse, CC BY 4.0.\n"
+        "homepage: https://warehouse.example/\n"
+    )
+    (folder / "own.yaml").write_text(text, encoding="utf-8")
+    return folder / "own.yaml"
 
 
 def scene(number: int) -> dict[str, Any]:
@@ -179,5 +203,5 @@ def motion_files(folder: Path, count: int) -> None:
     (data / "index.csv").write_text(f"source_path,start_frame,end_frame,new_name\n{index}")
 
 
-def _jsonl(path: Path, lines: list[dict[str, str]]) -> None:
+def _jsonl(path: Path, lines: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

@@ -450,7 +450,7 @@ def test_where_a_place_is_given_nothing_else_is_read(
     assert (
         f"COCO2017, split 'train': {folder / 'own'} {got}, against captions_train2017.json" in said
     )
-    assert "nothing is downloaded" in said and "docs/adding_a_source.md" in said
+    assert "nothing is downloaded" in said and "mminstruct describe PATH" in said
 
 
 def test_another_split_that_is_there_is_named(

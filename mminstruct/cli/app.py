@@ -49,6 +49,7 @@ COMMANDS = {
     "license": "what rows may be used for, and why, before any money is spent",
     "export": "a release in the form that a trainer reads, with or without images",
     "push": "a dataset repository to the Hub, in one commit",
+    "describe": "a description of your own data, by a look at it",
     "list": "builders, sources, prompt configs and backends",
     "completion": "a script by which your shell completes commands and flags",
 }

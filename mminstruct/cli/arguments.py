@@ -218,7 +218,7 @@ def is_source(word: str) -> bool:
     """Whether it is the name of a source, or of several joined."""
     from mminstruct import sources
 
-    return all(part.strip().upper() in sources.names() for part in word.split("+"))
+    return sources.is_source(word)
 
 
 def _known_values(flag: str, given: _Given) -> Collection[str]:

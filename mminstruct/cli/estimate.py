@@ -42,7 +42,8 @@ _ESTIMATE_FLAGS: dict[str, dict[str, Any]] = {
 def _estimate(args: argparse.Namespace) -> int:
     quiet_libraries()
     with tempfile.TemporaryDirectory() as scratch:
-        builders = make_builders(find_infos(args.sources), config_arguments(args, scratch))
+        given = config_arguments(args, scratch)
+        builders = make_builders(find_infos(args.sources, given), given)
         asked = [(builder.recipe, list(builder.requests().values())) for builder in builders]
         for line in introduce(asked):
             say(line)

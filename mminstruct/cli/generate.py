@@ -131,7 +131,8 @@ def command_again(
         endpoint: as rows have it; it may be from the environment, which nobody else has.
     """
     defaults = args.parser.parse_args(["generate", *args.sources])
-    words = ["mminstruct", "generate", *args.sources]
+    public = ["+".join(map(_public_source, sources.parts_of(name))) for name in args.sources]
+    words = ["mminstruct", "generate", *public]
     own = (*backends.engine_options(), *sources.options())
     for name in (*MODEL_FLAGS, *own, *CONTENT_FLAGS, *SAMPLING_FLAGS, "output_path"):
         value = getattr(args, name)
@@ -149,17 +150,23 @@ def command_again(
     return shlex.join(words)
 
 
+def _public_source(name: str) -> str:
+    """A source's name; of a path on this machine, where it ends."""
+    return Path(name).expanduser().absolute().name if Path(name).expanduser().exists() else name
+
+
 def _public(flag: str, value: str, registry: licenses.Registry) -> str:
     """A flag's value for everybody to read."""
     path = Path(value).expanduser()
     if "://" in value:
         url = urlsplit(value)
         shown = f"{url.scheme}://{url.hostname}{url.path}"
-        return shown if registry.endpoint_name(shown) == shown else "URL"
-    if flag == "dataset_storage_path" or (flag == "model" and path.is_dir()):
+        is_public = flag == "image_url" or registry.endpoint_name(shown) == shown
+        return shown if is_public else "URL"
+    if flag in ("dataset_storage_path", "image_folder") or (flag == "model" and path.is_dir()):
         return "DIR"
-    is_path = flag in ("model", "licenses", "prompt_config", *backends.engine_options())
-    named = flag == "output_path" or (is_path and (path.is_absolute() or path.is_file()))
+    files = ("model", "licenses", "prompt_config", "captions", *backends.engine_options())
+    named = flag == "output_path" or (flag in files and (path.is_absolute() or path.is_file()))
     return path.resolve().name if named else value
 
 

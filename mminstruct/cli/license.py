@@ -82,8 +82,9 @@ def _license(args: argparse.Namespace) -> int:
         "model_id": args.model_id,
         **name_places(args),
     }
-    wanted = find_infos(args.sources)
-    check_source_options(args, [info.name for info in wanted])
+    check_source_options(args, args.sources)
+    options = {option: getattr(args, option) for option in sources.options()}
+    wanted = find_infos(args.sources, {o: v for o, v in options.items() if v is not None})
     by_name = args.model is not None and args.model_source is None
     if by_name and args.model_id is None:
         _check_model_file(args.model)
@@ -92,10 +93,10 @@ def _license(args: argparse.Namespace) -> int:
     elif any(getattr(args, flag) for flag in SERVER_FLAGS):
         raise UsageError("a server's URL says nothing without --model_source; give both")
     recipes: list[Recipe] = []
-    for info in wanted:
+    for name, info in wanted.items():
         config = InstructConfig(
-            source=info.name,
-            source_options=choose_source_options(args, info.name),
+            source=name,
+            source_options=choose_source_options(args, name),
             prompt_config=args.prompt_config or info.prompt_config,
             **{name: getattr(args, name) for name in ("types", "splits", "limit")},
             commercial=bool(args.commercial),

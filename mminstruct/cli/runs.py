@@ -17,7 +17,6 @@ from mminstruct.cli.console import say
 from mminstruct.cli.flags import DEFAULT_DIR, SERVER_FLAGS, config_of
 from mminstruct.errors import UsageError
 from mminstruct.reports.progress import ProgressLine
-from mminstruct.sources import find_infos
 
 if TYPE_CHECKING:
     from mminstruct.builder import InstructBuilder
@@ -32,7 +31,7 @@ def config_arguments(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
     """
     if args.show < 0:
         raise UsageError(f"show: expected at least 0, got {args.show}")
-    check_source_options(args, [info.name for info in find_infos(args.sources)])
+    check_source_options(args, args.sources)
     own = (*backends.engine_options(), *sources.options())
     given = {**config_of(args), **{name: getattr(args, name) for name in own}}
     given |= {"backend": args.model_source, "base_url": read_base_urls(args), **name_places(args)}

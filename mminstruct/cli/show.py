@@ -31,10 +31,10 @@ def add_arguments(parser: Parser) -> None:
 
 def _show(args: argparse.Namespace) -> int:
     quiet_libraries()
-    infos = find_infos(args.sources)
-    check_source_options(args, [info.name for info in infos])
+    check_source_options(args, args.sources)
     names = ("prompt_config", "types", "splits", *sources.options())
     given = {"backend": "fake", **name_places(args), **{n: getattr(args, n) for n in names}}
-    (builder,) = make_builders(infos, {n: v for n, v in given.items() if v is not None})
+    given = {name: value for name, value in given.items() if value is not None}
+    (builder,) = make_builders(find_infos(args.sources, given), given)
     found = preview.preview(builder.recipe, builder.requests().values(), args.id)
     return print_text(found.as_json() + "\n" if args.json else found.as_text())

@@ -523,6 +523,7 @@ def push_to_hub(
     licenses: str | None = None,
     prompt_config: str | None = None,
     source_options: Mapping[str, Any] | None = None,
+    source: str | None = None,
 ) -> Pushed:
     """The commit on the Hub that holds rows, with a card and the licence worked out anew.
 
@@ -541,6 +542,7 @@ def push_to_hub(
         licenses: file with licence entries of your own, as they were generated with.
         prompt_config: file that they were generated with, unless it is the package's.
         source_options: what the source was asked for beyond its defaults.
+        source: path of the data of your own that they were generated from.
 
     Raises:
         UsageError: they aren't rows of ours, or say that they may be used more freely than follows
@@ -549,10 +551,10 @@ def push_to_hub(
     """
     report = None
     if isinstance(rows, MadeRows):
-        if (model_id, licenses, prompt_config, source_options) != (None,) * 4:
+        if (model_id, licenses, prompt_config, source_options, source) != (None,) * 5:
             raise UsageError(
-                "model_id, licenses, prompt_config, source_options: what generate gives has them "
-                "with it; leave them out"
+                "model_id, licenses, prompt_config, source_options, source: what generate gives "
+                "has them with it; leave them out"
             )
         splits = tracing.splits_of(rows.rows)
         _check_unchanged(rows)
@@ -567,6 +569,7 @@ def push_to_hub(
             licenses_file=licenses,
             prompt_config=prompt_config,
             source_options=source_options,
+            source=source,
         )
     with tempfile.TemporaryDirectory() as scratch:
         repository.write(splits, Path(scratch), origin, report)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import datasets
 
 from mminstruct import licenses, prompts, sources
-from mminstruct.errors import UsageError
+from mminstruct.errors import UsageError, did_you_mean
 from mminstruct.licenses import ENDPOINTS_JOINT, Part, Registry, Verdict
 from mminstruct.prompts.config import PromptConfig
 from mminstruct.recipe import find_annotation_parts
@@ -83,6 +83,7 @@ def trace(
     licenses_file: str | None = None,
     prompt_config: str | None = None,
     source_options: Mapping[str, Any] | None = None,
+    source: str | None = None,
 ) -> Origin:
     """How rows came about.
 
@@ -93,6 +94,7 @@ def trace(
         licenses_file: licence entries of the user's own.
         prompt_config: file that they were generated with, unless it is the package's.
         source_options: what the source was asked for beyond its defaults.
+        source: path of the user's own that they were generated from, if there is one.
 
     Raises:
         UsageError: rows say that they may be used more freely than follows from what they were made
@@ -102,7 +104,8 @@ def trace(
     claims, types = _read(splits)
     makings = list(dict.fromkeys(making for making, _ in claims))
     asked = dict(source_options or {})
-    infos = {m.source: sources.get(m.source, asked).info for m in makings}
+    own = sources.get(source, asked).info if source else None
+    infos = {m.source: _info(m.source, own, asked) for m in makings}
     configs = {m: _config(m, prompt_config) for m in makings}
     ids = _repo_ids({m.model for m in makings}, model_id)
     # What rows call unknown doesn't come free by a card that nobody read when they were made.
@@ -142,6 +145,24 @@ def _read(splits: Mapping[str, datasets.Dataset]) -> tuple[list[tuple[_Making, _
             types.update(flat.column("type").to_pylist())
     n = len(claimed)
     return [(_Making(s, *rest[n:]), _Claim(*rest[:n])) for s, *rest in said], list(types)
+
+
+def _info(name: str, own: SourceInfo | None, asked: Mapping[str, Any]) -> SourceInfo:
+    """The facts about a source that rows name; a name is never taken for a path.
+
+    Raises:
+        UsageError: there is no such source.
+    """
+    if own is not None and own.name == name:
+        return own
+    known = sources.names()
+    for part in name.split("+"):
+        if part.upper() not in known:
+            raise UsageError(
+                f"unknown source {part!r}{did_you_mean(part, known)}; rows from data of your own "
+                "need what they were generated from here, too (source)"
+            )
+    return sources.get(name, asked).info
 
 
 def _config(making: _Making, given: str | None) -> PromptConfig | None:

@@ -3,7 +3,7 @@
 A module ``sources/foo.py`` with a ``SOURCE`` object is the registration; modules whose name starts
 with an underscore hold what several sources share. A module may also have ``OPTIONS``, what the
 source can be asked for beyond its defaults: each is a field of the (dataclass) object, a flag and
-an argument of `load_dataset`.
+an argument of `load_dataset`. `own` isn't registered by a name: its sources are named by a path.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from mminstruct.errors import UsageError, did_you_mean
 from mminstruct.schema import Option
 from mminstruct.sources._base import Download, Files, ReadReport, Source, SourceInfo
 from mminstruct.sources._joined import JoinedSource, join
+from mminstruct.sources.own import OwnSource, is_own, open_source
 
 __all__ = [
     "Download",
@@ -30,32 +31,73 @@ __all__ = [
     "chosen_options",
     "find_infos",
     "get",
+    "is_source",
     "members",
     "names",
     "options",
     "options_of",
+    "parts_of",
     "shipped_image",
 ]
+
+_OWN = "own"
 
 
 def names() -> dict[str, str]:
     """Source name as typed -> module name, of all sources."""
     found = (m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
-    return {name.upper(): name for name in sorted(found)}
+    return {name.upper(): name for name in sorted(found) if name != _OWN}
 
 
-def find_infos(names: Sequence[str]) -> list[SourceInfo]:
-    """The sources that were asked for, each once, however it was written."""
+def parts_of(name: str) -> list[str]:
+    """The sources that a name joins, or the one that it is; a path may have a ``+`` in it."""
+    words, parts = name.split("+"), []
+    while words:
+        # The longest path that is there, or the next word.
+        longest = range(len(words), 1, -1)
+        taken = next((n for n in longest if Path("+".join(words[:n]).strip()).exists()), 1)
+        parts.append("+".join(words[:taken]).strip())
+        del words[:taken]
+    return parts
+
+
+def is_source(name: str) -> bool:
+    """Whether a word names a source, which may not be there."""
+    known = names()
+    return all(part.upper() in known or is_own(part) for part in parts_of(name))
+
+
+def find_infos(names: Sequence[str], arguments: Mapping[str, Any]) -> dict[str, SourceInfo]:
+    """The sources that were asked for, by their names as given; each once, however it was written.
+
+    Args:
+        names: as `get` takes them.
+        arguments: those that are options of data of one's own say what there is.
+
+    Raises:
+        UsageError: there is no such source, or two of one's own have one name.
+    """
     if not names:
         raise UsageError("sources: expected at least one, got none; mminstruct list shows all")
-    infos = (get(name).info for name in names)
-    return list({info.name: info for info in infos}.values())
+    found: dict[str, tuple[str, SourceInfo]] = {}
+    own_options = _options(_OWN).keys()
+    for name in names:
+        known = own_options & options_of(name)
+        own = {option: value for option, value in arguments.items() if option in known}
+        info = get(name, own).info
+        before, _ = found.setdefault(info.name, (name, info))
+        if before != name and known:
+            raise UsageError(
+                f"{name}: got the name {info.name!r}, which is that of {before}, too; give each a "
+                "name of its own in a description (mminstruct describe)"
+            )
+    return dict(found.values())
 
 
 def options() -> dict[str, tuple[Option, tuple[str, ...]]]:
     """All sources' own options by name, each with the sources that have it."""
     found: dict[str, tuple[Option, tuple[str, ...]]] = {}
-    for name, module in names().items():
+    for name, module in {**names(), "your own data": _OWN}.items():
         for option_name, option in _options(module).items():
             _, owners = found.get(option_name, (option, ()))
             found[option_name] = (option, (*owners, name))
@@ -64,8 +106,7 @@ def options() -> dict[str, tuple[Option, tuple[str, ...]]]:
 
 def options_of(name: str) -> set[str]:
     """The own options of a source, or of all parts of a joined one."""
-    modules = names()
-    return {o for part in name.split("+") for o in _options(modules[part.strip().upper()])}
+    return {option for part in parts_of(name) for option in _options(_module_of(part))}
 
 
 def members(source: Source, split: str) -> tuple[tuple[Source, str], ...]:
@@ -84,6 +125,8 @@ def chosen_options(source: Source) -> list[tuple[str, dict[str, Any]]]:
     """What a source, or each part of a joined one, was asked for: all its own options by name."""
     if isinstance(source, JoinedSource):
         return [own for part in (source.first, *source.others) for own in chosen_options(part)]
+    if isinstance(source, OwnSource):
+        return [(source.info.name, source.chosen)]
     values = {name: getattr(source, name) for name in options() if hasattr(source, name)}
     return [(source.info.name, values)]
 
@@ -92,13 +135,13 @@ def get(name: str, chosen: Mapping[str, Any] | None = None) -> Source:
     """The source of that name, or several joined by ``+``; case does not matter.
 
     Args:
-        name: as in `names`, such as ``COCO2017`` or ``COCO2017+LVIS``.
+        name: as in `names`, such as ``COCO2017`` or ``COCO2017+LVIS``, or a path.
         chosen: values for some of the sources' own options.
 
     Raises:
         UsageError: there is none, or none of them has such an option.
     """
-    parts = [_one(part.strip(), chosen or {}) for part in name.split("+")]
+    parts = [_one(part, chosen or {}) for part in parts_of(name)]
     known = options_of(name)
     for option in chosen or {}:
         if option not in known:
@@ -109,15 +152,34 @@ def get(name: str, chosen: Mapping[str, Any] | None = None) -> Source:
     return join(parts)
 
 
-def _one(name: str, chosen: Mapping[str, Any]) -> Source:
+def _module_of(name: str) -> str:
+    """The module of a source that isn't joined.
+
+    Raises:
+        UsageError: there is none.
+    """
     known = names()
-    if name.upper() not in known:
-        raise UsageError(f"unknown source {name!r}{did_you_mean(name.upper(), known)}")
-    module = known[name.upper()]
-    source: Any = _module(module).SOURCE
+    if (module := known.get(name.upper())) is not None:
+        return module
+    if is_own(name) or (name and Path(name).exists()):
+        return _OWN
+    raise UsageError(f"unknown source {name!r}{did_you_mean(name.upper(), known)}")
+
+
+def _one(name: str, chosen: Mapping[str, Any]) -> Source:
+    module = _module_of(name)
     own = {option: value for option, value in chosen.items() if option in _options(module)}
-    found: Source = replace(source, **own) if own else source
-    return found
+    if module != _OWN:
+        source: Any = _module(module).SOURCE
+        registered: Source = replace(source, **own) if own else source
+        return registered
+    described = open_source(name, own)
+    if (shadowed := described.info.name.upper()) in names():
+        raise UsageError(
+            f"{name}: got the name {described.info.name!r} against one of its own expected, as "
+            f"{shadowed} is another source; give it a name (--source_name)"
+        )
+    return described
 
 
 def _options(module: str) -> Mapping[str, Option]:

@@ -24,7 +24,14 @@ import xxhash
 from mminstruct.errors import SourceError
 from mminstruct.resources import keep, shown
 from mminstruct.sources._base import Files, ReadReport
-from mminstruct.sources._tolerance import OWN_DATA, kind_of, kind_of_annotation, loads, tidy
+from mminstruct.sources._tolerance import (
+    OWN_DATA,
+    Numbers,
+    kind_of,
+    kind_of_annotation,
+    loads,
+    tidy,
+)
 from mminstruct.sources._unpacked import bound_unpacking
 
 _CHUNK_BYTES = 1 << 20
@@ -92,8 +99,9 @@ class Layout(Generic[_File, _Columns]):
 class _Tolerant:
     """The same, of what is written in another way; what can't be read is left out and counted."""
 
-    def __init__(self, layout: Layout[Any, Any]) -> None:
+    def __init__(self, layout: Layout[Any, Any], ids: Numbers | None) -> None:
         self.layout = layout
+        self.ids = ids
         self.report = ReadReport()
         self.first: Any = None  # annotation
 
@@ -117,6 +125,8 @@ class _Tolerant:
             if noun == "licence" and not isinstance(entries, list):
                 self.report.skip("licence table that is no list", harmless=True)
                 entries = []
+            if self.ids is not None and isinstance(entries, list):
+                entries = [self.ids.replace(entry, _IDS[key]) for entry in entries]
             found[key] = tidy(
                 entries,
                 entry_type,
@@ -132,6 +142,12 @@ class _Tolerant:
 
 
 _NOUNS = {"images": "image", "categories": "category", "licenses": "licence"}
+_IDS = {
+    "images": ("id", "license"),
+    "annotations": ("image_id", "category_id"),
+    "categories": ("id",),
+    "licenses": ("id",),
+}
 
 
 def folders(places: Iterable[Path], *known: str) -> list[Path]:
@@ -263,15 +279,21 @@ def _kept_digest(path: Path) -> Path | None:
 
 
 def decode(
-    path: Path, layout: Layout[_File, _Columns], report: ReadReport
+    path: Path, layout: Layout[_File, _Columns], report: ReadReport, ids: Numbers | None = None
 ) -> tuple[_File, _Columns]:
     """A file with an empty list of annotations, and these in columns.
+
+    Args:
+        path: the file.
+        layout: what it has to be.
+        report: counts what is left out.
+        ids: gets those that are no numbers; None is that there may be none.
 
     Raises:
         SourceError: it can't be read, is not JSON, has another structure, or most of its entries
             can't be read.
     """
-    tolerant = _Tolerant(layout)
+    tolerant = _Tolerant(layout, ids)
     for way in (layout, tolerant):
         with open_text(path) as file:
             decoded = _decode_in_pieces(file, way, layout)
@@ -279,7 +301,7 @@ def decode(
             break
     else:
         # An unusual order of the keys, or damage: decoded at once, it is read or its place known.
-        tolerant = _Tolerant(layout)
+        tolerant = _Tolerant(layout, ids)
         decoded = _decode_whole(path, layout, tolerant)
     file_of, columns = decoded
     if tolerant.report.skipped:

@@ -190,6 +190,7 @@ class SourceInfo:
         modality: what its contexts are about, in a word, as in their media.
         parts: of a joined source, the facts about its parts.
         alike: pairs of labels, the closer one first, that may be of one object in two sources.
+        declared: licences that a user declared, each of which has to be known.
     """
 
     name: str
@@ -207,6 +208,7 @@ class SourceInfo:
     modality: str = "image"
     parts: tuple[SourceInfo, ...] = ()
     alike: tuple[tuple[str, str], ...] = ()
+    declared: tuple[str, ...] = ()
 
 
 def word_for(split: str, source: str, words: Mapping[str, str]) -> str:

@@ -36,6 +36,8 @@ from mminstruct.sources._coco_own import check_own
 from mminstruct.sources._image_licenses import ImageSize, License, Licenses, Photo
 from mminstruct.sources._tolerance import (
     OWN_DATA,
+    BoxFormat,
+    FloatColumns,
     Mask,
     check_pixels,
     find_repeated,
@@ -43,8 +45,10 @@ from mminstruct.sources._tolerance import (
 )
 
 IntColumn: TypeAlias = NDArray[np.int64]
+FindFormat: TypeAlias = Callable[[FloatColumns, FloatColumns, FloatColumns], BoxFormat]
+"""Boxes, their areas as the file says, and their images' sizes -> what the numbers are."""
 
-_Id = Annotated[int, msgspec.Meta(ge=0, lt=10**12)]
+Id = Annotated[int, msgspec.Meta(ge=0, lt=10**12)]
 
 _FILE_SPLIT = {"train": "train", "validation": "val"}
 # What a column of sizes holds.
@@ -188,7 +192,7 @@ def read_contexts(
     images = usable_images(captions_file.images, captions_path.name, report)
     # What is wrong with an image in both files counts once.
     boxed = usable_images(instances_file.images, instances_path.name, ReadReport())
-    _check_same_images(images, boxed, captions_path.name, instances_path.name)
+    check_same_images(images, boxed, captions_path.name, instances_path.name)
     listed = {image.id for image in captions_file.images}
     if boxes_only := sorted(boxed.keys() - listed):
         reason = "image that the captions file doesn't have"
@@ -197,50 +201,75 @@ def read_contexts(
     instances.count_strays(listed | boxed.keys(), report)
     licenses = Licenses.of(captions_file.licenses)
     del instances_file, captions_file
+    name = instances_path.name
+    groups = instances.group(boxed | images, sorted(images), categories, name, report)
+    yield from make_contexts(images, captions, groups, licenses, report)
+
+
+def make_contexts(
+    images: Mapping[int, Image],
+    captions: Captions,
+    boxes: Iterator[list[Box]],
+    licenses: Licenses,
+    report: ReadReport,
+    id_of: Callable[[int], str] | None = None,
+) -> Iterator[Context]:
+    """The images in the order of their numbers, each with its captions and boxes.
+
+    Each has to have captions, as COCO's own have, or with ``id_of``, which gives a number's id,
+    either.
+    """
     wanted = sorted(images)
-    caption_groups = captions.group(wanted)
-    box_groups = instances.group(boxed | images, wanted, categories, instances_path.name, report)
     names: set[str] = set()
-    for image_id, texts, boxes in zip(wanted, caption_groups, box_groups, strict=True):
-        image, context_id = images[image_id], f"{image_id:012d}"
+    for image_id, texts, own in zip(wanted, captions.group(wanted), boxes, strict=True):
+        image = images[image_id]
+        context_id = id_of(image_id) if id_of else f"{image_id:012d}"
         cleaned = _clean_captions(texts, context_id, report)
         file_name = published_name(image.file_name)
         if file_name != image.file_name:
             report.skip("path before a file's name", example=context_id, harmless=True)
-        if not cleaned or not file_name or file_name in names:
+        if id_of and not cleaned and not own:  # tools list images in which there is nothing, too
+            report.skip("image without captions and boxes", example=context_id, harmless=True)
+            continue
+        if not (cleaned or id_of) or not file_name or file_name in names:
             named = "whose name another image has" if file_name in names else "without a file name"
-            report.skip(f"image {named if cleaned else 'without captions'}", example=context_id)
+            is_named = cleaned or id_of
+            report.skip(f"image {named if is_named else 'without captions'}", example=context_id)
             continue
         names.add(file_name)
         report.contexts += 1
-        yield Context(context_id, licenses.media(image, file_name, report), cleaned, tuple(boxes))
+        yield Context(context_id, licenses.media(image, file_name, report), cleaned, tuple(own))
 
 
-class _Image(Photo, kw_only=True, gc=False):
+class Image(Photo, kw_only=True, gc=False):
+    """An image with a name."""
+
     file_name: str
 
 
-class _Annotation(msgspec.Struct, gc=False):
-    image_id: _Id
+class Annotation(msgspec.Struct, gc=False):
+    """What all have."""
+
+    image_id: Id
 
 
-class Instance(_Annotation, gc=False):
+class Instance(Annotation, gc=False):
     """Its box has the top left corner, width and height in pixels."""
 
-    category_id: _Id
+    category_id: Id
     bbox: tuple[float, float, float, float]
     iscrowd: int = 0
     area: float = math.nan
 
 
-class _Caption(_Annotation, gc=False):
+class _Caption(Annotation, gc=False):
     caption: str
 
 
 class Category(msgspec.Struct, gc=False):
     """A category of objects."""
 
-    id: _Id
+    id: Id
     name: str
     keypoints: Any = None
 
@@ -252,7 +281,7 @@ class _InstancesFile(AnnotationFile, kw_only=True, gc=False):
 
 
 class _CaptionsFile(AnnotationFile, kw_only=True, gc=False):
-    images: list[_Image]
+    images: list[Image]
     annotations: list[_Caption]
     licenses: list[License] = []
 
@@ -288,7 +317,9 @@ class _Annotations:
         return zip(begins.tolist(), ends.tolist(), strict=True)
 
 
-class _Captions(_Annotations):
+class Captions(_Annotations):
+    """Texts."""
+
     noun = "caption"
 
     def __init__(self) -> None:
@@ -333,6 +364,8 @@ class Instances(_Annotations):
         categories: Mapping[int, str],
         where: str,
         report: ReadReport,
+        find_format: FindFormat | None = None,
+        id_of: Callable[[int], str] = "{:012d}".format,
     ) -> Iterator[list[Box]]:
         """Each wanted image's boxes, cut at its border; those without an area are left out.
 
@@ -342,6 +375,9 @@ class Instances(_Annotations):
             categories: id -> name.
             where: the file, for errors.
             report: counts them.
+            find_format: says what they are, of all boxes and their images' sizes; None is COCO's
+                way.
+            id_of: the id that an image's number stands for.
 
         Raises:
             SourceError: most boxes can't be where they are.
@@ -357,20 +393,27 @@ class Instances(_Annotations):
         size = sizes[place].astype(np.float64)
         finite = np.isfinite(xywh).all(axis=1)
         usable = (ids[place] == owners) & finite
-        check_pixels(xywh[usable], np.asarray(self.areas)[usable], size[usable], where)
-        with np.errstate(over="ignore", invalid="ignore"):
+        said = xywh[usable], np.asarray(self.areas)[usable], size[usable]
+        if find_format is None:
+            check_pixels(*said, where)
+        else:
+            found = find_format(*said)
+            xywh = found.to_xywh(xywh)
+            size = np.ones_like(size) if found.unit == "fractions" else size
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             corners = np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]])
-        corners /= np.hstack([size, size])
+            corners /= np.hstack([size, size])
         np.clip(corners, 0.0, 1.0, out=corners)
         kept = np.isin(ids, wanted)[place] & (ids[place] == owners)
 
         def leave_out(mask: Mask, reason: str, harmless: bool = False) -> None:
             nonlocal kept
             if (bad := owners[kept & mask]).size:
-                report.skip(reason, len(bad), example=f"{bad[0]:012d}", harmless=harmless)
+                report.skip(reason, len(bad), example=id_of(int(bad[0])), harmless=harmless)
                 kept = kept & ~mask
 
         leave_out(~finite, "box that isn't finite")
+        leave_out(np.any(size <= 0, axis=1), "box in an image whose size isn't known")
         known = np.isin(category_ids, np.fromiter(categories, np.int64, len(categories)))
         leave_out(~known, "box of a category that isn't in the file")
         whole = (corners[:, 0] < corners[:, 2]) & (corners[:, 1] < corners[:, 3])
@@ -396,15 +439,15 @@ class Instances(_Annotations):
 
 
 _INSTANCES = Layout(_InstancesFile, Instances, "box", "bbox", "caption")
-_CAPTIONS = Layout(_CaptionsFile, _Captions, "caption", "caption", "bbox")
+_CAPTIONS = Layout(_CaptionsFile, Captions, "caption", "caption", "bbox")
 
 _SizedImage = TypeVar("_SizedImage", bound=ImageSize)
 
 
 def usable_images(
-    images: list[_SizedImage], file_name: str, report: ReadReport
+    images: list[_SizedImage], file_name: str, report: ReadReport, *, any_size: bool = False
 ) -> dict[int, _SizedImage]:
-    """Image id -> image, of those that have a size; the others are counted.
+    """Image id -> image, of those that have a size, or any; the others are counted.
 
     Raises:
         SourceError: there are different images of one id.
@@ -412,9 +455,10 @@ def usable_images(
     found: dict[int, _SizedImage] = {}
     twice = []
     for image in images:
+        side = max(image.width, image.height)
         if not 0 <= image.id < 10**12:
             report.skip("image whose id isn't a number of up to 12 digits", example=str(image.id))
-        elif not (0 < image.width <= _MAX_SIDE_PX and 0 < image.height <= _MAX_SIDE_PX):
+        elif not (any_size or 0 < min(image.width, image.height) <= side <= _MAX_SIDE_PX):
             report.skip("image without a possible size", example=f"{image.id:012d}")
         elif (known := found.setdefault(image.id, image)) is image:
             continue
@@ -456,12 +500,13 @@ def categories_of(
     return {category_id: name for category_id, name in names.items() if name}
 
 
-def _check_same_images(
+def check_same_images(
     captioned: Mapping[int, ImageSize],
     boxed: Mapping[int, ImageSize],
     captions_name: str,
     instances_name: str,
 ) -> None:
+    """Raise SourceError if files are about other images, or say other sizes of them."""
     pairs = [(image, boxed[i]) for i, image in captioned.items() if i in boxed]
     if other := [(a, b) for a, b in pairs if a.width != b.width or a.height != b.height]:
         named = "; ".join(

@@ -56,6 +56,8 @@ class Photo(ImageSize, gc=False):
     coco_url: str | None = None
     flickr_url: str | None = None
     license: int | None = None
+    author: str | None = None
+    title: str | None = None
 
 
 class License(msgspec.Struct, gc=False):
@@ -91,10 +93,12 @@ class Licenses:
             file_name=file_name,
             url=url,
             landing_url=f"https://www.flickr.com/photo.gne?id={photo[1]}" if photo else None,
-            width=image.width,
-            height=image.height,
+            width=image.width or None,
+            height=image.height or None,
             license=license,
-            license_url=license_url,
+            license_url=license_url or None,
+            author=image.author,
+            title=image.title,
         )
 
 

@@ -2,13 +2,13 @@
 
 The first says which images there are, in which splits; the others add what they know of those, from
 whichever of their own splits. All of them give contexts in ascending order of the image's id, so
-joining is one pass over them.
+joining is one pass over them; only own data, and what is joined by the images' names, is sorted.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -116,12 +116,16 @@ class JoinedSource:
         """
         # Which files belong to which part is in the numbers; any split has the same parts.
         streams, reports, parts = [], [], self.members(self.first.info.splits[0])
+        on = [getattr(part, "join_on", None) for part, _ in parts]
+        key = _by_name if "image" in on else _by_id
         for number, (source, _) in enumerate(parts):
             roles = (role.partition(_SEPARATOR) for role in files.paths)
             own = {r: files.paths[f"{n}{s}{r}"] for n, s, r in roles if n == str(number)}
             reports.append(ReadReport())
-            streams.append(source.read(Files(own, files.fingerprint), reports[-1]))
-        joined = _Others(self, streams[1:])
+            contexts = source.read(Files(own, files.fingerprint), reports[-1])
+            is_sorted = key is _by_id and on[number] is None
+            streams.append(contexts if is_sorted else iter(sorted(contexts, key=key)))
+        joined = _Others(self, streams[1:], key)
         for context in streams[0]:
             report.contexts += 1
             yield joined.add_to(context, report)
@@ -130,25 +134,41 @@ class JoinedSource:
             report.add(reports[number], source.info.name if number else "")
 
 
+def _by_id(context: Context) -> str:
+    """The id, a number with the zeros before it that COCO's have."""
+    return context.id.zfill(12) if context.id.isdigit() else context.id
+
+
+def _by_name(context: Context) -> str:
+    return context.media.file_name
+
+
 class _Others:
     """What the other sources know, in step with the first one's contexts."""
 
-    def __init__(self, source: JoinedSource, streams: Sequence[Iterator[Context]]) -> None:
+    def __init__(
+        self,
+        source: JoinedSource,
+        streams: Sequence[Iterator[Context]],
+        key: Callable[[Context], str],
+    ) -> None:
+        self._key = key
         self._first = source.first.info.name
         self._alike = frozenset(source.info.alike)
         self._names = [other.info.name for other in source.others]
         owners = [number for number, other in enumerate(source.others) for _ in other.info.splits]
         tagged = [zip(repeat(n), stream) for n, stream in zip(owners, streams, strict=True)]  # noqa: B905
-        self._stream = heapq.merge(*tagged, key=lambda pair: (pair[1].id, pair[0]))
+        self._stream = heapq.merge(*tagged, key=lambda pair: (key(pair[1]), pair[0]))
         self._next = next(self._stream, None)
         self._matched = [0] * len(self._names)
         self._unmatched = [0] * len(self._names)
 
     def add_to(self, context: Context, report: ReadReport) -> Context:
         """The context with what the others know of its image."""
-        while self._next is not None and self._next[1].id <= context.id:
+        image = self._key(context)
+        while self._next is not None and (other := self._key(self._next[1])) <= image:
             owner, found = self._next
-            if found.id == context.id:
+            if other == image:
                 self._matched[owner] += 1
                 context = join_contexts(context, found, report, alike=self._alike)
             else:

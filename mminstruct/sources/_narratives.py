@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -39,6 +40,7 @@ class Narrative(msgspec.Struct, gc=False):
 
 # How the ``dataset_id`` of all that were published begins; Flickr30k is misspelt there.
 _CORPORA = ("mscoco_", "open_images_", "flick30k_", "flickr30k_", "ade20k_")
+_Id = TypeVar("_Id", int, str)
 _UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
 _decoder = msgspec.json.Decoder(Narrative)
 
@@ -57,21 +59,21 @@ def locate(places: Sequence[Path], captions: str) -> dict[str, Path]:
 
 
 def read(
-    files: Files, images: str, number: Callable[[str], int | None], form: str, report: ReadReport
-) -> dict[int, list[str]]:
+    files: Files, images: str, number: Callable[[str], _Id | None], form: str, report: ReadReport
+) -> dict[_Id, list[str]]:
     """Image's number -> its narratives, distinct, white space cleaned, in the files' order.
 
     Args:
         files: some of them as from `locate`.
         images: how the ``dataset_id`` of the files' images begins.
-        number: image id -> number, or None if it can't be one.
+        number: image id -> number or what else goes for it, or None if it can't be one.
         form: what an image id is, in words.
         report: counts what is left out; empty lines are not.
 
     Raises:
         SourceError: the narratives are of other images, or most lines of a file are none.
     """
-    texts: dict[int, list[str]] = {}
+    texts: dict[_Id, list[str]] = {}
     paths = [path for role, path in files.paths.items() if role.startswith("narratives")]
     for path in paths:
         found = ReadReport(kept={"narrative": 0})

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import PurePosixPath
-from typing import Any, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -29,8 +30,8 @@ FloatColumns: TypeAlias = NDArray[np.float64]
 Mask: TypeAlias = NDArray[np.bool_]
 
 OWN_DATA = (
-    "Data of your own can't be read under its own name yet. What is possible today: a module of "
-    "your own in mminstruct/sources, as docs/adding_a_source.md shows."
+    "Data of your own goes by its own name: give its path in the place of the source, and see what "
+    "becomes of it by mminstruct describe PATH."
 )
 
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
@@ -44,6 +45,8 @@ _MANY = 0.25
 # Without one that fits, a few odd boxes say nothing.
 _ENOUGH_BOXES = 8
 _NEARLY_ALL = 0.95
+# Ids that are no numbers get those from here on, of twelve digits.
+_FIRST_GIVEN = 9 * 10**11
 
 
 def loads(data: bytes | bytearray | memoryview) -> Any:
@@ -96,6 +99,13 @@ def tidy(
     return found
 
 
+@cache
+def _fields_of(entry_type: type[msgspec.Struct]) -> dict[str, tuple[bool, bool]]:
+    """Field -> whether it is required, and whether it is a text."""
+    fields = msgspec.structs.fields(entry_type)
+    return {f.name: (f.required, str in (f.type, *get_args(f.type))) for f in fields}
+
+
 def convert(
     entry: Any, entry_type: type[_Struct], noun: str, report: ReadReport, named: str
 ) -> _Struct:
@@ -106,9 +116,9 @@ def convert(
     """
     if not isinstance(entry, dict):
         return msgspec.convert(entry, entry_type)
-    fields = {field.name: field for field in msgspec.structs.fields(entry_type)}
+    fields = _fields_of(entry_type)
     values = {
-        name: _plain(value, str in (fields[name].type, *get_args(fields[name].type)))
+        name: _plain(value, fields[name][1])
         for name, value in entry.items()
         if name in fields and value is not None
     }
@@ -117,11 +127,42 @@ def convert(
             return msgspec.convert(values, entry_type, strict=False)
         except msgspec.ValidationError as error:
             found = _FIELD.search(str(error))
-            if found is None or found[1] not in values or fields[found[1]].required:
+            if found is None or found[1] not in values or fields[found[1]][0]:
                 raise
             del values[found[1]]
             article = "an" if noun[0] in "aeiou" else "a"
             report.skip(f"'{found[1]}' of {article} {noun}", example=named, harmless=True)
+
+
+class Numbers:
+    """Ids of any form as numbers: whole numbers of up to twelve digits are what they are."""
+
+    def __init__(self) -> None:
+        self._known: dict[str | int, int] = {}
+        self._texts: list[str] = []
+
+    def number(self, value: Any) -> Any:
+        """The number for an id, always the same; anything that can't be one as it is."""
+        if type(value) not in (str, int):
+            return _plain(value, False)
+        if (known := self._known.get(value)) is None:
+            known = _plain(value, False)
+            if not (isinstance(known, int) and 0 <= known < _FIRST_GIVEN):
+                known = _FIRST_GIVEN + len(self._texts)
+                self._texts.append(str(value).strip())
+            self._known[value] = known
+        return known
+
+    def replace(self, entry: Any, fields: Iterable[str]) -> Any:
+        """The entry of a list with numbers in some of its fields."""
+        if not isinstance(entry, dict):
+            return entry
+        return entry | {name: self.number(entry[name]) for name in fields if name in entry}
+
+    def text(self, number: int) -> str:
+        """The id that a number stands for."""
+        is_given = number >= _FIRST_GIVEN
+        return self._texts[number - _FIRST_GIVEN] if is_given else f"{number:012d}"
 
 
 def _plain(value: Any, is_text: bool) -> Any:
@@ -224,44 +265,128 @@ def find_repeated(*columns: NDArray[Any]) -> Mask:
     return again
 
 
+Order: TypeAlias = Literal["xywh", "xyxy", "cxcywh", "yxyx"]
+Unit: TypeAlias = Literal["pixels", "fractions"]
+_UNITS: dict[Unit, str] = {"pixels": "pixels", "fractions": "fractions of the image"}
+_ORDERS: dict[Order, str] = {
+    "xywh": "x_min, y_min, width, height",
+    "xyxy": "x_min, y_min, x_max, y_max",
+    "cxcywh": "x_center, y_center, width, height",
+    "yxyx": "y_min, x_min, y_max, x_max",
+}
+
+
+class BoxFormat(NamedTuple):
+    """What the four numbers of a box are."""
+
+    order: Order
+    unit: Unit
+
+    def __str__(self) -> str:
+        return f"{self.order} ({_ORDERS[self.order]}) in {_UNITS[self.unit]}"
+
+    def to_xywh(self, boxes: FloatColumns) -> FloatColumns:
+        """(N, 4) left, top, width and height, in the same unit."""
+        a, b, c, d = boxes.T
+        if self.order == "yxyx":
+            a, b, c, d = b, a, d, c
+        if self.order in ("xyxy", "yxyx"):
+            c, d = c - a, d - b
+        elif self.order == "cxcywh":
+            a, b = a - c / 2, b - d / 2
+        return np.stack([a, b, c, d], axis=1)
+
+    def fits(self, boxes: FloatColumns, size: FloatColumns) -> float:
+        """Which share of the boxes lies in their images, read so."""
+        x, y, width, height = self.to_xywh(boxes).T
+        # In fractions there is less to round.
+        scale = 1.0 if self.unit == "pixels" else 100.0
+        room = size * 1.01 + 1 if self.unit == "pixels" else np.full_like(size, scale + 1)
+        fit = _inside(x * scale, y * scale, (x + width) * scale, (y + height) * scale, room)
+        if self.order in ("xyxy", "yxyx"):
+            fit &= (width > 0) & (height > 0)
+        return float(fit.mean()) if len(fit) else 0.0
+
+
+def _order_by_area(boxes: FloatColumns, area: FloatColumns) -> Order | None:
+    """What the boxes' numbers are by most of the areas that the file says, or None."""
+    orders: tuple[Order, ...] = ("xywh", "xyxy")
+    for order in orders if len(boxes) else ():
+        sides = BoxFormat(order, "pixels").to_xywh(boxes)[:, 2:]
+        if np.isclose(area, sides.prod(axis=1), rtol=0.01).mean() > _MOST:
+            return order
+    return None
+
+
+COCOS = BoxFormat("xywh", "pixels")
+
+
 @np.errstate(over="ignore", invalid="ignore")
-def check_pixels(xywh: FloatColumns, area: FloatColumns, size: FloatColumns, where: str) -> None:
-    """Raise SourceError if most boxes of a file can't be what they should be.
+def check_pixels(boxes: FloatColumns, area: FloatColumns, size: FloatColumns, where: str) -> None:
+    """Raise SourceError if most boxes of a file aren't left, top, width and height in pixels.
+
+    The arguments are as in `find_format`.
+    """
+    found = find_format(boxes, area, size, where)
+    if len(boxes) and found != COCOS:
+        raise _doubt(where, "boxes that are written in another way", str(found))
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def find_format(
+    boxes: FloatColumns,
+    area: FloatColumns,
+    size: FloatColumns,
+    where: str,
+    order: Order | None = None,
+    unit: Unit | None = None,
+) -> BoxFormat:
+    """What the boxes of a file are, as it is stated, or by a look at all of them.
 
     Args:
-        xywh: (N, 4) left, top, width and height in pixels.
+        boxes: (N, 4) finite numbers.
         area: (N,) pixels, as the file says, of the object or the box; NaN if it doesn't.
-        size: (N, 2) width and height of the boxes' images in pixels.
+        size: (N, 2) width and height of their images in pixels; 0 is not known.
         where: the file.
+        order: as stated, or None.
+        unit: as stated, or None.
+
+    Raises:
+        SourceError: most don't fit it.
     """
-    if not len(xywh):
-        return
-    x, y, c, d = xywh.T
-    if (np.abs(xywh) <= 1).all() and (c > 0).any():
-        raise _doubt(where, "all boxes lie within 0..1", "fractions of the image")
-    room = size * 1.01 + 1  # exporters round
-    fits = _inside(x, y, x + c, y + d, room)
-    readings = {
-        "x_min, y_min, x_max, y_max": (c > x) & (d > y) & _inside(x, y, c, d, room),
-        "the image's width and height exchanged": _inside(x, y, x + c, y + d, room[:, ::-1]),
-        "x_center, y_center, width, height": _inside(
-            x - c / 2, y - d / 2, x + c / 2, y + d / 2, room
-        ),
-    }
-    between, product = (c - x) * (d - y), c * d
-    by_area = np.isclose(area, between, rtol=0.01) & ~np.isclose(area, product, rtol=0.01)
-    corners, *_ = readings
-    if (by_area & readings[corners]).mean() > _MOST:
-        raise _doubt(where, "the boxes' areas are not width times height", corners)
-    says_nothing = ~np.isclose(area, product, rtol=0.01)
-    if (says_nothing & readings[corners]).mean() > _NEARLY_ALL and len(xywh) >= _ENOUGH_BOXES:
-        raise _doubt(where, "nearly all boxes are wider and higher than they are far in", corners)
-    leaving = 1 - fits.mean()
-    best = max(readings, key=lambda name: readings[name].mean())
-    if leaving >= _MANY and 1 - readings[best].mean() <= leaving / 10:
-        raise _doubt(where, f"{leaving:.0%} of the boxes leave their images", best)
-    if leaving > _MOST and len(xywh) >= _ENOUGH_BOXES:
-        raise _doubt(where, f"{leaving:.0%} of the boxes leave their images", None)
+    is_small = len(boxes) > 0 and bool((np.abs(boxes) <= 1).all())
+    order = order or _order_by_area(boxes, area)
+    likely: Unit = unit or ("fractions" if is_small else "pixels")
+    in_pixels = (size > 0).all(axis=1)
+
+    def shares(unit: Unit, orders: Iterable[Order]) -> dict[BoxFormat, float]:
+        seen = (boxes[in_pixels], size[in_pixels]) if unit == "pixels" else (boxes, size)
+        is_possible = len(seen[0]) and not (is_small and unit == "pixels")
+        readings = [BoxFormat(order, unit) for order in orders] if is_possible else []
+        return {reading: reading.fits(*seen) for reading in readings}
+
+    asked = shares(likely, [order] if order else _ORDERS)
+    if not asked and not is_small:
+        return BoxFormat(order or "xywh", likely)  # no size is known, or there are no boxes
+    most = max(asked.values(), default=0.0)
+    fitting = [reading for reading in asked if asked[reading] >= most - 0.01]
+    found = fitting[0] if fitting else BoxFormat(order or "xywh", likely)
+    if (lost := 1 - most) >= _MANY:
+        others = shares("pixels", _ORDERS) | shares("fractions", _ORDERS)
+        best = max(others, key=lambda reading: (others[reading], reading.unit == likely))
+        named, fits = str(best), others[best]
+        if (exchanged := found.fits(boxes[in_pixels], size[in_pixels, ::-1])) > fits:
+            named, fits = "the image's width and height exchanged", exchanged
+        is_odd = lost > _MOST and (fits > _MOST or len(boxes) >= _ENOUGH_BOXES)
+        if is_odd or 1 - fits <= lost / 10:
+            what = f"{lost:.0%} of the boxes leave their images"
+            raise _doubt(where, what, named if fits > _MOST else None, expected=str(found))
+    if len(boxes) >= _ENOUGH_BOXES and {"xywh", "xyxy"} <= {read.order for read in fitting}:
+        raise SourceError(
+            f"{where}: got {len(boxes):,} boxes that fit as {fitting[0]} and as {fitting[1]} "
+            "against one of them expected. Say which they are (box_format)."
+        )
+    return found
 
 
 def _inside(

@@ -14,7 +14,7 @@ Images: listed as CC BY 2.0, each with its author.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
@@ -40,6 +40,7 @@ from mminstruct.sources._tables import (
     Judged,
     Rows,
     image_id,
+    image_ids,
     lines_of,
     names,
     rows_of,
@@ -160,49 +161,7 @@ class OpenImagesSource:
         Raises:
             SourceError: a file is damaged.
         """
-        paths = files.paths
-        texts = _narratives.read(files, "open_images_", image_id, ID_FORM, report)
-        ids = np.array(sorted(texts), dtype=np.uint64)
-        classes = _Names(names(paths["classes"]))
-        media = _media(paths["images"], ids, report)
-        boxes = _boxes(paths["boxes"], ids, classes, media.rotation_deg, report)
-        checked, guessed = (
-            _labels(paths[role], ids, classes, report, by_people=role == "labels")
-            if role in paths
-            else None
-            for role in ("labels", "machine")
-        )
-        related = _relations(paths, ids, classes, report) if "relations" in paths else None
-        for role in _OPTIONAL:
-            if role not in paths:
-                report.skip(f"file of {role} that isn't there", harmless=True)
-        for start in range(0, len(ids), _IMAGES_PER_PIECE):
-            stop = min(start + _IMAGES_PER_PIECE, len(ids))
-            pieces = zip(
-                ids[start:stop].tolist(),
-                media.piece(start, stop),
-                boxes.piece(start, stop),
-                *(
-                    rows.piece(start, stop) if rows else repeat([], stop - start)
-                    for rows in (checked, guessed, related)
-                ),
-                strict=True,
-            )
-            for number, medium, own_boxes, own_labels, own_guesses, own_relations in pieces:
-                report.contexts += 1
-                own_guesses = sorted(own_guesses, key=lambda item: -(item.score or 0.0))
-                own_labels = [*own_labels, *own_guesses]
-                found = {
-                    "narratives": tuple(map(narratives.Item, texts[number])),
-                    "labels": report.agreeing(own_labels, own_boxes, example=f"{number:016x}"),
-                    "relations": tuple(own_relations),
-                }
-                yield Context(
-                    f"{number:016x}",
-                    medium,
-                    boxes=tuple(own_boxes),
-                    annotations={kind: items for kind, items in found.items() if items},
-                )
+        return read_files(files.paths, report)
 
     def file_names(self, split: str) -> dict[str, str]:
         """Role -> name."""
@@ -231,6 +190,82 @@ class OpenImagesSource:
 
 
 SOURCE = OpenImagesSource()
+
+
+def read_files(
+    paths: Mapping[str, Path], report: ReadReport, renamed: Mapping[str, str] | None = None
+) -> Iterator[Context]:
+    """The images that have a narrative, or without any narratives those with a box or a label.
+
+    Args:
+        paths: as `OpenImagesSource.file_names` has them; only ``classes`` has to be there.
+        report: counts what is left out.
+        renamed: label -> what it is called instead.
+
+    Raises:
+        SourceError: a file is damaged.
+    """
+    spoken = {role: path for role, path in paths.items() if role.startswith("narratives")}
+    texts = _narratives.read(Files(spoken, ""), "open_images_", image_id, ID_FORM, report)
+    ids = np.array(sorted(texts), dtype=np.uint64) if spoken else _ids_in(paths)
+    called = {id: (renamed or {}).get(name, name) for id, name in names(paths["classes"]).items()}
+    classes = _Names(called)
+    media = _media(paths.get("images"), ids, report)
+
+    def read(
+        role: str, reader: Callable[..., Rows], *arguments: Any, **options: Any
+    ) -> Rows | None:
+        there = paths.get(role)
+        return reader(there, *arguments, report, **options) if there else None
+
+    boxes = read("boxes", _boxes, ids, classes, media.rotation_deg)
+    checked = read("labels", _labels, ids, classes, by_people=True)
+    guessed = read("machine", _labels, ids, classes, by_people=False)
+    related = _relations(dict(paths), ids, classes, report) if "relations" in paths else None
+    for role in _OPTIONAL:
+        if role not in paths:
+            report.skip(f"file of {role} that isn't there", harmless=True)
+    for start in range(0, len(ids), _IMAGES_PER_PIECE):
+        stop = min(start + _IMAGES_PER_PIECE, len(ids))
+        pieces = zip(
+            ids[start:stop].tolist(),
+            media.piece(start, stop),
+            *(
+                rows.piece(start, stop) if rows else repeat([], stop - start)
+                for rows in (boxes, checked, guessed, related)
+            ),
+            strict=True,
+        )
+        for number, medium, own_boxes, own_labels, own_guesses, own_relations in pieces:
+            report.contexts += 1
+            own_guesses = sorted(own_guesses, key=lambda item: -(item.score or 0.0))
+            own_labels = [*own_labels, *own_guesses]
+            found = {
+                "narratives": tuple(map(narratives.Item, texts.get(number, ()))),
+                "labels": report.agreeing(own_labels, own_boxes, example=f"{number:016x}"),
+                "relations": tuple(own_relations),
+            }
+            yield Context(
+                f"{number:016x}",
+                medium,
+                boxes=tuple(own_boxes),
+                annotations={kind: items for kind, items in found.items() if items},
+            )
+
+
+def _ids_in(paths: Mapping[str, Path]) -> Ids:
+    """The images that have a box or a label."""
+    found = [np.zeros(0, dtype=np.uint64)]
+    for role in ("boxes", "labels"):
+        if role in paths:
+            found += scan(paths[role], {"ImageID": pa.string()}, _ids_of)
+    return np.unique(np.concatenate(found))
+
+
+def _ids_of(batch: pa.RecordBatch) -> Ids:
+    found, readable = image_ids(batch.column("ImageID"))
+    return np.unique(found if readable is None else found[readable])
+
 
 _SHARED_ROLES = {"classes", "attributes", "predicates"}
 # Role that rows can do without -> whichever of its kind is there, all have to be.
@@ -493,7 +528,10 @@ class _Media:
 _TEXTS = ("Subset", "OriginalLandingURL", "License", "AuthorProfileURL", "Author", "Title")
 
 
-def _media(path: Path, ids: Ids, report: ReadReport) -> _Media:
+def _media(path: Path | None, ids: Ids, report: ReadReport) -> _Media:
+    if path is None:
+        unknown = {name: pa.nulls(len(ids), pa.string()) for name in _TEXTS}
+        return _Media(pa.table(unknown), np.zeros(len(ids), dtype=np.int16), ids)
     seen: list[tuple[int, int]] = []
     columns = {"ImageID": pa.string(), **dict.fromkeys(_TEXTS, pa.string()), "Rotation": _CODES}
 

@@ -730,7 +730,7 @@ def test_data_that_is_not_cocos_own_is_refused_with_a_pointer(
     write(tmp_path, captions_document() | changes, instances_document() | changes)
     with pytest.raises(SourceError, match=f"^{INSTANCES}, {CAPTIONS}: got {got}") as caught:
         read(tmp_path)
-    assert "docs/adding_a_source.md" in str(caught.value)
+    assert "mminstruct describe PATH" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -882,7 +882,7 @@ def test_boxes_that_cannot_be_right_stop_the_run_with_the_reading_that_fits(
 def test_areas_tell_corners_from_width_and_height(tmp_path: Path) -> None:
     corners = [[100, 20, 180, 120], [120, 20, 200, 120]]
     message = failure(tmp_path, instances=boxes_document(corners, area=8_000))
-    assert "they would fit as x_min, y_min, x_max, y_max" in message
+    assert "they would fit as xyxy (x_min, y_min, x_max, y_max)" in message
     write(tmp_path, "", boxes_document(corners, area=7_000))
     assert len(read(tmp_path)[1].boxes) == 2
 

@@ -301,14 +301,20 @@ _NOT_TAKEN = {"config_id", "config_kwargs"}
 def read_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `load_dataset` by the names of the config's fields.
 
+    An address alone is of a model source that has one: `openai`, unless it is called a ``tgi_url``.
+
     Raises:
         UsageError: one is unknown, or given by two names.
     """
     found = dict(given)
     for field, options in OWN_OPTIONS.items():
-        own = {name: found.pop(name) for name in given if name in options()}
+        known_here = options()
+        own = {name: found.pop(name) for name in given if name in known_here}
         if own:
             found[field] = {**found.get(field, {}), **own}
+    if "backend" not in found and "model_source" not in found:
+        asked = (flag.owners[0] for n, (_, flag) in flags().items() if flag.owners and given.get(n))
+        found |= dict(zip(["backend"], asked, strict=False))
     for name, ours in ALIASES.items():
         if found.get(name) is not None and found.get(ours) is not None:
             raise UsageError(f"{name}: another name of {ours}; give one of them")

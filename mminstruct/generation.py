@@ -10,7 +10,7 @@ import datetime
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,9 @@ from mminstruct.reports.estimate import Estimate
 from mminstruct.rows import columns, replacing
 from mminstruct.rows.plan import Plan
 from mminstruct.rows.report import Report
+from mminstruct.schema import Context
 from mminstruct.sources import SourceInfo, find_infos
+from mminstruct.sources.own import of_rows
 from mminstruct.version import __version__
 
 # What is worked out here for each builder.
@@ -41,7 +43,7 @@ _FORMAT_OF_SUFFIX = {".jsonl": "jsonl", ".json": "llava-instruct"}
 
 @dataclass(frozen=True, slots=True)
 class Generated(MadeRows):
-    """What a run has made.
+    """What a run has made: a sequence of rows, with how they came about.
 
     Attributes:
         builders: one for each source; their counters say what was sent and paid.
@@ -51,9 +53,23 @@ class Generated(MadeRows):
     builders: tuple[InstructBuilder, ...]
     written: export.Outcome | None = None
 
+    @property
+    def dataset(self) -> datasets.Dataset:
+        """The rows of all splits, one after the other."""
+        return datasets.concatenate_datasets(list(self.rows.values()))
+
+    def __len__(self) -> int:
+        return self.report.rows.total()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.dataset)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.dataset[key]
+
 
 def generate(
-    sources: str | Sequence[str],
+    sources: str | Sequence[str] | Iterable[Mapping[str, Any] | Context] | datasets.Dataset,
     *,
     output_path: str | Path | None = None,
     output_format: str | None = None,
@@ -66,7 +82,10 @@ def generate(
     """Make the rows of one or more sources, and a release of them, as ``mminstruct generate`` does.
 
     Args:
-        sources: names, such as ``COCO2017`` or ``COCO2017+LVIS``.
+        sources: names, such as ``COCO2017`` or ``COCO2017+LVIS``, or paths; or data, in any event
+            loop: dicts such as a line of a table is, contexts, or a `Dataset`, images of which
+            aren't copied. Data is kept in ``cache_dir`` as a table, which the same data finds
+            again; ``source_name``, ``source_license`` and the like say what it is.
         output_path: of the release; with neither this nor a format, none is written.
         output_format: ``dataset`` or a name in `export.FORMATS`; None is told by the path's end.
         overwrite: replace what another model, prompt config or sampling made there, or has more.
@@ -84,7 +103,7 @@ def generate(
         raise UsageError(f"unknown argument {name!r}")
     notes.show()
     path = None
-    infos = find_infos([sources] if isinstance(sources, str) else sources, arguments)
+    infos = find_infos(_find_names(sources, arguments.get("cache_dir")), arguments)
     if output_path is not None or output_format is not None:
         output_format, path = choose_output(output_path, output_format)
         _check_output(list(infos.values()), path, output_format)
@@ -176,6 +195,17 @@ def _origin_of(
         command=command,
         written_on=day,
     )
+
+
+def _find_names(given: Any, cache_dir: str | None) -> Sequence[str]:
+    """The names of sources; data becomes one."""
+    if isinstance(given, str):
+        return [given]
+    if isinstance(given, list | tuple) and all(isinstance(name, str) for name in given):
+        return given
+    if isinstance(given, datasets.DatasetDict | datasets.IterableDatasetDict):
+        raise UsageError(f"sources: expected one split, got {', '.join(map(str, given))}; give one")
+    return [of_rows(given, cache_dir=Path(cache_dir or datasets.config.HF_DATASETS_CACHE))]
 
 
 def make_builders(

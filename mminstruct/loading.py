@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.util
 import sys
-import threading
 import types
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mminstruct import resources
+from mminstruct import plugins, resources
 from mminstruct.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -173,32 +171,6 @@ def _split_asked_for() -> Any:
     return None
 
 
-# One thread at a time imports a script.
-_importing = threading.Lock()
-
-
 def _import(script: Path) -> types.ModuleType:
-    """The script as a module named after its folder, executed anew, as it may have been edited.
-
-    Other threads, which look it up by its name, find a whole one.
-    """
-    name = f"{_PACKAGE}.{script.stem}"
-    with _importing:
-        if _PACKAGE not in sys.modules:
-            package = types.ModuleType(_PACKAGE)
-            package.__path__ = []
-            sys.modules[_PACKAGE] = package
-        spec = importlib.util.spec_from_file_location(name, script)
-        if spec is None or spec.loader is None:
-            raise ImportError(f"{script.name} can't be imported")
-        module = importlib.util.module_from_spec(spec)
-        # Dataclasses look up their module. Nobody else does before it was there once.
-        is_first = sys.modules.setdefault(name, module) is module
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            if is_first:
-                del sys.modules[name]
-            raise
-        sys.modules[name] = module
-        return module
+    """The script as a module named after its folder, run anew, as it may have been edited."""
+    return plugins.run(script, _PACKAGE, script.read_bytes(), str(script))

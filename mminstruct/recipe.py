@@ -86,6 +86,7 @@ class Recipe:
         config.check()
         source = sources.get(config.source, config.source_options)
         own = prompts.load(config.prompt_config)
+        own = own if source.info.fitted else own.whole
         chosen = [config.types] if isinstance(config.types, str) else config.types
         found = cls(
             config,

@@ -261,7 +261,7 @@ def test_an_edited_prompt_config_gives_new_rows(
             prompt_config=str(own), **settings,
         )  # fmt: skip
         assert len(server.bodies) == sent
-        assert rows[0]["provenance"]["prompt_hash"] == prompts.load(str(own)).hash
+        assert rows[0]["provenance"]["prompt_hash"] == prompts.load(str(own)).whole.hash
 
 
 @pytest.mark.parametrize(

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import shutil
-import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
-from running import COMMAND
 
 from mminstruct import cli, sources
 from mminstruct.cli.console import DONE
 from mminstruct.errors import SourceError
 
-CHECKOUT = Path(__file__).parents[1]
-GUIDE = CHECKOUT / "docs" / "adding_a_source.md"
+GUIDE = Path(__file__).parents[1] / "docs" / "adding_a_source.md"
 BLOCK = re.compile(r"(?:^`([\w./]+)`\n\n)?^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
-def blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """The guide's files are written below the working directory; (language, text) of the rest."""
+def blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]:
+    """The guide's files are written into the working folder; (language, text) of the rest."""
     rest = []
     for name, language, text in BLOCK.findall(GUIDE.read_text(encoding="utf-8")):
         if name:
@@ -33,11 +30,10 @@ def blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, s
             path.write_text(text, encoding="utf-8")
         else:
             rest.append((language, text))
-    folder = str(tmp_path / "mminstruct" / "sources")
-    monkeypatch.setattr(sources, "__path__", [*sources.__path__, folder])
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
     monkeypatch.chdir(tmp_path)
-    return rest
+    yield rest
+    sources._all.asked.clear()
 
 
 def test_the_commands_of_the_guide_run(
@@ -60,22 +56,23 @@ def test_the_builder_of_the_guide_loads(blocks: list[tuple[str, str]]) -> None:
     assert names["rows"]["source"][:] == ["BIRDS"] * 6
 
 
-def test_a_builder_that_has_no_page_yet_gets_a_release_with_general_words(
+def test_a_builder_that_has_no_page_gets_a_release_with_general_words(
     blocks: list[tuple[str, str]], tmp_path: Path
 ) -> None:
-    for folder in ("mminstruct", "builders", "prompt_configs", "cards"):
-        shutil.copytree(CHECKOUT / folder, tmp_path / folder, dirs_exist_ok=True)
     command = "generate BIRDS --dataset_storage_path . --dry_run --output_path out"
-    done = subprocess.run(
-        [*COMMAND, *shlex.split(command)],
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == DONE, done.stderr
+    assert cli.run(shlex.split(command)) == DONE
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "Photos of birds with a caption each" in card
+
+
+def test_the_tests_of_the_guide_pass_and_the_guide_imports_nothing_private(
+    blocks: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    names: dict[str, Any] = {}
+    exec((tmp_path / "test_birds.py").read_text(encoding="utf-8"), names)  # noqa: S102
+    names["test_birds_offers_what_every_source_must"]()
+    for path in tmp_path.rglob("*.py"):
+        assert not re.search(r"^(from|import) .*\b_\w", path.read_text("utf-8"), re.MULTILINE)
 
 
 def test_the_source_of_the_guide_says_how_to_get_its_files(

@@ -15,7 +15,7 @@ from mminstruct.answers import parse
 from mminstruct.schema import Box, Completion, Context, Media, Turn
 
 FOLDER = resources.folder("prompt_configs")
-NAMES = prompts.names()
+NAMES = list(prompts.names())
 TYPES = [(name, kind) for name in NAMES for kind in prompts.load(name).types]
 EXAMPLES_PER_TYPE = 3
 
@@ -321,15 +321,24 @@ def test_no_message_has_three_line_breaks_in_a_row(name: str, kind: str) -> None
 
 
 def test_the_readme_explains_every_key_of_the_schema_exactly_once_with_its_default() -> None:
-    expected = [("extends", "none"), *schema_keys(prompts.PromptConfig)]
+    keys = schema_keys(prompts.PromptConfig)
+    # What an example has is explained where there is the first of them.
+    expected = [("extends", "none"), *(k for k in keys if "examples_without." not in k[0])]
     assert sorted(readme_rows()) == sorted(expected)
 
 
 def test_the_examples_in_the_readme_are_valid() -> None:
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    block, annotations = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    block, marked, annotations = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     assert prompts.Example.model_validate(yaml.safe_load(annotations)).annotations
-    assert prompts.parse(yaml.safe_load(block), where="README.md").types
+    data = yaml.safe_load(block)
+    assert prompts.parse(data, where="README.md").types
+    data["types"]["colours"] |= yaml.safe_load(marked)
+    boxed = Context("1", Media("1.jpg"), boxes=(Box("gull", (0.1, 0.2, 0.3, 0.4)),))
+    config = prompts.parse(data, where="README.md").fit(boxed)
+    assert config.types["colours"].system == (
+        "You describe an image.\nYou get the objects in it, each with a box."
+    )
 
 
 def test_the_readme_lists_every_config() -> None:
@@ -359,3 +368,57 @@ def test_a_full_prompt_of_llava_smallcontext_leaves_room_in_a_window_of_2048_tok
     for kind in config.types:
         tokens = backend.count_tokens(prompts.render(crowded, config, kind).messages)
         assert 1.10 * tokens <= 2048 - config.min_answer_tokens
+
+
+CAPTIONED = Context("1", Media("1.jpg"), ("A gull on a post.",))
+BOXED = Context("2", Media("2.jpg"), boxes=(Box("gull", (0.1, 0.2, 0.3, 0.4)),))
+FITTED = [t for t in TYPES if "{if " in prompts.load(t[0]).types[t[1]].system]
+
+
+def test_the_configs_for_captions_and_boxes_have_words_for_the_one_alone() -> None:
+    assert {name for name, _ in FITTED} == {"llava", "llava_smallcontext"}
+    assert len(FITTED) == 6
+
+
+@pytest.mark.parametrize(("name", "kind"), FITTED)
+def test_captions_alone_get_no_word_on_boxes(name: str, kind: str) -> None:
+    system, *shown = prompts.render(CAPTIONED, prompts.load(name), kind).messages
+    assert not re.search(r"\bbox|object in|objects in|coordinates|\{if", system.content)
+    assert "caption" in system.content
+    assert len(shown) >= 3
+    assert all("Objects:" not in message.content for message in shown)
+
+
+@pytest.mark.parametrize(("name", "kind"), FITTED)
+def test_boxes_alone_get_no_word_on_what_captions_say(name: str, kind: str) -> None:
+    system, *shown = prompts.render(BOXED, prompts.load(name), kind).messages
+    assert "{if" not in system.content
+    assert not re.search(r"You get captions|captions disagree|their colours", system.content)
+    assert re.search(r"You get (the )?objects", system.content)
+    assert len(shown) >= 3
+    assert all("Captions:" not in message.content for message in shown)
+
+
+@pytest.mark.parametrize(("name", "kind"), FITTED)
+def test_both_and_neither_get_the_words_for_both(name: str, kind: str) -> None:
+    config = prompts.load(name)
+    both, neither = REAL, Context("3", Media("3.jpg"))
+    expected = config.whole.types[kind].system
+    assert "aptions" in expected
+    for context in (both, neither):
+        assert prompts.render(context, config, kind).messages[0].content == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "hashed"),
+    [
+        ("llava", "3d26f584cd1903e1"),
+        ("llava_joined", "c9e671ea597063b7"),
+        ("llava_smallcontext", "57190141f0f04008"),
+        ("motion", "cbcbe98c8e9bde3e"),
+        ("openimagesv7", "0cece7d13e8be4d7"),
+    ],
+)
+def test_for_both_a_config_is_what_it_was_before_there_were_marks(name: str, hashed: str) -> None:
+    """Rows have it; with another version of the config, write it anew."""
+    assert prompts.load(name).whole.hash == hashed

@@ -986,3 +986,45 @@ def test_a_config_gives_kinds_its_own_headings_and_bounds() -> None:
     sections = prompts.render_context(RICH, rendering).split("\n\n")
     assert "Said (the first 1 of 2):\n- There is a dog." in sections
     assert not any("whole image" in section for section in sections)
+
+
+MARKED = "Talk.\n{if captions} Of captions.\n{if no captions} Of boxes alone.\nEnd."
+
+
+def test_an_unknown_mark_is_an_error_with_the_nearest() -> None:
+    data = {**MINIMAL, "types": {"talk": {"system": "{if box} Talk.", "answer_form": "turns"}}}
+    with pytest.raises(ConfigError, match="system: '{if box}'.*did you mean 'boxes'"):
+        prompts.parse(data, where="tiny.yaml")
+
+
+def test_examples_without_something_obey_the_rules_of_all() -> None:
+    leak = {"captions": ["A gull."], "turns": [{"question": "Who?", "answer": "[0.1, 0.2] is it."}]}
+    kind = {"system": MARKED, "answer_form": "turns", "examples_without": {"boxes": [leak]}}
+    with pytest.raises(ConfigError, match="example 1 breaks a rule: coordinates"):
+        prompts.parse({**MINIMAL, "types": {"talk": kind}}, where="tiny.yaml")
+
+
+def test_what_a_context_lacks_decides_on_words_examples_and_how_many_can_be_dropped() -> None:
+    shown = {"boxes": [{"label": "dog", "bbox": [0.1, 0.2, 0.3, 0.4]}]}
+    shown["turns"] = [{"question": "What is it?", "answer": "It is a dog."}]
+    kind = config_with_examples(2).types["talk"].model_dump() | {"system": MARKED}
+    kind["examples_without"] = {"captions": [shown]}
+    config = prompts.parse({**MINIMAL, "types": {"talk": kind}}, where="tiny.yaml")
+    boxed = Context("8", HARBOUR.media, boxes=HARBOUR.boxes[:1])
+    first, second, *_ = prompts.reductions(boxed, config, "talk")
+    assert first.messages[0].content == "Talk.\nOf boxes alone.\nEnd."
+    assert (first.few_shots, second.few_shots, second.dropped_few_shots) == (1, 0, 1)
+    captioned = Context("9", HARBOUR.media, ("A gull.",))
+    for context in (captioned, HARBOUR):
+        prompt = prompts.render(context, config, "talk")
+        assert prompt.messages[0].content == "Talk.\nOf captions.\nEnd."
+        assert prompt.few_shots == 2
+    assert config.hash != config.whole.hash
+
+
+def test_a_prompt_that_says_the_same_to_all_keeps_its_examples_whatever_its_parent_has() -> None:
+    kind = config_with_examples(2).types["talk"].model_dump()
+    kind["examples_without"] = {"boxes": []}
+    config = prompts.parse({**MINIMAL, "types": {"talk": kind}}, where="tiny.yaml")
+    captioned = Context("9", HARBOUR.media, ("A gull.",))
+    assert prompts.render(captioned, config, "talk").few_shots == 2

@@ -73,9 +73,7 @@ def count(event, args):
         made[name] += name.endswith(("own.yaml", "mine.yaml", "model/README.md"))
 
 sys.addaudithook(count)
-from mminstruct import backends, cli, sources
-sources.__path__.append(os.getcwd() + "/sources")
-backends.__path__.append(os.getcwd() + "/backends")
+from mminstruct import cli
 """
 RUN = """
 import counts
@@ -156,10 +154,10 @@ def test_a_prompt_config_that_is_edited_meanwhile_changes_no_row(
     monkeypatch.chdir(folder)
     options = {"backend": "fake", "limit": 1, "cache_dir": "cache", "response_store": "r.sqlite"}
     builder = make("SAMPLE", "own.yaml", "edited")(**options)
-    before = prompts.load("own.yaml")
+    before = prompts.load("own.yaml").whole
     with (folder / "own.yaml").open("a", encoding="utf-8") as file:
         file.write("min_answer_tokens: 33\n")
-    assert prompts.load("own.yaml").hash != before.hash
+    assert prompts.load("own.yaml").whole.hash != before.hash
     builder.download_and_prepare()
     for row in builder.as_dataset(split="train"):
         assert row["provenance"]["prompt_hash"] == before.hash

@@ -1,5 +1,8 @@
 """Ways to reach an LLM; a module ``backends/foo.py`` with a ``create`` is the registration.
 
+It may be here, in the working folder, or be named by an installed package's entry point in
+``mminstruct.backends``.
+
 A backend is ``async complete(Request) -> Completion`` and what goes with it. Retries, limits and
 the response store live once, above all backends (`mminstruct.completions.client`).
 
@@ -9,13 +12,13 @@ be told beyond `BackendOptions`: each becomes a flag and an argument of `load_da
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import ModuleType, TracebackType
+from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from mminstruct import plugins
 from mminstruct.backends import _tokens
 from mminstruct.backends._servers import SERVERS, usual_flags
 from mminstruct.errors import UsageError, did_you_mean
@@ -181,24 +184,23 @@ def rough_tokens(messages: Sequence[Message]) -> int:
     return _tokens.approximate(messages)
 
 
-def names() -> list[str]:
-    """All backends, as written in configs and rows."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+_all = plugins.Plugins(Path(__file__).parent, "create")
+names = _all.names
 
 
-def describe(name: str) -> str:
-    """What a backend is, in a line."""
-    return (_module(name).__doc__ or "").partition("\n")[0]
+def load_named(name: str) -> None:
+    """Let `engine_options` know those of the user's own backend of that name, if there is one."""
+    _all.load(name)
 
 
 def engine_options() -> dict[str, tuple[Option, tuple[str, ...]]]:
-    """All backends' own options by name, each with the backends that have it."""
-    found: dict[str, tuple[Option, tuple[str, ...]]] = {}
-    for name in names():
-        for option_name, option in _options(name).items():
-            _, owners = found.get(option_name, (option, ()))
-            found[option_name] = (option, (*owners, name))
-    return found
+    """All own options by name, each with the backends that have it."""
+    return plugins.collect_options(_all.modules())
+
+
+def describe(name: str) -> str:
+    """What a backend of the package is, in a line."""
+    return (_all.modules()[name].__doc__ or "").partition("\n")[0]
 
 
 def create(name: str, options: BackendOptions) -> Backend:
@@ -208,19 +210,19 @@ def create(name: str, options: BackendOptions) -> Backend:
         UsageError: there is none, the options don't fit it, or its package isn't installed.
     """
     found = _find(name, options)
-    known = _options(found)
+    known = plugins.options_of(found.module)
     for option in options.engine:
         if option not in known:
             has = f"; it has {', '.join(sorted(known))}" if known else ""
-            raise UsageError(f"the model source {found!r} has no option {option!r}{has}")
-    backend: Backend = _module(found).create(options)
+            raise UsageError(f"the model source {found.found.name!r} has no option {option!r}{has}")
+    backend: Backend = found.module.create(options)
     return backend
 
 
 def check(name: str, options: BackendOptions) -> None:
     """Raise UsageError for what a run lacks that no server has to be asked for, such as a key."""
     missing: Callable[[BackendOptions], None] | None
-    missing = getattr(_module(_find(name, options)), "check", None)
+    missing = getattr(_find(name, options).module, "check", None)
     if missing is not None:
         missing(options)
 
@@ -232,27 +234,20 @@ def probe(name: str, options: BackendOptions) -> None:
         BackendUnusable: none is an API that takes the key.
     """
     ask: Callable[[BackendOptions], None] | None
-    ask = getattr(_module(_find(name, options)), "probe", None)
+    ask = getattr(_find(name, options).module, "probe", None)
     if ask is not None:
         ask(options)
 
 
-def _find(name: str, options: BackendOptions) -> str:
+def _find(name: str, options: BackendOptions) -> plugins.Loaded:
     wanted = name.replace(".", "_").replace("-", "_").lower()
-    if wanted in names():
-        return wanted
-    for known in names():
-        if wanted in getattr(_module(known), "ALIASES", ()):
-            return known
+    loaded = _all.load(name) or _all.load(wanted)  # a path has signs of its own
+    if loaded is None:
+        known = _all.modules().items()
+        aliased = (n for n, module in known if wanted in getattr(module, "ALIASES", ()))
+        loaded = _all.load(next(aliased, wanted))
+    if loaded is not None:
+        return loaded
     if (flags := usual_flags(wanted, options.model)) is not None:
         raise UsageError(f"model source {name!r}: it speaks OpenAI's API; give {flags}")
     raise UsageError(f"unknown model source {name!r}{did_you_mean(wanted, names())}")
-
-
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"{__name__}.{name}")
-
-
-def _options(name: str) -> Mapping[str, Option]:
-    options: Mapping[str, Option] = getattr(_module(name), "OPTIONS", {})
-    return options

@@ -13,7 +13,8 @@ import importlib
 import re
 import shlex
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +22,8 @@ from mminstruct.errors import UsageError, did_you_mean
 from mminstruct.resources import printable
 
 USAGE = 2
+_MODEL_SOURCE = ("--model_source", "--model-source")
+_OF_SOURCES = ("generate", "estimate", "show", "license")
 _Given = list[tuple[argparse.Action, list[str]]]
 
 
@@ -42,6 +45,8 @@ class Parser(argparse.ArgumentParser):
             words.extendleft(reversed(_words_in(words.popleft())))
         commands = self.commands()
         if words and words[0] in commands:
+            if words[0] in _OF_SOURCES:
+                _load_named(words)
             command = commands[words.popleft()].fill()
             given, others, unknown = command._sort(words)
             if unknown:
@@ -214,6 +219,18 @@ def _is_flag(word: str) -> bool:
     return bool(re.match(r"-[^\d.]", word))
 
 
+def _load_named(words: Iterable[str]) -> None:
+    """Load the user's own sources and backends that are named: their options are flags."""
+    from mminstruct import backends, sources
+
+    for before, word in pairwise(words):
+        flag, _, value = word.partition("=")
+        if before in _MODEL_SOURCE or flag in _MODEL_SOURCE:
+            backends.load_named(value or word)
+        else:
+            sources.load_named(word)
+
+
 def is_source(word: str) -> bool:
     """Whether it is the name of a source, or of several joined."""
     from mminstruct import sources
@@ -223,15 +240,16 @@ def is_source(word: str) -> bool:
 
 def _known_values(flag: str, given: _Given) -> Collection[str]:
     """What a flag of several values is known to take."""
-    from mminstruct import licenses, prompts, sources
+    from mminstruct import licenses, plugins, prompts, sources
 
     if flag == "splits":
-        return {split for name in sources.names() for split in sources.get(name).info.splits}
+        return sources.known_splits()
     if flag == "types":
         own = [
             name for action, values in given if action.dest == "prompt_config" for name in values
         ]
-        return {kind for name in own or prompts.names() for kind in prompts.load(name).types}
+        ours = [name for name, where in prompts.names().items() if where == plugins.OURS]
+        return {kind for name in own or ours for kind in prompts.load(name).types}
     return {"any", "commercial", *licenses.load().by_name}
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mminstruct import backends, licenses, resources, sources
-from mminstruct.cli.arguments import Parser, is_source
+from mminstruct.cli.arguments import Parser
 from mminstruct.cli.console import print_text, say
 from mminstruct.cli.flags import (
     CONFIG_FLAG,
@@ -74,7 +74,7 @@ _FOR_ALL = {"config", "licenses", "json", "why"}
 
 
 def _license(args: argparse.Namespace) -> int:
-    made = [name for name in args.sources if not is_source(name) and _is_made(name)]
+    made = [name for name in args.sources if not _is_source(name) and _is_made(name)]
     if made:
         return _judge_made(args, made)
     given: dict[str, Any] = {
@@ -130,6 +130,12 @@ def _license(args: argparse.Namespace) -> int:
             )
         )
     return code
+
+
+def _is_source(name: str) -> bool:
+    """Whether it is a source by name or description; other files and folders may be rows."""
+    known, parts = sources.names(), sources.parts_of(name)
+    return all(p.upper() in known or Path(p).suffix in (".yaml", ".yml", ".py") for p in parts)
 
 
 def _is_made(name: str) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import ast
+from collections.abc import Callable, Mapping
 
-from mminstruct import backends, loading, prompts, sources
+from mminstruct import backends, loading, plugins, prompts, sources
 from mminstruct.cli.arguments import Parser
 from mminstruct.cli.console import print_text
 
@@ -17,16 +18,24 @@ def add_arguments(parser: Parser) -> None:
 
 def _list(args: argparse.Namespace) -> int:
     sections: dict[str, dict[str, str]] = {
-        "sources": {name: sources.get(name).info.title for name in sources.names()},
-        "prompt configs": {name: ", ".join(prompts.load(name).types) for name in prompts.names()},
+        "sources": _tell(sources.names(), lambda name: sources.get(name).info.title),
+        "prompt configs": _tell(prompts.names(), lambda name: ", ".join(prompts.load(name).types)),
         "builders": {name: _first_line(name) for name in loading.names()},
-        "model sources": {name: backends.describe(name) for name in backends.names()},
+        "model sources": _tell(backends.names(), backends.describe),
     }
     lines = []
     for title, entries in sections.items():
         lines.append(f"{title}:\n")
         lines += [f"  {name:<28}{text}".rstrip() + "\n" for name, text in entries.items()]
     return print_text("".join(lines))
+
+
+def _tell(names: Mapping[str, str], describe: Callable[[str], str]) -> dict[str, str]:
+    """Name -> what it is; of what isn't the package's, where it is from: nothing of it is run."""
+    return {
+        name: describe(name) if where == plugins.OURS else f"(from {where})"
+        for name, where in names.items()
+    }
 
 
 def _first_line(builder: str) -> str:

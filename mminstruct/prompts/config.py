@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import cached_property
+from itertools import chain
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
@@ -14,6 +16,16 @@ from mminstruct.prompts import leaks
 from mminstruct.schema import Box, Context, Media, Turn, digest
 from mminstruct.strict_yaml import Strict
 
+Lacking = Literal["captions", "boxes"] | None
+# A line of a system prompt that begins so is for the contexts that fit: what they may lack.
+_MARK = re.compile(r"\{if ([^}]*)\} ")
+_FITTING: dict[str, tuple[Lacking, ...]] = {
+    "captions and boxes": (None,),
+    "captions": (None, "boxes"),
+    "boxes": (None, "captions"),
+    "no captions": ("captions",),
+    "no boxes": ("boxes",),
+}
 AnswerForm = Literal["turns", "turn", "text"]
 # YAML has numbers and truth values of its own; "3" isn't 3, nor is true 1.
 Count = Annotated[int, Field(strict=True)]
@@ -138,6 +150,33 @@ class InstructionType(Strict):
     questions: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     min_words: Count = Field(default=1, ge=1)
     examples: tuple[Example, ...] = ()
+    examples_without: dict[Literal["captions", "boxes"], tuple[Example, ...]] = {}
+
+    @property
+    def every_example(self) -> tuple[Example, ...]:
+        """The examples for all kinds of contexts."""
+        return tuple(chain(self.examples, *self.examples_without.values()))
+
+    def fit(self, lacking: Lacking) -> InstructionType:
+        """This as it is for contexts that lack one of two things, or none.
+
+        With a system prompt that says the same to all, such as another config's, it is as for none.
+        """
+        lines = [(_MARK.match(line), line) for line in self.system.split("\n")]
+        fitting = (e for e in lines if e[0] is None or lacking in _FITTING[e[0][1]])
+        system = "\n".join(line[mark.end() :] if mark else line for mark, line in fitting)
+        examples = self.examples
+        if lacking is not None and system != self.system:
+            examples = self.examples_without.get(lacking, examples)
+        kept = self.model_dump(exclude={"system", "examples", "examples_without"})
+        return InstructionType(system=system, examples=examples, **kept)
+
+    @model_validator(mode="after")
+    def _marks_are_known(self) -> InstructionType:
+        for mark in filter(None, map(_MARK.match, self.system.split("\n"))):
+            if mark[1] not in _FITTING:
+                raise ValueError(f"system: '{{if {mark[1]}}}'{did_you_mean(mark[1], _FITTING)}")
+        return self
 
     @cached_property
     def example_turns(self) -> frozenset[tuple[str, str]]:
@@ -153,7 +192,7 @@ class InstructionType(Strict):
                 f"'text' and for no other, got answer_form {self.answer_form!r} with "
                 f"{len(self.questions)} questions"
             )
-        for number, example in enumerate(self.examples, 1):
+        for number, example in enumerate(self.every_example, 1):
             if self.answer_form == "text":
                 fits = example.text is not None and not example.turns
             else:
@@ -201,7 +240,7 @@ class PromptConfig(Strict):
             for number, question in enumerate(kind.questions, 1):
                 if leak := self.find_leak(question):
                     raise ValueError(f"types.{name}: question {number} breaks a rule: {leak}")
-            for number, example in enumerate(kind.examples, 1):
+            for number, example in enumerate(kind.every_example, 1):
                 if leak := self.find_leak(example.answer()):
                     raise ValueError(f"types.{name}: example {number} breaks a rule: {leak}")
                 answers = [example.text or "", *(turn.answer for turn in example.turns)]
@@ -213,7 +252,31 @@ class PromptConfig(Strict):
     def hash(self) -> str:
         """Digest of everything in the config, 16 hex characters; all filters are as none named."""
         left_out = {"filters"} if self.filters == get_args(FilterName) else None
-        return digest(self.model_dump(mode="json", exclude=left_out))[:16]
+        content = self.model_dump(mode="json", exclude=left_out)
+        for kind in content["types"].values():
+            if not kind["examples_without"]:
+                del kind["examples_without"]  # as before there were any
+        return digest(content)[:16]
+
+    @cached_property
+    def _fitted(self) -> dict[Lacking, PromptConfig]:
+        """By what contexts lack, this as it is for those, where it is another."""
+        rest = {name: getattr(self, name) for name in type(self).model_fields if name != "types"}
+        kinds: tuple[Lacking, ...] = (None, "captions", "boxes")
+        fitted = ((k, {n: kind.fit(k) for n, kind in self.types.items()}) for k in kinds)
+        return {k: PromptConfig(types=own, **rest) for k, own in fitted if own != self.types}
+
+    @property
+    def whole(self) -> PromptConfig:
+        """This as it is for contexts that have both captions and boxes."""
+        return self._fitted.get(None, self)
+
+    def fit(self, context: Context) -> PromptConfig:
+        """This in the words, and with the examples, for what a context has."""
+        lacking: Lacking = None
+        if bool(context.captions) != bool(context.boxes):
+            lacking = "boxes" if context.captions else "captions"
+        return self._fitted.get(lacking, self)
 
 
 def format_turns(turns: Iterable[Turn]) -> str:

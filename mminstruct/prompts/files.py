@@ -6,16 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mminstruct import resources, strict_yaml
+from mminstruct import plugins, resources, strict_yaml
 from mminstruct.errors import ConfigError, UsageError, did_you_mean, lacking
 from mminstruct.prompts.config import PromptConfig
 
 _IDENTITY = ("name", "version", "description")
 
 
-def names() -> list[str]:
-    """The prompt configs that come with the package."""
-    return sorted(p.stem for p in resources.folder("prompt_configs").glob("*.yaml"))
+def _all() -> plugins.Plugins:
+    return plugins.Plugins(resources.folder("prompt_configs"), suffix=".yaml")
+
+
+def names() -> dict[str, str]:
+    """The prompt configs -> where they are from; none is read for it."""
+    return _all().names()
 
 
 def find(name: str) -> Path:
@@ -28,8 +32,9 @@ def find(name: str) -> Path:
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return path
     stem = path.name.removesuffix(".yaml").removesuffix(".yml").removeprefix("prompt_config_")
-    if stem in names() and path.parent == Path():
-        return resources.folder("prompt_configs") / f"{stem}.yaml"
+    found = _all().choose(stem) if path.parent == Path() else None
+    if found is not None:
+        return found.file(".yaml")
     hint = did_you_mean(stem, names())
     raise UsageError(f"no prompt config {name!r}{lacking(path)}{hint}, or give a file")
 

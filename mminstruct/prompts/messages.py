@@ -99,6 +99,7 @@ def render(
     drop_boxes: int = 0,
 ) -> Prompt:
     """The messages for a context: the last examples and the smallest boxes dropped as asked."""
+    config = config.fit(context)
     few_shots = len(config.types[type_name].examples) - drop_few_shots
     max_boxes = _count_shown_boxes(context, config) - drop_boxes if drop_boxes else None
     return Prompt(
@@ -117,6 +118,7 @@ def reductions(context: Context, config: PromptConfig, type_name: str) -> Iterat
 
     Boxes go in steps that double, smallest boxes first, so that few prompts have to be tried.
     """
+    config = config.fit(context)
     examples = len(config.types[type_name].examples)
     for dropped in range(examples + 1):
         yield render(context, config, type_name, drop_few_shots=dropped)

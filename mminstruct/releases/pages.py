@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mminstruct import loading, prompts, resources
+from mminstruct import loading, plugins, prompts, resources
 from mminstruct.errors import ConfigError
 from mminstruct.prompts.config import PromptConfig
 from mminstruct.releases.markdown import to_markdown
@@ -67,7 +67,8 @@ def prose_of(origin: Origin, texts: Sequence[str]) -> str:
 
 def find_page(source: SourceInfo, config: PromptConfig) -> Page:
     """The prose about the builder of this pair; general words if there is none, or no builder."""
-    ours = config.name in prompts.names() and prompts.load(config.name).hash == config.hash
+    is_known = prompts.names().get(config.name) == plugins.OURS
+    ours = is_known and prompts.load(config.name).whole.hash == config.whole.hash
     script = loading.find(source.name, config.name) if ours else None
     path = resources.folder("cards") / f"{script.parent.name}.md" if script else None
     # Requests are paid for by now: a page that nobody has written yet is no reason to lose them.

@@ -170,7 +170,8 @@ def _config(making: _Making, given: str | None) -> PromptConfig | None:
     known = [prompts.load(given)] if given else []
     if making.prompt_config in prompts.names():
         known.append(prompts.load(making.prompt_config))
-    return next((config for config in known if config.hash == making.prompt_hash), None)
+    forms = (form for config in known for form in (config, config.whole))
+    return next((form for form in forms if form.hash == making.prompt_hash), None)
 
 
 def _unknown_config(making: _Making) -> PromptConfig:

@@ -20,6 +20,7 @@ from mminstruct.rows.columns import FEATURES, OUTCOME, RESULT_SCHEMA, SAMPLING, 
 from mminstruct.rows.plan import Plan
 from mminstruct.rows.report import Report
 from mminstruct.rows.requests import Chunk
+from mminstruct.schema import Context
 
 
 def rows_from(
@@ -65,12 +66,13 @@ def make_results(chunk: Chunk, outcomes: list[Outcome], plan: Plan, client: Clie
     """The results of a chunk, put together by column: by row it takes four times as long."""
     read: list[_Read | None] = []
     reasons: list[tuple[str, str, str | None, bool] | tuple[None, None, None, None]] = []
-    for sample, name, outcome in zip(chunk.ids, chunk.types, outcomes, strict=True):
+    requests = zip(chunk.ids, chunk.types, chunk.contexts, outcomes, strict=True)
+    for sample, name, context, outcome in requests:
         if not isinstance(outcome, Answered):
             read.append(None)
             reasons.append((outcome.cause, outcome.message, None, outcome.rejected))
             continue
-        parsed = _parse_answer(plan, sample, name, outcome)
+        parsed = _parse_answer(plan, sample, name, context, outcome)
         if isinstance(parsed, Rejected):
             # too_long was counted by the client, before any answer.
             client.stats.rejected[parsed.reason] += 1
@@ -117,12 +119,14 @@ def make_results(chunk: Chunk, outcomes: list[Outcome], plan: Plan, client: Clie
     return pa.table(columns, schema=RESULT_SCHEMA)
 
 
-def _parse_answer(plan: Plan, sample: str, name: str, outcome: Answered) -> Parsed | Rejected:
-    question = None
-    if plan.config.types[name].answer_form == "text":
+def _parse_answer(
+    plan: Plan, sample: str, name: str, context: Context, outcome: Answered
+) -> Parsed | Rejected:
+    question, config = None, plan.config.fit(context)
+    if config.types[name].answer_form == "text":
         seed = plan.sampling.seed or 0
-        question = prompts.question_for(plan.config, name, sample_id=sample, seed=seed)
-    return parse(outcome.completion, plan.config, name, question=question)
+        question = prompts.question_for(config, name, sample_id=sample, seed=seed)
+    return parse(outcome.completion, config, name, question=question)
 
 
 def _make_messages(read: list[_Read | None]) -> pa.Array:

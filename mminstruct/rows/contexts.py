@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,7 +51,7 @@ def contexts_dataset(
             enabled = gc.isenabled()
             gc.disable()  # among millions of records there are no cycles to be found
             try:
-                _write_contexts(map(report.keep, source.read(files, report)), partial)
+                _write_contexts(_telling(source.read(files, report), report), partial)
             finally:
                 if enabled:
                     gc.enable()
@@ -60,6 +60,16 @@ def contexts_dataset(
     report = ReadReport.read(counts)
     report.check(f"{source.info.name}, split {split!r}")
     return datasets.Dataset.from_file(str(arrow)), report
+
+
+def _telling(contexts: Iterable[Context], report: ReadReport) -> Iterator[Context]:
+    """Those that say something; all are counted."""
+    for context in contexts:
+        if context.captions or context.boxes or any(context.annotations.values()):
+            yield report.keep(context)
+        else:
+            reason = f"{context.media.modality} without annotations"
+            report.skip(reason, example=context.id, harmless=True)
 
 
 def _write_contexts(contexts: Iterator[Context], path: Path) -> None:

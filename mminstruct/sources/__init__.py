@@ -1,23 +1,26 @@
 """Annotation sources: what to download, how to read it into Contexts, whose licence it is.
 
-A module ``sources/foo.py`` with a ``SOURCE`` object is the registration; modules whose name starts
-with an underscore hold what several sources share. A module may also have ``OPTIONS``, what the
-source can be asked for beyond its defaults: each is a field of the (dataclass) object, a flag and
-an argument of `load_dataset`. `own` isn't registered by a name: its sources are named by a path.
+A module ``sources/foo.py`` with a ``SOURCE`` object is the registration: here, in the working
+folder, or named by an installed package's entry point in ``mminstruct.sources``. Modules whose name
+starts with an underscore hold what several sources share. A module may also have ``OPTIONS``, what
+the source can be asked for beyond its defaults: each is a field of the (dataclass) object, a flag
+and an argument of `load_dataset`. `own` isn't registered by a name: its sources are named by a
+path.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mminstruct import plugins
 from mminstruct.errors import UsageError, did_you_mean
 from mminstruct.schema import Option
+from mminstruct.sources import own
+from mminstruct.sources._annotation_file import files_of, find_first, folders, open_text, text_of
 from mminstruct.sources._base import Download, Files, ReadReport, Source, SourceInfo
 from mminstruct.sources._joined import JoinedSource, join
 from mminstruct.sources.own import OwnSource, is_own, open_source
@@ -29,24 +32,26 @@ __all__ = [
     "Source",
     "SourceInfo",
     "chosen_options",
+    "files_of",
+    "find_first",
+    "folders",
     "find_infos",
     "get",
     "is_source",
+    "known_splits",
+    "load_named",
     "members",
     "names",
+    "open_text",
     "options",
     "options_of",
     "parts_of",
     "shipped_image",
+    "text_of",
 ]
 
-_OWN = "own"
-
-
-def names() -> dict[str, str]:
-    """Source name as typed -> module name, of all sources."""
-    found = (m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
-    return {name.upper(): name for name in sorted(found) if name != _OWN}
+_all = plugins.Plugins(Path(__file__).parent, "SOURCE", case=str.upper, others=("own",))
+names = _all.names
 
 
 def parts_of(name: str) -> list[str]:
@@ -67,24 +72,31 @@ def is_source(name: str) -> bool:
     return all(part.upper() in known or is_own(part) for part in parts_of(name))
 
 
+def load_named(word: str) -> None:
+    """Let `options` know those of the user's own sources that a word may name."""
+    for part in parts_of(word):
+        _all.load(part)
+
+
+def known_splits() -> set[str]:
+    """The splits of the package's sources, and of others that were asked for."""
+    return {split for m in _all.modules().values() for split in m.SOURCE.info.splits}
+
+
 def find_infos(names: Sequence[str], arguments: Mapping[str, Any]) -> dict[str, SourceInfo]:
     """The sources that were asked for, by their names as given; each once, however it was written.
 
     Args:
         names: as `get` takes them.
-        arguments: those that are options of data of one's own say what there is.
-
-    Raises:
-        UsageError: there is no such source, or two of one's own have one name.
+        arguments: those that are options of own data say what there is.
     """
     if not names:
         raise UsageError("sources: expected at least one, got none; mminstruct list shows all")
     found: dict[str, tuple[str, SourceInfo]] = {}
-    own_options = _options(_OWN).keys()
     for name in names:
-        known = own_options & options_of(name)
-        own = {option: value for option, value in arguments.items() if option in known}
-        info = get(name, own).info
+        known = own.OPTIONS.keys() & options_of(name)
+        given = {option: value for option, value in arguments.items() if option in known}
+        info = get(name, given).info
         before, _ = found.setdefault(info.name, (name, info))
         if before != name and known:
             raise UsageError(
@@ -95,18 +107,13 @@ def find_infos(names: Sequence[str], arguments: Mapping[str, Any]) -> dict[str, 
 
 
 def options() -> dict[str, tuple[Option, tuple[str, ...]]]:
-    """All sources' own options by name, each with the sources that have it."""
-    found: dict[str, tuple[Option, tuple[str, ...]]] = {}
-    for name, module in {**names(), "your own data": _OWN}.items():
-        for option_name, option in _options(module).items():
-            _, owners = found.get(option_name, (option, ()))
-            found[option_name] = (option, (*owners, name))
-    return found
+    """Their own options by name, each with the sources that have it."""
+    return plugins.collect_options({**_all.modules(), "your own data": own})
 
 
 def options_of(name: str) -> set[str]:
     """The own options of a source, or of all parts of a joined one."""
-    return {option for part in parts_of(name) for option in _options(_module_of(part))}
+    return {option for part in parts_of(name) for option in plugins.options_of(_module_of(part))}
 
 
 def members(source: Source, split: str) -> tuple[tuple[Source, str], ...]:
@@ -115,19 +122,24 @@ def members(source: Source, split: str) -> tuple[tuple[Source, str], ...]:
 
 
 def shipped_image(source: str, file: str) -> Path | None:
-    """An image of a source, as rows name both, if its module has it in its folder ``IMAGES``."""
-    module = names().get(source)
-    folder = module and getattr(_module(module), "IMAGES", None)
+    """An image of a source, as rows name both, if the package has it in its folder ``IMAGES``."""
+    module = _all.modules()[source] if names().get(source) == plugins.OURS else None
+    folder = getattr(module, "IMAGES", None)
     return folder / file if folder and (folder / file).is_file() else None
 
 
 def chosen_options(source: Source) -> list[tuple[str, dict[str, Any]]]:
-    """What a source, or each part of a joined one, was asked for: all its own options by name."""
+    """What a source, or each part of a joined one, was asked for: all its own options by name.
+
+    For one that isn't the package's, with a digest of its module: other code, other contexts.
+    """
     if isinstance(source, JoinedSource):
-        return [own for part in (source.first, *source.others) for own in chosen_options(part)]
+        return [one for part in (source.first, *source.others) for one in chosen_options(part)]
     if isinstance(source, OwnSource):
         return [(source.info.name, source.chosen)]
     values = {name: getattr(source, name) for name in options() if hasattr(source, name)}
+    if (loaded := _all.asked.get(source.info.name.upper())) is not None:
+        values["code"] = loaded.code
     return [(source.info.name, values)]
 
 
@@ -152,28 +164,14 @@ def get(name: str, chosen: Mapping[str, Any] | None = None) -> Source:
     return join(parts)
 
 
-def _module_of(name: str) -> str:
-    """The module of a source that isn't joined.
-
-    Raises:
-        UsageError: there is none.
-    """
-    known = names()
-    if (module := known.get(name.upper())) is not None:
-        return module
-    if is_own(name) or (name and Path(name).exists()):
-        return _OWN
-    raise UsageError(f"unknown source {name!r}{did_you_mean(name.upper(), known)}")
-
-
 def _one(name: str, chosen: Mapping[str, Any]) -> Source:
     module = _module_of(name)
-    own = {option: value for option, value in chosen.items() if option in _options(module)}
-    if module != _OWN:
-        source: Any = _module(module).SOURCE
-        registered: Source = replace(source, **own) if own else source
+    given = {o: value for o, value in chosen.items() if o in plugins.options_of(module)}
+    if module is not own:
+        source: Any = module.SOURCE
+        registered: Source = replace(source, **given) if given else source
         return registered
-    described = open_source(name, own)
+    described = open_source(name, given)
     if (shadowed := described.info.name.upper()) in names():
         raise UsageError(
             f"{name}: got the name {described.info.name!r} against one of its own expected, as "
@@ -182,10 +180,21 @@ def _one(name: str, chosen: Mapping[str, Any]) -> Source:
     return described
 
 
-def _options(module: str) -> Mapping[str, Option]:
-    options: Mapping[str, Option] = getattr(_module(module), "OPTIONS", {})
-    return options
+def _module_of(name: str) -> ModuleType:
+    """The module of a source that isn't joined.
 
-
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"{__name__}.{name}")
+    Raises:
+        UsageError: there is none.
+    """
+    loaded = _all.load(name)
+    if loaded is None:
+        if is_own(name) or (name and Path(name).exists()):
+            return own
+        raise UsageError(f"unknown source {name!r}{did_you_mean(name.upper(), names())}")
+    called, expected = loaded.module.SOURCE.info.name, loaded.found.name.upper()
+    if called.upper() != expected:
+        raise UsageError(
+            f"{loaded.found.where}: SOURCE.info.name: expected {expected!r}, as the file is "
+            f"called, got {called!r}; change the one or the other"
+        )
+    return loaded.module

@@ -190,6 +190,8 @@ class SourceInfo:
         modality: what its contexts are about, in a word, as in their media.
         parts: of a joined source, the facts about its parts.
         alike: pairs of labels, the closer one first, that may be of one object in two sources.
+        fitted: whether the prompt's words go by what each context has; in sources that are older
+            than that they don't, as what was answered is found by its prompt.
         declared: licences that a user declared, each of which has to be known.
     """
 
@@ -208,6 +210,7 @@ class SourceInfo:
     modality: str = "image"
     parts: tuple[SourceInfo, ...] = ()
     alike: tuple[tuple[str, str], ...] = ()
+    fitted: bool = True
     declared: tuple[str, ...] = ()
 
 

@@ -111,6 +111,7 @@ class CocoSource:
             ),
             splits=tuple(_FILE_SPLIT),
             version="1.0.0",
+            fitted=False,
         )
 
     def downloads(self, split: str) -> tuple[Download, ...]:

@@ -118,6 +118,7 @@ class HumanML3DSource:
             ),
             splits=tuple(_FILE_SPLIT),
             version="1.0.0",
+            fitted=False,
             prompt_config="motion",
             modality="motion",
         )

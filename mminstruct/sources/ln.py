@@ -46,6 +46,7 @@ class CocoNarrativesSource:
         ),
         splits=tuple(_FILE_SPLIT),
         version="1.0.0",
+        fitted=False,
         prompt_config="llava_joined",
     )
 

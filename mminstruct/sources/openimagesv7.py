@@ -122,6 +122,7 @@ class OpenImagesSource:
         ),
         splits=tuple(_FILE_SPLIT),
         version="1.0.0",
+        fitted=False,
         prompt_config="openimagesv7",
     )
 

@@ -32,7 +32,7 @@ from mminstruct.sources import _narratives, openimagesv7
 from mminstruct.sources._annotation_file import fingerprint, open_text
 from mminstruct.sources._base import Download, Files, ReadReport, SourceInfo
 from mminstruct.sources._coco import make_contexts
-from mminstruct.sources._datasets import digest_of, rows_of, splits_of
+from mminstruct.sources._datasets import digest_of, plain_rows, rows_of, splits_of
 from mminstruct.sources._records import Columns, Parts, read_own, read_tables, rows_in
 from mminstruct.sources._tolerance import (
     COCOS,
@@ -476,7 +476,8 @@ def of_rows(
     The same rows and words give the same path, so that what was asked for them is found again.
 
     Args:
-        rows: a mapping of columns for each image or annotation, or contexts.
+        rows: a mapping of columns for each image or annotation, contexts, or a `Dataset`. Images
+            in it aren't copied: their names and sizes are.
         cache_dir: a folder that stays.
         description: keys of a `Description`, such as ``name``, ``license`` and ``columns``.
 
@@ -486,12 +487,19 @@ def of_rows(
     """
     encode = msgspec.json.Encoder(enc_hook=_plain).encode
     kinds, lines = set(), []
+    if hasattr(rows, "cast_column"):  # a Dataset, or a stream of one
+        rows = plain_rows(rows, "train")
+    if not isinstance(rows, Iterable):
+        raise UsageError(f"rows: expected dicts, Contexts or a Dataset, got {type(rows).__name__}")
     for number, row in enumerate(rows):
         kinds.add(isinstance(row, Context))
         if not isinstance(row, Context | Mapping) or len(kinds) > 1:
             got = type(row).__name__
             raise UsageError(f"row {number}: expected dicts or Contexts, got {got}")
-        lines.append(encode_context(row).encode() if isinstance(row, Context) else encode(row))
+        if isinstance(row, Context):
+            lines.append(encode_context(row).encode())
+        else:
+            lines.append(encode({name: _without_bytes(value) for name, value in row.items()}))
     if not lines:
         raise UsageError("rows: expected at least one, got none")
     table = f"{xxhash.xxh3_128_hexdigest(b''.join(lines))}.jsonl"
@@ -509,8 +517,18 @@ def of_rows(
     return str(path)
 
 
+def _without_bytes(value: Any) -> Any:
+    """A cell; of an image, as `datasets` has them, where it is from."""
+    if isinstance(value, Mapping) and "bytes" in value:
+        return {"path": value.get("path")}
+    return _plain(value) if isinstance(value, bytes) else value
+
+
 def _plain(value: Any) -> Any:
     """Numbers of NumPy as Python's."""
     if hasattr(value, "tolist"):
         return value.tolist()
-    raise UsageError(f"rows: expected texts, numbers and lists of them, got {type(value).__name__}")
+    raise UsageError(
+        f"rows: expected texts, numbers and lists of them, got {type(value).__name__}; of an image "
+        "give the name, or a Dataset with the images in it"
+    )

@@ -42,6 +42,7 @@ class SampleSource:
         media_license=f"The images are drawings by mminstruct, {_LICENSE}.",
         splits=("train",),
         version="1.0.0",
+        fitted=False,
     )
 
     def downloads(self, split: str) -> tuple[Download, ...]:

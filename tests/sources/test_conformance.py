@@ -1,18 +1,19 @@
 """What every source must offer: each module in ``mminstruct/sources``, and data of your own."""
 
 import dataclasses
-import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
+import msgspec
 import pytest
 from dummy_data import own_files, write_all
 
-from mminstruct import annotations, sources
+from mminstruct import sources
 from mminstruct.errors import SourceError, UsageError
-from mminstruct.sources import ReadReport, Source
+from mminstruct.schema import Box, Context, Media
+from mminstruct.sources import Download, Files, ReadReport, Source
+from mminstruct.testing import check_source
 
-SPDX_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
 NAMES = sorted(sources.names())
 OWN = "own data"
 
@@ -38,73 +39,70 @@ def test_the_source_is_called_as_it_is_typed(name: str) -> None:
     assert sources.get(name.lower()).info == source.info
 
 
-def test_facts_that_every_source_has_are_given_and_without_stray_white_space(
-    source: Source, name: str
-) -> None:
-    absent = {"citation", "parts", "alike", "declared", *(["license_url"] if name == OWN else [])}
-    facts = dataclasses.asdict(source.info)
-    facts["alike"] = [label for pair in source.info.alike for label in pair]
-    for field, value in facts.items():
-        assert value or field in absent, f"{field} is empty"
-        for text in [value] if isinstance(value, str) else value:
-            assert text == text.strip(), f"{field} has white space around it"
+def test_the_source_offers_what_every_source_must(source: Source, tmp_path: Path) -> None:
+    check_source(source, write_all(tmp_path, 3))
 
 
-def test_the_licence_is_an_spdx_identifier(source: Source) -> None:
-    assert SPDX_ID.fullmatch(source.info.license)
-    assert source.info.license.lower() not in {"unknown", "other"}
+class Wrong:
+    """A source with faults of all kinds."""
+
+    info = dataclasses.replace(
+        sources.get("SAMPLE").info,
+        license="other",
+        homepage="example.org",
+        title=" Sample",
+        citation="Sample, 2026",
+        version="1",
+        splits=("train", "train"),
+        description="",
+    )
+
+    def downloads(self, split: str) -> tuple[Download, ...]:
+        if split == "train":
+            return (Download("ftp://example.org", 0, "A"),)
+        raise SourceError("no files")
+
+    def locate(self, places: Sequence[Path], split: str) -> Files:
+        return Files({}, "")
+
+    def file_names(self, split: str) -> dict[str, str]:
+        return {}
+
+    def read(self, files: Files, report: ReadReport) -> Iterator[Context]:
+        yield Context("2", Media("", "motion"), ("A gull. ",), (Box("", (0.1, 0.2, 0.1, 0.4)),))
+        yield Context("1", Media(str(id(report))), annotations={"facts": ({"name": "a"},)})
 
 
-def test_addresses_are_web_addresses(source: Source, name: str) -> None:
-    # Of what a user declares, the address is where the licence is registered.
-    for url in [source.info.homepage, *([source.info.license_url] if name != OWN else [])]:
-        parts = urlsplit(url)
-        assert parts.scheme in {"http", "https"}
-        assert parts.netloc
+def test_all_faults_of_a_source_are_told_at_once() -> None:
+    with pytest.raises(UsageError, match="an item has name, value"):
+        check_source(Wrong(), ".")
+    with pytest.raises(AssertionError) as raised:
+        check_source(Without(), ".")
+    told = [line.removeprefix("SAMPLE: ") for line in str(raised.value).splitlines()]
+    assert [line.partition(",")[0].partition(" Download(")[0] for line in told] == [
+        "title has white space around it",
+        "description is empty",
+        "license: expected an SPDX identifier",
+        "expected a web address",
+        "citation: expected BibTeX",
+        "version: expected three numbers",
+        "splits: one is there twice",
+        "downloads: got",
+        "downloads: got",
+        "locate: finds files of a split that there isn't",
+        "read: report.contexts is 0 after 2",
+        "read: gives others the second time",
+        "read: expected ids that ascend",
+        "context 2: expected a modality 'image'",
+        "context 2: expected the name of its file",
+        "context 2: captions that are empty",
+        "context 2: expected a label and 0 <= min < max <= 1: Box(label=''",
+    ]
 
 
-def test_the_citation_is_bibtex_where_there_is_something_to_cite(source: Source) -> None:
-    assert source.info.citation.startswith("@") or not source.info.citation
-    assert source.info.citation.count("{") == source.info.citation.count("}")
+class Without(Wrong):
+    """The same without annotations that can't be read at all."""
 
-
-def test_the_version_has_three_numbers(source: Source) -> None:
-    assert re.fullmatch(r"\d+\.\d+\.\d+", source.info.version)
-
-
-def test_splits_are_distinct(source: Source) -> None:
-    assert len(set(source.info.splits)) == len(source.info.splits)
-
-
-def test_sizes_and_md5s_of_downloads_look_like_some(
-    source: Source,
-) -> None:
-    for split in source.info.splits:
-        try:
-            downloads = source.downloads(split)
-        except SourceError as error:
-            assert "https://" in str(error)  # where to get it by hand
-            continue
-        for download in downloads:
-            assert urlsplit(download.url).scheme in {"http", "https"}
-            assert download.size_bytes is None or download.size_bytes > 0
-            assert download.md5 is None or re.fullmatch(r"[0-9a-f]{32}", download.md5)
-
-
-def test_an_unknown_split_is_never_found(source: Source, tmp_path: Path) -> None:
-    try:
-        assert source.locate([tmp_path], "no-such-split") is None
-    except UsageError as error:
-        assert "no-such-split" in str(error)
-
-
-def test_contexts_are_about_what_the_source_says(source: Source, tmp_path: Path) -> None:
-    files = source.locate([write_all(tmp_path, 3)], source.info.splits[0])
-    assert files is not None
-    contexts = list(source.read(files, ReadReport()))
-    assert [context.id for context in contexts] == sorted({context.id for context in contexts})
-    for context in contexts:
-        assert context.media.modality == source.info.modality
-        assert context.media.file_name
-        for kind, items in context.annotations.items():
-            assert all(isinstance(item, type(annotations.items(kind, [item])[0])) for item in items)
+    def read(self, files: Files, report: ReadReport) -> Iterator[Context]:
+        for context in super().read(files, report):
+            yield msgspec.structs.replace(context, annotations={})

@@ -506,7 +506,9 @@ def test_rows_that_a_file_for_trainers_lacks_are_not_counted_as_written(
         return chat_completion(text) if tagged else good(server, body)
 
     server.answer = answer
-    arguments = ["COCO2017", "--types", "conversation"]
+    free = "extends: llava\nname: free\nversion: 1.0.0\ndescription: All.\nfilters: []\n"
+    (folder / "free.yaml").write_text(free, encoding="utf-8")
+    arguments = ["COCO2017", "--types", "conversation", "--prompt_config", "free.yaml"]
     for path in ("o.json", "o.json"):
         assert generate(*arguments, "--output_path", path, server=server) == INCOMPLETE
         said = capsys.readouterr().err

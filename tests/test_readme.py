@@ -100,7 +100,9 @@ def test_what_the_readme_sends_is_bounded_and_goes_to_ones_own_server_first() ->
     assert len(sending) > 5
     assert [command for command in sending if "--limit " not in command] == []
     assert "--openai_base_url http://localhost:8000/v1" in sending[0]
-    assert [code for code in PYTHON if "limit=" not in code or "localhost" not in code] == []
+    # One list of dicts is its own bound.
+    unbounded = [code for code in PYTHON if "limit=" not in code and "generate(\n    [" not in code]
+    assert unbounded == [code for code in PYTHON if "localhost" not in code] == []
 
 
 def test_the_first_screen_works_from_top_to_bottom(folder: Path, server: LoopbackServer) -> None:
@@ -165,12 +167,13 @@ def test_the_python_of_the_readme_works(
     folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # The README's reader has the annotations downloaded; here they lie in ./cache.
-    loading, generating = PYTHON
     names: dict[str, Any] = {}
-    for code in (loading, generating):
+    for code in PYTHON:
         code = code.replace("http://localhost:8000/v1", server.url)
         code = code.replace("limit=10", "limit=10, data_dir='cache', response_store='r.sqlite'")
         exec(compile(code, "README.md", "exec"), names)  # noqa: S102
+    assert [row["image"] for row in names["rows"]] == ["a.jpg"] * 3
+    assert {row["license"] for row in names["rows"]} == {"cc-by-4.0"}
     assert len(names["ds"]) == 1
     assert names["ds"][0]["license"] == "cc-by-4.0"
     made = names["made"]

@@ -119,14 +119,14 @@ _PATTERNS: dict[str, tuple[tuple[str, str], ...]] = {
             "<",
             r"</?(?:p|div|span|br|b|i|em|strong|a|ul|ol|li|h[1-6]|table|tr|td|code|pre)\b[^<>]*>",
         ),
-        ("[", r"\[/?(?:IMG|IMAGE)\]|!?\[[^\]\n]*\]\([^)\n]+\)"),
+        ("[", r"\[/?(?:IMG|IMAGE)\]|!?\[[^\[\]\n]*\]\([^()\n]+\)"),
         ("http|www.", r"\bhttps?://|\bwww\.\w"),
         ("#", r"(?m:^\s{0,3}#{1,6} +\S)"),
         ("```", "```"),
         (" | ", r"(?m:^\s*\|.*\|\s*$)"),
     ),
     "personal_data": (
-        ("@", r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}\b"),
+        ("@", r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}\b"),
         (
             "0|1|2|3|4|5|6|7|8|9",
             r"(?<![\d.,])(?:\+\d{1,3}[ .-])?(?:\(\d{2,4}\)[ .-]?|\d{2,4}[ .-])\d{3,4}[ .-]\d{3,4}"
@@ -150,7 +150,7 @@ _UNANSWERABLE = re.compile(
     r"|\b(?:there is )?(?:no|not enough|insufficient) (?:information|context|mention|indication)\b",
     re.IGNORECASE,
 )
-_EMPHASIS = re.compile(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1", re.DOTALL)
+_EMPHASIS = re.compile(r"(\*\*|__)(?=\S)((?:(?!\1).)+)(?<=\S)\1", re.DOTALL)
 _MEANT = re.compile(r"[\w\s]+")
 _LETTERS = re.compile(r"\w+")
 _FIRST_SENTENCE = re.compile(r"[^.!?\n]*[.!?\n]?")

@@ -42,7 +42,7 @@ _SPECIAL = re.compile(
     re.IGNORECASE,
 )
 _ROLE = re.compile(
-    r"(?:<\|(?:im_start|start_header_id|start)\|>|<start_of_turn>|<\|turn>)(?:assistant|model)\b",
+    r"(?:<\|(?:im_start|start_header_id|start_of_role|start)\|>|<start_of_turn>|<\|turn>)(?:assistant|model)\b",
     re.IGNORECASE,
 )
 _BLANK = re.compile(r"\s+")

@@ -33,7 +33,9 @@ _LABEL = re.compile(
     re.VERBOSE,
 )
 _QUOTED = re.compile(r"^(?:\s*>)+ ?")
-_JOINT = re.compile(r"(?<![ \t])[ \t]+[\u2014\u2013|/]+[ \t]+(?=\W{0,3}[^\W\d_]{1,12}\W{0,3}[:\uff1a])")
+_JOINT = re.compile(
+    r"(?<![ \t])[ \t]+[\u2014\u2013|/]+[ \t]+(?=\W{0,3}[^\W\d_]{1,12}\W{0,3}[:\uff1a])"
+)
 _COUNTED = re.compile(rf"\s(?:{NUMBERS})$")
 _OPENING = re.compile(r"^[ \t]*([\[{])", re.MULTILINE)
 _JSON = json.JSONDecoder(strict=False)
@@ -83,7 +85,7 @@ def _is_question(words: str) -> bool:
     return words.rstrip(" *_\"'\u201d\u2019").endswith(tuple(_QUESTION_MARKS))
 
 
-def _read_json(text: str) -> Iterator[Named]:
+def read_json(text: str) -> Iterator[Named]:
     """All documents that begin a line: one, one a line, or one amid other words."""
     position = 0
     while opening := _OPENING.search(text, position):
@@ -193,7 +195,7 @@ def _pair(question: str, lines: list[str]) -> Iterator[Named]:
 
 
 FORMS: tuple[Callable[[str], Iterator[Named]], ...] = (
-    _read_json,
+    read_json,
     _read_yaml,
     _read_table,
     _read_tags,

@@ -21,7 +21,8 @@ _LABEL = re.compile(
              |(?<![-+*\u2022>]\s)q)
           |(?P<answer>answer(?:\s*\#?\d+)?\s*{_KIND}|answer|(?:ai\s+)?assistant|gpt
              |(?<![-+*\u2022>]\s)a))
-        (?:\s*\#?\d+)?(?P<close>[*_]{{0,3}}(?:\s*(?!(?<=\d):\d)[:\uff1a][*_]{{0,3}}|\ [{_DASHES}]\ ))\s?""",
+        (?:\s*\#?\d+)?(?P<close>[*_]{{0,3}}
+           (?:\s*(?!(?<=\d):\d)[:\uff1a][*_]{{0,3}}|\ [{_DASHES}]\ ))\s?""",
     re.IGNORECASE | re.VERBOSE,
 )
 # "### Question 1", with the question on the lines below.

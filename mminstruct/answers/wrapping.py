@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from mminstruct.answers.turns import match_sure_label
 
@@ -113,6 +114,16 @@ def _find_standing(pattern: re.Pattern[str], text: str) -> list[re.Match[str]]:
             else:
                 mentioned.add(name)
     return standing
+
+
+def drop_next_sample(text: str, headings: Sequence[str], notes: list[str]) -> str:
+    """The text up to where the words of a prompt begin again; one that is echoed stays."""
+    for heading in headings:
+        position = text.find(f"\n\n{heading}\n")
+        if position > 0 and not text.startswith(tuple(headings)):
+            notes.append("next_sample")
+            text = text[:position]
+    return text
 
 
 def drop_special_tokens(text: str, notes: list[str]) -> str:

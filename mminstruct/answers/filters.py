@@ -47,8 +47,7 @@ _PATTERNS: dict[str, tuple[tuple[str, str], ...]] = {
         ("sorry", r"\bI(?:['\u2019]m| am) sorry,? but\b"),
         ("sorry|apolog", rf"\b(?:sorry|apologi[sz]e)\b[^.!?]{{0,40}}\b{_NOT_ABLE}\b"),
         (
-            "help|assist|answer|provide|identif|comply|discuss|comment|share|fulfil|infer|speculat"
-            "|engage|recogni",
+            "i'm|i\u2019m|i am|i can|i won|i will|i do",
             rf"\bI(?:['\u2019]m| am)? {_NOT_ABLE} (?:help|assist|answer|provide|identify|comply"
             r"|discuss|comment|share|fulfil|(?:make|draw) (?:\w+ )?inferences|infer|speculat|engage"
             r"|recogni[sz]e)",
@@ -57,11 +56,7 @@ _PATTERNS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "as_ai": (
         ("as a|being a", rf"\b(?:as|being) {_AN_AI}"),
-        (
-            "i don't|i don\u2019t|i do not",
-            r"\bI do(?:n['\u2019]t| not) have (?:any )?(?:personal|feelings|emotions|opinions"
-            r"|preferences)",
-        ),
+        ("have", r"\bI do(?:n['\u2019]t| not) have (?:any )?(?:personal |feelings|opinions)"),
         ("i'm |i\u2019m |i am ", rf"\bI(?:['\u2019]m| am) (?:just |only )?{_AN_AI}"),
         ("training", r"\bmy training data\b"),
     ),
@@ -164,7 +159,7 @@ _UNANSWERABLE = re.compile(
     re.IGNORECASE,
 )
 # What finds something there has one of these.
-_DENIALS = "not|n't|n\u2019t|no |possible|unclear|unknown|unspecified|insufficient|n/a".split("|")
+_DENIALS = ("no", "n't", "n\u2019t", "possible", "unclear", "unspecified", "insufficient", "n/a")
 _EMPHASIS = re.compile(r"(\*\*|__)(?=\S)((?:(?!\1).)+)(?<=\S)\1", re.DOTALL)
 _MEANT = re.compile(r"[\w\s]+")
 _LETTERS = re.compile(r"\w+")

@@ -12,8 +12,7 @@ from mminstruct.prompts.config import InstructionType, PromptConfig
 _SHORT_ANSWER = 5
 _SHORT_SENTENCE = 10
 REPEATS = 4
-# Of 40 words of prose, more than 25 are distinct; of 400, more than 160. Loops go below a fifth,
-# of a dozen words to one or two.
+# Of 40 words of prose, more than 25 are distinct; of 400, more than 160. Loops go below a fifth.
 _MANY_WORDS = 12
 _LEAST_DISTINCT = 0.25
 

@@ -58,6 +58,7 @@ def card(folder: Path, **front: Any) -> Path:
         ({"metadata": {"generatorModel": LLAMA2.upper()}}, False),
         ({"completions": [{"model": QWEN3, "text": "a"}, {"model": "GPT-4", "text": "b"}]}, False),
         ({"generator_model": QWEN3}, True),
+        ({"model": QWEN3, "models": ["gpt-4"]}, False),
         ({"generated_by": "Qwen3-8B"}, True),
         ({"model": "google/gemma-3-4b-it"}, True),
         ({"model": "nobody/such-7b"}, None),

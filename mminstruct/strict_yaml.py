@@ -33,6 +33,7 @@ class UniqueKeyLoader(_SafeLoader):  # type: ignore[misc,valid-type]
     """SafeLoader that refuses a key given twice, where YAML loaders keep the last one silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping, each key of which is there once."""
         seen: set[str] = set()
         for key_node, _ in node.value:
             if key_node.tag == _MERGE:

@@ -297,8 +297,8 @@ def _names_writer(key: str) -> bool:
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", key)]
     if len(words) > 1 and words[-1] in _NAME_OF_IT:
         words.pop()
-    is_one = bool(words) and words[-1].removesuffix("s") in _WRITERS and not _OTHERS.intersection(words)
-    return is_one or words == ["generated", "by"]
+    is_one = bool(words) and words[-1].removesuffix("s") in _WRITERS
+    return (is_one and not _OTHERS.intersection(words)) or words == ["generated", "by"]
 
 
 def _list_texts(value: Any) -> list[str]:

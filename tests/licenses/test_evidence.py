@@ -148,7 +148,7 @@ CARDS: list[tuple[dict[str, Any], str]] = [
             "license": "mit",
             "base_model": "Qwen/Qwen3-8B",
             "tags": ["base_model:adapter:Qwen/Qwen3-8B", "lora"],
-            "adapter": {"base_model_name_or_path": "/home/x/hub/models--Qwen--Qwen3-8B/snapshots/1"},
+            "adapter": {"base_model_name_or_path": "/x/hub/models--Qwen--Qwen3-8B/snapshots/1"},
         },
         "allowed",
     ),

@@ -232,7 +232,7 @@ def test_the_command_tells_what_a_file_implies(
     path = str(write(tmp_path / "a.json", [GPT4] * 2))
     assert cli.run(["license", path]) == 0
     said = capsys.readouterr().out
-    assert said.splitlines()[0] == "text: no"
+    assert said.splitlines()[0] == "commercial use: text: no"
     assert "gpt-4: the OpenAI services agreement, outputs may not train" in said
     assert "who wrote the rows:\n  - gpt-4: 2 of 2 rows (model)\n" in said
     assert cli.run(["license", path, "--json"]) == 0

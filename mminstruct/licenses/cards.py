@@ -216,25 +216,30 @@ def _read_gguf(metadata: Mapping[str, Any], where: str) -> Declared:
     parents = _exact_ids(sources)
     unnamed = sources[:1] if sources and not parents else []
     is_copy = bool(parents)
+    own = _exact_ids(words("repo_url", "url"))
+    names, tags = [*words("name", "basename", "finetune"), *own[1:]], words("tags")
     bases = sorted({int(key[1]) for key in map(_BASE.match, metadata) if key})
     count = metadata.get("general.base_model.count", 0)
     if isinstance(count, int) and count > len(bases):
         unnamed.append("a model")
     for number in bases:
         base = f"base_model.{number}"
-        if exact := _exact_ids(words(f"{base}.repo_url", f"{base}.url"))[:1]:
+        if exact := _exact_ids(words(f"{base}.repo_url", f"{base}.url")):
             parents += exact
+            names += words(f"{base}.name")
         else:
             unnamed.append(" by ".join(words(f"{base}.name", f"{base}.organization")) or "a model")
     return Declared(
         where,
-        next(iter(_exact_ids(words("repo_url", "url"))), None),
-        licenses=_name_licenses(words("license"), words("license.name")),
+        next(iter(own), None),
+        licenses=_name_licenses(
+            [*words("license"), *_list_tagged(tags, "license")], words("license.name")
+        ),
         links=_list_links(metadata.get("general.license.link")),
         parents=tuple(dict.fromkeys(parents)),
         unnamed_parents=tuple(unnamed),
-        names=tuple(dict.fromkeys(words("name", "basename", "finetune"))),
-        tags=tuple(dict.fromkeys(words("tags"))),
+        names=tuple(dict.fromkeys(names)),
+        tags=tuple(dict.fromkeys(tags)),
         is_copy=is_copy,
     )
 

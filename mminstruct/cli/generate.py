@@ -154,7 +154,7 @@ def command_again(
 def _public_source(name: str) -> str:
     """A source's name; of a path on this machine, where it ends."""
     path = Path(name).expanduser()
-    if not path.exists():
+    if name.upper() in sources.names() or not path.exists():
         return name
     end = path.absolute().name
     return end if is_own(end) else f"./{end}"

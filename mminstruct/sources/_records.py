@@ -52,7 +52,6 @@ _FOUR: dict[tuple[str, ...], Order] = {
     ("x", "y", "w", "h"): "xywh",
     ("x", "y", "width", "height"): "xywh",
     ("xmin", "ymin", "width", "height"): "xywh",
-    ("x_min", "y_min", "width", "height"): "xywh",
     ("left", "top", "width", "height"): "xywh",
 }
 _LABEL = (
@@ -199,8 +198,7 @@ class Columns(Strict):
         """Role -> column, or several, as stated or found among the names of a table's columns.
 
         Raises:
-            SourceError: one that is stated isn't there, or none has the image's name, or none
-                captions or boxes.
+            SourceError: one that is stated isn't there, or none has names, or what is said.
         """
         stated = self.model_dump(exclude_none=True)
         wanted = chain.from_iterable([c] if isinstance(c, str) else c for c in stated.values())
@@ -278,8 +276,7 @@ def read_tables(
             if not row.keys() <= names.keys():
                 late = [name for name in row if name not in names]
                 names |= dict.fromkeys(late)
-                reason = f"column that the first {_HEAD:,} rows don't have"
-                report.skip(reason, len(late), example=late[0], harmless=True)
+                report.skip("column that the first rows don't have", len(late), example=late[0])
             if "split" in columns and str(row.get(columns["split"])) != split:
                 continue
             cells = {role: row.get(column) for role, column in of_image.items()}
@@ -287,8 +284,7 @@ def read_tables(
                 try:
                     image = _image(cells, licenses, ids, report)
                 except msgspec.ValidationError:
-                    told = published_name(str(cells.get("id") or cells.get("image")))
-                    report.skip("image whose id can't be read", example=told)
+                    report.skip("image whose id can't be read", example=where)
                     continue
                 number = seen[key] = image.id
                 if cells.get("id") in (None, ""):

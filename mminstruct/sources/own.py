@@ -426,9 +426,7 @@ def look(path: Path, name: str) -> dict[str, Any]:
         return {"name": words, "format": "datasets", "dataset": str(path)}
     formats = sorted({_format_of(file) for files in found.values() for file in files})
     if len(formats) > 1:
-        raise UsageError(
-            f"{name}: expected files of one format, got {', '.join(formats)}; give the file"
-        )
+        raise UsageError(f"{name}: expected one format, got {', '.join(formats)}; give a file")
     files = {split: _write_files(own) for split, own in found.items()}
     data = {"name": words, "format": formats[0], "files": files}
     if any(file.stem != "metadata" for own in found.values() for file in own):

@@ -711,6 +711,9 @@ def test_the_command_on_a_card_names_a_folder_as_a_path() -> None:
     lines("export/train/photos.jsonl", PHOTOS)
     assert generate("export", "--box_format", "xywh") == 0
     assert "mminstruct generate ./export --" in Path("out/README.md").read_text()
+    Path("SAMPLE").mkdir()
+    assert generate("SAMPLE", "--overwrite", "--limit", "1") == 0
+    assert "mminstruct generate SAMPLE --" in Path("out/README.md").read_text()
 
 
 def test_a_table_without_captions_and_boxes_is_told() -> None:
@@ -740,7 +743,7 @@ def test_rows_that_do_not_fit_their_columns_are_counted() -> None:
     lines(
         "photos.jsonl", [*photos, {"image": "z.jpg", "boxes": []}, {"image": "a.jpg", "text": ""}]
     )
-    assert report_of("photos.jsonl")[1].skipped["column that the first 1,000 rows don't have"] == 2
+    assert report_of("photos.jsonl")[1].skipped["column that the first rows don't have"] == 2
     lines("photos.jsonl", [{"image": "a.jpg", "image_id": {"$oid": "1"}, "caption": "x"}])
     assert report_of("photos.jsonl")[1].skipped == {"image whose id can't be read": 1}
 

@@ -287,7 +287,7 @@ def read_tables(
                     report.skip("image whose id can't be read", example=where)
                     continue
                 number = seen[key] = image.id
-                if cells.get("id") in (None, ""):
+                if cells.get("id") in (None, "", image.file_name):
                     unnamed.add(number)
                 if images.setdefault(number, image) != image:
                     contradicting.append(image)

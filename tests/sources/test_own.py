@@ -756,6 +756,7 @@ def test_names_without_an_id_have_no_folders_of_a_machine_in_rows_and_reports() 
     assert generate("photos.jsonl") == 0
     told = [path.read_text() for path in Path("out").glob("*.*")]
     assert not re.search(r"SECRET|/me/|\\me\\", "".join([*told, str(rows()), str(report.examples)]))
+    assert read(lines("p.jsonl", [{"image_id": "/me/a.jpg", "text": "x"}]))[0].id == "a.jpg"
     lines("photos.jsonl", [{"image": name, "caption": "x"} for name in ("/u/a.jpg", "/v/a.jpg")])
     with pytest.raises(SourceError, match=r"two images of one name, .*/u/a\.jpg.* and .*/v/a\.jpg"):
         read("photos.jsonl")

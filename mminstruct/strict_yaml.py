@@ -29,10 +29,11 @@ _MERGE = "tag:yaml.org,2002:merge"
 _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class _UniqueKeyLoader(_SafeLoader):  # type: ignore[misc,valid-type]
+class UniqueKeyLoader(_SafeLoader):  # type: ignore[misc,valid-type]
     """SafeLoader that refuses a key given twice, where YAML loaders keep the last one silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping, each key of which is there once."""
         seen: set[str] = set()
         for key_node, _ in node.value:
             if key_node.tag == _MERGE:
@@ -86,7 +87,7 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         with path.open(encoding="utf-8") as file:
-            data = load(file.read(_MOST_CHARACTERS + 1), _UniqueKeyLoader)
+            data = load(file.read(_MOST_CHARACTERS + 1), UniqueKeyLoader)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: there is no such file{lacking(path)}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

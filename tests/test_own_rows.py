@@ -14,6 +14,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 from loopback import LoopbackServer
 from PIL import Image
@@ -200,6 +201,7 @@ def test_of_a_dataset_with_images_names_and_sizes_are_kept_and_no_bytes(
         (None, "expected dicts, Contexts or a Dataset, got NoneType"),
         (dicts(1)[0], "row 0: expected dicts or Contexts, got str"),
         ([dicts(1)[0], "SAMPLE"], "row 1: expected dicts or Contexts, got str"),
+        (pd.DataFrame(dicts(1)), r"got str; of a DataFrame give df.to_dict\('records'\)"),
         ([{"image": Image.new("RGB", (4, 4))}], "got Image; of an image give the name"),
         ([{"image": b"\x89PNG"}], "got bytes; of an image give the name"),
         (iter(()), "rows: expected at least one, got none"),

@@ -181,6 +181,7 @@ def test_a_prompt_config_and_a_backend_are_not_taken_over_either(folder: Path) -
         ("import nosuchthing", r"bad\.py, line 1: ModuleNotFoundError: No module named 'nosucht"),
         ("import json\njson.loads('{')", r"bad\.py, line 2: JSONDecodeError: "),
         ("x = 1", r"sources.bad\.py: expected SOURCE in it, got none"),
+        ("SOURCE = 3", r"sources.bad\.py: SOURCE\.info\.name: expected 'BAD'.*, got None"),
         (SOURCE, r"sources.bad\.py: SOURCE\.info\.name: expected 'BAD', as the file is called"),
     ],
 )

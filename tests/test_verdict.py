@@ -173,7 +173,7 @@ def test_all_places_say_the_same(
         assert cli.run(shlex.split(f"license {asked}{flag}")) == code
         printed = capsys.readouterr()
         first = printed.out.partition("licence of the text:")[0]
-        assert " ".join(first.split()) == (said or "")
+        assert " ".join(first.split()) == (f"commercial use: {said}" if said else "")
         command = f"generate {asked}{flag} --response_store s.sqlite --output_path {out}"
         assert cli.run(shlex.split(command)) == code
         told = capsys.readouterr().err.splitlines()

@@ -33,6 +33,7 @@ from mminstruct.generation import Generated
 from mminstruct.recipe import Recipe
 from mminstruct.reports.estimate import Estimate
 from mminstruct.rows.report import summary
+from mminstruct.sources.own import is_own
 
 
 def add_arguments(parser: Parser) -> None:
@@ -152,7 +153,11 @@ def command_again(
 
 def _public_source(name: str) -> str:
     """A source's name; of a path on this machine, where it ends."""
-    return Path(name).expanduser().absolute().name if Path(name).expanduser().exists() else name
+    path = Path(name).expanduser()
+    if name.upper() in sources.names() or not path.exists():
+        return name
+    end = path.absolute().name
+    return end if is_own(end) else f"./{end}"
 
 
 def _public(flag: str, value: str, registry: licenses.Registry) -> str:

@@ -166,7 +166,7 @@ def _judge_made(args: argparse.Namespace, names: list[str]) -> int:
     for flag in args.parser.commands()["license"].given(args) - _FOR_ALL:
         raise UsageError(
             f"--{flag} is about rows to come, got {', '.join(names)}, whose rows are there; leave "
-            "it out"
+            "it out, or, of annotations, give a description: mminstruct describe PATH > own.yaml"
         )
     registry = licenses.load(args.licenses, sources.names())
     paths = [Path(name).expanduser() for name in names]

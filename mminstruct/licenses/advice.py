@@ -106,7 +106,7 @@ def explanation(
         "near alternatives that would be free": others,
     }
     lines = [
-        *_fill(str(use), width, "  "),
+        *_fill(f"commercial use: {use}", width, "  "),
         *_fill(f"licence of the text: {verdict.name}{shared}", width, "  "),
     ]
     if why:

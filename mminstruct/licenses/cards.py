@@ -25,7 +25,7 @@ import yaml
 from mminstruct import strict_yaml
 from mminstruct.errors import UsageError
 from mminstruct.licenses._gguf import MAGIC, gguf_metadata
-from mminstruct.licenses.names import hub_id, is_packed
+from mminstruct.licenses.names import cached_id, hub_id, is_packed
 
 _BASE = re.compile(r"general\.base_model\.(\d+)\.")
 _FRONT_MATTER = re.compile(r"\A\ufeff?---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)
@@ -71,16 +71,27 @@ def declared(path: Path) -> Declared:
     Raises:
         UsageError: it can't be read, or is damaged.
     """
+    path = path.absolute()  # "." has no name
     try:
-        if path.is_dir():
-            return _read_folder(path)
-        with path.open("rb") as file:
-            if file.read(len(MAGIC)) != MAGIC:
-                return Declared(path.name)
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                return _read_gguf(dict(gguf_metadata(content, path.name)), path.name)
+        said = _read_folder(path) if path.is_dir() else _read_file(path)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"model {path.name!r}: can't be read: {error}") from error
+    # A link, and a folder in the Hub's cache, have another name behind them.
+    called = {_name_of_path(str(each)) for each in (path, path.resolve())} - {path.name}
+    return replace(said, names=(*said.names, *sorted(called)))
+
+
+def _read_file(path: Path) -> Declared:
+    with path.open("rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            return Declared(path.name)
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return _read_gguf(dict(gguf_metadata(content, path.name)), path.name)
+
+
+def _name_of_path(path: str) -> str:
+    """What a path on any machine calls a model: all but its name is nobody's business."""
+    return cached_id(path) or PurePosixPath(path).name
 
 
 def read_hub_card(repo_id: str, revision: str | None = None) -> Declared:
@@ -152,28 +163,37 @@ def _describe(error: Exception, repo_id: str, revision: str | None) -> str:
 
 def _read_folder(folder: Path) -> Declared:
     """Of adapters and configurations no more than what they were made from, or are called."""
-    card, named = folder / _CARD, {}
+    card, called = folder / _CARD, dict[str, list[str]]()
     for file, key in (
         ("adapter_config.json", "base_model_name_or_path"),
         ("config.json", "_name_or_path"),
     ):
-        if (folder / file).is_file() and (value := _read_json(folder / file).get(key)):
-            named[file] = _clean(str(value))
-    found = " and ".join([*([_CARD] if card.is_file() else []), *named])
-    where = f"{folder.name}/{found or f' (without a {_CARD})'}"
+        if (folder / file).is_file() and (found := _find_texts(_read_json(folder / file), key)):
+            called[file] = [_clean(t if hub_id(t) else _name_of_path(t)) for t in found]
+    files = " and ".join([*([_CARD] if card.is_file() else []), *called])
+    where = f"{folder.name}/{files or f' (without a {_CARD})'}"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     said = _read_card(text, where, name=folder.name)
-    # Of a stranger's path the last part is a name, and the rest is nobody's business.
-    called = [value if hub_id(value) else PurePosixPath(value).name for value in named.values()]
-    said = replace(said, names=tuple(called))
-    base = named.get("adapter_config.json")
-    if base is None:
+    said = replace(said, names=(*said.names, *(name for some in called.values() for name in some)))
+    bases = called.get("adapter_config.json")
+    if bases is None:
         return said
-    if hub_id(base):
-        parents = tuple(dict.fromkeys((*said.parents, *_exact_ids([base]))))
-        return replace(said, parents=parents, is_copy=False)
-    unnamed = () if said.parents else (called[0],)
-    return replace(said, unnamed_parents=(*said.unnamed_parents, *unnamed), is_copy=False)
+    parents = tuple(dict.fromkeys((*said.parents, *_exact_ids(bases))))
+    unnamed = () if parents else tuple(bases)
+    return replace(
+        said,
+        parents=parents,
+        unnamed_parents=(*said.unnamed_parents, *unnamed),
+        is_copy=False,
+    )
+
+
+def _find_texts(data: Mapping[str, Any], key: str) -> list[str]:
+    """What a key has in an object, and in those in it: a model of images names that of its text."""
+    inside = [data]
+    for part in inside:  # grows
+        inside += [value for value in part.values() if isinstance(value, dict)]
+    return [str(part[key]) for part in inside if part.get(key)]
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
@@ -196,25 +216,30 @@ def _read_gguf(metadata: Mapping[str, Any], where: str) -> Declared:
     parents = _exact_ids(sources)
     unnamed = sources[:1] if sources and not parents else []
     is_copy = bool(parents)
+    own = _exact_ids(words("repo_url", "url"))
+    names, tags = [*words("name", "basename", "finetune"), *own[1:]], words("tags")
     bases = sorted({int(key[1]) for key in map(_BASE.match, metadata) if key})
     count = metadata.get("general.base_model.count", 0)
     if isinstance(count, int) and count > len(bases):
         unnamed.append("a model")
     for number in bases:
         base = f"base_model.{number}"
-        if exact := _exact_ids(words(f"{base}.repo_url", f"{base}.url"))[:1]:
+        if exact := _exact_ids(words(f"{base}.repo_url", f"{base}.url")):
             parents += exact
+            names += words(f"{base}.name")
         else:
             unnamed.append(" by ".join(words(f"{base}.name", f"{base}.organization")) or "a model")
     return Declared(
         where,
-        next(iter(_exact_ids(words("repo_url", "url"))), None),
-        licenses=_name_licenses(words("license"), words("license.name")),
+        next(iter(own), None),
+        licenses=_name_licenses(
+            [*words("license"), *_list_tagged(tags, "license")], words("license.name")
+        ),
         links=_list_links(metadata.get("general.license.link")),
         parents=tuple(dict.fromkeys(parents)),
         unnamed_parents=tuple(unnamed),
-        names=tuple(dict.fromkeys(words("name", "basename", "finetune"))),
-        tags=tuple(dict.fromkeys(words("tags"))),
+        names=tuple(dict.fromkeys(names)),
+        tags=tuple(dict.fromkeys(tags)),
         is_copy=is_copy,
     )
 
@@ -227,7 +252,7 @@ def front_matter(text: str, where: str) -> dict[str, Any]:
     """
     front = _FRONT_MATTER.match(text)
     try:
-        data = (strict_yaml.load(front[1]) if front else None) or {}
+        data = (strict_yaml.load(front[1], strict_yaml.UniqueKeyLoader) if front else None) or {}
     except yaml.YAMLError as error:
         raise UsageError(f"{where}: its front matter is not readable as YAML: {error}") from error
     if not isinstance(data, dict):
@@ -238,20 +263,30 @@ def front_matter(text: str, where: str) -> dict[str, Any]:
 def _read_card(text: str, where: str, name: str) -> Declared:
     """What a card's front matter says of the model of that name."""
     data = front_matter(text, where)
-    bases = _list_words(data.get("base_model"))
+    tags = _list_words(data.get("tags"))
+    bases = list(
+        dict.fromkeys([*_list_words(data.get("base_model")), *_list_tagged(tags, "base_model")])
+    )
     parents = _exact_ids(bases)
     is_quantized = data.get("base_model_relation") == "quantized"
     return Declared(
         where,
         licenses=_name_licenses(
-            _list_words(data.get("license")), _list_words(data.get("license_name"))
+            [*_list_words(data.get("license")), *_list_tagged(tags, "license")],
+            _list_words(data.get("license_name")),
         ),
         links=_list_links(data.get("license_link")),
         parents=tuple(dict.fromkeys(parents)),
         unnamed_parents=tuple(base for base in bases if not hub_id(base)),
-        tags=tuple(dict.fromkeys(_list_words(data.get("tags")))),
+        names=tuple(_list_words(data.get("model_name"))),
+        tags=tuple(dict.fromkeys(tags)),
         is_copy=len(bases) == 1 == len(parents) and (is_quantized or is_packed(name, parents[0])),
     )
+
+
+def _list_tagged(tags: Iterable[str], key: str) -> list[str]:
+    """What tags say as the Hub writes them: ``license:mit``, ``base_model:adapter:org/name``."""
+    return [tag.rpartition(":")[2] for tag in tags if tag.startswith(f"{key}:")]
 
 
 def _name_licenses(ids: list[str], names: list[str]) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ from mminstruct.licenses.cards import front_matter
 from mminstruct.licenses.composition import EVIDENCE, Part
 from mminstruct.licenses.entries import Family, MadeElsewhere
 from mminstruct.licenses.lineage import find_terms, model_parts
+from mminstruct.licenses.names import cached_id
 from mminstruct.licenses.registry import ENDPOINTS_JOINT, Registry
 
 _ROWS = (".parquet", ".jsonl", ".ndjson", ".json", ".jsonl.gz", ".json.gz")
@@ -45,7 +46,6 @@ _START = 4096
 _MARK = b"\xef\xbb\xbf"  # of UTF-8
 _OBJECTS = re.compile(rb"\s*\{[^\n]*\}\s*\n\s*\{")
 _FIELDS = dict[str, Raw]
-_CACHED = "datasets--"  # of the folder of a data set in the cache of the Hub
 
 
 class Writer(NamedTuple):
@@ -137,10 +137,10 @@ def read_data_set(path: Path) -> DataSet:
     Raises:
         UsageError: it can't be read, is damaged, or of another kind.
     """
+    path = path.absolute()  # "." has no name
     found = DataSet(path.name)
-    cached = [part for part in path.absolute().parts if part.startswith(_CACHED)]
-    ids = [part.removeprefix(_CACHED).replace("--", "/", 1) for part in cached]
-    found.hints |= dict.fromkeys([path.name, *ids], "the folder's name")
+    id = cached_id(str(path))
+    found.hints |= dict.fromkeys([path.name, *([id] if id else [])], "the folder's name")
     try:
         for file in _list_files(path):
             found.hints[file.name.partition(".")[0]] = "the file's name"
@@ -297,8 +297,8 @@ def _names_writer(key: str) -> bool:
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", key)]
     if len(words) > 1 and words[-1] in _NAME_OF_IT:
         words.pop()
-    is_one = bool(words) and words[-1] in _WRITERS and not _OTHERS.intersection(words)
-    return is_one or words == ["generated", "by"]
+    is_one = bool(words) and words[-1].removesuffix("s") in _WRITERS
+    return (is_one and not _OTHERS.intersection(words)) or words == ["generated", "by"]
 
 
 def _list_texts(value: Any) -> list[str]:

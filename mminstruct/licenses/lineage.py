@@ -88,7 +88,7 @@ def named_model(registry: Registry, model: str, model_id: str | None = None) -> 
     path = Path(model).expanduser()
     files = declared(path) if path.exists() else None
     repo_id = model_id or (None if files else model)
-    name = path.name if files else model
+    name = path.absolute().name if files else model
     return model_parts(registry, name=name, repo_id=repo_id, files=files, given=bool(model_id))
 
 
@@ -188,6 +188,7 @@ class _Trace:
         if files.repo_id and self.registry.find_model(files.repo_id):
             self.follow(files.repo_id, f"; {repo_id} is called so now", of, path)
         else:
+            self.names |= {files.repo_id: f"{repo_id}, called so now,"} if files.repo_id else {}
             self.declare(repo_id, files, note, of, path)
 
     def declare(

@@ -30,6 +30,8 @@ _ADDRESS = re.compile(
     r"(?:/(?:tree|blob|resolve)/(?P<revision>[^/]+)(?:/.*)?)?"
 )
 _REPO_ID = re.compile(r"(?P<id>\w[\w.-]*/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+# https://huggingface.co/docs/huggingface_hub/guides/manage-cache: models--meta-llama--Llama-2-7b
+_CACHED = re.compile(r"(?:^|[/\\])(?:models|datasets)--(?P<owner>[\w.-]+?)--(?P<name>[\w.-]+)")
 # What says nothing in the name of a licence, and what may stand around its address.
 _FILLERS = {"a", "the", "license", "licence", "agreement", "community", "terms", "of"}
 _AROUND = re.compile(r"^https?://(?:www\.)?|(?:\.(?:txt|html|md|pdf))?/*(?:[?#].*)?$")
@@ -46,6 +48,12 @@ def hub_id(text: str) -> tuple[str, str | None] | None:
     text = text.strip()
     found = _ADDRESS.fullmatch(text) or _REPO_ID.fullmatch(text)
     return (found["id"], found["revision"]) if found else None
+
+
+def cached_id(path: str) -> str | None:
+    """The id of the repository that a path is of in a cache of the Hub, or None."""
+    found = _CACHED.search(path)
+    return f"{found['owner']}/{found['name']}" if found else None
 
 
 def plain_name(model: str) -> str:

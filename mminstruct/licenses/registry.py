@@ -128,14 +128,23 @@ class Registry:
         return self.by_name.get((name or "").lower())
 
     def near(self, model: str) -> list[str]:
-        """Ids of models that may be meant by one that isn't here, the likeliest first."""
+        """Ids of models that may be meant by one that isn't here, the likeliest first.
+
+        Those that are only served are the least likely, and then what was made from others.
+        """
         asked = model.casefold()
-        names = {id: id.casefold() for id in self.models}
+        models = sorted(self.models.values(), key=lambda m: (m.terms in self._served, bool(m.base)))
+        names = {m.repo_id: m.repo_id.casefold() for m in models}
         last = {id: name.rpartition("/")[2] for id, name in names.items()}
         return (
             [id for id in names if asked in (names[id], last[id])]
             + [id for id in names if last[id].startswith(f"{asked}-") and id not in self.repacks]
         ) or difflib.get_close_matches(model, names, n=1, cutoff=0.9)
+
+    @cached_property
+    def _served(self) -> set[str | None]:
+        """The terms of services with models of their own, which nobody else has."""
+        return {entry.terms for entry in self.endpoints.values() if entry.own_models}
 
     @cached_property
     def _folded(self) -> dict[str, Model]:
@@ -159,11 +168,10 @@ class Registry:
 
         Models that are only served are in nobody's files, and repacks are called like models.
         """
-        served = {entry.terms for entry in self.endpoints.values() if entry.own_models}
         return index_phrases(
             (model, model.repo_id.rpartition("/")[2], model.family, model.base is None)
             for model in self.models.values()
-            if model.terms not in served and model.repo_id not in self.repacks
+            if model.terms not in self._served and model.repo_id not in self.repacks
         )
 
     def named(self, name: str) -> list[str]:

@@ -191,8 +191,9 @@ def _module_of(name: str) -> ModuleType:
         if is_own(name) or (name and Path(name).exists()):
             return own
         raise UsageError(f"unknown source {name!r}{did_you_mean(name.upper(), names())}")
-    called, expected = loaded.module.SOURCE.info.name, loaded.found.name.upper()
-    if called.upper() != expected:
+    info, expected = getattr(loaded.module.SOURCE, "info", None), loaded.found.name.upper()
+    called = getattr(info, "name", None)
+    if str(called).upper() != expected:
         raise UsageError(
             f"{loaded.found.where}: SOURCE.info.name: expected {expected!r}, as the file is "
             f"called, got {called!r}; change the one or the other"

@@ -6,11 +6,13 @@ become what COCO's files have, so that the same is tolerated and doubted in both
 
 from __future__ import annotations
 
+import ast
 import codecs
 import csv
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from contextlib import suppress
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -33,7 +35,7 @@ from mminstruct.sources._coco import (
     usable_images,
 )
 from mminstruct.sources._image_licenses import License, Licenses, spdx_of
-from mminstruct.sources._tolerance import Numbers, Order, convert, loads
+from mminstruct.sources._tolerance import Numbers, Order, convert, loads, published_name
 from mminstruct.strict_yaml import Strict
 
 _HEAD = 1000  # rows that say which columns there are
@@ -47,7 +49,10 @@ _FOUR: dict[tuple[str, ...], Order] = {
     ("x1", "y1", "x2", "y2"): "xyxy",
     ("left", "top", "right", "bottom"): "xyxy",
     ("bbox_x", "bbox_y", "bbox_width", "bbox_height"): "xywh",
+    ("x", "y", "w", "h"): "xywh",
     ("x", "y", "width", "height"): "xywh",
+    ("xmin", "ymin", "width", "height"): "xywh",
+    ("left", "top", "width", "height"): "xywh",
 }
 _LABEL = (
     "label",
@@ -56,6 +61,7 @@ _LABEL = (
     "name",
     "category_name",
     "class_name",
+    "label_name",
     "labels",
     "categories",
 )
@@ -89,10 +95,14 @@ class Parts(NamedTuple):
 
 
 class AnyImage(Image, kw_only=True, gc=False):
-    """One whose size may be unknown, which is 0."""
+    """One whose size may be unknown, which is 0, or whose name is in its address, as LVIS's are."""
 
+    file_name: str = ""
     width: int = 0
     height: int = 0
+
+    def __post_init__(self) -> None:
+        self.file_name = self.file_name or published_name(self.coco_url or "")
 
 
 class _Any(Annotation, gc=False):
@@ -188,7 +198,7 @@ class Columns(Strict):
         """Role -> column, or several, as stated or found among the names of a table's columns.
 
         Raises:
-            SourceError: one that is stated isn't there, or none has the image's name.
+            SourceError: one that is stated isn't there, or none has names, or what is said.
         """
         stated = self.model_dump(exclude_none=True)
         wanted = chain.from_iterable([c] if isinstance(c, str) else c for c in stated.values())
@@ -207,10 +217,17 @@ class Columns(Strict):
         if four and not {"boxes", "bbox"} & {**found, **stated}.keys():
             found["bbox"] = tuple(free[name] for name in four)
         found |= stated
+        got = ", ".join(names) or "no columns"
         if "image" not in found and "id" not in found:
             raise SourceError(
-                f"{where}: no column with the image's name, got {', '.join(names)} against image, "
-                "file_name or the like expected. Say which it is (image_column)."
+                f"{where}: no column with the image's name, got {got} against image, file_name or "
+                "the like expected. Say which it is (image_column)."
+            )
+        if not {"captions", "boxes"} & found.keys() and not {"bbox", "label"} <= found.keys():
+            raise SourceError(
+                f"{where}: no column with captions, nor with boxes and their labels, got {got} "
+                "against caption, or bbox and label, or the like expected. Say which it is "
+                "(captions_column, boxes_column, or columns in a description)."
             )
         return found
 
@@ -239,9 +256,16 @@ def read_tables(
     contradicting: list[Any] = []
     labels: dict[Any, int | None] = {}
     licenses: dict[int | None, tuple[str | None, str]] = {}
+    unnamed: set[int] = set()
+
+    def id_of(number: int) -> str:
+        text = ids.text(number)  # a name, where there is no id: without folders of a machine
+        return published_name(text) if number in unnamed else text
+
     for where, rows in tables:
         head = list(islice(rows, _HEAD))
-        columns = stated.found_in(list(dict.fromkeys(n for row in head for n in row)), where)
+        names = dict.fromkeys(n for row in head for n in row)
+        columns = stated.found_in(list(names), where)
         bbox = columns.get("bbox")
         order = _FOUR.get(tuple(map(str.casefold, bbox))) if isinstance(bbox, tuple) else None
         of_image = {role: columns[role] for role in _OF_IMAGE if role in columns}
@@ -249,28 +273,39 @@ def read_tables(
         captions = [captions] if isinstance(captions, str) else captions
         seen: dict[str, int] = {}
         for row in chain(head, rows):
+            if not row.keys() <= names.keys():
+                late = [name for name in row if name not in names]
+                names |= dict.fromkeys(late)
+                report.skip("column that the first rows don't have", len(late), example=late[0])
             if "split" in columns and str(row.get(columns["split"])) != split:
                 continue
             cells = {role: row.get(column) for role, column in of_image.items()}
             if (number := seen.get(key := str(cells))) is None:
-                image = _image(cells, licenses, ids, report)
+                try:
+                    image = _image(cells, licenses, ids, report)
+                except msgspec.ValidationError:
+                    report.skip("image whose id can't be read", example=where)
+                    continue
                 number = seen[key] = image.id
+                if cells.get("id") in (None, "", image.file_name):
+                    unnamed.add(number)
                 if images.setdefault(number, image) != image:
                     contradicting.append(image)
             texts = [text for column in captions for text in _texts(row.get(column))]
             said.image_ids.extend([number] * len(texts))
             said.texts.extend(texts)
             for label, numbers in _boxes(row, columns):
+                label = None if isinstance(label, list | Mapping) else label
                 if (kind := labels.get(label, _NEW)) is _NEW:
                     name = "" if label is None else " ".join(str(label).split())
                     kind = labels[label] = ids.number(name) if name else None
                 try:
                     left, top, right, low = map(float, numbers)
                 except (TypeError, ValueError):
-                    report.skip("box that isn't four numbers", example=ids.text(number))
+                    report.skip("box that isn't four numbers", example=id_of(number))
                     continue
                 if kind is None:
-                    report.skip("box without a label", example=ids.text(number))
+                    report.skip("box without a label", example=id_of(number))
                     continue
                 boxes.image_ids.append(number)
                 boxes.category_ids.append(kind)
@@ -279,7 +314,7 @@ def read_tables(
     boxes.is_group.extend(bytes(len(boxes.image_ids)))
     known = usable_images([*images.values(), *contradicting], where, report, any_size=True)
     named = {n: " ".join(str(label).split()) for label, n in labels.items() if n is not None}
-    return Parts(known, said, boxes, named, Licenses(licenses), ids.text), order, columns
+    return Parts(known, said, boxes, named, Licenses(licenses), id_of), order, columns
 
 
 def _image(cells: Mapping[str, Any], licenses: Any, ids: Numbers, report: ReadReport) -> Any:
@@ -294,34 +329,34 @@ def _image(cells: Mapping[str, Any], licenses: Any, ids: Numbers, report: ReadRe
         entry["license"] = n = ids.number(license)
         is_url = "://" in license
         licenses[n] = (spdx_of(license), license) if is_url else (license, "")
-    return convert(entry, AnyImage, "image", report, name)
+    return convert(entry, AnyImage, "image", report, published_name(name))
 
 
 def _boxes(row: Mapping[str, Any], columns: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
     """Label and numbers of each box of a row: a list, lists side by side, or a single one."""
     bbox = columns.get("bbox")
-    if "boxes" in columns:
-        boxes = _opened(row.get(columns["boxes"]))
-    elif isinstance(bbox, tuple):
+    boxes = _opened(row.get(columns.get("boxes", "")))
+    if "boxes" not in columns and isinstance(bbox, tuple):
         four = [row.get(column) for column in bbox]
         if any(four):
             yield row.get(columns.get("label", "")), four
         return
-    else:
-        cells = [_opened(row.get(columns.get(role, ""))) for role in ("label", "bbox")]
-        boxes = dict(zip(("label", "bbox"), cells, strict=True))
-    labels: Any
-    numbers: Any
-    if isinstance(boxes, Mapping):
-        labels, numbers = (boxes.get(key) for key in _keys_of(boxes))
-        is_one = bool(numbers) and not isinstance(numbers[0], list)
-        of_each = labels if isinstance(labels, list) else [labels] * len(numbers or ())
-        yield from [(labels, numbers)] if is_one else zip(of_each, numbers or (), strict=False)
-    elif isinstance(boxes, list) and boxes and isinstance(boxes[0], Mapping):
-        label, box = _keys_of(boxes[0])
+    if isinstance(boxes, list) and boxes and isinstance(boxes[0], Mapping):
         names: Any = next((names for names in _FOUR if boxes[0].keys() >= set(names)), ())
         for one in boxes:
+            label, box = _keys_of(one)
             yield one.get(label), one.get(box) if box else [one.get(name) for name in names]
+        return
+    if not isinstance(boxes, Mapping):
+        cells = {role: _opened(row.get(columns.get(role, ""))) for role in ("label", "bbox")}
+        boxes = cells | ({"bbox": boxes} if "boxes" in columns else {})
+    label, box = _keys_of(boxes)
+    labels, numbers = boxes.get(label), boxes.get(box) if box or not boxes else "none known"
+    if isinstance(numbers, list) and numbers and isinstance(numbers[0], list):
+        of_each = labels if isinstance(labels, list) else [labels] * len(numbers)
+        yield from zip_longest(of_each, numbers)
+    elif numbers not in (None, "", []) and numbers == numbers:  # NaN is none
+        yield labels, numbers
 
 
 def _keys_of(box: Mapping[str, Any]) -> tuple[str, str]:
@@ -340,12 +375,13 @@ def _texts(cell: Any) -> Iterator[str]:
 
 
 def _opened(cell: Any) -> Any:
-    """A list or object that is written as JSON in a cell of text, or the cell."""
+    """A list or object that is written as JSON or by Python in a cell of text, or the cell."""
     if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
-        try:
+        with suppress(ValueError, RecursionError):
             return loads(cell.encode())
-        except (ValueError, RecursionError):
-            return cell
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            if repr(value := ast.literal_eval(cell)) == cell:  # as pandas writes lists
+                return value
     return cell
 
 
@@ -367,7 +403,11 @@ def rows_in(path: Path, report: ReadReport) -> Iterator[Mapping[str, Any]]:
                 delimiter = max(",;\t", key=first.count)
                 rows = csv.reader(chain([first], text), delimiter=delimiter)
                 header = next(rows, [])
-                yield from (dict(zip(header, row, strict=False)) for row in rows)
+                for row in rows:
+                    if any(row[len(header) :]):
+                        report.skip("row with more cells than columns", example=row[0])
+                    else:
+                        yield dict(zip_longest(header, row[: len(header)], fillvalue=""))
             else:
                 yield from _json_rows(file, report)
     except (pa.ArrowException, ValueError, csv.Error, RecursionError) as error:

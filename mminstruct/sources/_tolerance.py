@@ -381,9 +381,12 @@ def find_format(
         if is_odd or 1 - fits <= lost / 10:
             what = f"{lost:.0%} of the boxes leave their images"
             raise _doubt(where, what, named if fits > _MOST else None, expected=str(found))
-    if len(boxes) >= _ENOUGH_BOXES and {"xywh", "xyxy"} <= {read.order for read in fitting}:
+    # Pixels are hardly ever counted from a centre, and y first can't be told from x first.
+    usual = ("xywh", "xyxy", "cxcywh") if likely == "fractions" else ("xywh", "xyxy")
+    doubtful = [reading for reading in fitting if reading.order in usual]
+    if len(boxes) >= _ENOUGH_BOXES and len(doubtful) > 1:
         raise SourceError(
-            f"{where}: got {len(boxes):,} boxes that fit as {fitting[0]} and as {fitting[1]} "
+            f"{where}: got {len(boxes):,} boxes that fit as {doubtful[0]} and as {doubtful[1]} "
             "against one of them expected. Say which they are (box_format)."
         )
     return found

@@ -254,8 +254,9 @@ class OwnSource:
         is_one = isinstance(own.files[split], dict) or len(found) <= 1 + bool(own.captions)
         if own.format == "coco" and not is_one:
             raise SourceError(
-                f"{own.name}, split {split!r}: got {len(found)} files in COCO's format against one "
-                "expected, as each has ids of its own. Give each a split of its own."
+                f"{own.name}, split {split!r}: got {len(found)} files in COCO's format, "
+                f"{', '.join(path.name for path in found.values())}, against one expected, as each "
+                "has ids of its own. Give the file, or each a split of its own in a description."
             )
         return found
 
@@ -275,10 +276,11 @@ class OwnSource:
         for number, image in images.items():
             name = published_name(image.file_name)
             if owners.setdefault(name, number) != number:
-                ids = " and ".join(parts.id_of(n) for n in (owners[name], number))
+                names = {n: images[n].file_name for n in (owners[name], number)}
+                both = (parts.id_of(n) if given == name else given for n, given in names.items())
                 raise SourceError(
-                    f"{where}: two images of one name, got {name!r} for {ids} against another for "
-                    "each expected. Name them with their folders."
+                    f"{where}: two images of one name, got {name!r} for {' and '.join(both)} "
+                    "against another for each expected. Name them with their folders."
                 )
         if own.image_folder:
             images = self._in_folder(owners, parts, where, report)
@@ -424,7 +426,7 @@ def look(path: Path, name: str) -> dict[str, Any]:
         return {"name": words, "format": "datasets", "dataset": str(path)}
     formats = sorted({_format_of(file) for files in found.values() for file in files})
     if len(formats) > 1:
-        raise UsageError(f"{name}: expected files of one format, got {', '.join(formats)}")
+        raise UsageError(f"{name}: expected one format, got {', '.join(formats)}; give a file")
     files = {split: _write_files(own) for split, own in found.items()}
     data = {"name": words, "format": formats[0], "files": files}
     if any(file.stem != "metadata" for own in found.values() for file in own):
@@ -465,7 +467,15 @@ def _format_of(path: Path) -> str:
     if _stem(path).endswith(_TABLES):
         return "table"
     with open_text(path) as file:
-        return "table" if file.read(64).lstrip()[:1] == b"[" else "coco"
+        start = file.read(1 << 20).lstrip()
+    if start[:1] not in b"[{":
+        raise UsageError(
+            f"{path.name}: expected a file in COCO's format, or a table ({', '.join(_TABLES)}), "
+            f"got {start[:16]!r} at its start; export it as one of these"
+        )
+    # JSON lines are often called .json.
+    is_lines = re.match(rb"\{[^\n]*\}\s*\n\s*\{", start)
+    return "table" if start[:1] == b"[" or is_lines else "coco"
 
 
 def of_rows(
@@ -495,7 +505,10 @@ def of_rows(
         kinds.add(isinstance(row, Context))
         if not isinstance(row, Context | Mapping) or len(kinds) > 1:
             got = type(row).__name__
-            raise UsageError(f"row {number}: expected dicts or Contexts, got {got}")
+            raise UsageError(
+                f"row {number}: expected dicts or Contexts, got {got}; of a DataFrame give "
+                "df.to_dict('records')"
+            )
         if isinstance(row, Context):
             lines.append(encode_context(row).encode())
         else:

@@ -56,8 +56,8 @@ def test_a_verdict_fits_eighty_columns_and_what_it_rests_on_five_lines(
 
 def test_the_verdict_comes_first_then_what_binds_most(capsys: pytest.CaptureFixture[str]) -> None:
     lines = asked(f"COCO2017 LVIS --model {LLAMA2}", capsys).splitlines()
-    assert lines[0].startswith("text: no; ")
-    assert lines[1:7] == [
+    assert lines[0].startswith("commercial use: text: no; ")
+    assert lines[2:8] == [
         "licence of the text: other (cc-by-4.0-and-llama2)",
         "it rests on:",
         f"  - model {LLAMA2}: the Llama 2 licence, outputs may train",

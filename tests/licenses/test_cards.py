@@ -174,10 +174,13 @@ def test_a_gated_card_is_read_with_a_token(hub: HubServer, monkeypatch: pytest.M
 def test_a_renamed_repository_is_what_it_is_called_now(hub: HubServer) -> None:
     hub.renamed = {"acme/old": "acme/new", "acme/llama": LLAMA2, "acme/qwen": QWEN}
     hub.cards |= {"acme/new": card(license="mit", tags=["chat"])}
+    hub.renamed["acme/plain"] = "acme/llama-2-7b-tune"
+    hub.cards["acme/llama-2-7b-tune"] = card(license="mit")
     # What the Hub has is asked for before the entry is found by it.
     hub.cards |= {LLAMA2: card(license="mit"), QWEN: card(license="other")}
     for _ in range(2):
         assert verdict("acme/old").commercial is True
+        assert verdict("acme/plain").output_training == "same-family-only"
         assert verdict("acme/llama").output_training == "same-family-only"
         found = verdict("acme/qwen")
         assert found.license == "cc-by-4.0"

@@ -126,6 +126,7 @@ def test_a_repack_is_of_the_model_that_it_is_named_after(repack: str, base: str)
 def test_a_name_alone_stands_for_models_before_their_repacks() -> None:
     assert {"Qwen/Qwen3-8B-GGUF", "unsloth/Qwen3-8B-GGUF"} <= set(REGISTRY.near("Qwen3-8B-GGUF"))
     assert REGISTRY.near("Qwen2.5-32B")[:2] == ["Qwen/Qwen2.5-32B", "unsloth/Qwen2.5-32B"]
+    assert REGISTRY.near("qwen3")[0].startswith("Qwen/Qwen3-"), "no service's own, nor a tune"
     longer = REGISTRY.near("Llama-3.2-3B")[2:]
     assert "meta-llama/Llama-3.2-3B-Instruct" in longer
     assert not REGISTRY.repacks.keys() & set(longer)

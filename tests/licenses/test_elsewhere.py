@@ -58,6 +58,7 @@ def card(folder: Path, **front: Any) -> Path:
         ({"metadata": {"generatorModel": LLAMA2.upper()}}, False),
         ({"completions": [{"model": QWEN3, "text": "a"}, {"model": "GPT-4", "text": "b"}]}, False),
         ({"generator_model": QWEN3}, True),
+        ({"model": QWEN3, "models": ["gpt-4"]}, False),
         ({"generated_by": "Qwen3-8B"}, True),
         ({"model": "google/gemma-3-4b-it"}, True),
         ({"model": "nobody/such-7b"}, None),
@@ -231,7 +232,7 @@ def test_the_command_tells_what_a_file_implies(
     path = str(write(tmp_path / "a.json", [GPT4] * 2))
     assert cli.run(["license", path]) == 0
     said = capsys.readouterr().out
-    assert said.splitlines()[0] == "text: no"
+    assert said.splitlines()[0] == "commercial use: text: no"
     assert "gpt-4: the OpenAI services agreement, outputs may not train" in said
     assert "who wrote the rows:\n  - gpt-4: 2 of 2 rows (model)\n" in said
     assert cli.run(["license", path, "--json"]) == 0

@@ -19,6 +19,7 @@ from mminstruct.licenses.names import find_phrases, is_packed
 
 REGISTRY = licenses.load()
 R1_LLAMA = "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"
+CACHED = f"/home/x/.cache/huggingface/hub/models--meta-llama--Llama-2-7b-hf/snapshots/{'f5' * 20}"
 
 
 def folder(where: Path, *, adapter: Any = None, config: Any = None, **front: Any) -> Path:
@@ -101,6 +102,56 @@ CARDS: list[tuple[dict[str, Any], str]] = [
         },
         "same-family-only",
     ),
+    # A model of images names that of its text further down.
+    (
+        {
+            "name": "a",
+            "license": "mit",
+            "config": {"text_config": {"_name_or_path": "lmsys/vicuna-7b-v1.5"}},
+        },
+        "same-family-only",
+    ),
+    (
+        {
+            "name": "a",
+            "license": "apache-2.0",
+            "config": {"llm_config": {"_name_or_path": "./pretrained/Qwen2.5-3B-Instruct"}},
+        },
+        "research-only",
+    ),
+    # A path into the Hub's cache ends with a commit.
+    ({"name": "a", "license": "mit", "config": {"_name_or_path": CACHED}}, "same-family-only"),
+    (
+        {
+            "name": "a",
+            "license": "mit",
+            "base_model": "Qwen/Qwen3-8B",
+            "adapter": {"base_model_name_or_path": CACHED},
+        },
+        "same-family-only",
+    ),
+    (
+        {
+            "name": "a",
+            "license": "mit",
+            "config": {"_name_or_path": f"/home/x/{'deep/' * 20}llama-2-7b"},
+        },
+        "same-family-only",
+    ),
+    ({"name": "a", "license": "mit", "tags": ["license:cc-by-nc-4.0"]}, "research-only"),
+    ({"name": "a", "license": "mit", "tags": ["base_model:adapter:who/knows"]}, "unknown"),
+    ({"name": "a", "license": "mit", "model_name": "Llama-2-7b-tune"}, "same-family-only"),
+    # As peft writes them.
+    (
+        {
+            "name": "a",
+            "license": "mit",
+            "base_model": "Qwen/Qwen3-8B",
+            "tags": ["base_model:adapter:Qwen/Qwen3-8B", "lora"],
+            "adapter": {"base_model_name_or_path": "/x/hub/models--Qwen--Qwen3-8B/snapshots/1"},
+        },
+        "allowed",
+    ),
     # A name that stands for nothing, or for what is declared anyway, changes nothing.
     (
         {"name": "outputs", "license": "mit", "config": {"_name_or_path": "o/checkpoint-5"}},
@@ -143,6 +194,35 @@ def test_a_folders_names_and_configurations_bar_what_its_card_frees(
 
 
 @pytest.mark.parametrize(
+    ("where", "way"),
+    [
+        ("llama-2-7b-mine", "."),
+        ("llama-2-7b-mine/weights", ".."),
+        ("llama-2-7b-mine", "link"),
+        ("models--acme--llama-2-7b-mine/snapshots/0123abc", "."),
+        ("models--acme--llama-2-7b-mine/snapshots/0123abc", "link"),
+    ],
+)
+def test_a_folder_is_called_the_same_whatever_way_leads_to_it(
+    where: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    within = tmp_path / where
+    folder((within / way).resolve() if way != "link" else within, license="mit")
+    within.mkdir(exist_ok=True)
+    (tmp_path / "link").symlink_to(within)
+    monkeypatch.chdir(within if way != "link" else tmp_path)
+    found = verdict(way)
+    assert found.output_training == "same-family-only"
+    assert "model called 'llama-2-7b-mine'" in str(found.reasons)
+
+
+def test_a_card_that_says_two_things_under_one_key_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: llama2\nlicense: mit\n---\n")
+    with pytest.raises(UsageError, match="key 'license' is given twice"):
+        verdict(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("name", "general", "expected"),
     [
         ("x.gguf", {"license": "mit", "tags": ["llama-2"]}, "same-family-only"),
@@ -153,6 +233,13 @@ def test_a_folders_names_and_configurations_bar_what_its_card_frees(
                     "base_model__0__name": "Llama 2 7b"}, "same-family-only"),
         ("x.gguf", {"license": "mit", "base_model__count": 1,
                     "base_model__0__repo_url": f"{HUB}lmsys/vicuna-7b-v1.5"}, "same-family-only"),
+        ("x.gguf", {"license": "mit", "base_model__0__repo_url": f"{HUB}Qwen/Qwen3-8B",
+                    "base_model__0__url": f"{HUB}lmsys/vicuna-7b-v1.5"}, "same-family-only"),
+        ("x.gguf", {"license": "mit", "base_model__0__repo_url": f"{HUB}Qwen/Qwen3-8B",
+                    "base_model__0__name": "Llama 2 7b"}, "same-family-only"),
+        ("x.gguf", {"license": "mit", "repo_url": f"{HUB}Qwen/Qwen3-8B",
+                    "url": f"{HUB}meta-llama/Llama-2-7b-hf"}, "same-family-only"),
+        ("x.gguf", {"license": "mit", "tags": ["license:cc-by-nc-4.0"]}, "research-only"),
         ("x.gguf", {"license": "mit", "license__name": "acme-nc"}, "unknown"),
         ("qwen3-8b-q4_k_m.gguf", {"license": "apache-2.0", "name": "Qwen3 8B"}, "allowed"),
         ("x.gguf", {"base_model__0__repo_url": f"{HUB}Qwen/Qwen3-8B"}, "unknown"),

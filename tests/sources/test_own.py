@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pandas as pd
 import pytest
 import yaml
 from conftest import coco_files
@@ -654,6 +655,121 @@ def test_what_cannot_be_used_of_a_table_is_left_out_and_counted() -> None:
     ]
     assert contexts[0].media.width == 640
     assert sum(report.skipped[reason] for reason in report.faults()) == 5
+
+
+SIZES = {"width": 640, "height": 480}
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {**SIZES, "label": "dog", "x": 64, "y": 48, "w": 320, "h": 240},
+        {"image_width": 640, "image_height": 480, "label_name": "dog"}
+        | {"bbox_x": 64, "bbox_y": 48, "bbox_width": 320, "bbox_height": 240},
+        {"image_width": 640, "image_height": 480, "class": "dog"}
+        | {"xmin": 64, "ymin": 48, "width": 320, "height": 240},
+        {**SIZES, "boxes": [[64, 48, 320, 240]], "labels": ["dog"]},
+        {**SIZES, "objects": [{"category": "dog", "x": 64, "y": 48, "w": 320, "h": 240}]},
+        {**SIZES, "label": ["dog"], "bbox": "[[64, 48, 320, 240]]"},
+    ],
+)
+def test_a_box_is_where_it_is_whatever_its_columns_are_called(columns: dict[str, Any]) -> None:
+    [context] = read(lines("photos.jsonl", [{"image": "a.jpg", **columns}]), box_format="xywh")
+    assert (context.media.width, context.boxes) == (640, (DOG,))
+
+
+@pytest.mark.parametrize(
+    ("objects", "reason"),
+    [
+        ({"corners": [[1, 2, 3, 4]]}, "box that isn't four numbers"),
+        ({"bbox": {"x": 1}, "label": "dog"}, "box that isn't four numbers"),
+        ({"bbox": [None], "label": ["dog"]}, "box that isn't four numbers"),
+        ("a box", "box that isn't four numbers"),
+        ({"bbox": [1, 2, 3, 4], "label": ["dog"]}, "box without a label"),
+        ([{"bbox": [1, 2, 3, 4], "category": {"id": 1}}], "box without a label"),
+        ({"bbox": [[1, 2, 3, 4], [1, 2, 3, 5]], "label": ["dog"]}, "box without a label"),
+        ([], None),
+        ({"bbox": [], "label": []}, None),
+    ],
+)
+def test_boxes_of_a_form_that_nobody_knows_are_counted(objects: Any, reason: str | None) -> None:
+    lines("photos.jsonl", [{**PHOTOS[0], "boxes": None, "objects": objects}])
+    _, report = report_of("photos.jsonl", boxes_column="objects", box_format="xywh")
+    assert dict(report.skipped) == ({reason: 1} if reason else {})
+
+
+def test_boxes_that_may_start_at_a_corner_or_around_a_centre_are_not_guessed() -> None:
+    boxes = [{"label": "dog", "bbox": [0.3 + n / 50, 0.4, 0.2, 0.1 + n / 100]} for n in range(9)]
+    lines("photos.jsonl", [{"image": f"{n}.jpg", "boxes": [b]} for n, b in enumerate(boxes)])
+    with pytest.raises(SourceError, match=r"9 boxes that fit as xywh .* and as cxcywh .* in frac"):
+        read("photos.jsonl")
+    first = read("photos.jsonl", box_format="cxcywh")[0].boxes[0]
+    assert first.bbox_xyxy_norm == pytest.approx((0.2, 0.35, 0.4, 0.45))
+
+
+def test_the_command_on_a_card_names_a_folder_as_a_path() -> None:
+    lines("export/train/photos.jsonl", PHOTOS)
+    assert generate("export", "--box_format", "xywh") == 0
+    assert "mminstruct generate ./export --" in Path("out/README.md").read_text()
+    Path("SAMPLE").mkdir()
+    assert generate("SAMPLE", "--overwrite", "--limit", "1") == 0
+    assert "mminstruct generate SAMPLE --" in Path("out/README.md").read_text()
+
+
+def test_a_table_without_captions_and_boxes_is_told() -> None:
+    for row in (
+        {"conversations": [{"from": "human"}]},
+        {"xmin": 1, "ymin": 2, "xmax": 3, "ymax": 4, **SIZES},
+        {"label": [{"x": 10, "y": 20, "rectanglelabels": ["dog"]}]},
+    ):
+        lines("photos.jsonl", [{"image": "a.jpg", **row}])
+        with pytest.raises(SourceError, match=r"no column with captions, nor with boxes and their"):
+            read("photos.jsonl")
+
+
+def test_cells_that_pandas_writes_as_python_has_them_are_lists() -> None:
+    texts = ["A dog.", "It's old."]
+    cells = {"image": ["a.jpg", "b.jpg"], "captions": [texts, "[one]"]}
+    pd.DataFrame(cells).to_csv("photos.csv", index=False)
+    assert [context.captions for context in read("photos.csv")] == [tuple(texts), ("[one]",)]
+
+
+def test_rows_that_do_not_fit_their_columns_are_counted() -> None:
+    Path("photos.csv").write_text("image,caption\na.jpg,A dog, old\nb.jpg\nc.jpg,A cat,,\n")
+    contexts, report = report_of("photos.csv")
+    assert [context.captions for context in contexts] == [("A cat",)]
+    assert report.skipped["row with more cells than columns"] == 1
+    photos = [{"image": f"{n}.jpg", "caption": "x"} for n in range(1001)]
+    lines(
+        "photos.jsonl", [*photos, {"image": "z.jpg", "boxes": []}, {"image": "a.jpg", "text": ""}]
+    )
+    assert report_of("photos.jsonl")[1].skipped["column that the first rows don't have"] == 2
+    lines("photos.jsonl", [{"image": "a.jpg", "image_id": {"$oid": "1"}, "caption": "x"}])
+    assert report_of("photos.jsonl")[1].skipped == {"image whose id can't be read": 1}
+
+
+def test_names_without_an_id_have_no_folders_of_a_machine_in_rows_and_reports() -> None:
+    names = ["/home/me/a.jpg", "https://x.org/b.jpg?key=SECRET", "C:\\me\\c.jpg", "d/d.jpg"]
+    lines("photos.jsonl", [{"image": name, "caption": "x"} for name in names])
+    contexts, report = report_of("photos.jsonl")
+    assert sorted(context.id for context in contexts) == ["a.jpg", "b.jpg", "c.jpg", "d/d.jpg"]
+    assert generate("photos.jsonl") == 0
+    told = [path.read_text() for path in Path("out").glob("*.*")]
+    assert not re.search(r"SECRET|/me/|\\me\\", "".join([*told, str(rows()), str(report.examples)]))
+    assert read(lines("p.jsonl", [{"image_id": "/me/a.jpg", "text": "x"}]))[0].id == "a.jpg"
+    lines("photos.jsonl", [{"image": name, "caption": "x"} for name in ("/u/a.jpg", "/v/a.jpg")])
+    with pytest.raises(SourceError, match=r"two images of one name, .*/u/a\.jpg.* and .*/v/a\.jpg"):
+        read("photos.jsonl")
+
+
+def test_json_lines_may_be_called_json_and_other_files_are_not_json() -> None:
+    lines("photos.json", PHOTOS)
+    assert read("photos.json", box_format="xywh") == read(lines("p.jsonl", PHOTOS))
+    Path("photos.zip").write_bytes(b"PK\x03\x04")
+    with pytest.raises(
+        UsageError, match=r"photos.zip: expected a file in COCO's format, or a table"
+    ):
+        read("./photos.zip")
 
 
 def test_a_given_path_is_never_replaced_by_a_download(monkeypatch: pytest.MonkeyPatch) -> None:

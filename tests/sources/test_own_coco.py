@@ -273,5 +273,7 @@ def test_a_folder_without_annotations_is_told() -> None:
         sources.get("./empty")
     write("mixed/a.json", document())
     Path("mixed/b.csv").write_text("image,text\na.jpg,A.\n")
-    with pytest.raises(UsageError, match="mixed: expected files of one format, got coco, table"):
+    with pytest.raises(
+        UsageError, match="mixed: expected one format, got coco, table; give a file"
+    ):
         sources.get("./mixed")

@@ -24,17 +24,24 @@ BAD = {
         "I cannot provide details about this person.",
         "I won't answer that.",
         "That would be against my guidelines.",
+        "I'm unable to make inferences about a person's ethnicity.",
+        "I'm not comfortable identifying the person shown here.",
     ],
     "as_ai": [
         "As an AI, I have no eyes, but it seems to be a bus.",
         "As a language model I can only guess that it is red.",
         "I'm just an AI assistant, yet it looks like a bus.",
+        "Being an AI assistant, I like the red one best.",
+        "I don't have personal preferences.",
     ],
     "cannot_see": [
         "I can't see the image, so the bus may be red.",
         "No image was provided, but buses are often red.",
         "Without seeing the picture it is hard to say.",
         "There is no way to view any photos here.",
+        "I don't have access to the image, but a table usually has plates.",
+        "I do not have the ability to see pictures.",
+        "Please provide the image, so that the question can be answered.",
     ],
     "leak": [
         "The cup is located at x=0.53 and y=0.55, a little right of the centre.",
@@ -47,6 +54,8 @@ BAD = {
         "Based on the provided text there are two cups.",
         "The bounding boxes overlap, so the cup is near.",
         "The second caption states that it rains.",
+        "As mentioned in the third sentence, he rides a horse.",
+        "He rides a horse, as stated by one of the captions.",
         "This is an image of the COCO validation set.",
         "This is image 139 of many.",
     ],
@@ -56,6 +65,11 @@ BAD = {
         "It isn't specified what he is called.",
         "There is no information about the price.",
         "That is unclear from the picture.",
+        "The image does not provide enough information to tell her name.",
+        "There isn't enough context to say where they are.",
+        "I can't determine what he is called.",
+        "The picture doesn't reveal who he is.",
+        "N/A",
     ],
     "markup": [
         "There is a cake <image> on the table.",
@@ -114,7 +128,24 @@ GOOD = [
     "It is a set of plates.",
     "- a bus\n- a tram",
     "Training is hard, and the set is over.",
+    "The dog can't see the picture on the wall, since it faces the other way.",
+    "A note at the counter says: please provide your own bag.",
+    "The picture does not show any cars.",
+    "A toy train set stands on the floor, next to a test set up with glass tubes.",
+    "It is hard to identify the breed, but it looks like a Labrador.",
+    "The second sentence on the poster is in Spanish.",
+    "The displays show 0.75 and 1.25 liters.",
 ]
+
+
+def test_a_link_or_bold_type_that_never_ends_is_left_as_it_is() -> None:
+    assert rejections("[" * 9 + "a](b.png) is shown.") == "markup"
+    parsed = parse(
+        Completion("Question: What is it?\nAnswer: A **red **bus** in a town.", "stop"),
+        prompts.load("llava"),
+        "conversation",
+    )
+    assert parsed == Parsed((Turn("What is it?", "A **red bus in a town."),))
 
 
 def rejections(answer: str, *, names: tuple[str, ...] = NAMES) -> str | None:
@@ -142,6 +173,16 @@ def rejections(answer: str, *, names: tuple[str, ...] = NAMES) -> str | None:
     completion = Completion(format_turns([Turn("What is it?", answer)]), "stop")
     parsed = parse(completion, config, "conversation")
     return parsed.reason if isinstance(parsed, Rejected) else None
+
+
+# What took minutes while a pattern was quadratic.
+@pytest.mark.parametrize(
+    ("repeated", "reason"),
+    [("[", "gibberish"), ("a.", "gibberish"), ("**a ", "repetition"), ("12 ", "repetition")],
+)
+def test_long_repetitions_are_no_obstacle_to_the_filters(repeated: str, reason: str) -> None:
+    text = repeated * (100_000 // len(repeated))
+    assert rejections(f"Yes. {text}@") == reason
 
 
 @pytest.mark.parametrize(("name", "answer"), [(n, a) for n, bad in BAD.items() for a in bad])

@@ -10,7 +10,7 @@ _TURN = rf"""(?:(?:turn|round|exchange|pair|conversation|dialogue)\s*(?:\#?\d+|{
         |(?:{_ORDINALS}|\d+(?:st|nd|rd|th))\s+(?:turn|exchange|conversation|dialogue))\b
         [*_]{{0,3}}(?:\W*|\s*[:(\u2013\u2014-](?!\W*\d).{{0,80}}(?<![.!]))$"""
 SEPARATOR = re.compile(
-    rf"""^\s*(?:={{3,}}|-{{3,}}|\*{{3,}}|_{{3,}})\s*$
+    rf"""^\s*(?:={{3,}}(?:[^=\n]{{1,40}}={{3,}})?|-{{3,}}|\*{{3,}}|_{{3,}})\s*$
     |^\W*(?:turn|round|exchange|pair|conversation|dialogue)\s*\#?\d+\W*$
     |^\s*(?P<titled>\#|\*\*|__)\W*{_TURN}""",
     re.IGNORECASE | re.VERBOSE,
@@ -31,6 +31,8 @@ _REMARK = re.compile(
         |note[*_]*:.{0,200}?\b(?:I|provided|based\ on|(?:the|this)\ (?:description|conversation))\b
         |(?P<bracketed>note[*_]*:.{0,200}?\b(?:my|given|details|(?:description|conversation|question
           |answer|response|turn|caption|annotation|instruction)s?)\b)
+        |(?<=[(\[]).{0,120}\b(?:captions?|descriptions?|annotations?|bounding\ box(?:es)?)\b
+          .{0,120}[)\]]\W*$
         |word\ count\b[*_:\s]*[~\d]
         |(?:the\ )?end\ of\ (?:the\ )?(?:conversation|dialogue|description|turns?)\W*$)""",
     re.IGNORECASE | re.VERBOSE,

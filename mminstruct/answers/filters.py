@@ -18,8 +18,8 @@ Examples = frozenset[tuple[str, str]]
 Filter = Callable[[Turn, Examples], str | None]
 
 _NOT_ABLE = (
-    r"(?:not able|unable|cannot|can['\u2019]t|can not|won['\u2019]t|will not|not allowed"
-    r"|do(?:es)?(?:n['\u2019]t| not)|no way)(?: to)?"
+    r"(?:not (?:able|allowed|comfortable)|unable|cannot|can['\u2019]t|can not|won['\u2019]t"
+    r"|will not|do(?:es)?(?:n['\u2019]t| not)|no way)(?: to)?"
 )
 _AN_AI = (
     r"an? (?:AI\b|artificial|(?:large |text[- ]based |visual )?language model|chatbot"
@@ -47,23 +47,28 @@ _PATTERNS: dict[str, tuple[tuple[str, str], ...]] = {
         ("sorry", r"\bI(?:['\u2019]m| am) sorry,? but\b"),
         ("sorry|apolog", rf"\b(?:sorry|apologi[sz]e)\b[^.!?]{{0,40}}\b{_NOT_ABLE}\b"),
         (
-            "help|assist|answer|provide|identify|comply|discuss|comment|share|fulfil",
+            "i'm|i\u2019m|i am|i can|i won|i will|i do",
             rf"\bI(?:['\u2019]m| am)? {_NOT_ABLE} (?:help|assist|answer|provide|identify|comply"
-            r"|discuss|comment|share|fulfil)",
+            r"|discuss|comment|share|fulfil|(?:make|draw) (?:\w+ )?inferences|infer|speculat|engage"
+            r"|recogni[sz]e)",
         ),
         ("against", r"\bagainst (?:my|the) (?:guidelines|polic\w+|programming)"),
     ),
     "as_ai": (
-        ("as a", rf"\bas {_AN_AI}"),
+        ("as a|being a", rf"\b(?:as|being) {_AN_AI}"),
+        ("have", r"\bI do(?:n['\u2019]t| not) have (?:any )?(?:personal |feelings|opinions)"),
         ("i'm |i\u2019m |i am ", rf"\bI(?:['\u2019]m| am) (?:just |only )?{_AN_AI}"),
         ("training", r"\bmy training data\b"),
     ),
     "cannot_see": (
         (
             "image|picture|photo",
-            rf"\b{_NOT_ABLE} (?:actually |directly |physically )?(?:see|view|look at|access|open)"
-            rf" (?:(?:the|an|any|this|that|your) )?(?:actual )?{_PICTURE}",
+            rf"\b(?:(?:I(?:['\u2019]m| am)?|being) {_NOT_ABLE}|no way to)"
+            r" (?:actually |directly |physically )?(?:have (?:the ability to )?)?"
+            r"(?:see|view|look at|access(?: to)?|open)"
+            rf" (?:(?:the|an|any|this|that|your) (?:actual )?)?{_PICTURE}",
         ),
+        ("please", rf"\bplease (?:provide|upload|share)(?: me with)? (?:the|an|your) {_PICTURE}"),
         (
             "no image|no pic|no photo",
             rf"\bno {_PICTURE} (?:is|was|has been|were)"
@@ -99,6 +104,8 @@ _PATTERNS: dict[str, tuple[tuple[str, str], ...]] = {
         (
             "caption|description|sentence|annotation|label| list|data|input|text",
             rf"\b{_WHICH} {_WRITTEN}(?: (?:above|provided|given))? {_SAYS}"
+            rf"|\b(?:mentioned|described|stated|noted|listed|specified|given) (?:in|by) {_WHICH}"
+            rf" (?:sentence|{_WRITTEN})\b"
             rf"|\b(?:according to|based on|from|per) (?:the|these|your)"
             rf"(?: provided| given| object| input| listed)* {_GIVEN}\b(?! of (?:contents|law))"
             rf"|\b(?:provided|given|supplied|input) {_GIVEN}\b",
@@ -107,11 +114,8 @@ _PATTERNS: dict[str, tuple[tuple[str, str], ...]] = {
             "coco|lvis|open images|openimages|visual genome|localized narr|humanml",
             r"\b(?-i:COCO|LVIS|Open ?Images|Visual Genome|Localized Narratives|HumanML3D)\b",
         ),
-        (" set| split", r"\b(?:train(?:ing)?|validation|test) (?:set|split)\b"),
-        (
-            "image",
-            r"\bimage(?: id)? #?\d{2,}\b",
-        ),
+        (" set| split", r"\b(?:(?:training|validation) set|(?:train|validation|test) split)\b"),
+        ("image", r"\bimage(?: id)? #?\d{2,}\b"),
     ),
     "markup": (
         ("<", r"<image\d*>|<\|?image[\w ]*\|?>|<img\b"),
@@ -119,14 +123,14 @@ _PATTERNS: dict[str, tuple[tuple[str, str], ...]] = {
             "<",
             r"</?(?:p|div|span|br|b|i|em|strong|a|ul|ol|li|h[1-6]|table|tr|td|code|pre)\b[^<>]*>",
         ),
-        ("[", r"\[/?(?:IMG|IMAGE)\]|!?\[[^\]\n]*\]\([^)\n]+\)"),
+        ("[", r"\[/?(?:IMG|IMAGE)\]|!?\[[^\[\]\n]*\]\([^()\n]+\)"),
         ("http|www.", r"\bhttps?://|\bwww\.\w"),
         ("#", r"(?m:^\s{0,3}#{1,6} +\S)"),
         ("```", "```"),
         (" | ", r"(?m:^\s*\|.*\|\s*$)"),
     ),
     "personal_data": (
-        ("@", r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}\b"),
+        ("@", r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}\b"),
         (
             "0|1|2|3|4|5|6|7|8|9",
             r"(?<![\d.,])(?:\+\d{1,3}[ .-])?(?:\(\d{2,4}\)[ .-]?|\d{2,4}[ .-])\d{3,4}[ .-]\d{3,4}"
@@ -147,10 +151,16 @@ _UNANSWERABLE = re.compile(
     r"|given|provided|indicated|described)\b"
     r"|\b(?:unclear|unknown|unspecified|not (?:stated|specified|mentioned|given))\b"
     r"(?=[.,;]| from| in| whether| what| how| who)"
-    r"|\b(?:there is )?(?:no|not enough|insufficient) (?:information|context|mention|indication)\b",
+    r"|(?:\bno|(?:\bnot|n['\u2019]t)(?: \w+)? enough|insufficient|not sufficient)"
+    r" (?:information|context|mention|indication)\b"
+    r"|\b(?:no way to|I can(?:not|['\u2019]t)) (?:determine|know|identify)\b"
+    r"|\b(?:image|picture|photo) does(?:n['\u2019]t| not) (?:say|state|specify|reveal|mention)\b"
+    r"|^\W*n/a\W*$",
     re.IGNORECASE,
 )
-_EMPHASIS = re.compile(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1", re.DOTALL)
+# What finds something there has one of these.
+_DENIALS = ("no", "n't", "n\u2019t", "possible", "unclear", "unspecified", "insufficient", "n/a")
+_EMPHASIS = re.compile(r"(\*\*|__)(?=\S)((?:(?!\1).)+)(?<=\S)\1", re.DOTALL)
 _MEANT = re.compile(r"[\w\s]+")
 _LETTERS = re.compile(r"\w+")
 _FIRST_SENTENCE = re.compile(r"[^.!?\n]*[.!?\n]?")
@@ -189,6 +199,8 @@ def _search(rules: Iterable[tuple[str, str]]) -> Filter:
 
 def _find_unanswered(turn: Turn, examples: Examples) -> str | None:
     """An answer whose first sentence says that there is none."""
+    if not any(map(turn.answer.lower().__contains__, _DENIALS)):
+        return None
     first = _FIRST_SENTENCE.match(turn.answer)
     found = _UNANSWERABLE.search(first.group()) if first else None
     return repr(found.group()) if found else None
@@ -229,7 +241,7 @@ def _find_copy(turn: Turn, examples: Examples) -> str | None:
     from rapidfuzz import fuzz
 
     for _, answer in examples:
-        if is_long(answer) and fuzz.ratio(turn.answer, answer, score_cutoff=_COPY):
+        if fuzz.ratio(turn.answer, answer, score_cutoff=_COPY) and is_long(answer):
             return f"it is an example's, nearly word for word: {answer[:60]!r}"
     return None
 

@@ -10,10 +10,10 @@ from mminstruct.prompts.config import InstructionType, PromptConfig
 
 # In words. "It is on the left." may well be said twice.
 _SHORT_ANSWER = 5
-_SHORT_SENTENCE = 15
+_SHORT_SENTENCE = 10
 REPEATS = 4
 # Of 40 words of prose, more than 25 are distinct; of 400, more than 160. Loops go below a fifth.
-_MANY_WORDS = 40
+_MANY_WORDS = 12
 _LEAST_DISTINCT = 0.25
 
 
@@ -53,7 +53,9 @@ def reject_cut(text: str) -> Rejected | None:
     if last.endswith(_ENDS) or _LIST_ITEM.match(last):
         return None
     words = last.split()
-    if len(words) > _LONGEST_UNMARKED or (len(words) > 2 and words[-1].lower() in _NEVER_LAST):
+    if len(words) > _LONGEST_UNMARKED or (
+        len(words) > 2 and (words[-1].lower() in _NEVER_LAST or words[-1].endswith((",", ";")))
+    ):
         return Rejected("cut_sentence", f"it ends with {' '.join(words[-4:])!r}")
     return None
 

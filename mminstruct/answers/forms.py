@@ -12,7 +12,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Any
 
 import yaml
@@ -33,16 +33,19 @@ _LABEL = re.compile(
     re.VERBOSE,
 )
 _QUOTED = re.compile(r"^(?:\s*>)+ ?")
-_JOINT = re.compile(r"[ \t]+[\u2014\u2013|/]+[ \t]+(?=\W{0,3}[^\W\d_]{1,12}\W{0,3}[:\uff1a])")
+_JOINT = re.compile(
+    r"(?<![ \t])[ \t]+[\u2014\u2013|/]+[ \t]+(?=\W{0,3}[^\W\d_]{1,12}\W{0,3}[:\uff1a])"
+)
 _COUNTED = re.compile(rf"\s(?:{NUMBERS})$")
 _OPENING = re.compile(r"^[ \t]*([\[{])", re.MULTILINE)
 _JSON = json.JSONDecoder(strict=False)
 _TAG = re.compile(r"<(?P<name>[A-Za-z]\w*)>(?P<words>[^<]*)</(?P=name)>")
-_MARKUP = re.compile(r"</?(?:p|div|li|ul|ol|dl|dt|dd|h[1-6]|br)\b[^>]*>", re.IGNORECASE)
-_INLINE_MARKUP = re.compile(r"</?(?:b|i|em|strong|span|u)\b[^>]*>", re.IGNORECASE)
+_MARKUP = re.compile(r"</?(?:p|div|li|ul|ol|dl|dt|dd|h[1-6]|br)\b[^<>]*>", re.IGNORECASE)
+_INLINE_MARKUP = re.compile(r"</?(?:b|i|em|strong|span|u)\b[^<>]*>", re.IGNORECASE)
 _TABLE_ROW = re.compile(r"^\s*\|(.+)\|\s*$")
 _TABLE_RULE = re.compile(r"^[\s|:-]+$")
 _DRESS = re.compile(r"^\W*(?:\d+[.)]\s*)?\W*")
+_BULLET = re.compile(r"[-*+\u2022] +")
 _QUESTION_MARKS = "?\uff1f\u061f\u037e"
 _ASKED = re.compile(rf"^(?P<question>[^\n]*?[{_QUESTION_MARKS}])[*_\"\u201d]*(?:\s+|$)(?P<rest>.*)")
 _WHO, _WHAT = ("role", "from", "speaker"), ("content", "value", "text")
@@ -82,14 +85,16 @@ def _is_question(words: str) -> bool:
     return words.rstrip(" *_\"'\u201d\u2019").endswith(tuple(_QUESTION_MARKS))
 
 
-def _read_json(text: str) -> Iterator[Named]:
+def read_json(text: str) -> Iterator[Named]:
     """All documents that begin a line: one, one a line, or one amid other words."""
     position = 0
     while opening := _OPENING.search(text, position):
         try:
             document, position = _JSON.raw_decode(text, opening.start(1))
-        except (ValueError, RecursionError):
+        except ValueError:
             position = opening.end()
+        except RecursionError:
+            return
         else:
             yield from _walk(document)
 
@@ -103,9 +108,10 @@ def _read_yaml(text: str) -> Iterator[Named]:
 
 
 def _walk(value: Any) -> Iterator[Named]:
-    """The texts in a document by their keys; of a chat's messages by their roles."""
+    """The texts in a document by their keys or places; of a chat's messages by their roles."""
     if isinstance(value, list):
-        yield from chain.from_iterable(map(_walk, value))
+        for number, inner in enumerate(value):
+            yield from [(str(number % 2), inner)] if isinstance(inner, str) else _walk(inner)
     elif isinstance(value, dict):
         who = next((value[key] for key in _WHO if isinstance(value.get(key), str)), None)
         what = next((value[key] for key in _WHAT if isinstance(value.get(key), str)), None)
@@ -113,8 +119,11 @@ def _walk(value: Any) -> Iterator[Named]:
             yield who.casefold(), what.strip()
             return
         for key, inner in value.items():
-            if isinstance(inner, str):
-                yield str(key).casefold(), inner.strip()
+            name = str(key).casefold()
+            if isinstance(inner, str) and _is_question(name):
+                yield from ((QUESTION, key), (ANSWER, inner.strip()))
+            elif isinstance(inner, str):
+                yield name.rstrip("_- 0123456789"), inner.strip()
             else:
                 yield from _walk(inner)
 
@@ -168,18 +177,25 @@ def _read_questions(text: str) -> Iterator[Named]:
         begins = not answer[-1].strip() or start > 0
         if asked and begins and (start or not asked["rest"].strip()):
             if question:
-                yield "question", question
-                yield "answer", "\n".join(answer).strip()
+                yield from _pair(question, answer)
             question, answer = asked["question"].strip(), [asked["rest"]]
         else:
             answer.append(line)
     if question:
-        yield "question", question
-        yield "answer", "\n".join(answer).strip()
+        yield from _pair(question, answer)
+
+
+def _pair(question: str, lines: list[str]) -> Iterator[Named]:
+    """A question, and its answer without the bullet before it, unless it is a list."""
+    answer = "\n".join(lines).strip()
+    bullet = _BULLET.match(answer)
+    is_list = bullet is None or f"\n{bullet.group()}" in "\n".join(map(str.lstrip, lines[1:]))
+    yield QUESTION, question
+    yield ANSWER, answer if bullet is None or is_list else answer[bullet.end() :]
 
 
 FORMS: tuple[Callable[[str], Iterator[Named]], ...] = (
-    _read_json,
+    read_json,
     _read_yaml,
     _read_table,
     _read_tags,

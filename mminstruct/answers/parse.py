@@ -17,7 +17,7 @@ from mminstruct.answers.filters import (
     reject_whole,
 )
 from mminstruct.answers.flaws import REPEATS, Rejected, find_flaw, is_long, reject_cut, reject_leak
-from mminstruct.answers.forms import read_form
+from mminstruct.answers.forms import read_form, read_json
 from mminstruct.answers.turns import (
     DOUBTFUL_LABEL,
     find_certain,
@@ -30,6 +30,7 @@ from mminstruct.answers.wrapping import (
     LEAKED,
     LEAKING,
     drop_fence,
+    drop_next_sample,
     drop_reasoning,
     drop_special_tokens,
     unwrap,
@@ -72,6 +73,8 @@ def parse(
     text = completion.text
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if "\\n" in text and "\n" not in text:
+        text = text.replace("\\n", "\n")
     if "\ufeff" in text or "\u200b" in text:
         text = INVISIBLE.sub("", text)
     notes: list[str] = []
@@ -88,6 +91,12 @@ def parse(
     whole = text
     if "<" in text:
         text = unwrap(text, notes).strip()
+    headings = (
+        "### Instruction:",
+        config.rendering.captions_heading,
+        config.rendering.boxes_heading,
+    )
+    text, whole = (drop_next_sample(each, headings, notes) for each in (text, whole))
     truncated = completion.finish_reason == "length"
     if not text and truncated:
         hint = f"; {ONLY_THOUGHTS}" if completion.only_thoughts else ""
@@ -113,6 +122,8 @@ def _parse_text(
     if truncated:
         return Rejected("truncated", "the token limit cut the text")
     start = 0
+    if text.startswith("{") and (words := [words for _, words in read_json(text)]):
+        text = max(words, key=len)
     while preamble := PREAMBLE.match(text, start) or find_title(text, start):
         start = preamble.end()
     if start:
@@ -124,6 +135,8 @@ def _parse_text(
     if label := TEXT_LABEL.match(body):
         body = body[label.end() :].strip()
     body = "\n".join(drop_tail(body.split("\n"), notes)).strip()
+    if body[:1] == body[-1:] == '"' and body.count('"') == 2:
+        body = body[1:-1]
     if not body:
         return Rejected("empty", "nothing but a preamble")
     if _has_turns(body):

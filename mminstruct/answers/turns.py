@@ -10,20 +10,24 @@ from mminstruct.answers.flaws import Rejected
 from mminstruct.schema import Turn
 
 QUESTION, ANSWER = "question", "answer"
+_DASHES = r"\u2013\u2014-"
+# What a question is about: "Question 1 (Colour):", "**Question 2 \u2013 Objects:**".
+_KIND = rf"(?:\([^()]{{1,40}}\)|\ [{_DASHES}]\ [^\n:?*]{{1,40}})"
 _LABEL = re.compile(
-    r"""^(?:[\s>#-]|[*+\u2022]\s)*(?P<open>[*_]{0,3})
-        (?:(?:\d+[.)]|(?:turn|round|exchange)\s*\#?\d+(?:\s*[:.)\u2013\u2014-])?)
-           [*_]{0,3}\s*(?P<inner>[*_]{0,3}))?
-        (?:(?P<question>question(?:\s*\#?\d+)?\s*\([^()]{1,40}\)|question|user|human
+    rf"""^(?:[\s>#-]|[*+\u2022]\s)*(?P<open>[*_]{{0,3}})
+        (?:(?:\d+[.)]|(?:turn|round|exchange)\s*\#?\d+(?:\s*[:.){_DASHES}])?)
+           [*_]{{0,3}}\s*(?P<inner>[*_]{{0,3}}))?
+        (?:(?P<question>question(?:\s*\#?\d+)?\s*{_KIND}|question|user|human
              |(?<![-+*\u2022>]\s)q)
-          |(?P<answer>answer(?:\s*\#?\d+)?\s*\([^()]{1,40}\)|answer|(?:ai\s+)?assistant|gpt
+          |(?P<answer>answer(?:\s*\#?\d+)?\s*{_KIND}|answer|(?:ai\s+)?assistant|gpt
              |(?<![-+*\u2022>]\s)a))
-        (?:\s*\#?\d+)?(?P<close>[*_]{0,3}\s*(?!(?<=\d):\d)[:\uff1a][*_]{0,3})\s?""",
+        (?:\s*\#?\d+)?(?P<close>[*_]{{0,3}}
+           (?:\s*(?!(?<=\d):\d)[:\uff1a][*_]{{0,3}}|\ [{_DASHES}]\ ))\s?""",
     re.IGNORECASE | re.VERBOSE,
 )
 # "### Question 1", with the question on the lines below.
 _HEADED_LABEL = re.compile(
-    r"""^\s*(?:\#{1,6}\s*[*_]{0,3}|\*\*|__)(?:\d+[.)]\s*)?
+    r"""^\s*(?:\#{1,6}\s*[*_]{0,3}|\*\*|__)(?:\d+[.)]\s*)?(?:[a-z-]{1,12}\ )?
         (?:(?P<question>question)|(?P<answer>answer))(?:\s*\#?\d+)?[*_]{0,3}\s*$""",
     re.IGNORECASE | re.VERBOSE,
 )
@@ -107,7 +111,7 @@ def read_segments(text: str) -> tuple[list[tuple[str, str]], list[str]]:
         following = segments[number].role if number < len(segments) else None
         if following == segment.role and not "".join(segment.lines).strip():
             continue  # a heading "### Answer 1" above "Answer:"
-        if segment.role == ANSWER and len(segment.lines) > 1:
+        if len(segment.lines) > 1:
             segment.lines = drop_tail(segment.lines, notes, between=following == QUESTION)
         if not segment.opened and len(segment.lines) == 1 and ":" not in segment.lines[0]:
             pieces.append((segment.role, _drop_emphasis("", segment.lines[0])))
@@ -131,7 +135,7 @@ def _begin_segment(label: re.Match[str], line: str) -> _Segment:
     word = groups["question"] or groups["answer"]
     role = QUESTION if groups["question"] or groups.get("q") else ANSWER
     opened = groups.get("inner") or groups.get("open") or ""
-    if opened and (groups.get("close") or "").strip() not in ("", ":", "\uff1a"):
+    if opened and (groups.get("close") or "").startswith(("*", "_")):
         opened = ""
     return _Segment(role, [line[label.end() :]], opened, short=not word or len(word) == 1)
 

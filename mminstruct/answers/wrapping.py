@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from mminstruct.answers.turns import match_sure_label
 
@@ -42,7 +43,7 @@ _SPECIAL = re.compile(
     re.IGNORECASE,
 )
 _ROLE = re.compile(
-    r"(?:<\|(?:im_start|start_header_id|start)\|>|<start_of_turn>|<\|turn>)(?:assistant|model)\b",
+    r"(?:<\|(?:im_start|start_header_id|start_of_role|start)\|>|<start_of_turn>|<\|turn>)(?:assistant|model)\b",
     re.IGNORECASE,
 )
 _BLANK = re.compile(r"\s+")
@@ -113,6 +114,16 @@ def _find_standing(pattern: re.Pattern[str], text: str) -> list[re.Match[str]]:
             else:
                 mentioned.add(name)
     return standing
+
+
+def drop_next_sample(text: str, headings: Sequence[str], notes: list[str]) -> str:
+    """The text up to where the words of a prompt begin again; one that is echoed stays."""
+    for heading in headings:
+        position = text.find(f"\n\n{heading}\n")
+        if position > 0 and not text.startswith(tuple(headings)):
+            notes.append("next_sample")
+            text = text[:position]
+    return text
 
 
 def drop_special_tokens(text: str, notes: list[str]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mminstruct import annotations, cli, sources
+from mminstruct import annotations, cli
 from mminstruct.cli.arguments import USAGE
 from mminstruct.cli.console import DONE
 
@@ -94,12 +94,13 @@ types:
 
 @pytest.fixture
 def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A package's folders with one module more in each, and a prompt config."""
-    for package, name, text in ((sources, "toyaudio", SOURCE), (annotations, "sounds", KIND)):
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / f"{name}.py").write_text(text, encoding="utf-8")
-        monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+    """A source in the working folder, a kind of annotation, and a prompt config."""
+    for folder, name, text in (("sources", "toyaudio", SOURCE), ("kinds", "sounds", KIND)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{name}.py").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    kinds = [*annotations.__path__, str(tmp_path / "kinds")]
+    monkeypatch.setattr(annotations, "__path__", kinds)
     (tmp_path / "toy.yaml").write_text(PROMPTS, encoding="utf-8")
     return ["TOYAUDIO", "--prompt_config", str(tmp_path / "toy.yaml")]
 

@@ -175,10 +175,10 @@ class _Claims:
         if not subjects:
             return
         other = self._named[claim["thing"]] if "thing" in claim.re.groupindex else None
-        found = {self._look(subject, words, other) for subject in subjects}
+        found = [self._look(subject, words, other) for subject in subjects]
         # Where it isn't clear of which thing it is said, it has to be so of each.
         verdicts = {verdict for verdict, _ in found}
-        verdict, known = found.pop() if len(verdicts) == 1 else ("unknown", "")
+        verdict, known = found[-1] if len(verdicts) == 1 else ("unknown", "")
         if verdict == "contradicted" and any(m.supposed for m in (*subjects, other) if m):
             verdict = "supposed"
         said = "".join(self._said.get(c, c) for c in sentence[start:end]).strip()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mminstruct.annotations import items, lines
@@ -12,7 +12,6 @@ from mminstruct.checks.findings import Finding, Kind, Verdict
 from mminstruct.checks.mentions import Mention, find_mentions, find_number
 from mminstruct.checks.vocabulary import Index, Vocabulary, name_of
 from mminstruct.schema import Context
-
 
 _YES_NO = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
 _WHETHER = re.compile(
@@ -174,16 +173,28 @@ def judge_count(known: Known, mention: Mention, number: int) -> tuple[Verdict, s
     return ("unknown" if is_open else "contradicted"), meant[0]
 
 
-def check_objects(known: Known, turn: int, question: str, answer: str) -> Iterator[Finding]:
-    """What one turn says of things: that they are there, that they aren't, how many they are."""
+def check_objects(
+    known: Known, turn: int, question: str, answer: str, mentions: Sequence[Mention]
+) -> Iterator[Finding]:
+    """What one turn says of things: that they are there, that they aren't, how many they are.
+
+    Args:
+        known: what the annotations say.
+        turn: index of the turn.
+        question: its question.
+        answer: its answer.
+        mentions: what the answer names.
+    """
     stated = restate(question, answer)
-    for text in filter(None, (stated, answer)):
-        for mention in known.find_mentions(text):
-            yield from _judge(known, turn, text, mention)
-    if question.lower().startswith("how many") and (number := find_number(answer)):
-        asked = next(iter(known.find_mentions(question)), None)
-        if asked and not any(m.number for m in known.find_mentions(answer)):
-            verdict, label = judge_count(known, asked, number[0])
+    for mention in known.find_mentions(stated):
+        if mention.absent or " not " not in stated:
+            yield from _judge(known, turn, stated, mention)
+    for mention in mentions:
+        yield from _judge(known, turn, answer, mention)
+    if question.lower().startswith("how many") and not any(m.number for m in mentions):
+        asked, number = known.find_mentions(question), find_number(answer)
+        if asked and number:
+            verdict, label = judge_count(known, asked[0], number[0])
             yield Finding(turn, "count", verdict, number[1], label, known.describe(label))
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from mminstruct.checks.findings import Finding, Kind, Verdict
-from mminstruct.checks.mentions import Mention, find_mentions
+from mminstruct.checks.mentions import Mention
 from mminstruct.checks.objects import Known
 from mminstruct.checks.vocabulary import name_of
 from mminstruct.schema import Box, Context
@@ -88,11 +88,11 @@ def check_places(
     if _WORDS.search(answer):
         asked: Sequence[Mention] = ()
         if question[:5].lower() == "where":
-            asked = find_mentions(question, known.vocabulary, known.extra)
+            asked = known.find_mentions(question)
         yield from _Claims(known, boxes, turn, answer, mentions, asked).read()
     said = _YES_NO.match(answer)
     if said and _WORDS.search(question):
-        asked = find_mentions(question, known.vocabulary, known.extra)
+        asked = known.find_mentions(question)
         for finding in _Claims(known, boxes, turn, question, asked).read():
             yield _turn_round(finding) if said[1].lower() == "no" else finding
 

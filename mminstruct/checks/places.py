@@ -36,9 +36,14 @@ _FOLLOWING = re.compile(
     rf"{_NOUN}",
     re.IGNORECASE,
 )
+# What says it of something before: ", which is just", or nothing.
+_GOES_ON = re.compile(
+    r"\s*(?:(?:which|who|that) )?(?:(?:is|are|was|stands?|sits?|lies|can be) (?:\w+ ){0,2})?",
+    re.IGNORECASE,
+)
 _BESIDE = re.compile(
     r"(?:(?:\b(?:to|on|at|towards?) the (?:far |immediate |front |back )?"
-    r"(?P<side>left|right)(?:(?:[- ]hand)? side)?) of"
+    r"|(?<!the )(?<!his )(?<!her )(?<!its )(?<!their )(?<!'s )\b)(?P<side>left|right)(?:(?:[- ]hand)? side)? of"
     rf"|\b(?P<level>above|below|beneath|underneath|under|on top of)) {_NOUN}",
     re.IGNORECASE,
 )
@@ -48,7 +53,7 @@ _FREE = (
     r"next|behind|there|the|we|you|\w+ing|(?:appear|seem|look|stand|sit)s?|lies)\b))"
 )
 _WITHIN = re.compile(
-    r"\b(?:in|on|at|(?P<toward>to|towards?|near|along)) the (?:far |extreme |very )?"
+    r"\b(?:in|on|at|(?P<toward>to|towards?|near|along|around)) the (?:far |extreme |very )?"
     r"(?:(?P<high>top|upper|bottom|lower)\b)?[- ]?"
     r"(?:(?P<across>left|right|center|centre|middle)\b)?(?:[- ]hand)?"
     r"(?: (?:side|corner|part|half|third|portion|edge|area|section))?"
@@ -192,8 +197,8 @@ class _Claims:
         if _NOT.search(own):
             return [], start, end
         marks = [c for c in own if c in self._named]
-        if not marks and not own.strip():
-            if following := _FOLLOWING.match(sentence, end):
+        if not marks and _GOES_ON.fullmatch(own):
+            if not own.strip() and (following := _FOLLOWING.match(sentence, end)):
                 marks, end = [following["thing"]], following.end()
             else:
                 marks, clause = [c for c in sentence[:start] if c in self._named], 0

@@ -43,7 +43,8 @@ _GOES_ON = re.compile(
 )
 _BESIDE = re.compile(
     r"(?:(?:\b(?:to|on|at|towards?) the (?:far |immediate |front |back )?"
-    r"|(?<!the )(?<!his )(?<!her )(?<!its )(?<!their )(?<!'s )\b)(?P<side>left|right)(?:(?:[- ]hand)? side)? of"
+    r"|(?<!the )(?<!his )(?<!her )(?<!its )(?<!their )(?<!'s )\b)"
+    r"(?P<side>left|right)(?:(?:[- ]hand)? side)? of"
     rf"|\b(?P<level>above|below|beneath|underneath|under|on top of)) {_NOUN}",
     re.IGNORECASE,
 )

@@ -186,7 +186,7 @@ def check_objects(
         mentions: what the answer names.
     """
     stated = restate(question, answer)
-    for mention in known.find_mentions(stated):
+    for mention in known.find_mentions(stated) if stated else ():
         if mention.absent or " not " not in stated:
             yield from _judge(known, turn, stated, mention)
     for mention in mentions:

@@ -16,6 +16,8 @@ from mminstruct.strict_yaml import Strict
 
 Relation = Literal["same", "kind", "wider"]
 
+_CLOSEST: tuple[Relation, ...] = ("same", "kind", "wider")
+
 _FOLDER = Path(__file__).parent
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 
@@ -58,6 +60,7 @@ class English(Strict):
     supposing: _Set
     inferring: _Set
     nots: _Set
+    denying: _Set
     lacking: _Set
     subjects: _Set
     likeness: _Set
@@ -65,7 +68,6 @@ class English(Strict):
     pictures: _Set
     rough: _Set
     units: _Set
-    paired: _Set
 
     @cached_property
     def function(self) -> frozenset[str]:
@@ -73,6 +75,11 @@ class English(Strict):
         signs = frozenset(".!?\n%")
         words = self.articles | self.prepositions | self.verbs | self.connectives | self.clauses
         return signs | words
+
+    @cached_property
+    def negators(self) -> frozenset[str]:
+        """Words without one of which nothing is denied."""
+        return self.nots | self.lacking | self.denying
 
     @cached_property
     def guesses(self) -> frozenset[str]:
@@ -268,7 +275,8 @@ def _by_first_word(names: Iterable[Name]) -> Index:
             )
     index: dict[str, list[Name]] = {}
     for name in merged.values():
-        index.setdefault(name.words[0], []).append(name)
+        senses = tuple(sorted(name.senses, key=lambda sense: _CLOSEST.index(sense.relation)))
+        index.setdefault(name.words[0], []).append(name._replace(senses=senses))
     return {
         first: tuple(sorted(found, key=lambda name: -len(name.words)))
         for first, found in index.items()

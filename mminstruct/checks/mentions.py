@@ -217,6 +217,8 @@ class _Reader:
         said = self.words[article] if article < start else ""
         if not said and number is None:
             start = article = first = at  # "they protect people" has no adjective
+        if number is not None and start and self.words[start - 1] in ("a", "the"):
+            start -= 1  # a dozen, the two
         of = article - 1
         if of > 0 and self.words[of] == "of" and self.number_at(of - 1) is not None:
             more, start = self._count(of - 1)  # two of the dogs, a pair of dogs

@@ -14,9 +14,9 @@ from pydantic import BeforeValidator
 from mminstruct import strict_yaml
 from mminstruct.strict_yaml import Strict
 
-Relation = Literal["same", "kind", "wider"]
+Relation = Literal["same", "kind", "wider", "near"]
 
-_CLOSEST: tuple[Relation, ...] = ("same", "kind", "wider")
+_CLOSEST: tuple[Relation, ...] = ("same", "kind", "wider", "near")
 
 _FOLDER = Path(__file__).parent
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
@@ -28,12 +28,14 @@ class Words(Strict):
     Attributes:
         same: words that mean the same.
         kinds: words for some of its kinds: a boy is a person, a person may be no boy.
-        wider: words that may mean other things, too: a dining table is a table.
+        wider: words that mean other things, too: a dining table is a table.
+        near: words for what is easily taken for it: a desk may have the box of a dining table.
     """
 
     same: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
     wider: tuple[str, ...] = ()
+    near: tuple[str, ...] = ()
 
 
 _Set = Annotated[frozenset[str], BeforeValidator(str.split)]
@@ -92,6 +94,11 @@ class Sense(NamedTuple):
 
     label: str
     relation: Relation
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether what has the name has the label, as far as the word goes."""
+        return self.relation in ("same", "kind")
 
 
 class Name(NamedTuple):
@@ -253,6 +260,7 @@ def _names(label: str, words: Words | None) -> tuple[Name, ...]:
         "same": (label, *words.same),
         "kind": words.kinds,
         "wider": words.wider,
+        "near": words.near,
     }
     doubtful = english().doubtful
     return tuple(

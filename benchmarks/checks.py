@@ -16,7 +16,7 @@ import argparse
 import random
 import time
 from collections import Counter
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from mminstruct.annotations import labels, narratives
 from mminstruct.checks import Checker, Vocabulary
@@ -271,8 +271,7 @@ twelve
 thirteen""".splitlines()
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """A kind of source: what people say for its labels, and how it knows what isn't there."""
 
     name: str

@@ -13,7 +13,7 @@ import msgspec
 
 from mminstruct.checks.vocabulary import Index, Name, Sense, Vocabulary, english
 
-_TOKEN = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*|\d+(?:[.,]\d+)*|[.!?\n,;:()\u2013\u2014%]")
+_TOKEN = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*|\d+(?:[.,]\d+)*|[.!?\n,;:()\u2013\u2014%]")
 
 
 _ENDS = frozenset({".", "!", "?", "\n"})
@@ -38,7 +38,7 @@ class Mention(msgspec.Struct, frozen=True, gc=False):
         negated: it is said not to be, or not to be so.
         absent: it is said not to be in the picture at all.
         supposed: it is a guess, or a rule about such things.
-        likeness: something only looks like it, or shows it.
+        likeness: something only looks like it, shows it, or is named after it.
     """
 
     label: str
@@ -106,7 +106,8 @@ class _Reader:
         """The mentions in the order of the text."""
         found: list[Mention] = []
         last = stop = 0
-        for at in [n for n, word in enumerate(self.words) if word in index or word in extra]:
+        starts = index.keys() | extra.keys() if extra else index
+        for at in [n for n, word in enumerate(self.words) if word in starts]:
             name = self._name_at(at, index, extra) if at >= stop else None
             if name is None:
                 continue
@@ -209,7 +210,7 @@ class _Reader:
             before: the mention before it.
             last: the word behind that.
         """
-        first = self._start_of(at)
+        adjective = first = self._start_of(at)
         number, start = None, first
         if first and self.number_at(first - 1) is not None:
             number, start = self._count(first - 1)
@@ -235,7 +236,11 @@ class _Reader:
             absent = negated and before.absent
         if not negated and not self.english.negators.isdisjoint(self.words[opened:closed]):
             negated, absent = self._negation(opened, article, first, at, stop, closed)
-        likeness = self._is_likeness(opened, article, stop, closed)
+        likeness = (
+            self.matches[stop - 1][0].endswith("'s")  # "a child's room" has no child in it
+            or not self.english.unreal.isdisjoint(self.words[adjective:at])
+            or self._is_likeness(opened, article, stop, closed)
+        )
         return Mention(
             name.senses[0].label,
             name.senses,
@@ -257,6 +262,12 @@ class _Reader:
         """Where the clause that a word is in begins."""
         while at > opened and self.words[at - 1] not in self.english.clauses:
             at -= 1
+        return at
+
+    def _clause_end(self, at: int, closed: int) -> int:
+        """Where the clause that goes on at a word ends."""
+        while at < min(closed, len(self.words)) and self.words[at] not in self.english.clauses:
+            at += 1
         return at
 
     def _negation(
@@ -300,7 +311,7 @@ class _Reader:
         if any(word in ("absent", "missing") for word in after[1:3]):
             return True
         is_not = not self.english.nots.isdisjoint(after[:2])
-        shown = [word for word in after[1:4] if word != "not"]
+        shown = after[1 : self._clause_end(stop, stop + 4) - stop]
         return is_not and any(
             w in ("visible", "present", "seen", "shown", "pictured", "there", "be") for w in shown
         )
@@ -327,9 +338,7 @@ class _Reader:
         words = self.words
         if not self.english.guesses.isdisjoint(words[opened:at]) or words[at - 1 : at] == ["for"]:
             return True  # "for visitors"
-        end = stop
-        while end < closed and words[end] not in self.english.clauses:
-            end += 1
+        end = self._clause_end(stop, closed)
         return not self.english.supposing.isdisjoint(words[stop:end])
 
     def _is_likeness(self, opened: int, article: int, stop: int, closed: int) -> bool:

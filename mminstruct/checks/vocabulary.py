@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -67,6 +68,7 @@ class English(Strict):
     subjects: _Set
     likeness: _Set
     depictions: _Set
+    unreal: _Set
     pictures: _Set
     rough: _Set
     units: _Set
@@ -207,8 +209,7 @@ class Vocabulary:
     @cached_property
     def index(self) -> Index:
         """The names of all labels."""
-        known = {**common_things(), **self.labels, **dict.fromkeys(self.parents, None)}
-        named = [name for label in known for name in self.names_of(label)]
+        named = [name for label in self._known for name in self.names_of(label)]
         for label in self.parents:
             for above in self.ancestors(label):
                 wider = (Sense(label, "wider"),)
@@ -223,14 +224,14 @@ class Vocabulary:
 
     def index_of(self, labels: Iterable[str]) -> Index:
         """The names of those of some labels that aren't in `index`."""
-        own = self._own
-        return _by_first_word(
-            n for label in labels if label not in own for n in _names(label, None)
-        )
+        new = (label for label in labels if label not in self._known)
+        return _by_first_word(name for label in new for name in _names(label, None))
 
     @cached_property
-    def _own(self) -> frozenset[str]:
-        return frozenset({**common_things(), **self.labels, **self.parents})
+    def _known(self) -> dict[str, None]:
+        """All labels, in the order in which they were named."""
+        parents = chain.from_iterable(self.parents.values())
+        return dict.fromkeys((*common_things(), *self.labels, *self.parents, *parents))
 
     def ancestors(self, label: str) -> tuple[str, ...]:
         """The labels of which a label is a kind, near and far."""

@@ -136,7 +136,7 @@ LVIS_SYNONYMS = {
 # {a} a thing, {A} at a sentence's beginning, {s} things, {t} the thing.
 NAMING = """\
 There is {a} in the background.
-{A} can be seen on the right side of the image.
+{A} can be seen on closer inspection.
 Next to it stands {a}.
 In the foreground, {a} catches the eye.
 I can also see {a} nearby.
@@ -157,7 +157,7 @@ There are {s} everywhere.
 Also present is {a}, which looks rather new.
 A beautiful {n} rounds off the scene.
 Not far from there, {a} waits.
-Additionally, {a} is placed in the middle of the scene.
+Additionally, {a} is placed in plain sight.
 Two {s} are in view, too.
 To the side there's a single {n}.
 Many {s} fill the rest of the picture.
@@ -168,7 +168,7 @@ A group of {s} is gathered at the back.
 It shows {a} in bright daylight.
 The small {n} at the bottom is white and gray.
 We see {a} as well.
-At the very left is {a}, partly cut off.
+Behind the rest is {a}, partly cut off.
 The composition is balanced by a dark {n}.
 There seem to be {s} around.
 Apart from that, {a} has been captured in the shot.
@@ -227,7 +227,15 @@ The {x} is on the left side of the {y}.
 To the left of the {y}, there is the {x}.
 The {x} can be seen left of the {y}.
 You can see the {x} standing to the left of the {y}.
-The {x} is located to the left of the {y}.""".splitlines()
+The {x} is located to the left of the {y}.
+The {y} is positioned to the right of the {x}.
+Further away, and to the right of the {x}, one can see the {y}.
+The {y} can be found on the right-hand side of the {x}.
+The old {x}, which is in good shape, is just left of the {y}.
+It is a quiet day: the {x} stays to the left of the {y}.
+Compared with the {y}, the {x} is further left.
+From left to right there are the {x} and the {y}.
+The {x} rests at the left of the {y}, near a wall.""".splitlines()
 # True of any photo, and easily taken for an error.
 TRAPS = """\
 The wall has been painted orange.
@@ -253,6 +261,7 @@ Perhaps there is a pizza place around the corner.
 The sun glasses over the whole scene.
 For a picnic, sandwiches and apples would be a good idea.
 If there were a bear nearby, one would have to be careful.
+It has been left in the middle of the road.
 The light comes from the left.""".splitlines()
 NUMBERS = """\
 zero

@@ -62,10 +62,10 @@ _WITHIN = re.compile(
     rf"|{_FREE})",
     re.IGNORECASE,
 )
-_WORDS = re.compile(
-    r"\b(?:left|right|above|below|beneath|under|underneath|top|upper|bottom|lower|cent(?:er|re)"
-    r"|middle|larger|bigger|smaller)\b",
-    re.IGNORECASE,
+# Parts of words without which nothing here is said.
+_TELLING = (
+    *("left", "right", "above", "below", "beneath", "under", "top", "upper", "bottom", "lower"),
+    *("cent", "middle", "larger", "bigger", "smaller"),
 )
 _YES_NO = re.compile(r"\s*(yes|no)\b", re.IGNORECASE)
 _SAME = {
@@ -88,19 +88,21 @@ def check_places(
     mentions: Sequence[Mention],
 ) -> Iterator[Finding]:
     """What one turn says of where things are and how large, and what their boxes say to it."""
-    boxes = _find_single(known, context)
-    if not boxes:
-        return
-    if _WORDS.search(answer):
-        asked: Sequence[Mention] = ()
-        if question[:5].lower() == "where":
-            asked = known.find_mentions(question)
-        yield from _Claims(known, boxes, turn, answer, mentions, asked).read()
     said = _YES_NO.match(answer)
-    if said and _WORDS.search(question):
-        asked = known.find_mentions(question)
+    restated = bool(said) and _may_tell(question)
+    if not context.boxes or not (restated or _may_tell(answer)):
+        return
+    boxes = _find_single(known, context)
+    asked = known.find_mentions(question) if restated or question[:5].lower() == "where" else []
+    yield from _Claims(known, boxes, turn, answer, mentions, asked).read()
+    if said and restated:
         for finding in _Claims(known, boxes, turn, question, asked).read():
             yield _turn_round(finding) if said[1].lower() == "no" else finding
+
+
+def _may_tell(text: str) -> bool:
+    lower = text.lower()
+    return any(map(lower.__contains__, _TELLING))
 
 
 def _turn_round(finding: Finding) -> Finding:
@@ -158,6 +160,9 @@ class _Claims:
         """What is found, sentence by sentence."""
         for found in _SENTENCE.finditer(self._text):
             sentence = found[0]
+            if not _may_tell(sentence):
+                self._asked = ()
+                continue
             for claim in _BESIDE.finditer(sentence):
                 word = (claim["side"] or claim["level"]).lower()
                 yield from self._judge("side", sentence, claim, (_SAME.get(word, word),))

@@ -28,10 +28,11 @@ from msgspec.json import decode
 from mminstruct.errors import UsageError
 from mminstruct.licenses.cards import front_matter
 from mminstruct.licenses.composition import EVIDENCE, Part
-from mminstruct.licenses.entries import Family, MadeElsewhere
+from mminstruct.licenses.entries import MadeElsewhere
 from mminstruct.licenses.lineage import find_terms, model_parts
-from mminstruct.licenses.names import cached_id
+from mminstruct.licenses.names import cached_id, plain_words
 from mminstruct.licenses.registry import ENDPOINTS_JOINT, Registry
+from mminstruct.licenses.services import find_family
 
 _ROWS = (".parquet", ".jsonl", ".ndjson", ".json", ".jsonl.gz", ".json.gz")
 # The last word of a field that names a writer, and words of those that name another kind of model.
@@ -218,28 +219,10 @@ def _trace(registry: Registry, who: Writer, said: str) -> Iterator[Part]:
             yield replace(part, note=part.note + said)
 
 
-def find_family(registry: Registry, name: str) -> Family | None:
-    """The closed family whose words are in a name one after the other, or None.
-
-    In an id they are at the beginning: what was tuned on a model's words is called after it.
-    """
-    words = _words_of(name.rpartition("/")[2])
-    starts = 1 if "/" in name else len(words)
-    for family in registry.families:
-        for run in map(_words_of, family.words):
-            if any(words[at : at + len(run)] == run for at in range(starts)):
-                return family
-    return None
-
-
 def _find_data_set(registry: Registry, text: str) -> MadeElsewhere | None:
     """The data set of that id, or of a file of that name, or None."""
-    asked, known = _words_of(text), registry.datasets.values()
-    return next((d for d in known if asked in map(_words_of, (d.id, *d.names))), None)
-
-
-def _words_of(name: str) -> tuple[str, ...]:
-    return tuple(re.findall(r"[a-z]+|\d+", name.casefold()))
+    asked, known = plain_words(text), registry.datasets.values()
+    return next((d for d in known if asked in map(plain_words, (d.id, *d.names))), None)
 
 
 def _look_up(registry: Registry, what: str, name: str, said: str) -> Iterator[Part]:

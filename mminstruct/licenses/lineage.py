@@ -267,7 +267,8 @@ class _Trace:
         limit = text if by else find_limit(text)
         if limit is None or (by and self._is_coarse(split_words(text))):
             return
-        if STRICTNESS.index(by.output_training if by else "unknown") > self._strictest():
+        known = max(self._strictest(), STRICTNESS.index("conditional"))
+        if STRICTNESS.index(by.output_training if by else "unknown") > known:
             self.add(f"model, with {limit!r} in {where}", by, "; such words bar, and free nothing")
 
     def _add_least(self, models: list[Model], called: str) -> None:

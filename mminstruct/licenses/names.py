@@ -79,6 +79,11 @@ def plain_name(model: str) -> str:
     return re.sub(r"[._]", "-", _DATED.sub("", bare[1])) if bare else ""
 
 
+def plain_words(name: str) -> Words:
+    """Runs of letters in lower case, and of digits."""
+    return tuple(re.findall(r"[a-z]+|\d+", name.casefold()))
+
+
 def bare_address(link: str) -> str:
     """An address without what may stand around it."""
     return _AROUND.sub("", link)

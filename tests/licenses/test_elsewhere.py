@@ -14,7 +14,7 @@ import pytest
 
 from mminstruct import cli, licenses
 from mminstruct.errors import UsageError
-from mminstruct.licenses import Verdict, elsewhere
+from mminstruct.licenses import Verdict, elsewhere, services
 
 REGISTRY = licenses.load()
 TURNS = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A cat."}]
@@ -303,7 +303,7 @@ def test_a_wrong_question_about_a_file_exits_2(
     ],
 )
 def test_a_closed_family_is_known_by_its_words(name: str, family: str | None) -> None:
-    found = elsewhere.find_family(REGISTRY, name)
+    found = services.find_family(REGISTRY, name)
     assert (found.title.partition("'")[0] if found else None) == family
 
 

@@ -254,7 +254,7 @@ def _read_gguf(metadata: Mapping[str, Any], where: str) -> Declared:
             names += words(f"{base}.name")
         else:
             unnamed.append(" by ".join(words(f"{base}.name", f"{base}.organization")) or "a model")
-    data, origins, texts = _sort_keys(
+    data, origins, texts = sort_keys(
         {k: v for k, v in general.items() if k not in read and isinstance(v, str | list)}
     )
     tags = _list_words(data["tags"])
@@ -294,7 +294,7 @@ def front_matter(text: str, where: str) -> dict[str, Any]:
 def _read_card(text: str, where: str, name: str) -> Declared:
     """What a card's front matter says of the model of that name."""
     front = front_matter(text, where)
-    data, origins, texts = _sort_keys(front)
+    data, origins, texts = sort_keys(front)
     tags = _list_words(data["tags"])
     said = [*_list_words(data["base_model"]), *_list_tagged(tags, "base_model"), *origins]
     bases = list(dict.fromkeys(said))
@@ -315,7 +315,7 @@ def _read_card(text: str, where: str, name: str) -> Declared:
     )
 
 
-def _sort_keys(data: Mapping[str, Any]) -> tuple[dict[str, list[Any]], list[str], list[str]]:
+def sort_keys(data: Mapping[str, Any]) -> tuple[dict[str, list[Any]], list[str], list[str]]:
     """What is under known keys; other exact ids of what a model was made from; texts about it."""
     known: dict[str, list[Any]] = {key: [] for key in _KEYS}
     other: dict[str, Any] = {}

@@ -106,7 +106,7 @@ def find_terms(registry: Registry, name: str) -> Terms | None:
     return exact or (alike[0] if len(alike) == 1 else None)
 
 
-def _find_terms_at(registry: Registry, address: str) -> Terms | None:
+def find_terms_at(registry: Registry, address: str) -> Terms | None:
     """The terms at that address, or that the end of it names, or None."""
     link = bare_address(address)
     for entry in registry.terms.values():
@@ -229,7 +229,7 @@ class _Trace:
         """Add the terms at the address of a licence, unless they are among the model's own."""
         repo = hub_id(link)
         if repo is None:
-            by = _find_terms_at(self.registry, link)
+            by = find_terms_at(self.registry, link)
         elif repo[0].rpartition("/")[2] == name.rpartition("/")[2] or repo[0] in files.parents:
             return
         else:

@@ -349,7 +349,9 @@ def test_a_wrong_question_about_a_file_exits_2(
     except SystemExit as ended:
         code = int(ended.code or 0)
     assert code == 2
-    assert message in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert message in " ".join(said.split())
+    assert all(len(line) <= 80 for line in said.splitlines())
 
 
 @pytest.mark.parametrize(

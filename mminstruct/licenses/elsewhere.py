@@ -150,7 +150,8 @@ class DataSet:
             for key, inner in part.items():
                 if isinstance(inner, str) and inner[:1] in ("{", "["):
                     inner = _decode_text(inner)
-                kind, texts = _kind_of(str(key)), _list_texts(inner)
+                kind = _kind_of(str(key))
+                texts = _list_texts(inner) if kind else []
                 if kind == "writer":
                     endpoint = next(iter(_list_texts(part.get("endpoint"))), None)
                     writers |= {Writer(name, f"{where}{key}", endpoint): None for name in texts}

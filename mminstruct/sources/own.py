@@ -292,7 +292,7 @@ class OwnSource:
                 "expected. Say what they mean (categories: {0: dog})."
             )
 
-        def find(boxes: Any, area: Any, size: Any) -> BoxFormat:
+        def find(boxes: Any, area: Any, size: Any, where: str) -> BoxFormat:
             found = find_format(boxes, area, size, where, own.box_format or order, own.box_unit)
             self.found.update(box_format=found.order, box_unit=found.unit)
             is_usual = own.format == "coco" and found == COCOS

@@ -180,13 +180,14 @@ def find_parts(place: Path, name: str) -> Iterator[Path]:
         part = PART.fullmatch(file_name)
         return part is not None and part[1] + part[4] in (name, f"{name}.gz")
 
-    return _find(place, is_part, place.glob(f"{name.partition('.')[0]}-*"))
+    near = place.glob(f"{name.partition('.')[0]}-*")
+    return _find(place, is_part, (path for path in near if is_part(path.name)))
 
 
 def _find(place: Path, is_wanted: Callable[[str], bool], near: Iterable[Path]) -> Iterator[Path]:
-    """The wanted files: a place itself, members of it, or of those near it in a folder."""
+    """The wanted file that a place is, the wanted members of it, or the files in a folder."""
     if not place.is_file():
-        yield from (path for path in near if is_wanted(path.name) and path.is_file())
+        yield from filter(Path.is_file, near)
     elif is_wanted(place.name):
         yield place
     elif place.suffix.lower() == ".zip" or zipfile.is_zipfile(place):

@@ -243,31 +243,26 @@ def files_of(paths: dict[str, Path]) -> Files | None:
 
 
 def _digest(path: Path) -> str:
-    kept = _kept_digest(path)
-    if kept is not None and kept.is_file():
-        return kept.read_text(encoding="ascii")
-    digest = xxhash.xxh3_128()
-    with _unpack(path) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    if kept is not None:
-        keep(kept, digest.hexdigest())
-    return digest.hexdigest()
-
-
-def _kept_digest(path: Path) -> Path | None:
-    """Where a large file's digest is kept: whatever changes the file changes this place."""
     from huggingface_hub.constants import HF_HOME
 
     with wrap_errors(path):
         archive = _archive_of(path)
         status = (archive or path).stat()
-    if status.st_size < _LARGE_BYTES:
-        return None
+    # Whatever changes a file changes the place where its digest is kept.
     member = path.relative_to(archive).as_posix() if archive else ""
     facts = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     name = xxhash.xxh3_128_hexdigest(f"{facts} {member}".encode())
-    return Path(HF_HOME) / "mminstruct" / "fingerprints" / name
+    kept = Path(HF_HOME) / "mminstruct" / "fingerprints" / name
+    is_large = status.st_size >= _LARGE_BYTES
+    if is_large and kept.is_file():
+        return kept.read_text(encoding="ascii")
+    digest = xxhash.xxh3_128()
+    with _unpack(path) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    if is_large:
+        keep(kept, digest.hexdigest())
+    return digest.hexdigest()
 
 
 def decode(

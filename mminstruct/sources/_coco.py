@@ -110,7 +110,6 @@ class CocoSource:
                 "does not own them."
             ),
             splits=tuple(_FILE_SPLIT),
-            version="1.0.0",
             fitted=False,
         )
 

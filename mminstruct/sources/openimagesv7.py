@@ -121,7 +121,6 @@ class OpenImagesSource:
             "check each on its landing page."
         ),
         splits=tuple(_FILE_SPLIT),
-        version="1.0.0",
         fitted=False,
         prompt_config="openimagesv7",
     )

@@ -25,12 +25,12 @@ from pydantic import Field, model_validator
 
 from mminstruct import strict_yaml
 from mminstruct.annotations import narratives
-from mminstruct.errors import SourceError, UsageError, did_you_mean, lacking
+from mminstruct.errors import SourceError, UsageError, lacking
 from mminstruct.resources import shown
 from mminstruct.schema import Context, Media, Option, decode_context, digest, encode_context
 from mminstruct.sources import _narratives, openimagesv7
 from mminstruct.sources._annotation_file import fingerprint, open_text
-from mminstruct.sources._base import Download, Files, ReadReport, SourceInfo
+from mminstruct.sources._base import Download, Files, ReadReport, SourceInfo, word_for
 from mminstruct.sources._coco import make_contexts
 from mminstruct.sources._datasets import digest_of, plain_rows, rows_of, splits_of
 from mminstruct.sources._records import Columns, Parts, read_own, read_tables, rows_in
@@ -151,7 +151,6 @@ class OwnSource:
             attribution=own.attribution or f"Annotations are from {title}, {licensed}.",
             media_license=f"The images of {title} that name no licence of their own are {images}.",
             splits=own.splits or tuple(own.files),
-            version="1.0.0",
             prompt_config=own.prompt_config,
             declared=tuple(filter(None, (own.license, own.image_license))),
         )
@@ -235,8 +234,7 @@ class OwnSource:
             SourceError: there is no such file.
         """
         own = self.described
-        if split not in self.info.splits:
-            raise UsageError(f"{own.name} has no split {split!r}{did_you_mean(split, own.files)}")
+        word_for(split, own.name, dict.fromkeys(self.info.splits, ""))
         if own.format == "datasets":
             return {f"{split}:dataset": Path(own.dataset)}
         given = own.files[split]

@@ -625,6 +625,8 @@ def test_a_table_that_contradicts_itself_is_told(photos: list[dict[str, Any]], w
         (b"image,text\na.jpg,caf\xe9\n", "photos.csv: not readable, got .*utf-8"),
         (b'image,text\r\na.jpg,"a\r\nb"\r\n', None),
         (b"", "no column with the image's name"),
+        (b"image,text,text\na.jpg,x,y\n", "photos.csv: not readable, got .*column 'text' twice"),
+        (b",image,text,\n0,a.jpg,a b,\n", None),
     ],
 )
 def test_a_table_that_cannot_be_read_is_told(content: bytes, words: str | None) -> None:
@@ -780,6 +782,13 @@ def test_a_given_path_is_never_replaced_by_a_download(monkeypatch: pytest.Monkey
     assert sources.get("SAMPLE").downloads("train") == ()
     lines("photos.jsonl", PHOTOS)
     assert sources.get("./photos.jsonl").downloads("train") == ()
+
+
+def test_a_folder_of_images_alone_is_told_what_was_looked_for_in_it() -> None:
+    Path("pictures").mkdir()
+    Image.new("RGB", (8, 8)).save("pictures/0.png")
+    with pytest.raises(SourceError, match=r"^pictures \(no \.jsonl, .* so load_dataset .* caption"):
+        read("./pictures")
 
 
 def test_two_of_one_name_are_not_taken_for_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -386,7 +386,9 @@ def rows_in(path: Path, report: ReadReport) -> Iterator[Mapping[str, Any]]:
     try:
         with open_text(path) as file:
             if name.endswith(".parquet"):
-                for batch in pyarrow.parquet.ParquetFile(file).iter_batches(_CHUNK):
+                table = pyarrow.parquet.ParquetFile(file)
+                _check_names(table.schema_arrow.names)
+                for batch in table.iter_batches(_CHUNK):
                     yield from batch.to_pylist()
             elif name.endswith((".csv", ".tsv")):
                 text = codecs.iterdecode(file, "utf-8")
@@ -394,8 +396,7 @@ def rows_in(path: Path, report: ReadReport) -> Iterator[Mapping[str, Any]]:
                 delimiter = max(",;\t", key=first.count)
                 rows = csv.reader(chain([first], text), delimiter=delimiter)
                 header = next(rows, [])
-                if twice := [name for name in header if name and header.count(name) > 1]:
-                    raise ValueError(f"the column {twice[0]!r} twice")
+                _check_names(header)
                 for row in rows:
                     if any(row[len(header) :]):
                         report.skip("row with more cells than columns", example=row[0])
@@ -408,6 +409,12 @@ def rows_in(path: Path, report: ReadReport) -> Iterator[Mapping[str, Any]]:
             f"{path.name}: not readable, got {str(error)!r:.200} against a table in UTF-8 "
             "expected. Mend it, or give another file."
         ) from error
+
+
+def _check_names(columns: Sequence[str]) -> None:
+    """Raise ValueError if two columns have one name."""
+    if twice := [name for name in columns if name and columns.count(name) > 1]:
+        raise ValueError(f"the column {twice[0]!r} twice")
 
 
 def _json_rows(file: IO[bytes], report: ReadReport) -> Iterator[Mapping[str, Any]]:

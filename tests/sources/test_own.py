@@ -10,6 +10,8 @@ from typing import Any
 
 import datasets
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import coco_files
@@ -636,6 +638,13 @@ def test_a_table_that_cannot_be_read_is_told(content: bytes, words: str | None) 
         return
     with pytest.raises(SourceError, match=words):
         read("photos.csv")
+
+
+def test_a_column_that_is_there_twice_is_told_in_parquet_too() -> None:
+    columns = [pa.array(["a.jpg"]), pa.array(["x"]), pa.array(["y"])]
+    pq.write_table(pa.table(columns, names=["image", "text", "text"]), "photos.parquet")
+    with pytest.raises(SourceError, match="photos.parquet: not readable, got .*'text' twice"):
+        read("photos.parquet")
 
 
 def test_what_cannot_be_used_of_a_table_is_left_out_and_counted() -> None:

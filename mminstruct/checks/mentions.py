@@ -124,9 +124,12 @@ class _Reader:
         names = index.get(word, ())
         if word in extra:
             names = tuple(sorted((*extra[word], *names), key=lambda name: -len(name.words)))
+        following = self.words[at + 1] if at + 1 < len(self.words) else ""
         for name in names:
-            length = len(name.words)
-            if length == 1 or tuple(self.words[at : at + length]) == name.words:
+            wanted = name.words
+            if len(wanted) == 1 or (
+                wanted[1] == following and tuple(self.words[at : at + len(wanted)]) == wanted
+            ):
                 return name
         return None
 

@@ -136,7 +136,7 @@ LVIS_SYNONYMS = {
 # {a} a thing, {A} at a sentence's beginning, {s} things, {t} the thing.
 NAMING = """\
 There is {a} in the background.
-{A} can be seen on the right side of the image.
+{A} can be seen close to the fence.
 Next to it stands {a}.
 In the foreground, {a} catches the eye.
 I can also see {a} nearby.
@@ -150,14 +150,14 @@ Several {s} are scattered around the area.
 Some {s} are visible in the distance.
 A few {s} can be spotted here and there.
 {T} in the corner is small but easy to notice.
-{A}, slightly blurred, appears at the top.
+{A}, slightly blurred, appears in the haze.
 One more detail is the old {n} by the side.
 Beside them is {a}.
 There are {s} everywhere.
 Also present is {a}, which looks rather new.
 A beautiful {n} rounds off the scene.
 Not far from there, {a} waits.
-Additionally, {a} is placed in the middle of the scene.
+Additionally, {a} is part of the scene.
 Two {s} are in view, too.
 To the side there's a single {n}.
 Many {s} fill the rest of the picture.
@@ -166,9 +166,9 @@ The photo was taken near {a}.
 What stands out most is {a}.
 A group of {s} is gathered at the back.
 It shows {a} in bright daylight.
-The small {n} at the bottom is white and gray.
+The small {n} over there is white and gray.
 We see {a} as well.
-At the very left is {a}, partly cut off.
+At the edge of the photo is {a}, partly cut off.
 The composition is balanced by a dark {n}.
 There seem to be {s} around.
 Apart from that, {a} has been captured in the shot.

@@ -5,7 +5,7 @@ much in it that only looks like an error, and of that row one with an error of e
 that isn't there, a count above the boxes, a thing there that is said not to be, a side swapped. The
 sentences have words of their own, not those of the checks. Printed are, for each kind, how many of
 the planted errors were found (recall) and how many of the findings were planted (precision), and
-rows a second on one core.
+rows a second of a core (the best of three rounds).
 
     python benchmarks/checks.py [--rows 2000] [--show 20]
 """
@@ -136,7 +136,7 @@ LVIS_SYNONYMS = {
 # {a} a thing, {A} at a sentence's beginning, {s} things, {t} the thing.
 NAMING = """\
 There is {a} in the background.
-{A} can be seen on closer inspection.
+{A} can be seen close to the fence.
 Next to it stands {a}.
 In the foreground, {a} catches the eye.
 I can also see {a} nearby.
@@ -150,14 +150,14 @@ Several {s} are scattered around the area.
 Some {s} are visible in the distance.
 A few {s} can be spotted here and there.
 {T} in the corner is small but easy to notice.
-{A}, slightly blurred, appears at the top.
+{A}, slightly blurred, appears in the haze.
 One more detail is the old {n} by the side.
 Beside them is {a}.
 There are {s} everywhere.
 Also present is {a}, which looks rather new.
 A beautiful {n} rounds off the scene.
 Not far from there, {a} waits.
-Additionally, {a} is placed in plain sight.
+Additionally, {a} is part of the scene.
 Two {s} are in view, too.
 To the side there's a single {n}.
 Many {s} fill the rest of the picture.
@@ -166,9 +166,9 @@ The photo was taken near {a}.
 What stands out most is {a}.
 A group of {s} is gathered at the back.
 It shows {a} in bright daylight.
-The small {n} at the bottom is white and gray.
+The small {n} over there is white and gray.
 We see {a} as well.
-Behind the rest is {a}, partly cut off.
+At the edge of the photo is {a}, partly cut off.
 The composition is balanced by a dark {n}.
 There seem to be {s} around.
 Apart from that, {a} has been captured in the shot.
@@ -430,9 +430,11 @@ def main() -> None:
     rows = [rows_of(number, rng) for number in range(arguments.rows)]
     for place, context, turns, _ in rows[:3]:
         checkers[place.name].check(context, turns)  # the vocabularies are made at first use
-    begun = time.process_time()
-    clean = [checkers[place.name].check(context, turns) for place, context, turns, _ in rows]
-    took = time.process_time() - begun
+    took = []
+    for _ in range(3):
+        begun = time.process_time()
+        clean = [checkers[place.name].check(context, turns) for place, context, turns, _ in rows]
+        took.append(time.process_time() - begun)
     alarms: Counter[str] = Counter()
     planted: Counter[str] = Counter()
     found: Counter[str] = Counter()
@@ -450,7 +452,8 @@ def main() -> None:
             else:
                 shown.append(f"missed {place.name} {kind} {turn} {told}")
     words = sum(len(turn.answer.split()) for _, _, turns, _ in rows for turn in turns)
-    print(f"{len(rows)} true rows of {words / len(rows):.0f} words, {len(rows) / took:,.0f} rows/s")
+    speed = len(rows) / min(took)
+    print(f"{len(rows)} true rows of {words / len(rows):.0f} words, {speed:,.0f} rows/s")
     for kind, count in planted.items():
         total = found[kind] + alarms[kind]
         precision = f"{found[kind] / total:6.1%}" if total else "     -"

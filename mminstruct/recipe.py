@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from mminstruct import backends, licenses, prompts, sources, splits
 from mminstruct.backends import Backend
+from mminstruct.checks import Vocabulary
 from mminstruct.completions.budget import Budget
 from mminstruct.completions.prices import Price, price_of
 from mminstruct.completions.store import default_path
@@ -26,7 +27,12 @@ from mminstruct.fetching.archives import fetch, is_fetched
 from mminstruct.licenses import Part, Registry, Tally, Verdict
 from mminstruct.prompts.config import PromptConfig
 from mminstruct.resources import shown
-from mminstruct.rows.contexts import contexts_dataset, contexts_key, media_licenses
+from mminstruct.rows.contexts import (
+    contexts_dataset,
+    contexts_key,
+    media_licenses,
+    read_vocabulary,
+)
 from mminstruct.rows.plan import Plan
 from mminstruct.rows.requests import requests_dataset
 from mminstruct.schema import Sampling, digest
@@ -46,11 +52,13 @@ class Read(NamedTuple):
         requests: as `requests_dataset` gives them.
         key: digest of what they depend on.
         report: what was left out.
+        vocabulary: how the labels are called.
     """
 
     requests: datasets.Dataset
     key: str
     report: ReadReport
+    vocabulary: Vocabulary
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +91,7 @@ class Recipe:
             UsageError: a name stands for nothing, or a value can't be used.
             ConfigError: a file of prompts or licences is broken.
         """
-        config.check()
+        config.validate()
         source = sources.get(config.source, config.source_options)
         own = prompts.load(config.prompt_config)
         own = own if source.info.fitted else own.whole
@@ -118,6 +126,12 @@ class Recipe:
             raise UsageError(
                 f"batch_api: the model source {self.backend.name!r} has no Batch API; "
                 "use the model source 'openai' or leave it out"
+            )
+        if self.config.check == "reask":
+            raise UsageError(
+                "check: reask asks again within the run, which batches can't; answer them with "
+                "check report first, then run again with reask and without batch_api: what is "
+                "stored is not asked for again"
             )
         for field in ("requests_per_minute", "tokens_per_minute"):
             if getattr(self.config, field) is not None:
@@ -198,6 +212,7 @@ class Recipe:
             license=self.verdict.license,
             commercial=self.verdict.commercial,
             image_use=self.registry.image_use(),
+            check=config.check,
         )
 
     @cached_property
@@ -315,7 +330,9 @@ class Recipe:
             contexts, report = self.read_contexts(files, split, cache_dir)
             read = contexts_key(self.source, files)
             key = digest([read, len(contexts), self.types, kept])[:16]
-            found[split] = Read(requests_dataset(contexts, self.types, key), key, report)
+            vocabulary = read_vocabulary(self.source, files, split, cache_dir)
+            requests = requests_dataset(contexts, self.types, key)
+            found[split] = Read(requests, key, report, vocabulary)
         return found
 
     def read_contexts(

@@ -79,7 +79,7 @@ def find_images(names: Sequence[str]) -> dict[str, frozenset[str]]:
     Raises:
         UsageError: one stands for nothing.
     """
-    found = {}
+    found: dict[str, frozenset[str]] = {}
     for name in (part.strip() for several in names for part in several.split(",")):
         own = {b.title: b.keys for n, b in known().items() if n == name or n.startswith(f"{name}_")}
         if not own and (path := Path(name).expanduser()).is_file():

@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from msgspec import Struct
+from msgspec.json import decode
+
 from mminstruct.benchmarks import image_key
 from mminstruct.datafiles import SUFFIXES, as_usage_errors, list_files, read_file
 from mminstruct.errors import UsageError
@@ -19,6 +22,10 @@ from mminstruct.schema import Turn
 _TURNS = {"messages": ("role", "content"), "conversations": ("from", "value")}
 _ASKS, _ANSWERS = {"user", "human"}, {"assistant", "gpt", "model"}
 _IMAGE_MARK = re.compile(r"\s*<image>\s*")
+
+
+class _Noted(Struct):
+    rejected: dict[str, dict[str, int]] | None = None
 
 
 class Row(NamedTuple):
@@ -86,6 +93,15 @@ def read_rows(
 def _tell_form(columns: Any) -> str:
     got = ", ".join(columns) if isinstance(columns, dict) else type(columns).__name__
     return f"expected rows with {' or '.join(_TURNS)}, got {got or 'nothing'}"
+
+
+def read_rejected(path: Path) -> dict[str, dict[str, int]]:
+    """Answers that gave no row, by type and reason, as the folder of a release tells it."""
+    noted = path / "provenance.json"
+    if not noted.is_file():
+        return {}
+    with as_usage_errors(noted):
+        return decode(noted.read_bytes(), type=_Noted).rejected or {}
 
 
 def to_row(columns: Any) -> Row | None:

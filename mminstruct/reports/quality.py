@@ -153,7 +153,7 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
         rejected: answers that gave no row: type -> reason -> how many, if that is known.
     """
 
-    all: Measures
+    all: Measures = Measures()
     types: dict[str, Measures] = {}
     images: int = 0
     without_context: int = 0

@@ -12,7 +12,7 @@ import msgspec
 
 from mminstruct import sources, splits
 from mminstruct.benchmarks import image_key
-from mminstruct.checks import Checker
+from mminstruct.checks import Checker, Vocabulary
 from mminstruct.checks.vocabulary import name_of
 from mminstruct.config import InstructConfig, read_arguments
 from mminstruct.errors import SourceError
@@ -85,11 +85,12 @@ def open_contexts(source: str, arguments: Mapping[str, Any], cache_dir: Path) ->
     names = recipe.splits
     if not arguments.get("splits"):
         names = tuple(name for name in names if _is_there(recipe, name)) or names[:1]
-    found = []
+    found, vocabulary = [], Vocabulary()
     for name in names:
         files = recipe.fetch(name, Path(datasets.config.DOWNLOADED_DATASETS_PATH))
+        vocabulary |= sources.vocabulary_of(recipe.source, files)
         found.append(contexts_dataset(recipe.source, files, name, cache_dir)[0])
-    return Contexts(recipe.plan.checker, found)
+    return Contexts(Checker(vocabulary), found)
 
 
 def _is_there(recipe: Recipe, split: str) -> bool:

@@ -231,7 +231,9 @@ def test_excluded_images_are_asked_nothing_about_and_named_on_the_card(tmp_path:
 def test_a_run_whose_images_are_all_excluded_is_refused(tmp_path: Path) -> None:
     listed = tmp_path / "mine.txt"
     listed.write_text("1\n2\n3\n", "utf-8")
-    with pytest.raises(UsageError, match="0 of 3 images are kept; excluded: 3 of mine.txt"):
+    with pytest.raises(
+        UsageError, match="0 of 3 images are on no list to exclude; left out: 3 of mine"
+    ):
         made(tmp_path, exclude=str(listed))
 
 

@@ -44,7 +44,7 @@ class Checker:
         known = Known.of(context, self.vocabulary)
         findings: list[Finding] = []
         for number, turn in enumerate(turns):
-            mentions = find_mentions(turn.answer, self.vocabulary, known.extra)
+            mentions = known.find_mentions(turn.answer)
             said = (number, turn.question, turn.answer, mentions)
             findings += check_objects(known, *said)
             findings += check_places(known, context, *said)

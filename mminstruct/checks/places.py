@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from mminstruct.checks.findings import Finding, Kind, Verdict
-from mminstruct.checks.mentions import Mention, find_mentions
+from mminstruct.checks.mentions import Mention
 from mminstruct.checks.objects import Known
 from mminstruct.checks.vocabulary import name_of
 from mminstruct.schema import Box, Context
@@ -36,9 +36,15 @@ _FOLLOWING = re.compile(
     rf"{_NOUN}",
     re.IGNORECASE,
 )
+# What says it of something before: ", which is just", or nothing.
+_GOES_ON = re.compile(
+    r"\s*(?:(?:which|who|that) )?(?:(?:is|are|was|stands?|sits?|lies|can be) (?:\w+ ){0,2})?",
+    re.IGNORECASE,
+)
 _BESIDE = re.compile(
     r"(?:(?:\b(?:to|on|at|towards?) the (?:far |immediate |front |back )?"
-    r"(?P<side>left|right)(?:(?:[- ]hand)? side)?) of"
+    r"|(?<!the )(?<!his )(?<!her )(?<!its )(?<!their )(?<!'s )\b)"
+    r"(?P<side>left|right)(?:(?:[- ]hand)? side)? of"
     rf"|\b(?P<level>above|below|beneath|underneath|under|on top of)) {_NOUN}",
     re.IGNORECASE,
 )
@@ -48,7 +54,7 @@ _FREE = (
     r"next|behind|there|the|we|you|\w+ing|(?:appear|seem|look|stand|sit)s?|lies)\b))"
 )
 _WITHIN = re.compile(
-    r"\b(?:in|on|at|(?P<toward>to|towards?|near|along)) the (?:far |extreme |very )?"
+    r"\b(?:in|on|at|(?P<toward>to|towards?|near|along|around)) the (?:far |extreme |very )?"
     r"(?:(?P<high>top|upper|bottom|lower)\b)?[- ]?"
     r"(?:(?P<across>left|right|center|centre|middle)\b)?(?:[- ]hand)?"
     r"(?: (?:side|corner|part|half|third|portion|edge|area|section))?"
@@ -88,11 +94,11 @@ def check_places(
     if _WORDS.search(answer):
         asked: Sequence[Mention] = ()
         if question[:5].lower() == "where":
-            asked = find_mentions(question, known.vocabulary, known.extra)
+            asked = known.find_mentions(question)
         yield from _Claims(known, boxes, turn, answer, mentions, asked).read()
     said = _YES_NO.match(answer)
     if said and _WORDS.search(question):
-        asked = find_mentions(question, known.vocabulary, known.extra)
+        asked = known.find_mentions(question)
         for finding in _Claims(known, boxes, turn, question, asked).read():
             yield _turn_round(finding) if said[1].lower() == "no" else finding
 
@@ -175,10 +181,10 @@ class _Claims:
         if not subjects:
             return
         other = self._named[claim["thing"]] if "thing" in claim.re.groupindex else None
-        found = {self._look(subject, words, other) for subject in subjects}
+        found = [self._look(subject, words, other) for subject in subjects]
         # Where it isn't clear of which thing it is said, it has to be so of each.
         verdicts = {verdict for verdict, _ in found}
-        verdict, known = found.pop() if len(verdicts) == 1 else ("unknown", "")
+        verdict, known = found[-1] if len(verdicts) == 1 else ("unknown", "")
         if verdict == "contradicted" and any(m.supposed for m in (*subjects, other) if m):
             verdict = "supposed"
         said = "".join(self._said.get(c, c) for c in sentence[start:end]).strip()
@@ -192,8 +198,8 @@ class _Claims:
         if _NOT.search(own):
             return [], start, end
         marks = [c for c in own if c in self._named]
-        if not marks and not own.strip():
-            if following := _FOLLOWING.match(sentence, end):
+        if not marks and _GOES_ON.fullmatch(own):
+            if not own.strip() and (following := _FOLLOWING.match(sentence, end)):
                 marks, end = [following["thing"]], following.end()
             else:
                 marks, clause = [c for c in sentence[:start] if c in self._named], 0

@@ -19,7 +19,7 @@ from mminstruct.errors import SourceError
 from mminstruct.recipe import Recipe
 from mminstruct.reports.quality import Judged
 from mminstruct.reports.rows import Row
-from mminstruct.rows.contexts import contexts_dataset
+from mminstruct.rows.contexts import contexts_dataset, read_vocabulary
 from mminstruct.schema import Context, decode_context
 
 
@@ -88,7 +88,7 @@ def open_contexts(source: str, arguments: Mapping[str, Any], cache_dir: Path) ->
     found, vocabulary = [], Vocabulary()
     for name in names:
         files = recipe.fetch(name, Path(datasets.config.DOWNLOADED_DATASETS_PATH))
-        vocabulary |= sources.vocabulary_of(recipe.source, files)
+        vocabulary |= read_vocabulary(recipe.source, files, name, cache_dir)
         found.append(contexts_dataset(recipe.source, files, name, cache_dir)[0])
     return Contexts(Checker(vocabulary), found)
 

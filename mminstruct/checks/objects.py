@@ -77,7 +77,7 @@ class Known:
             if mention.negated:
                 continue
             self.names.add(mention.name)
-            clear = [s.label for s in mention.senses if s.relation != "wider"]
+            clear = [s.label for s in mention.senses if s.is_sure]
             if len(mention.senses) == 1:
                 clear = [mention.label]
             self.told.update(clear)
@@ -128,13 +128,13 @@ def judge_named(known: Known, mention: Mention) -> tuple[Verdict, str]:
 
 def _judge_named(known: Known, mention: Mention) -> tuple[Verdict, str]:
     there = [sense for sense in mention.senses if known.has(sense.label)]
-    meant = [sense for sense in mention.senses if sense.relation != "wider"]
+    meant = [sense for sense in mention.senses if sense.is_sure]
     own = [sense for sense in meant if sense.relation == "same"]
     if mention.name in known.names or any(sense in own for sense in there):
         return "supported", (there or mention.senses)[0].label
     # A man isn't there where there is a person and people checked that there is no man.
     for sense in own:
-        if sense.label in known.absent and not any(s.relation == "wider" for s in there):
+        if sense.label in known.absent and not any(not s.is_sure for s in there):
             return "contradicted", sense.label
     if there:
         return "supported", there[0].label
@@ -146,9 +146,9 @@ def _judge_named(known: Known, mention: Mention) -> tuple[Verdict, str]:
 def judge_absent(known: Known, mention: Mention) -> tuple[Verdict, str]:
     """The verdict on a thing that is said not to be there, and the label it goes by."""
     for sense in mention.senses:
-        if sense.relation != "kind" and known.has(sense.label):
+        if sense.relation in ("same", "wider") and known.has(sense.label):
             return "contradicted", sense.label
-    meant = [sense for sense in mention.senses if sense.relation != "wider"]
+    meant = [sense for sense in mention.senses if sense.is_sure]
     if meant and all(known.lacks(sense.label) for sense in meant):
         return "supported", meant[0].label
     return "unknown", mention.label
@@ -160,7 +160,7 @@ def judge_count(known: Known, mention: Mention, number: int) -> tuple[Verdict, s
     Fewer than there are boxes may be some of them. Boxes of a kind count where the thing itself
     has some.
     """
-    meant = [s.label for s in mention.senses if s.relation != "wider" and s.label in known.boxes]
+    meant = [s.label for s in mention.senses if s.is_sure and s.label in known.boxes]
     every = [s.label for s in mention.senses if s.label in known.boxes]
     if not meant:
         return "unknown", mention.label
@@ -186,7 +186,7 @@ def check_objects(
         mentions: what the answer names.
     """
     stated = restate(question, answer)
-    for mention in known.find_mentions(stated):
+    for mention in known.find_mentions(stated) if stated else ():
         if mention.absent or " not " not in stated:
             yield from _judge(known, turn, stated, mention)
     for mention in mentions:
@@ -201,14 +201,17 @@ def check_objects(
 def _judge(known: Known, turn: int, text: str, mention: Mention) -> Iterator[Finding]:
     def find(kind: Kind, judged: tuple[Verdict, str]) -> Finding:
         verdict, label = judged
+        is_known = verdict != "unknown" or known.has(label)
         said = text[mention.start : mention.end]
-        return Finding(turn, kind, verdict, said, label, known.describe(label))
+        return Finding(turn, kind, verdict, said, label, known.describe(label) if is_known else "")
 
     if mention.absent and not mention.supposed:
         yield find("presence", judge_absent(known, mention))
     if mention.negated or mention.likeness:
         return
-    yield find("object", judge_named(known, mention))
+    judged = judge_named(known, mention)
+    if judged[0] == "supported" or any(s.is_sure for s in mention.senses):
+        yield find("object", judged)  # of "furniture" alone nothing can be held against boxes
     if mention.number is not None and mention.number > 1:
         yield find("count", judge_count(known, mention, mention.number))
 

@@ -52,11 +52,11 @@ class Plan:
     image_use: Mapping[str, bool | None] = field(default_factory=dict)
     endpoint: str | None = None
     check: OnContradiction = "report"
-    checker: Checker = field(default_factory=lambda: Checker(Vocabulary()))
+    checker: Checker = field(default_factory=lambda: Checker(Vocabulary()), compare=False)
 
     def digest(self) -> str:
         """Changes whenever the same completions would give other rows."""
-        keyed = [f.name for f in fields(self) if f.name not in ("config", "checker")]
+        keyed = [f.name for f in fields(self) if f.compare and f.name != "config"]
         others = [getattr(self, name) for name in keyed]
         return digest([code_version(), self.config.hash, *others])
 

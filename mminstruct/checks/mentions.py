@@ -112,8 +112,10 @@ class _Reader:
             if name is None:
                 continue
             stop = at + len(name.words)
-            if name.senses and self._is_noun(at, stop, name):
-                found.append(self._mention(at, stop, name, found[-1] if found else None, last))
+            first = self._start_of(at)
+            if name.senses and self._is_noun(first, stop, name):
+                before = found[-1] if found else None
+                found.append(self._mention(at, stop, name, first, before, last))
                 last = stop
         return found
 
@@ -128,12 +130,11 @@ class _Reader:
                 return name
         return None
 
-    def _is_noun(self, at: int, stop: int, name: Name) -> bool:
+    def _is_noun(self, first: int, stop: int, name: Name) -> bool:
         """Whether a name is a thing here, and no verb, adjective or part of another thing's name.
 
         "A dog sleeps" and "dogs sleep" are, "dog food" and "the dog owner" aren't.
         """
-        first = self._start_of(at)
         said = self.words[first - 1] if first else "."
         has_article = said in self.english.articles or self.number_at(first - 1) is not None
         after = self.words[stop] if stop < len(self.words) else "."
@@ -199,7 +200,7 @@ class _Reader:
         return at >= 0 and self.text.startswith("-", self.matches[at].end())
 
     def _mention(
-        self, at: int, stop: int, name: Name, before: Mention | None, last: int
+        self, at: int, stop: int, name: Name, first: int, before: Mention | None, last: int
     ) -> Mention:
         """The name at some words, with what is said around it.
 
@@ -207,11 +208,11 @@ class _Reader:
             at: its first word.
             stop: behind its last.
             name: what they are.
+            first: where its adjectives begin.
             before: the mention before it.
             last: the word behind that.
         """
-        adjective = first = self._start_of(at)
-        number, start = None, first
+        adjective, number, start = first, None, first
         if first and self.number_at(first - 1) is not None:
             number, start = self._count(first - 1)
         article = start - 1 if start and self.words[start - 1] in self.english.articles else start

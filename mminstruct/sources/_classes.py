@@ -1,4 +1,4 @@
-"""The classes of Open Images: their names, codes for these, and which is a kind of which.
+"""Which class of Open Images is a kind of which.
 
 **Source:** https://storage.googleapis.com/openimages/2018_04/bbox_labels_600_hierarchy.json, a tree
 of ``LabelName`` and ``Subcategory`` (CC BY 4.0, Google LLC).
@@ -8,49 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
 
 from mminstruct.checks.vocabulary import Vocabulary
 from mminstruct.errors import SourceError
 from mminstruct.sources._annotation_file import open_text
-from mminstruct.sources._tables import Column, names
-
-
-class ClassNames:
-    """Codes for the names of labels, so that a label costs two bytes a row.
-
-    Attributes:
-        known: label id -> code.
-        texts: name by code.
-    """
-
-    def __init__(self, by_id: dict[str, str]) -> None:
-        self.known = {label_id: code for code, label_id in enumerate(by_id)}
-        self.texts = list(by_id.values())
-
-    def under(self, by_id: dict[str, str]) -> ClassNames:
-        """These names with their codes, under others that go before them where an id has both."""
-        both = ClassNames({})
-        both.texts = [*self.texts, *by_id.values()]
-        both.known = self.known | {id_: code for code, id_ in enumerate(by_id, len(self.texts))}
-        return both
-
-    def codes(self, column: pa.DictionaryArray) -> NDArray[np.int16]:
-        """The codes of a column of label ids; -1 for those that have no name."""
-        table = [self.known.get(label.strip(), -1) for label in column.dictionary.to_pylist()]
-        return by_index(column, [*table, -1], np.int16)
-
-
-def by_index(column: pa.DictionaryArray, values: list[Any], dtype: Any) -> Column:
-    """The column with its dictionary's values replaced; the last one is for null."""
-    indices = column.indices.fill_null(len(values) - 1).to_numpy(zero_copy_only=False)
-    replaced: Column = np.array(values, dtype=dtype)[indices]
-    return replaced
+from mminstruct.sources._tables import names
 
 
 class _Class(msgspec.Struct):

@@ -60,6 +60,14 @@ def test_turns_and_image_are_found_in_every_form(row: dict[str, Any]) -> None:
 def test_what_has_no_conversation_is_no_row() -> None:
     assert to_row({"instruction": "What is it?", "answer": "A cat."}) is None
     assert to_row(["What is it?"]) is None
+    assert to_row({"conversations": [["What is it?", "A cat."]]}) is None
+    assert to_row({"conversations": "What is it? A cat."}) is None
+
+
+def test_checks_of_another_kind_are_none_of_ours() -> None:
+    found = to_row({**LLAVA, "checks": "passed"})
+    assert found is not None
+    assert found.checks is None
 
 
 def test_an_answer_without_a_question_is_a_turn_all_the_same() -> None:

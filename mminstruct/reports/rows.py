@@ -106,18 +106,20 @@ def read_rejected(path: Path) -> dict[str, dict[str, int]]:
 
 def to_row(columns: Any) -> Row | None:
     """A row as it was read, in the one form; None if it has no conversation."""
-    name = next((n for n in _TURNS if isinstance(columns, dict) and columns.get(n)), None)
-    if name is None or not isinstance(columns[name], Sequence):
+    name = next((n for n in _TURNS if isinstance(columns, dict) and columns.get(n)), "")
+    messages = columns[name] if name else None
+    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         return None
+    checks = columns.get("checks")
     image = columns.get("media") or columns.get("image") or columns.get("images")
     return Row(
         id=_text_of(columns.get("id")),
         type=_text_of(columns.get("type")),
         source=_text_of(columns.get("source")),
         image_id=_text_of(columns.get("image_id")),
-        image=_name_of(image) or _find_in_parts(columns[name]),
-        turns=tuple(_pair(columns[name], *_TURNS[name])),
-        checks=columns.get("checks"),
+        image=_name_of(image) or _find_in_parts(messages),
+        turns=tuple(_pair(messages, *_TURNS[name])),
+        checks=checks if isinstance(checks, dict) and "findings" in checks else None,
         image_license=columns.get("image_license"),
         columns=columns,
     )

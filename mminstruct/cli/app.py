@@ -48,6 +48,7 @@ COMMANDS = {
     "estimate": "what a run would ask for, take and cost",
     "show": "one context, and its messages as a model gets them",
     "license": "what rows may be used for, and why, before any money is spent",
+    "report": "what rows are like: lengths, questions, repetition, truth",
     "export": "a release in the form that a trainer reads, with or without images",
     "push": "a dataset repository to the Hub, in one commit",
     "describe": "a description of your own data, by a look at it",

@@ -2,30 +2,24 @@
 
 Rows name their writer in a field such as ``model`` or ``generator``, at any depth, and in JSON
 that is kept as a text; so may the top of a file or the front matter of a card. What a name, a tag,
-a source or words against some use tell can only bar. Files are read row by row, or by the columns
-that matter, whatever their size.
+a source or words against some use tell can only bar.
 
 **Source:** https://huggingface.co/docs/hub/datasets-cards (``license``, ``source_datasets``).
 """
 
 from __future__ import annotations
 
-import gzip
-import mmap
 import re
-import shutil
-import tempfile
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from msgspec import Raw
 from msgspec.json import decode
 
+from mminstruct.datafiles import SUFFIXES, as_usage_errors, list_files, read_file
 from mminstruct.errors import UsageError
 from mminstruct.licenses.cards import front_matter, sort_keys
 from mminstruct.licenses.composition import EVIDENCE, Part
@@ -35,7 +29,6 @@ from mminstruct.licenses.names import bare_address, cached_id, find_limit, neare
 from mminstruct.licenses.registry import ENDPOINTS_JOINT, Registry
 from mminstruct.licenses.services import find_family
 
-_ROWS = (".parquet", ".jsonl", ".ndjson", ".json", ".jsonl.gz", ".json.gz")
 # The last word of a field that names a writer, and words of those that name another kind of model.
 _WRITERS = {"model", "generator", "teacher", "llm", "captioner"}
 _OTHERS = {"base", "reward", "judge", "embedding", "tokenizer"}
@@ -49,11 +42,6 @@ _LICENSES = ("license", "license_name", "license_link")
 _NESTED = (dict, list)
 _MOST_NAMES = 1000
 _LONGEST_NAME = 120
-_ROWS_PER_BATCH = 10_000
-_START = 4096
-_MARK = b"\xef\xbb\xbf"  # of UTF-8
-_OBJECTS = re.compile(rb"\s*\{[^\n]*\}\s*\n\s*\{")
-_FIELDS = dict[str, Raw]
 
 
 class Writer(NamedTuple):
@@ -181,19 +169,15 @@ def read_data_set(path: Path) -> DataSet:
     found = DataSet(path.name)
     id = cached_id(str(path))
     found.hints |= dict.fromkeys([path.name, *([id] if id else [])], "the folder's name")
-    try:
+    with as_usage_errors(path):
         for file in _list_files(path):
             found.hints[file.name.partition(".")[0]] = "the file's name"
+            add_facts = partial(found.add_facts, where=file.name)
             if file.suffix == ".md":
-                found.add_facts(front_matter(file.read_text("utf-8"), file.name), file.name)
-            elif file.suffix == ".parquet":
-                _read_parquet(file, found)
-            else:
-                with file.open("rb") as content:
-                    _read_json(content, file, found)
-    # Those of pyarrow and msgspec are among them.
-    except (OSError, EOFError, ValueError, RuntimeError, zlib.error) as error:
-        raise UsageError(f"{path}: can't be read: {error}") from error
+                add_facts(front_matter(file.read_text("utf-8"), file.name))
+                continue
+            for row in read_file(file, add_facts, _is_telling):
+                found.add_row(row)
     return found
 
 
@@ -286,25 +270,15 @@ def _look_up(registry: Registry, what: str, name: str, said: str) -> Iterator[Pa
 
 
 def _list_files(path: Path) -> list[Path]:
-    """A file alone; of a folder the card, and Parquet or else JSON files, as rows are in one."""
-    if path.is_file():
-        found = [path] if path.name.endswith((*_ROWS, ".md")) else []
-    else:
-        rows = [file for file in sorted(path.rglob("*")) if file.name.endswith(_ROWS)]
-        tables = [file for file in rows if file.suffix == ".parquet"]
-        found = [f for f in (path / "README.md",) if f.is_file()]
-        found += tables or [f for f in rows if f.suffix != ".json" or _is_array(f)]
+    """The card, and files with rows, as `list_files` gives them."""
+    card = path if path.suffix == ".md" else path / "README.md"
+    found = [*([card] if card.is_file() else []), *list_files(path)]
     if not found:
         raise UsageError(
-            f"{path}: expected a data set: rows ({', '.join(_ROWS)}), a README.md, or a folder "
+            f"{path}: expected a data set: rows ({', '.join(SUFFIXES)}), a README.md, or a folder "
             "with these; a model is given with --model"
         )
     return found
-
-
-def _is_array(file: Path) -> bool:
-    with file.open("rb") as content:
-        return _start_of(content.read(_START))[:1] == b"["
 
 
 def _decode_text(text: str) -> Any:
@@ -335,60 +309,6 @@ def _list_texts(value: Any) -> list[str]:
     values = [v.get("name") or v.get("id") if isinstance(v, dict) else v for v in values]
     lines = (re.sub(r"[^\S ]+|[^ -~\w]+", " ", v).strip() for v in values if isinstance(v, str))
     return [line[:_LONGEST_NAME] for line in lines if line]
-
-
-def _read_json(file: IO[bytes], path: Path, found: DataSet) -> None:
-    """Read rows in lines, in an array, or in the arrays of an object with more at its top."""
-    if path.suffix == ".gz":
-        with tempfile.TemporaryFile() as unpacked, gzip.open(file) as content:
-            shutil.copyfileobj(content, unpacked)
-            unpacked.flush()
-            return _read_json(unpacked, path.with_suffix(""), found)
-    if not file.seek(0, 2):
-        return None
-    # Paged in and out by the system, so that a file may be larger than the memory.
-    text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    text.seek(3 if text[:3] == _MARK else 0)
-    rows = [memoryview(text)[text.tell() :]]
-    if _start_of(rows[0])[:1] == b"{":
-        if path.suffix != ".json" or _OBJECTS.match(text, text.tell()):
-            for line in iter(text.readline, b""):
-                if line.strip():
-                    found.add_row(decode(line))
-            return None
-        views = {key: memoryview(raw) for key, raw in decode(rows[0], type=_FIELDS).items()}
-        arrays = {key for key, view in views.items() if _start_of(view) == b"[{"}
-        found.add_facts({k: decode(v) for k, v in views.items() if k not in arrays}, path.name)
-        rows = [views[key] for key in views if key in arrays]
-    for view in rows:
-        for raw in decode(view, type=list[Raw]):
-            found.add_row(decode(raw))
-    return None
-
-
-def _start_of(text: bytes | memoryview) -> bytes:
-    """The first characters that are no blanks, up to two."""
-    return b"".join(bytes(text[:_START]).removeprefix(_MARK).split())[:2]
-
-
-def _read_parquet(file: Path, found: DataSet) -> None:
-    """Count rows by the columns that tell something; no other is read."""
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(file) as table:
-        said = table.schema_arrow.metadata or {}
-        found.add_facts(
-            {k.decode(): v.decode(errors="replace") for k, v in said.items()}, file.name
-        )
-        paths = [table.schema.column(n).path for n in range(len(table.schema))]
-        told = [path for path in paths if _is_telling(path.split("."))]
-        batches = table.iter_batches(_ROWS_PER_BATCH, columns=told)
-        for row in (row for batch in batches for row in _list_rows(batch)):
-            found.add_row(row)
-
-
-def _list_rows(batch: Any) -> Iterable[dict[str, Any]]:
-    return batch.to_pylist() if batch.num_columns else ({} for _ in range(batch.num_rows))
 
 
 def _is_telling(names: list[str]) -> bool:

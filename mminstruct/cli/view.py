@@ -1,0 +1,152 @@
+"""``mminstruct view``."""
+
+from __future__ import annotations
+
+import argparse
+import webbrowser
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from mminstruct import sources
+from mminstruct.cli.arguments import Parser
+from mminstruct.cli.console import DONE, quiet_libraries, say
+from mminstruct.cli.flags import CONFIG_FLAG, CONTENT_FLAGS, add_flags, flags_of_options
+from mminstruct.cli.runs import check_source_options, choose_source_options, name_places
+from mminstruct.errors import SourceError, UsageError, lacking
+from mminstruct.reports import page
+from mminstruct.reports.rows import Row, read_rows
+from mminstruct.rows.report import REJECTED
+from mminstruct.schema import Context
+
+_FLAGS: dict[str, dict[str, Any]] = {
+    "annotations": {
+        "metavar": "SOURCE",
+        "help": "whose boxes and captions are shown (default: those of the rows' source, where its "
+        "files are at hand)",
+    },
+    "dataset_storage_path": CONTENT_FLAGS["dataset_storage_path"],
+    "images": {
+        "metavar": "DIR",
+        "help": "where images are (default: beside the rows, or at their publisher)",
+    },
+    "limit": {
+        "type": int,
+        "default": 500,
+        "metavar": "N",
+        "help": "rows, and answers that gave none, at most, drawn evenly by image (default: 500)",
+    },
+    "output_path": {"metavar": "FILE", "help": "the page (default: view.html, with the rows)"},
+    "open": {"action": "store_true", "help": "in a browser, too"},
+}
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add those of the command."""
+    parser.description = (
+        "Writes a page to look at rows: each image with its boxes and captions, the conversations "
+        "about it, and what gave no row, with the answer. It is one file, for a browser on this "
+        "machine; it loads nothing but images."
+    )
+    parser.set_defaults(command=_view)
+    parser.add_argument(
+        "rows",
+        metavar="OUT",
+        help="folder that generate wrote, or rows in JSON, JSON lines or Parquet, or a "
+        "rejected.jsonl",
+    )
+    add_flags(parser, {**CONFIG_FLAG, **_FLAGS})
+    add_flags(parser.add_argument_group("source"), flags_of_options(sources.options()))
+
+
+def _view(args: argparse.Namespace) -> int:
+    quiet_libraries()
+    path = Path(args.rows).expanduser()
+    folder = path if path.is_dir() else path.parent
+    output = _choose_output(args.output_path, path)
+    images = Path(args.images).expanduser() if args.images else None
+    if images is not None and not images.is_dir():
+        raise UsageError(
+            f"images: expected a folder, got {images}{lacking(images)}; give the one they are in"
+        )
+    if args.limit < 1:
+        raise UsageError(f"limit: expected at least 1, got {args.limit}")
+    sample, told = _draw(path, args.limit)
+    find, said = _open_annotations(args, {row.source for row in sample.rows})
+    text = page.render(
+        path.absolute().name, [told, *said], sample, find, page.Images(output, images, folder)
+    )
+    output.write_text(text, encoding="utf-8", newline="\n")
+    for sentence in (told, *said):
+        say(sentence)
+    address = output.absolute().as_uri()
+    if args.open and not webbrowser.open(address):
+        say("there is no browser here to open it in")
+    say(f"look: {address}")
+    return DONE
+
+
+def _choose_output(given: str | None, rows: Path) -> Path:
+    """Where the page goes."""
+    if given is None:
+        return rows / page.TEMPLATE if rows.is_dir() else rows.with_name(f"{rows.name}.html")
+    if not given.lower().endswith((".html", ".htm")):
+        raise UsageError(f"output_path: expected a file with the end .html, got {given}")
+    return Path(given).expanduser()
+
+
+def _draw(path: Path, limit: int) -> tuple[page.Sample, str]:
+    """The rows to show, and what they are, as a sentence."""
+    sample, known = page.Sample(limit), set(sources.names())
+    rejected = page.rejected_beside(path)
+    if path.name.endswith(REJECTED):
+        rejected = path
+    else:
+        for row in read_rows(path):
+            known.add(row.source)
+            sample.add(row)
+    rows = sample.seen
+    if rejected.is_file():
+        for row in page.read_rejected(rejected, known - {""}):
+            sample.add(row)
+    shown = sample.rows
+    with_turns = sum(1 for row in shown if row.turns)
+    told = f"{with_turns:,} of {rows:,} rows"
+    if sample.seen > rows:
+        told += (
+            f", and {len(shown) - with_turns:,} of {sample.seen - rows:,} answers that gave none: "
+            "nobody has looked at those, so keep the page to yourself"
+        )
+    drawn = f"; drawn evenly, --limit {sample.seen} shows all" if len(shown) < sample.seen else ""
+    return sample, f"{told}{drawn}."
+
+
+def _open_annotations(
+    args: argparse.Namespace, named: Iterable[str]
+) -> tuple[Callable[[Row], Context | None], list[str]]:
+    """What finds the context of a row's image, and sentences on what there is and isn't."""
+    import datasets  # which takes a second
+
+    from mminstruct.reports.contexts import Contexts, open_contexts
+
+    cache_dir = Path(datasets.config.HF_DATASETS_CACHE)
+    if args.annotations is not None:
+        check_source_options(args, [args.annotations])
+        arguments = name_places(args) | choose_source_options(args, args.annotations)
+        contexts = open_contexts(args.annotations, arguments, cache_dir)
+        return contexts.find, [f"Boxes and captions are those of {contexts.source.info.name}."]
+    found: dict[str, Contexts] = {}
+    said = []
+    for name in sorted(named):
+        place = {"data_dir": args.dataset_storage_path}  # a page is no reason for a download
+        try:
+            if not sources.is_source(name):
+                raise UsageError(f"{name or 'the rows'}: not known whose annotations they are from")
+            found[name] = open_contexts(name, place | choose_source_options(args, name), cache_dir)
+        except (SourceError, UsageError) as error:
+            said.append(f"Without boxes and captions ({error}): --annotations SOURCE shows them.")
+
+    def find(row: Row) -> Context | None:
+        return found[row.source].find(row) if row.source in found else None
+
+    return find, said

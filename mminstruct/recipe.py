@@ -83,7 +83,7 @@ class Recipe:
             UsageError: a name stands for nothing, or a value can't be used.
             ConfigError: a file of prompts or licences is broken.
         """
-        config.check()
+        config.validate()
         source = sources.get(config.source, config.source_options)
         own = prompts.load(config.prompt_config)
         own = own if source.info.fitted else own.whole
@@ -118,6 +118,12 @@ class Recipe:
             raise UsageError(
                 f"batch_api: the model source {self.backend.name!r} has no Batch API; "
                 "use the model source 'openai' or leave it out"
+            )
+        if self.config.check == "reask":
+            raise UsageError(
+                "check: reask asks again within the run, which batches can't; answer them with "
+                "check report first, then run again with reask and without batch_api: what is "
+                "stored is not asked for again"
             )
         for field in ("requests_per_minute", "tokens_per_minute"):
             if getattr(self.config, field) is not None:
@@ -198,6 +204,7 @@ class Recipe:
             license=self.verdict.license,
             commercial=self.verdict.commercial,
             image_use=self.registry.image_use(),
+            check=config.check,
         )
 
     @cached_property

@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from dummy_data import write_all
 
+from mminstruct.benchmarks import image_key
 from mminstruct.errors import SourceError, UsageError
 from mminstruct.reports.contexts import open_contexts
-from mminstruct.reports.rows import image_key, read_rows, to_row
+from mminstruct.reports.rows import read_rows, to_row
 from mminstruct.schema import Turn
 
 ONE = Turn("What is it?", "A cat.")

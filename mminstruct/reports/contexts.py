@@ -11,10 +11,11 @@ import datasets
 import msgspec
 
 from mminstruct import sources, splits
+from mminstruct.benchmarks import image_key
 from mminstruct.config import InstructConfig, read_arguments
 from mminstruct.errors import SourceError
 from mminstruct.recipe import Recipe
-from mminstruct.reports.rows import Row, image_key
+from mminstruct.reports.rows import Row
 from mminstruct.rows.contexts import contexts_dataset
 from mminstruct.schema import Context, decode_context
 from mminstruct.sources import Source

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mminstruct.benchmarks import image_key
 from mminstruct.datafiles import SUFFIXES, as_usage_errors, list_files, read_file
 from mminstruct.errors import UsageError
 from mminstruct.schema import Turn
@@ -18,7 +19,6 @@ from mminstruct.schema import Turn
 _TURNS = {"messages": ("role", "content"), "conversations": ("from", "value")}
 _ASKS, _ANSWERS = {"user", "human"}, {"assistant", "gpt", "model"}
 _IMAGE_MARK = re.compile(r"\s*<image>\s*")
-_COCO_NAME = re.compile(r"(?:COCO_\w+_)?(\d{12})(?:\.\w+)?|0*(\d+)")
 
 
 class Row(NamedTuple):
@@ -143,14 +143,3 @@ def _name_of(image: Any) -> str:
 
 def _text_of(value: Any) -> str:
     return str(value) if isinstance(value, str | int) else ""
-
-
-def image_key(name: str | int) -> str:
-    """What an image is found by, whichever way it is named.
-
-    COCO's files of any year, its ids with and without zeros have the same: the number. Others have
-    their file's name.
-    """
-    last = re.split(r"[\\/]", str(name).partition("?")[0])[-1]
-    number = _COCO_NAME.fullmatch(last)
-    return str(int(number[1] or number[2])) if number else last

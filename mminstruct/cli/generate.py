@@ -83,7 +83,16 @@ def _generate(args: argparse.Namespace) -> int:
         for row in _first_rows(generated.rows, args.show):
             if print_text(_sample(row)) != DONE:
                 break
-        return _tell(args, generated)
+        code = _tell(args, generated)
+        _tell_look(generated.written, output_format)
+        return code
+
+
+def _tell_look(outcome: export.Outcome | None, output_format: str) -> None:
+    """Say by which command rows can be looked at, where they are in a form that it reads."""
+    form = export.FORMATS.get(output_format)
+    if outcome is not None and (form is None or form.layout in ("lines", "array", "parquet")):
+        say(f"look: {shlex.join(['mminstruct', 'view', str(outcome.path)])}")
 
 
 def _tell(args: argparse.Namespace, generated: Generated) -> int:

@@ -16,7 +16,7 @@ from mminstruct.cli.runs import check_source_options, choose_source_options, nam
 from mminstruct.errors import SourceError, UsageError, lacking
 from mminstruct.reports import page
 from mminstruct.reports.rows import Row, read_rows
-from mminstruct.rows.report import REJECTED
+from mminstruct.rows.report import REJECTED, VIEW
 from mminstruct.schema import Context
 
 _FLAGS: dict[str, dict[str, Any]] = {
@@ -89,7 +89,7 @@ def _view(args: argparse.Namespace) -> int:
 def _choose_output(given: str | None, rows: Path) -> Path:
     """Where the page goes."""
     if given is None:
-        return rows / page.TEMPLATE if rows.is_dir() else rows.with_name(f"{rows.name}.html")
+        return rows / VIEW if rows.is_dir() else rows.with_name(f"{rows.name}.html")
     if not given.lower().endswith((".html", ".htm")):
         raise UsageError(f"output_path: expected a file with the end .html, got {given}")
     return Path(given).expanduser()

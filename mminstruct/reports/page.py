@@ -24,11 +24,9 @@ from mminstruct import datafiles, sources
 from mminstruct.reports.rows import Row
 from mminstruct.resources import is_inside
 from mminstruct.rows.columns import ROW
-from mminstruct.rows.report import REJECTED
+from mminstruct.rows.report import REJECTED, VIEW
 from mminstruct.schema import Box, Context, Media
 
-TEMPLATE = "view.html"
-"""Of the page, and how it is called in a release's folder."""
 _CREDIT = tuple(ROW["image_credit"].type)
 
 
@@ -173,7 +171,7 @@ def render(
     )
     environment.filters["csp"] = _hash_source
     data = {"images": shown, "noun": nouns.pop() if len(nouns) == 1 else "item"}
-    return environment.get_template(TEMPLATE).render(title=title, told=told, data=data)
+    return environment.get_template(VIEW).render(title=title, told=told, data=data)
 
 
 def _hash_source(text: str) -> str:
@@ -293,6 +291,6 @@ def _show_row(row: Row) -> dict[str, Any]:
     text, use = row.columns.get("license"), row.columns.get("commercial_use")
     words = "not known" if use is None else "yes" if use is True else "no"
     said = (
-        f"Text: {text}. Commercial use, with the image: {words}." if use is not None or text else ""
+        f"Text: {text}. Commercial use of all together: {words}." if use is not None or text else ""
     )
     return {**named, "turns": turns, "use": said}

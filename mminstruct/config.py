@@ -95,6 +95,9 @@ class InstructConfig:
             other licences allow the same of the rows.
         check: what becomes of turns that the annotations contradict: report (marked in the column
             checks; default), drop, or reask (ask once more, saying what is wrong; then drop).
+        exclude: images that aren't asked about: those of benchmarks (pope, llava_bench_coco,
+            karpathy, karpathy_val, karpathy_test, flickr30k), or of a text file that names one a
+            line; several, with commas or blanks between.
         default_dir: where annotation files are looked for before a download, if no ``data_dir`` is
             given.
         temperature: 0 is greedy (default: 0.7).
@@ -164,6 +167,7 @@ class InstructConfig:
     limit: int | None = _field(None, "content", "N", least=1)
     commercial: bool = _field(False, "content")
     check: OnContradiction = _field("report", "content")
+    exclude: list[str] | None = _field(None, "content", "NAME")
     default_dir: str | None = None
     temperature: float = _field(0.7, "sampling", least=0)
     top_p: float = _field(1.0, "sampling", least=0.0, most=1.0)
@@ -205,7 +209,7 @@ class InstructConfig:
             kinds = kinds_of(field)
             if set(kinds) <= {*_KINDS, type(None)}:
                 _check_type(field.name, getattr(self, field.name), kinds)
-        for name in ("types", "splits", "base_url"):
+        for name in ("types", "splits", "exclude", "base_url"):
             several = getattr(self, name)
             if several is not None and not isinstance(several, str):
                 is_list = isinstance(several, (list, tuple))

@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from mminstruct import backends, licenses, prompts, sources, splits
+from mminstruct import backends, benchmarks, licenses, prompts, sources, splits
 from mminstruct.backends import Backend
 from mminstruct.completions.budget import Budget
 from mminstruct.completions.prices import Price, price_of
@@ -26,7 +26,7 @@ from mminstruct.fetching.archives import fetch, is_fetched
 from mminstruct.licenses import Part, Registry, Tally, Verdict
 from mminstruct.prompts.config import PromptConfig
 from mminstruct.resources import shown
-from mminstruct.rows.contexts import contexts_dataset, contexts_key, media_licenses
+from mminstruct.rows.contexts import contexts_dataset, contexts_key, media_licenses, read_media
 from mminstruct.rows.plan import Plan
 from mminstruct.rows.requests import requests_dataset
 from mminstruct.schema import Sampling, digest
@@ -87,12 +87,11 @@ class Recipe:
         source = sources.get(config.source, config.source_options)
         own = prompts.load(config.prompt_config)
         own = own if source.info.fitted else own.whole
-        chosen = [config.types] if isinstance(config.types, str) else config.types
         found = cls(
             config,
             source,
             own,
-            prompts.type_names(own, tuple(chosen) if chosen else None),
+            prompts.type_names(own, tuple(_list_all(config.types)) or None),
             _split_names(config, source),
             like.registry if like else licenses.load(config.licenses, sources.names()),
             like,
@@ -252,6 +251,7 @@ class Recipe:
                 self.types,
                 self.backend.identity(),
                 [self.config.context_window, self.config.limit, self.config.commercial],
+                *self._exclusion,
                 *self.own_store,
                 None if custom_features is None else custom_features.to_dict(),
             ]
@@ -321,7 +321,7 @@ class Recipe:
             files = self.fetch(split, downloads, sending=sending)
             contexts, report = self.read_contexts(files, split, cache_dir)
             read = contexts_key(self.source, files)
-            key = digest([read, len(contexts), self.types, kept])[:16]
+            key = digest([read, len(contexts), self.types, kept, *self._exclusion])[:16]
             found[split] = Read(requests_dataset(contexts, self.types, key), key, report)
         return found
 
@@ -344,6 +344,8 @@ class Recipe:
             raise UsageError(f"{where}: no {info.modality} is left to write about: {lines}")
         if self.config.commercial:
             contexts = self._commercial(where, contexts, report)
+        if self._excluded:
+            contexts = self._exclude(where, contexts, report)
         if self.config.limit is not None:
             contexts = contexts.select(range(min(self.config.limit, len(contexts))))
         return contexts, report
@@ -374,12 +376,50 @@ class Recipe:
         _log.info(outcome)
         return kept
 
+    @cached_property
+    def _excluded(self) -> dict[str, frozenset[str]]:
+        """Images that are left out, by the title of the list that names them."""
+        return benchmarks.find_images(_list_all(self.config.exclude))
+
+    @property
+    def _exclusion(self) -> list[str]:
+        """Digest of what is left out, if anything is."""
+        lists = {title: sorted(images) for title, images in self._excluded.items()}
+        return [digest(lists)] if lists else []
+
+    def _exclude(
+        self, where: str, contexts: datasets.Dataset, report: ReadReport
+    ) -> datasets.Dataset:
+        """The contexts of images that are on no list of those to leave out; others are reported.
+
+        Raises:
+            UsageError: there is none.
+        """
+        keys = [benchmarks.image_key(media.file_name) for media in read_media(contexts)]
+        lists = self._excluded.items()
+        on = [next((title for title, images in lists if key in images), None) for key in keys]
+        kept = contexts.select([number for number, title in enumerate(on) if title is None])
+        kind, counts = self.source.info.modality, Counter(filter(None, on))
+        for title in self._excluded:
+            report.skip(f"{kind} of {title}", counts[title], harmless=True)
+        said = ", ".join(f"{counts[title]} of {title}" for title in self._excluded)
+        outcome = f"{where}: {len(kept)} of {len(contexts)} {kind}s are kept; excluded: {said}"
+        if not len(kept):
+            raise UsageError(outcome)
+        _log.warning(outcome)
+        return kept
+
     def expect(
         self, tally: Tally, media_licenses: Mapping[str | None, int], text: bool | None
     ) -> None:
         """Count rows that are to come about images under these licences, with such a text."""
         tally.kinds.add(self.source.info.modality)
         tally.expect(media_licenses, len(self.types), text, self.registry.allows)
+
+
+def _list_all(given: str | Sequence[str] | None) -> list[str]:
+    """What an argument names that takes one or several."""
+    return [given] if isinstance(given, str) else list(given or ())
 
 
 def _split_names(config: InstructConfig, source: Source) -> tuple[str, ...]:
@@ -389,8 +429,7 @@ def _split_names(config: InstructConfig, source: Source) -> tuple[str, ...]:
         UsageError: the source has no such split.
     """
     known = source.info.splits
-    chosen = [config.splits] if isinstance(config.splits, str) else config.splits
-    chosen = list(chosen or known[:1])
+    chosen = _list_all(config.splits) or known[:1]
     if splits.ALL in chosen:
         return known
     for split in chosen:

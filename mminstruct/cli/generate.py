@@ -179,7 +179,14 @@ def _public(flag: str, value: str, registry: licenses.Registry) -> str:
         return shown if is_public else "URL"
     if flag in ("dataset_storage_path", "image_folder") or (flag == "model" and path.is_dir()):
         return "DIR"
-    files = ("model", "licenses", "prompt_config", "captions", *backends.engine_options())
+    files = (
+        "model",
+        "licenses",
+        "prompt_config",
+        "captions",
+        "exclude",
+        *backends.engine_options(),
+    )
     named = flag == "output_path" or (flag in files and (path.is_absolute() or path.is_file()))
     return path.resolve().name if named else value
 

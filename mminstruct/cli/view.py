@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import argparse
 import webbrowser
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+import datasets
 
 from mminstruct import sources
 from mminstruct.cli.arguments import Parser
 from mminstruct.cli.console import DONE, quiet_libraries, say
 from mminstruct.cli.flags import CONFIG_FLAG, CONTENT_FLAGS, add_flags, flags_of_options
 from mminstruct.cli.runs import check_source_options, choose_source_options, name_places
-from mminstruct.errors import SourceError, UsageError, lacking
+from mminstruct.errors import UsageError, lacking
 from mminstruct.reports import page
-from mminstruct.reports.rows import Row, read_rows
+from mminstruct.reports.contexts import Contexts, find_contexts, open_contexts
+from mminstruct.reports.rows import read_rows
 from mminstruct.rows.report import REJECTED, VIEW
-from mminstruct.schema import Context
 
 _FLAGS: dict[str, dict[str, Any]] = {
     "annotations": {
@@ -72,9 +73,9 @@ def _view(args: argparse.Namespace) -> int:
     if args.limit < 1:
         raise UsageError(f"limit: expected at least 1, got {args.limit}")
     sample, told = _draw(path, args.limit)
-    find, said = _open_annotations(args, {row.source for row in sample.rows})
+    contexts, said = _open_annotations(args, {row.source for row in sample.rows})
     text = page.render(
-        path.absolute().name, [told, *said], sample, find, page.Images(output, images, folder)
+        path.absolute().name, [told, *said], sample, contexts, page.Images(output, images, folder)
     )
     output.write_text(text, encoding="utf-8", newline="\n")
     for sentence in (told, *said):
@@ -107,7 +108,7 @@ def _draw(path: Path, limit: int) -> tuple[page.Sample, str]:
             sample.add(row)
     rows = sample.seen
     if rejected.is_file():
-        for row in page.read_rejected(rejected, known - {""}):
+        for row in page.read_rejected_rows(rejected, known - {""}):
             sample.add(row)
     shown = sample.rows
     with_turns = sum(1 for row in shown if row.turns)
@@ -122,31 +123,26 @@ def _draw(path: Path, limit: int) -> tuple[page.Sample, str]:
 
 
 def _open_annotations(
-    args: argparse.Namespace, named: Iterable[str]
-) -> tuple[Callable[[Row], Context | None], list[str]]:
-    """What finds the context of a row's image, and sentences on what there is and isn't."""
-    import datasets  # which takes a second
-
-    from mminstruct.reports.contexts import Contexts, open_contexts
-
+    args: argparse.Namespace, named: set[str]
+) -> tuple[dict[str, Contexts], list[str]]:
+    """The contexts by the source that rows name, and sentences on what there is and isn't."""
     cache_dir = Path(datasets.config.HF_DATASETS_CACHE)
-    if args.annotations is not None:
-        check_source_options(args, [args.annotations])
-        arguments = name_places(args) | choose_source_options(args, args.annotations)
-        contexts = open_contexts(args.annotations, arguments, cache_dir)
-        return contexts.find, [f"Boxes and captions are those of {contexts.source.info.name}."]
-    found: dict[str, Contexts] = {}
-    said = []
+    places = name_places(args)
+    if given := args.annotations:
+        check_source_options(args, [given])
+        contexts = open_contexts(given, places | choose_source_options(args, given), cache_dir)
+        return dict.fromkeys(named, contexts), [f"Boxes and captions are those of {given}."]
+    found, said = {}, []
     for name in sorted(named):
-        place = {"data_dir": args.dataset_storage_path}  # a page is no reason for a download
-        try:
-            if not sources.is_source(name):
-                raise UsageError(f"{name or 'the rows'}: not known whose annotations they are from")
-            found[name] = open_contexts(name, place | choose_source_options(args, name), cache_dir)
-        except (SourceError, UsageError) as error:
-            said.append(f"Without boxes and captions ({error}): --annotations SOURCE shows them.")
-
-    def find(row: Row) -> Context | None:
-        return found[row.source].find(row) if row.source in found else None
-
-    return find, said
+        at_hand = None
+        if sources.is_source(name):
+            at_hand = find_contexts(name, places | choose_source_options(args, name), cache_dir)
+        if at_hand is not None:
+            found[name] = at_hand
+        else:
+            said.append(
+                f"Without boxes and captions of {name or 'the images'}, which aren't in "
+                f"{args.dataset_storage_path}: --annotations {name or 'SOURCE'} "
+                "--dataset_storage_path DIR shows them."
+            )
+    return found, said

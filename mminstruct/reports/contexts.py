@@ -12,15 +12,15 @@ import msgspec
 
 from mminstruct import sources, splits
 from mminstruct.benchmarks import image_key
+from mminstruct.checks import Checker
+from mminstruct.checks.vocabulary import name_of
 from mminstruct.config import InstructConfig, read_arguments
 from mminstruct.errors import SourceError
 from mminstruct.recipe import Recipe
+from mminstruct.reports.quality import Judged
 from mminstruct.reports.rows import Row
 from mminstruct.rows.contexts import contexts_dataset
 from mminstruct.schema import Context, decode_context
-from mminstruct.sources import Source
-
-_PER_BATCH = 1000
 
 
 class _Media(msgspec.Struct):
@@ -33,36 +33,35 @@ class _Named(msgspec.Struct):
 
 
 class Contexts:
-    """What annotations say of images, found by a row's image.
+    """What annotations say of images, found by a row's image."""
 
-    Attributes:
-        source: whose they are.
-    """
-
-    def __init__(self, source: Source, tables: Iterable[datasets.Dataset]) -> None:
-        self.source = source
-        self._tables = list(tables)
-        # Of both an id and a file's name; a file's name goes before.
-        self._places: dict[str, tuple[int, int]] = {}
+    def __init__(self, checker: Checker, tables: Iterable[datasets.Dataset]) -> None:
+        self._checker = checker
+        self._chunks = [chunk for t in tables for chunk in t.data.column("context").chunks]
+        by_name: dict[str, tuple[int, int]] = {}
         by_id: dict[str, tuple[int, int]] = {}
         decode = msgspec.json.Decoder(_Named).decode
-        for number, table in enumerate(self._tables):
-            at = 0
-            texts = table.select_columns("context").with_format("arrow")
-            for part in texts.iter(_PER_BATCH):
-                for named in map(decode, part["context"].to_pylist()):
-                    self._places[image_key(named.media.file_name)] = number, at
-                    by_id[image_key(named.id)] = number, at
-                    at += 1
-        self._places = by_id | self._places
+        for number, chunk in enumerate(self._chunks):
+            for at, named in enumerate(map(decode, chunk.to_pylist())):
+                by_name[image_key(named.media.file_name)] = number, at
+                by_id[image_key(named.id)] = number, at
+        self._places = by_id | by_name
 
     def __len__(self) -> int:
-        return sum(map(len, self._tables))
+        return sum(map(len, self._chunks))
 
     def find(self, row: Row) -> Context | None:
         """The context of a row's image, or None."""
         place = next((self._places[key] for key in row.keys if key in self._places), None)
-        return decode_context(self._tables[place[0]][place[1]]["context"]) if place else None
+        return decode_context(self._chunks[place[0]][place[1]].as_py()) if place else None
+
+    def judge(self, row: Row) -> Judged:
+        """A row, held against the context of its image."""
+        context = self.find(row)
+        if context is None:
+            return Judged(row, is_lost=True)
+        boxes = frozenset(name_of(label) for label in {box.label for box in context.boxes})
+        return Judged(row, self._checker.check(context, row.turns), boxes)
 
 
 def open_contexts(source: str, arguments: Mapping[str, Any], cache_dir: Path) -> Contexts:
@@ -79,18 +78,38 @@ def open_contexts(source: str, arguments: Mapping[str, Any], cache_dir: Path) ->
         UsageError: there is no such source, or split.
         SourceError: its files are missing or damaged.
     """
+    recipe = _resolve(source, arguments)
+    names = recipe.splits
+    if not arguments.get("splits"):
+        names = _list_splits(recipe) or names[:1]
+    return _read(recipe, names, cache_dir)
+
+
+def find_contexts(source: str, arguments: Mapping[str, Any], cache_dir: Path) -> Contexts | None:
+    """The contexts of those splits whose files are at hand, or None; nothing is downloaded."""
+    recipe = _resolve(source, arguments)
+    names = _list_splits(recipe)
+    return _read(recipe, names, cache_dir) if names else None
+
+
+def _resolve(source: str, arguments: Mapping[str, Any]) -> Recipe:
     asked = {"source": source, "splits": [splits.ALL], "backend": "fake", **arguments}
     config = InstructConfig(**read_arguments(asked))
     info = sources.get(source, config.source_options).info
-    recipe = Recipe.of(replace(config, prompt_config=info.prompt_config))
-    names = recipe.splits
-    if not arguments.get("splits"):
-        names = tuple(name for name in names if _is_there(recipe, name)) or names[:1]
+    return Recipe.of(replace(config, prompt_config=info.prompt_config))
+
+
+def _read(recipe: Recipe, names: Iterable[str], cache_dir: Path) -> Contexts:
     found = []
     for name in names:
         files = recipe.fetch(name, Path(datasets.config.DOWNLOADED_DATASETS_PATH))
         found.append(contexts_dataset(recipe.source, files, name, cache_dir)[0])
-    return Contexts(recipe.source, found)
+    return Contexts(recipe.plan.checker, found)
+
+
+def _list_splits(recipe: Recipe) -> tuple[str, ...]:
+    """Those whose files are at hand."""
+    return tuple(name for name in recipe.splits if _is_there(recipe, name))
 
 
 def _is_there(recipe: Recipe, split: str) -> bool:

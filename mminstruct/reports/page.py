@@ -10,7 +10,7 @@ import base64
 import hashlib
 import heapq
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,13 @@ import msgspec
 
 from mminstruct import annotations as kinds
 from mminstruct import datafiles, sources
+from mminstruct.checks import verdict_of
+from mminstruct.reports.contexts import Contexts
 from mminstruct.reports.rows import Row
 from mminstruct.resources import is_inside
 from mminstruct.rows.columns import ROW
 from mminstruct.rows.report import REJECTED, VIEW
-from mminstruct.schema import Box, Context, Media
+from mminstruct.schema import Box, Media
 
 _CREDIT = tuple(ROW["image_credit"].type)
 
@@ -90,7 +92,7 @@ def rejected_beside(path: Path) -> Path:
     return path / REJECTED if path.is_dir() else path.with_name(f"{path.name}.{REJECTED}")
 
 
-def read_rejected(file: Path, known: Iterable[str]) -> Iterator[Row]:
+def read_rejected_rows(file: Path, known: Iterable[str]) -> Iterator[Row]:
     """What gave no row, as rows without turns, whose columns are the entry.
 
     Args:
@@ -150,7 +152,7 @@ def render(
     title: str,
     told: Sequence[str],
     sample: Sample,
-    find: Callable[[Row], Context | None],
+    contexts: Mapping[str, Contexts],
     images: Images,
 ) -> str:
     """The page.
@@ -159,10 +161,13 @@ def render(
         title: its heading.
         told: sentences below it.
         sample: the rows to show.
-        find: the context of a row's image, or None.
+        contexts: those of the rows' images, by the source that rows name, as far as there are some.
+            Rows without checks are held against them.
         images: where images are.
     """
-    shown = [_show_image(rows, find(rows[0]), images) for rows in sample.images.values()]
+    shown = [
+        _show_image(rows, contexts.get(rows[0].source), images) for rows in sample.images.values()
+    ]
     nouns = {image.pop("noun") for image in shown}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -179,8 +184,9 @@ def _hash_source(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _show_image(rows: Sequence[Row], context: Context | None, images: Images) -> dict[str, Any]:
+def _show_image(rows: Sequence[Row], contexts: Contexts | None, images: Images) -> dict[str, Any]:
     first = rows[0]
+    context = contexts.find(first) if contexts else None
     media = context.media if context else _media_of(first)
     others = context.annotations if context else {}
     spans, sections = [], []
@@ -206,7 +212,7 @@ def _show_image(rows: Sequence[Row], context: Context | None, images: Images) ->
         "boxes": [_show_box(box) for box in boxes],  # the small ones in front
         "spans": spans,
         "sections": sections,
-        "rows": [_show_row(row) for row in rows],
+        "rows": [_show_row(row, contexts) for row in rows],
     }
 
 
@@ -257,34 +263,18 @@ def _show_box(box: Box) -> dict[str, Any]:
     return {"label": box.label, "words": words, "bbox_xyxy_norm": box.bbox_xyxy_norm}
 
 
-class _Checks(msgspec.Struct):
-    """What the checks said, as rows have it."""
-
-    verdicts: list[str] = []
-    findings: list[dict[str, str | int]] = []
-
-
-def _read_checks(row: Row) -> _Checks:
-    """What the checks said of a row; nothing where a column of that name is something else."""
-    try:
-        return msgspec.convert(row.checks or {}, _Checks)
-    except msgspec.ValidationError:
-        return _Checks()
-
-
-def _show_row(row: Row) -> dict[str, Any]:
+def _show_row(row: Row, contexts: Contexts | None) -> dict[str, Any]:
     named = {"id": row.id, "type": row.type}
     if not row.turns:
         entry = {"outcome": "empty", "reason": "no answer", **row.columns}
         return named | {name: entry.get(name) for name in ("outcome", "reason", "detail", "answer")}
-    checks = _read_checks(row)
-    verdicts = dict(enumerate(checks.verdicts))
+    found = contexts.judge(row).findings if contexts and row.checks is None else row.checks
     turns = [
         {
             "question": turn.question,
             "answer": turn.answer,
-            "verdict": verdicts.get(number),
-            "findings": [f for f in checks.findings if f["turn"] == number],
+            "verdict": None if found is None else verdict_of(found, number),
+            "findings": [msgspec.structs.asdict(f) for f in found or () if f.turn == number],
         }
         for number, turn in enumerate(row.turns)
     ]

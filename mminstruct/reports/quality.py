@@ -49,11 +49,18 @@ class Judged(NamedTuple):
         row: as it was read.
         findings: of the checks, or None if it wasn't checked.
         boxes: the names of the things that have boxes, or None if that isn't known.
+        is_lost: annotations of its image were looked for, and there are none.
     """
 
     row: Row
     findings: Sequence[Finding] | None = None
     boxes: frozenset[str] | None = None
+    is_lost: bool = False
+
+    @classmethod
+    def of(cls, row: Row) -> Judged:
+        """A row with what it says of itself."""
+        return cls(row, row.checks)
 
 
 class Checked(msgspec.Struct, frozen=True):
@@ -139,7 +146,7 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
         all: all rows.
         types: type of instruction -> its rows, if there are types.
         images: distinct ones that rows are about.
-        without_context: rows whose image has no annotations, if these were looked for.
+        without_context: rows about images of which annotations were looked for in vain.
         benchmarks: by name, those that share images with it.
         rejected: answers that gave no row: type -> reason -> how many, if that is known.
     """
@@ -147,7 +154,7 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
     all: Measures
     types: dict[str, Measures] = {}
     images: int = 0
-    without_context: int | None = None
+    without_context: int = 0
     benchmarks: dict[str, Overlap] = {}
     rejected: dict[str, dict[str, int]] = {}
 
@@ -157,36 +164,47 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
         return found
 
 
-def measure(rows: Iterable[Judged], rejected: Mapping[str, Mapping[str, int]] = {}) -> Quality:  # noqa: B006
-    """What rows are like.
+class Meter:
+    """Measures rows, given one by one in a fixed order: the same rows give the same figures."""
 
-    Args:
-        rows: of one data set, in a fixed order: the same rows give the same figures.
-        rejected: answers that gave no row, by type and reason.
-    """
-    types: dict[str, _Tally] = {}
-    whole, images = _Tally(), set()
-    for judged in rows:
+    def __init__(self) -> None:
+        self._types: dict[str, _Tally] = {}
+        self._sample = _Sample()
+        self._images: set[str] = set()
+        self._lost = 0
+
+    def add(self, judged: Judged) -> None:
+        """Count a row."""
         row = judged.row
-        if row.type not in types:
-            types[row.type] = _Tally()
-        types[row.type].add(judged)
-        whole.sample.add(row.turns)
+        if row.type not in self._types:
+            self._types[row.type] = _Tally()
+        self._types[row.type].add(judged)
+        self._sample.add(row.turns)
+        self._lost += judged.is_lost
         if row.image:
-            images.add(benchmarks.image_key(row.image))
-    for tally in types.values():
-        whole.add_all(tally)
-    overlaps = {
-        name: Overlap(one.title, len(one.keys & images), len(one.keys), one.source_url)
-        for name, one in benchmarks.known().items()
-    }
-    return Quality(
-        all=whole.measures(),
-        types={name: tally.measures() for name, tally in types.items() if name},
-        images=len(images),
-        benchmarks={name: one for name, one in overlaps.items() if one.images},
-        rejected={kind: dict(counts) for kind, counts in rejected.items()},
-    )
+            self._images.add(benchmarks.image_key(row.image))
+
+    def read(self, rejected: Mapping[str, Mapping[str, int]]) -> Quality:
+        """What the rows are like.
+
+        Args:
+            rejected: answers that gave no row, by type and reason.
+        """
+        whole = _Tally(sample=self._sample)
+        for tally in self._types.values():
+            whole.add_all(tally)
+        overlaps = {
+            name: Overlap(one.title, len(one.keys & self._images), len(one.keys), one.source_url)
+            for name, one in benchmarks.known().items()
+        }
+        return Quality(
+            all=whole.measures(),
+            types={name: tally.measures() for name, tally in self._types.items() if name},
+            images=len(self._images),
+            without_context=self._lost,
+            benchmarks={name: one for name, one in overlaps.items() if one.images},
+            rejected={kind: dict(counts) for kind, counts in rejected.items() if counts},
+        )
 
 
 class _Sample:

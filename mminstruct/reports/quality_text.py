@@ -228,8 +228,8 @@ def _of(quality: Quality, kind: str) -> Measures:
 
 def _facts(quality: Quality) -> str:
     about = f" about {quality.images:,} images" if quality.images else ""
-    lacking = quality.without_context
-    left = f", {lacking:,} of them without annotations" if lacking else ""
+    lost = quality.without_context
+    left = f"; of {lost:,} rows the image has no annotations here" if lost else ""
     return f"{quality.all.rows:,} rows{about}{left}"
 
 

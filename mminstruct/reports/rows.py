@@ -11,7 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+from msgspec import Struct
+from msgspec.json import decode
+
 from mminstruct.benchmarks import image_key
+from mminstruct.checks import Finding
 from mminstruct.datafiles import SUFFIXES, as_usage_errors, list_files, read_file
 from mminstruct.errors import UsageError
 from mminstruct.schema import Turn
@@ -19,6 +24,10 @@ from mminstruct.schema import Turn
 _TURNS = {"messages": ("role", "content"), "conversations": ("from", "value")}
 _ASKS, _ANSWERS = {"user", "human"}, {"assistant", "gpt", "model"}
 _IMAGE_MARK = re.compile(r"\s*<image>\s*")
+
+
+class _Noted(Struct):
+    rejected: dict[str, dict[str, int]] | None = None
 
 
 class Row(NamedTuple):
@@ -31,7 +40,7 @@ class Row(NamedTuple):
         image_id: or nothing.
         image: the file of the image (motion ...), or its address, or nothing.
         turns: questions and answers; what has no question before it has an empty one.
-        checks: what the checks of the run said, as the row has it, or None.
+        checks: what the checks of the run found, or None.
         image_license: or None.
         columns: all that was read of it.
     """
@@ -42,7 +51,7 @@ class Row(NamedTuple):
     image_id: str
     image: str
     turns: tuple[Turn, ...]
-    checks: Any
+    checks: tuple[Finding, ...] | None
     image_license: str | None
     columns: Mapping[str, Any]
 
@@ -88,6 +97,15 @@ def _tell_form(columns: Any) -> str:
     return f"expected rows with {' or '.join(_TURNS)}, got {got or 'nothing'}"
 
 
+def read_rejected(path: Path) -> dict[str, dict[str, int]]:
+    """Answers that gave no row, by type and reason, as the folder of a release tells it."""
+    noted = path / "provenance.json"
+    if not noted.is_file():
+        return {}
+    with as_usage_errors(noted):
+        return decode(noted.read_bytes(), type=_Noted).rejected or {}
+
+
 def to_row(columns: Any) -> Row | None:
     """A row as it was read, in the one form; None if it has no conversation."""
     name = next((n for n in _TURNS if isinstance(columns, dict) and columns.get(n)), None)
@@ -101,10 +119,19 @@ def to_row(columns: Any) -> Row | None:
         image_id=_text_of(columns.get("image_id")),
         image=_name_of(image) or _find_in_parts(columns[name]),
         turns=tuple(_pair(columns[name], *_TURNS[name])),
-        checks=columns.get("checks"),
+        checks=_read_checks(columns.get("checks")),
         image_license=columns.get("image_license"),
         columns=columns,
     )
+
+
+def _read_checks(column: Any) -> tuple[Finding, ...] | None:
+    """What checks found; others may have a column of that name with something else."""
+    found = column.get("findings") if isinstance(column, dict) else None
+    try:
+        return msgspec.convert(found, tuple[Finding, ...] | None)
+    except msgspec.ValidationError:
+        return None
 
 
 def _pair(messages: Sequence[Any], by: str, said: str) -> Iterator[Turn]:

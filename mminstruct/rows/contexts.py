@@ -90,16 +90,24 @@ def _write_contexts(contexts: Iterator[Context], path: Path) -> None:
             more = len(ids) == _CONTEXTS_PER_BATCH
 
 
-class _MediaLicense(msgspec.Struct):
+class NamedMedia(msgspec.Struct):
+    """What tells whether an image (motion ...) is wanted."""
+
+    file_name: str
     license: str | None = None
 
 
-class _Licensed(msgspec.Struct):
-    media: _MediaLicense
+class _About(msgspec.Struct):
+    media: NamedMedia
+
+
+def read_media(contexts: datasets.Dataset) -> Iterator[NamedMedia]:
+    """The image (motion ...) of each context, as `contexts_dataset` gives them."""
+    decode = msgspec.json.Decoder(_About).decode
+    for part in contexts.select_columns("context").with_format("arrow").iter(_CONTEXTS_PER_BATCH):
+        yield from (decode(text).media for text in part["context"].to_pylist())
 
 
 def media_licenses(contexts: datasets.Dataset) -> Iterator[str | None]:
-    """The licence of each context's image (motion ...), as `contexts_dataset` gives them."""
-    decode = msgspec.json.Decoder(_Licensed).decode
-    for part in contexts.select_columns("context").with_format("arrow").iter(_CONTEXTS_PER_BATCH):
-        yield from (decode(text).media.license for text in part["context"].to_pylist())
+    """The licence of each context's image (motion ...)."""
+    return (media.license for media in read_media(contexts))

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import datasets
 
-from mminstruct import backends, export, generation, licenses, sources
+from mminstruct import backends, datafiles, export, generation, licenses, sources
 from mminstruct.builder import InstructBuilder, tell_cost
 from mminstruct.cli.arguments import USAGE, Parser
 from mminstruct.cli.console import DONE, INCOMPLETE, print_text, quiet_libraries, say
@@ -90,8 +90,9 @@ def _generate(args: argparse.Namespace) -> int:
 
 def _tell_look(outcome: export.Outcome | None, output_format: str) -> None:
     """Say by which command rows can be looked at, where they are in a form that it reads."""
-    form = export.FORMATS.get(output_format)
-    if outcome is not None and (form is None or form.layout in ("lines", "array", "parquet")):
+    assert outcome is not None  # a path is always given
+    name, form = outcome.path.name, export.FORMATS.get(output_format)
+    if form is None or (form.layout != "all" and name.endswith(datafiles.SUFFIXES)):
         say(f"look: {shlex.join(['mminstruct', 'view', str(outcome.path)])}")
 
 

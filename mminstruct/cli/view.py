@@ -135,7 +135,8 @@ def _open_annotations(
     found, said = {}, []
     for name in sorted(named):
         at_hand = None
-        if sources.is_source(name):
+        # Rows may name a path, too, which nobody has asked to open.
+        if all(part.upper() in sources.names() for part in sources.parts_of(name)):
             at_hand = find_contexts(name, places | choose_source_options(args, name), cache_dir)
         if at_hand is not None:
             found[name] = at_hand

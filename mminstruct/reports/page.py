@@ -192,9 +192,9 @@ def _show_image(rows: Sequence[Row], contexts: Contexts | None, images: Images) 
     spans, sections = [], []
     for kind in sorted(others, key=kinds.order):
         items = kinds.items(kind, others[kind])
-        timed = [item for item in items if getattr(item, "start_s", None) is not None]
-        spans += [msgspec.to_builtins(item) for item in timed]
-        if rest := [item for item in items if item not in timed]:
+        with_times = [item for item in items if getattr(item, "start_s", None) is not None]
+        spans += [msgspec.to_builtins(item) for item in with_times]
+        if rest := [item for item in items if item not in with_times]:
             lines = [line.removeprefix("- ") for line in kinds.lines(kind, rest)]
             sections.append({"heading": kinds.heading(kind), "lines": lines})
     boxes = sorted(context.boxes if context else (), key=lambda box: -box.area)

@@ -117,7 +117,10 @@ def test_rows_of_others_are_shown_with_the_annotations_that_are_named() -> None:
 def test_without_annotations_the_page_says_what_would_show_them() -> None:
     row = sample_row(source="COCO2017", media="000000000001.jpg")
     view(write_rows(row), "--dataset_storage_path", "nowhere")
-    assert "--annotations COCO2017 --dataset_storage_path DIR" in Path("page.html").read_text()
+    assert (
+        "of COCO2017: --annotations SOURCE --dataset_storage_path DIR"
+        in Path("page.html").read_text()
+    )
 
 
 def test_a_column_of_others_called_checks_is_no_verdict() -> None:
@@ -175,6 +178,18 @@ def test_hostile_text_stays_text() -> None:
     assert image["src"] is None
     assert {said["url"] for said in image["credit"]} == {None}
     assert image["size"] is None
+
+
+def test_names_that_are_no_files_or_sources_are_only_names() -> None:
+    names = ["a" * 400 + ".png", "a\0.png", ".", "..", "/etc/passwd", ""]
+    rows = [
+        sample_row(source=source, media=name, image_id=f"x{number}", commercial_use=[1])
+        for number, name in enumerate(names)
+        for source in ("SAMPLE", f"SAMPLE+{'a' * 400}", "../own.yaml", "a\0+b")
+    ]
+    images = view(write_rows(*rows))["images"]
+    assert len(images) == len(rows)
+    assert {image["src"] for image in images} == {None}
 
 
 def test_a_page_runs_its_own_script_and_loads_images_alone() -> None:

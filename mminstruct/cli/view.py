@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 import webbrowser
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from mminstruct.errors import UsageError, lacking
 from mminstruct.reports import page
 from mminstruct.reports.contexts import Contexts, find_contexts, open_contexts
 from mminstruct.reports.rows import read_rows
+from mminstruct.resources import check_writable
 from mminstruct.rows.report import REJECTED, VIEW
 
 _FLAGS: dict[str, dict[str, Any]] = {
@@ -72,11 +74,13 @@ def _view(args: argparse.Namespace) -> int:
         )
     if args.limit < 1:
         raise UsageError(f"limit: expected at least 1, got {args.limit}")
+    check_writable(output.parent, output)
     sample, told = _draw(path, args.limit)
     contexts, said = _open_annotations(args, {row.source for row in sample.rows})
     text = page.render(
         path.absolute().name, [told, *said], sample, contexts, page.Images(output, images, folder)
     )
+    output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8", newline="\n")
     for sentence in (told, *said):
         say(sentence)
@@ -99,13 +103,12 @@ def _choose_output(given: str | None, rows: Path) -> Path:
 def _draw(path: Path, limit: int) -> tuple[page.Sample, str]:
     """The rows to show, and what they are, as a sentence."""
     sample, known = page.Sample(limit), set(sources.names())
-    rejected = page.rejected_beside(path)
-    if path.name.endswith(REJECTED):
-        rejected = path
-    else:
-        for row in read_rows(path):
-            known.add(row.source)
-            sample.add(row)
+    is_rejected = path.name.endswith(REJECTED)
+    beside = path / REJECTED if path.is_dir() else path.with_name(f"{path.name}.{REJECTED}")
+    rejected = path if is_rejected else beside
+    for row in () if is_rejected else read_rows(path, lambda names: "bytes" not in names):
+        known.add(row.source)
+        sample.add(row)
     rows = sample.seen
     if rejected.is_file():
         for row in page.read_rejected_rows(rejected, known - {""}):
@@ -132,18 +135,15 @@ def _open_annotations(
         check_source_options(args, [given])
         contexts = open_contexts(given, places | choose_source_options(args, given), cache_dir)
         return dict.fromkeys(named, contexts), [f"Boxes and captions are those of {given}."]
-    found, said = {}, []
-    for name in sorted(named):
-        at_hand = None
+    found: dict[str, Contexts] = {}
+    for name in named:
         # Rows may name a path, too, which nobody has asked to open.
-        if all(part.upper() in sources.names() for part in sources.parts_of(name)):
+        if all(part.upper() in sources.names() for part in name.split("+")):
             at_hand = find_contexts(name, places | choose_source_options(args, name), cache_dir)
-        if at_hand is not None:
-            found[name] = at_hand
-        else:
-            said.append(
-                f"Without boxes and captions of {name or 'the images'}, which aren't in "
-                f"{args.dataset_storage_path}: --annotations {name or 'SOURCE'} "
-                "--dataset_storage_path DIR shows them."
-            )
-    return found, said
+            found |= {name: at_hand} if at_hand else {}
+    lost = textwrap.shorten(", ".join(sorted(named - found.keys())), 80) or "the images"
+    said = (
+        f"Without boxes and captions of {lost}: --annotations SOURCE --dataset_storage_path DIR "
+        "shows them."
+    )
+    return found, [said] if named - found.keys() else []

@@ -26,7 +26,7 @@ from mminstruct.reports.contexts import Contexts
 from mminstruct.reports.rows import Row
 from mminstruct.resources import is_inside
 from mminstruct.rows.columns import ROW
-from mminstruct.rows.report import REJECTED, VIEW
+from mminstruct.rows.report import VIEW
 from mminstruct.schema import Box, Media
 
 _CREDIT = tuple(ROW["image_credit"].type)
@@ -71,8 +71,8 @@ class Sample:
             self.images[name].append(row)
             self._held += 1
         while self._held > self.limit:
-            self._bound, last = heapq.heappop(self._highest)
-            self._bound = -self._bound
+            highest, last = heapq.heappop(self._highest)
+            self._bound = -highest
             self._held -= len(self.images.pop(last))
 
 
@@ -85,11 +85,6 @@ class _Entry(msgspec.Struct, frozen=True):
     reason: str
     detail: str | None = None
     answer: str | None = None
-
-
-def rejected_beside(path: Path) -> Path:
-    """The file of what gave no row, of a release's folder or of a file of rows."""
-    return path / REJECTED if path.is_dir() else path.with_name(f"{path.name}.{REJECTED}")
 
 
 def read_rejected_rows(file: Path, known: Iterable[str]) -> Iterator[Row]:
@@ -131,15 +126,14 @@ class Images:
     def address(self, media: Media, source: str) -> str | None:
         """What the page asks for, or None."""
         name = media.file_name
-        if is_inside(name):
-            where = self.folder or self.beside
-            for file in (where / name, where / Path(name).name):
-                if file.is_file():
-                    return self._link(file)
-        if self.folder is not None:
-            return None
-        shipped = sources.shipped_image(source, name)
-        return self._link(shipped) if shipped else _web(media.url) or _web(name)
+        where = self.folder or self.beside
+        found = [where / name, where / Path(name).name]
+        if self.folder is None:
+            found += filter(None, [sources.shipped_image(source, name)])
+        for file in found if is_inside(name) else ():
+            if os.path.isfile(file):  # noqa: PTH113 (is_file() raises for a name that is too long)
+                return self._link(file)
+        return None if self.folder else _web(media.url) or _web(name)
 
     def _link(self, file: Path) -> str:
         try:

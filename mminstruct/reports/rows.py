@@ -120,7 +120,7 @@ def to_row(columns: Any) -> Row | None:
         image=_name_of(image) or _find_in_parts(columns[name]),
         turns=tuple(_pair(columns[name], *_TURNS[name])),
         checks=_read_checks(columns.get("checks")),
-        image_license=columns.get("image_license"),
+        image_license=_text_of(columns.get("image_license")) or None,
         columns=columns,
     )
 

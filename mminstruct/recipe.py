@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import chain
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from mminstruct import backends, benchmarks, licenses, prompts, sources, splits
 from mminstruct.backends import Backend
+from mminstruct.checks import Vocabulary
 from mminstruct.completions.budget import Budget
 from mminstruct.completions.prices import Price, price_of
 from mminstruct.completions.store import default_path
@@ -26,7 +27,14 @@ from mminstruct.fetching.archives import fetch, is_fetched
 from mminstruct.licenses import Part, Registry, Tally, Verdict
 from mminstruct.prompts.config import PromptConfig
 from mminstruct.resources import shown
-from mminstruct.rows.contexts import contexts_dataset, contexts_key, media_licenses, read_media
+from mminstruct.rows.contexts import (
+    NamedMedia,
+    contexts_dataset,
+    contexts_key,
+    media_licenses,
+    read_media,
+    read_vocabulary,
+)
 from mminstruct.rows.plan import Plan
 from mminstruct.rows.requests import requests_dataset
 from mminstruct.schema import Sampling, digest
@@ -46,11 +54,13 @@ class Read(NamedTuple):
         requests: as `requests_dataset` gives them.
         key: digest of what they depend on.
         report: what was left out.
+        vocabulary: how the labels are called.
     """
 
     requests: datasets.Dataset
     key: str
     report: ReadReport
+    vocabulary: Vocabulary
 
 
 @dataclass(frozen=True, eq=False)
@@ -322,7 +332,9 @@ class Recipe:
             contexts, report = self.read_contexts(files, split, cache_dir)
             read = contexts_key(self.source, files)
             key = digest([read, len(contexts), self.types, kept, *self._exclusion])[:16]
-            found[split] = Read(requests_dataset(contexts, self.types, key), key, report)
+            vocabulary = read_vocabulary(self.source, files, split, cache_dir)
+            requests = requests_dataset(contexts, self.types, key)
+            found[split] = Read(requests, key, report, vocabulary)
         return found
 
     def read_contexts(
@@ -343,38 +355,29 @@ class Recipe:
             lines = "; ".join(map(report.line, report.skipped)) or "there is none in the files"
             raise UsageError(f"{where}: no {info.modality} is left to write about: {lines}")
         if self.config.commercial:
-            contexts = self._commercial(where, contexts, report)
+            why = map(self._why_not_commercial, read_media(contexts))
+            contexts = _leave_out(
+                where, info.modality, contexts, report, why, "may be used commercially"
+            )
         if self._excluded:
-            contexts = self._exclude(where, contexts, report)
+            on = map(self._find_list, read_media(contexts))
+            contexts = _leave_out(
+                where, info.modality, contexts, report, on, "are on no list to exclude"
+            )
         if self.config.limit is not None:
             contexts = contexts.select(range(min(self.config.limit, len(contexts))))
         return contexts, report
 
-    def _commercial(
-        self, where: str, contexts: datasets.Dataset, report: ReadReport
-    ) -> datasets.Dataset:
-        """The contexts whose images (motions ...) may be used commercially; others are reported.
+    def _why_not_commercial(self, media: NamedMedia) -> str | None:
+        if self.registry.allows(media.license):
+            return None
+        why = licenses.why_not(self.registry, media.license)
+        return f"under {media.license or 'an unknown licence'} ({why})"
 
-        Raises:
-            UsageError: there is none.
-        """
-        registry = self.registry
-        found = list(media_licenses(contexts))
-        kept = contexts.select([n for n, name in enumerate(found) if registry.allows(name)])
-        left_out = Counter(name for name in found if not registry.allows(name))
-        kind, said = self.source.info.modality, []
-        for name, count in left_out.most_common():
-            why = f"under {name or 'an unknown licence'} ({licenses.why_not(registry, name)})"
-            report.skip(f"{kind} {why}", count, harmless=True)
-            said.append(f"{count} {why}")
-        outcome = (
-            f"{where}: {len(kept)} of {len(contexts)} {kind}s may be used commercially; left out: "
-            f"{', '.join(said) or 'none'}"
-        )
-        if not len(kept):
-            raise UsageError(outcome)
-        _log.info(outcome)
-        return kept
+    def _find_list(self, media: NamedMedia) -> str | None:
+        """The list that an image is on."""
+        key = benchmarks.image_key(media.file_name)
+        return next((f"of {name}" for name, keys in self._excluded.items() if key in keys), None)
 
     @cached_property
     def _excluded(self) -> dict[str, frozenset[str]]:
@@ -387,34 +390,41 @@ class Recipe:
         lists = {title: sorted(images) for title, images in self._excluded.items()}
         return [digest(lists)] if lists else []
 
-    def _exclude(
-        self, where: str, contexts: datasets.Dataset, report: ReadReport
-    ) -> datasets.Dataset:
-        """The contexts of images that are on no list of those to leave out; others are reported.
-
-        Raises:
-            UsageError: there is none.
-        """
-        keys = [benchmarks.image_key(media.file_name) for media in read_media(contexts)]
-        lists = self._excluded.items()
-        on = [next((title for title, images in lists if key in images), None) for key in keys]
-        kept = contexts.select([number for number, title in enumerate(on) if title is None])
-        kind, counts = self.source.info.modality, Counter(filter(None, on))
-        for title in self._excluded:
-            report.skip(f"{kind} of {title}", counts[title], harmless=True)
-        said = ", ".join(f"{counts[title]} of {title}" for title in self._excluded)
-        outcome = f"{where}: {len(kept)} of {len(contexts)} {kind}s are kept; excluded: {said}"
-        if not len(kept):
-            raise UsageError(outcome)
-        _log.warning(outcome)
-        return kept
-
     def expect(
         self, tally: Tally, media_licenses: Mapping[str | None, int], text: bool | None
     ) -> None:
         """Count rows that are to come about images under these licences, with such a text."""
         tally.kinds.add(self.source.info.modality)
         tally.expect(media_licenses, len(self.types), text, self.registry.allows)
+
+
+def _leave_out(
+    where: str,
+    kind: str,
+    contexts: datasets.Dataset,
+    report: ReadReport,
+    why: Iterable[str | None],
+    condition: str,
+) -> datasets.Dataset:
+    """The contexts for which nothing says why they are left out; others are reported.
+
+    Raises:
+        UsageError: there is none.
+    """
+    reasons = list(why)
+    kept = contexts.select([number for number, reason in enumerate(reasons) if reason is None])
+    said = []
+    for reason, count in Counter(filter(None, reasons)).most_common():
+        report.skip(f"{kind} {reason}", count, harmless=True)
+        said.append(f"{count} {reason}")
+    outcome = (
+        f"{where}: {len(kept)} of {len(contexts)} {kind}s {condition}; left out: "
+        f"{', '.join(said) or 'none'}"
+    )
+    if not len(kept):
+        raise UsageError(outcome)
+    _log.info(outcome)
+    return kept
 
 
 def _list_all(given: str | Sequence[str] | None) -> list[str]:

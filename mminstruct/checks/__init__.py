@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from mminstruct.checks.findings import Finding, Kind, Spoken, Verdict, verdict_of
 from mminstruct.checks.mentions import Mention, find_mentions
 from mminstruct.checks.objects import Known, check_objects
+from mminstruct.checks.places import check_places
 from mminstruct.checks.vocabulary import Vocabulary
 from mminstruct.schema import Context
 
@@ -43,6 +44,8 @@ class Checker:
         known = Known.of(context, self.vocabulary)
         findings: list[Finding] = []
         for number, turn in enumerate(turns):
-            mentions = find_mentions(turn.answer, self.vocabulary, known.extra)
-            findings += check_objects(known, number, turn.question, turn.answer, mentions)
+            mentions = known.find_mentions(turn.answer)
+            said = (number, turn.question, turn.answer, mentions)
+            findings += check_objects(known, *said)
+            findings += check_places(known, context, *said)
         return findings

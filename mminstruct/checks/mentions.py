@@ -114,7 +114,7 @@ class _Reader:
                 at += 1
                 continue
             stop = at + len(name.words)
-            if name.senses and (not name.doubtful or self._is_noun(at, stop, name)):
+            if name.senses and self._is_noun(at, stop, name):
                 found.append(self._mention(at, stop, name, found[-1] if found else None, last))
                 last = stop
             at = stop
@@ -132,14 +132,23 @@ class _Reader:
         return None
 
     def _is_noun(self, at: int, stop: int, name: Name) -> bool:
-        """Whether words that may be a verb or an adjective are a thing here."""
-        if stop < len(self.words) and self.words[stop] not in self.english.function:
-            return False
-        before = self._start_of(at) - 1
-        said = self.words[before] if before >= 0 else "."
-        if name.plural is False:
-            return said in self.english.articles or self.number_at(before) is not None
-        return said not in self.english.subjects
+        """Whether a name is a thing here, and no verb, adjective or part of another thing's name.
+
+        "A dog sleeps" and "dogs sleep" are, "dog food" and "the dog owner" aren't.
+        """
+        first = self._start_of(at)
+        said = self.words[first - 1] if first else "."
+        has_article = said in self.english.articles or self.number_at(first - 1) is not None
+        after = self.words[stop] if stop < len(self.words) else "."
+        follows = after not in self.english.function
+        if name.plural is not True and follows:
+            is_verb = after.endswith(("ing", "ed", "s", "ly"))
+            return is_verb and not name.doubtful and (has_article or said in _ENDS)
+        if name.doubtful:
+            if name.plural is False:
+                return has_article
+            return not follows and said not in self.english.subjects
+        return True
 
     def _start_of(self, at: int) -> int:
         """Where the adjectives before a name begin."""
@@ -210,6 +219,8 @@ class _Reader:
             number, start = self._count(first - 1)
         article = start - 1 if start and self.words[start - 1] in self.english.articles else start
         said = self.words[article] if article < start else ""
+        if not said and number is None:
+            start = article = first = at  # "they protect people" has no adjective
         of = article - 1
         if of > 0 and self.words[of] == "of" and self.number_at(of - 1) is not None:
             more, start = self._count(of - 1)  # two of the dogs, a pair of dogs
@@ -315,8 +326,8 @@ class _Reader:
 
     def _is_supposed(self, opened: int, at: int, stop: int, closed: int) -> bool:
         words = self.words
-        if not self.english.guesses.isdisjoint(words[opened:at]):
-            return True
+        if not self.english.guesses.isdisjoint(words[opened:at]) or words[at - 1 : at] == ["for"]:
+            return True  # "for visitors"
         end = stop
         while end < closed and words[end] not in self.english.clauses:
             end += 1

@@ -31,6 +31,7 @@ from mminstruct.cli.flags import (
 from mminstruct.cli.runs import config_arguments, prepare_builder, read_base_urls
 from mminstruct.generation import Generated
 from mminstruct.recipe import Recipe
+from mminstruct.reports import quality_text
 from mminstruct.reports.estimate import Estimate
 from mminstruct.rows.report import summary
 from mminstruct.sources.own import is_own
@@ -102,6 +103,10 @@ def _tell(args: argparse.Namespace, generated: Generated) -> int:
     assert outcome is not None  # a path is always given
     rows = summary(report, export.summary(outcome))
     say(f"{rows}{tell_cost(generated.builders)}; written to {outcome.path}")
+    if generated.quality is not None:
+        path = shlex.quote(str(outcome.path))
+        for line in quality_text.in_short(generated.quality, f"mminstruct report {path}"):
+            say(line)
     if args.dry_run:
         say("a dry run: the text is a stand-in's, to look at the form and not to train on")
     code = tell_left_out(outcome)

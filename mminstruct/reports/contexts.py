@@ -12,14 +12,14 @@ import msgspec
 
 from mminstruct import sources, splits
 from mminstruct.benchmarks import image_key
-from mminstruct.checks import Checker
+from mminstruct.checks import Checker, Vocabulary
 from mminstruct.checks.vocabulary import name_of
 from mminstruct.config import InstructConfig, read_arguments
 from mminstruct.errors import SourceError
 from mminstruct.recipe import Recipe
 from mminstruct.reports.quality import Judged
 from mminstruct.reports.rows import Row
-from mminstruct.rows.contexts import contexts_dataset
+from mminstruct.rows.contexts import contexts_dataset, read_vocabulary
 from mminstruct.schema import Context, decode_context
 
 
@@ -100,11 +100,12 @@ def _resolve(source: str, arguments: Mapping[str, Any]) -> Recipe:
 
 
 def _read(recipe: Recipe, names: Iterable[str], cache_dir: Path) -> Contexts:
-    found = []
+    found, vocabulary = [], Vocabulary()
     for name in names:
         files = recipe.fetch(name, Path(datasets.config.DOWNLOADED_DATASETS_PATH))
+        vocabulary |= read_vocabulary(recipe.source, files, name, cache_dir)
         found.append(contexts_dataset(recipe.source, files, name, cache_dir)[0])
-    return Contexts(recipe.plan.checker, found)
+    return Contexts(Checker(vocabulary), found)
 
 
 def _list_splits(recipe: Recipe) -> tuple[str, ...]:

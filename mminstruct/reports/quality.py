@@ -39,7 +39,7 @@ _KINDS = (
     ("how", re.compile(r"(?:.*[, ])?how\b")),
     ("yes or no", re.compile(rf"(?:.*, )?(?:{'|'.join(_WHETHER.split())})(?:n't)?\b")),
 )
-_FLAWS = [name for name in FILTERS if name not in ("copied_example", "echoed_question")]
+_FLAWS = ("refusal", "as_ai", "cannot_see", "leak", "markup")
 
 
 class Judged(NamedTuple):
@@ -151,7 +151,7 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
         rejected: answers that gave no row: type -> reason -> how many, if that is known.
     """
 
-    all: Measures
+    all: Measures = Measures()
     types: dict[str, Measures] = {}
     images: int = 0
     without_context: int = 0

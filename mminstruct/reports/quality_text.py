@@ -164,19 +164,26 @@ def as_text(named: Mapping[str, Quality]) -> str:
         lines += ["", *_table(columns[start : start + _COLUMNS])]
     for name, quality in named.items():
         lines += ["", *([f"{name}:"] if len(named) > 1 else [])]
-        lines += [line for told in _details(quality) for line in _wrap(told)]
+        lines += [line for told in details(quality) for line in _wrap(told)]
     return "\n".join(lines) + "\n"
 
 
 def as_markdown(quality: Quality) -> str:
-    """The table, and what else there is to say, for a card; names of types have no markup."""
+    """The table for a card.
+
+    The figure in brackets is GPT-4's. Names of types have no markup.
+    """
     kinds = [ALL, *quality.types]
     head = [f"| | {' | '.join(kinds)} |", f"|---|{'---|' * len(kinds)}"]
     rows = [
         f"| {label.strip()} | {' | '.join(cells)} |"
         for label, cells in _cells([(kind, _of(quality, kind)) for kind in kinds])
     ]
-    return "\n".join([*head, *rows])
+    note = (
+        f"In brackets: {REFERENCE_TITLE}. What is not annotated, neither as a box nor in words, "
+        "may be there all the same."
+    )
+    return "\n".join([*head, *rows, "", note])
 
 
 def in_short(quality: Quality, more: str) -> list[str]:
@@ -269,7 +276,9 @@ def _cells(columns: Sequence[tuple[str, Measures]]) -> Iterator[tuple[str, list[
 def _format(value: float | None, measure: Measure) -> str:
     if value is None:
         return "-"
-    return f"{_number(value, 1)} %" if measure.unit else _number(value)
+    if not measure.unit:
+        return _number(value)
+    return f"{_number(value, 0 if value >= 99.95 else 1)} %"
 
 
 def _number(value: float, digits: int | None = None) -> str:
@@ -278,7 +287,7 @@ def _number(value: float, digits: int | None = None) -> str:
     return f"{value:,.{digits}f}"
 
 
-def _details(quality: Quality) -> Iterator[str]:
+def details(quality: Quality) -> Iterator[str]:
     """What is no number of a table, a line each."""
     whole = quality.all
     for title, counts, total in (

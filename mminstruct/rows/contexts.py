@@ -12,8 +12,10 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 from filelock import FileLock
+from pydantic import TypeAdapter
 
 from mminstruct import sources
+from mminstruct.checks import Vocabulary
 from mminstruct.rows.plan import code_version
 from mminstruct.schema import Context, append_context, digest
 from mminstruct.sources import Files, ReadReport, Source
@@ -40,9 +42,7 @@ def contexts_dataset(
     """
     import datasets  # which takes a second
 
-    name = f"{source.info.name.lower()}-{split}"
-    folder = cache_dir / "mminstruct" / "contexts" / f"{name}-{contexts_key(source, files)}"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _make_folder(source, files, split, cache_dir)
     arrow, counts = folder / "contexts.arrow", folder / "read.json"
     with FileLock(folder / "lock"):
         if not (arrow.is_file() and counts.is_file()):
@@ -60,6 +60,29 @@ def contexts_dataset(
     report = ReadReport.read(counts)
     report.check(f"{source.info.name}, split {split!r}")
     return datasets.Dataset.from_file(str(arrow)), report
+
+
+def read_vocabulary(source: Source, files: Files, split: str, cache_dir: Path) -> Vocabulary:
+    """How the labels in the split's files are called, read once as the contexts are.
+
+    Raises:
+        SourceError: a file is damaged.
+    """
+    folder, form = _make_folder(source, files, split, cache_dir), TypeAdapter(Vocabulary)
+    path = folder / "vocabulary.json"
+    with FileLock(folder / "lock"):
+        if not path.is_file():
+            partial = path.with_suffix(".part")
+            partial.write_bytes(form.dump_json(sources.vocabulary_of(source, files)))
+            partial.replace(path)
+    return form.validate_json(path.read_bytes())
+
+
+def _make_folder(source: Source, files: Files, split: str, cache_dir: Path) -> Path:
+    name = f"{source.info.name.lower()}-{split}-{contexts_key(source, files)}"
+    folder = cache_dir / "mminstruct" / "contexts" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _telling(contexts: Iterable[Context], report: ReadReport) -> Iterator[Context]:

@@ -39,7 +39,7 @@ class Plan:
         image_use: image licence in lower case -> whether the image may be used commercially.
         endpoint: the APIs that answer, as `Registry.endpoint_names` has them; None in this process.
         check: what becomes of turns that the annotations contradict.
-        checker: finds them; what it knows is from the source's files and code.
+        checker: finds them; its vocabulary comes from the files that contexts come from.
     """
 
     source: SourceInfo

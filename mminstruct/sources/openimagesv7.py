@@ -26,12 +26,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mminstruct.annotations import labels, narratives, relations
+from mminstruct.checks.vocabulary import Vocabulary
 from mminstruct.errors import SourceError
 from mminstruct.resources import shown
 from mminstruct.schema import Box, Context, Media, Option
 from mminstruct.sources import _narratives
 from mminstruct.sources._annotation_file import files_of, find_first, folders
 from mminstruct.sources._base import Download, Files, ReadReport, SourceInfo, word_for
+from mminstruct.sources._classes import ClassNames, by_index, vocabulary_in
 from mminstruct.sources._image_licenses import spdx_of
 from mminstruct.sources._tables import (
     ID_FORM,
@@ -164,6 +166,14 @@ class OpenImagesSource:
         """
         return read_files(files.paths, report)
 
+    def vocabulary(self, files: Files) -> Vocabulary:
+        """The boxed classes, each with those that it is a kind of, if the hierarchy is there.
+
+        Raises:
+            SourceError: a file is damaged.
+        """
+        return vocabulary_in(files.paths)
+
     def file_names(self, split: str) -> dict[str, str]:
         """Role -> name."""
         return {role: PurePosixPath(url).name for role, url in self.urls(split).items()}
@@ -184,6 +194,7 @@ class OpenImagesSource:
             "classes": f"{_URL}/v7/oidv7-class-descriptions.csv",
             "attributes": f"{_URL}/v6/oidv6-attributes-description.csv",
             "predicates": f"{_URL}/v6/oidv6-relationships-description.csv",
+            "hierarchy": f"{_URL}/2018_04/bbox_labels_600_hierarchy.json",
         }
         if self.machine_labels:
             urls["machine"] = f"{_URL}/v7/oidv7-{short}-annotations-machine-imagelabels.csv"
@@ -210,7 +221,7 @@ def read_files(
     texts = _narratives.read(Files(spoken, ""), "open_images_", image_id, ID_FORM, report)
     ids = np.array(sorted(texts), dtype=np.uint64) if spoken else _ids_in(paths)
     called = {id: (renamed or {}).get(name, name) for id, name in names(paths["classes"]).items()}
-    classes = _Names(called)
+    classes = ClassNames(called)
     media = _media(paths.get("images"), ids, report)
 
     def read(
@@ -223,7 +234,7 @@ def read_files(
     checked = read("labels", _labels, ids, classes, by_people=True)
     guessed = read("machine", _labels, ids, classes, by_people=False)
     related = _relations(dict(paths), ids, classes, report) if "relations" in paths else None
-    for role in _OPTIONAL:
+    for role in _OPTIONAL.keys() - _UNREAD:
         if role not in paths:
             report.skip(f"file of {role} that isn't there", harmless=True)
     for start in range(0, len(ids), _IMAGES_PER_PIECE):
@@ -268,14 +279,17 @@ def _ids_of(batch: pa.RecordBatch) -> Ids:
     return np.unique(found if readable is None else found[readable])
 
 
-_SHARED_ROLES = {"classes", "attributes", "predicates"}
+_SHARED_ROLES = {"classes", "attributes", "predicates", "hierarchy"}
 # Role that rows can do without -> whichever of its kind is there, all have to be.
 _OPTIONAL: dict[str, set[str]] = {
     "labels": set(),
     "relations": {"relations"},
     "attributes": {"relations"},
     "predicates": {"relations"},
+    "hierarchy": set(),
 }
+# Contexts don't need it: it only says what answers may call a class.
+_UNREAD = {"hierarchy"}
 
 
 def _find(places: Iterable[Path], url: str) -> Path | None:
@@ -284,40 +298,8 @@ def _find(places: Iterable[Path], url: str) -> Path | None:
     return find_first(places, below.name, str(below))
 
 
-class _Names:
-    """Codes for the names of labels, so that a label costs two bytes a row.
-
-    Attributes:
-        known: label id -> code.
-        texts: name by code.
-    """
-
-    def __init__(self, by_id: dict[str, str]) -> None:
-        self.known = {label_id: code for code, label_id in enumerate(by_id)}
-        self.texts = list(by_id.values())
-
-    def under(self, by_id: dict[str, str]) -> _Names:
-        """These names with their codes, under others that go before them where an id has both."""
-        both = _Names({})
-        both.texts = [*self.texts, *by_id.values()]
-        both.known = self.known | {id_: code for code, id_ in enumerate(by_id, len(self.texts))}
-        return both
-
-    def codes(self, column: pa.DictionaryArray) -> NDArray[np.int16]:
-        """The codes of a column of label ids; -1 for those that have no name."""
-        table = [self.known.get(label.strip(), -1) for label in column.dictionary.to_pylist()]
-        return _by_index(column, [*table, -1], np.int16)
-
-
-def _by_index(column: pa.DictionaryArray, values: list[Any], dtype: Any) -> Column:
-    """The column with its dictionary's values replaced; the last one is for null."""
-    indices = column.indices.fill_null(len(values) - 1).to_numpy(zero_copy_only=False)
-    replaced: Column = np.array(values, dtype=dtype)[indices]
-    return replaced
-
-
 def _boxes(
-    path: Path, ids: Ids, classes: _Names, rotation_deg: NDArray[np.int16], report: ReadReport
+    path: Path, ids: Ids, classes: ClassNames, rotation_deg: NDArray[np.int16], report: ReadReport
 ) -> Rows:
     """Columns: label code, corners of the upright image (N, 4) xyxy 0..1, flags (N, 5)."""
     seen: list[tuple[int, int, int]] = []
@@ -405,7 +387,9 @@ def _as_boxes(texts: Column, codes: Column, corners: Column, flags: Column) -> l
     return list(map(Box, texts[codes].tolist(), corners_xyxy, *_TRI_STATE[flags.T].tolist()))
 
 
-def _labels(path: Path, ids: Ids, classes: _Names, report: ReadReport, *, by_people: bool) -> Rows:
+def _labels(
+    path: Path, ids: Ids, classes: ClassNames, report: ReadReport, *, by_people: bool
+) -> Rows:
     """Columns: label code, confidence, which of people is 1 for present and 0 for absent."""
     # Images share what people say.
     absent, present = (
@@ -436,7 +420,7 @@ def _labels(path: Path, ids: Ids, classes: _Names, report: ReadReport, *, by_peo
     return rows_of("label", path, columns, ids, judge, as_items, report)
 
 
-def _relations(paths: dict[str, Path], ids: Ids, classes: _Names, report: ReadReport) -> Rows:
+def _relations(paths: dict[str, Path], ids: Ids, classes: ClassNames, report: ReadReport) -> Rows:
     """Columns: codes of the first and the second label, predicate in words."""
     # Some of them are classes, too: /m/083vt is the class "Wood" and the attribute "Wooden".
     # (made of)Textile -> made of textile, Wooden -> wooden
@@ -455,10 +439,10 @@ def _relations(paths: dict[str, Path], ids: Ids, classes: _Names, report: ReadRe
         first, second = (classes.codes(rows.column(f"LabelName{n}")) for n in (1, 2))
         predicates = rows.column("RelationshipLabel")
         spelled = predicates.dictionary.to_pylist()
-        is_quality = _by_index(predicates, [*(p == _ATTRIBUTE for p in spelled), False], bool)
+        is_quality = by_index(predicates, [*(p == _ATTRIBUTE for p in spelled), False], bool)
         second = np.where(is_quality, qualities.codes(rows.column("LabelName2")), second)
         known = [words.get(p, _words(p)) for p in spelled]
-        spoken = _by_index(predicates, [*known, ""], object)
+        spoken = by_index(predicates, [*known, ""], object)
         named = (first >= 0) & (second >= 0) & (spoken != "")
         return {"relation with a label without a name": ~named}, (first, second, spoken)
 
@@ -540,7 +524,7 @@ def _media(path: Path | None, ids: Ids, report: ReadReport) -> _Media:
         owners, rows, unreadable = select_wanted(batch, ids)
         column = rows.column("Rotation")
         degrees = [_degrees(text) for text in column.dictionary.to_pylist()]
-        turns = _by_index(column, [*degrees, 0], np.int16)
+        turns = by_index(column, [*degrees, 0], np.int16)
         seen.append((unreadable, int(np.count_nonzero(turns < 0))))
         return owners, np.maximum(turns, 0), rows.select(_TEXTS)
 

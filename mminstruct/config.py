@@ -97,7 +97,7 @@ class InstructConfig:
             checks; default), drop, or reask (ask once more, saying what is wrong; then drop).
         exclude: images that aren't asked about: those of benchmarks (pope, llava_bench_coco,
             karpathy, karpathy_val, karpathy_test, flickr30k), or of a text file that names one a
-            line; several, with commas or blanks between.
+            line; several with commas between.
         default_dir: where annotation files are looked for before a download, if no ``data_dir`` is
             given.
         temperature: 0 is greedy (default: 0.7).
@@ -167,7 +167,7 @@ class InstructConfig:
     limit: int | None = _field(None, "content", "N", least=1)
     commercial: bool = _field(False, "content")
     check: OnContradiction = _field("report", "content")
-    exclude: list[str] | None = _field(None, "content", "NAME")
+    exclude: str | list[str] | None = _field(None, "content", "NAME")
     default_dir: str | None = None
     temperature: float = _field(0.7, "sampling", least=0)
     top_p: float = _field(1.0, "sampling", least=0.0, most=1.0)

@@ -183,6 +183,8 @@ def _public(flag: str, value: str, registry: licenses.Registry) -> str:
         shown = f"{url.scheme}://{url.hostname}{url.path}"
         is_public = flag == "image_url" or registry.endpoint_name(shown) == shown
         return shown if is_public else "URL"
+    if flag == "exclude":
+        return ",".join(Path(name).name for name in value.split(","))
     if flag in ("dataset_storage_path", "image_folder") or (flag == "model" and path.is_dir()):
         return "DIR"
     files = (

@@ -122,7 +122,7 @@ MEASURES = (
     Measure("  supposed", _objects("supposed"), "%"),
     Measure("  contradicted", _objects("contradicted"), "%", {}, 1.0),
     Measure(
-        "rows with one not ann.",
+        "rows with unannotated",
         lambda m: _percent(m.unknown_rows, m.checked_rows),
         "%",
         _reference(2.7, 5.4, 24.3, 10.8),

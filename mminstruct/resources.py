@@ -13,7 +13,7 @@ import tempfile
 import textwrap
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from mminstruct.errors import UsageError
@@ -38,6 +38,13 @@ def check_writable(folder: Path, output: Path) -> None:
     except OSError as error:
         where = "" if there == output else f" in {there}"
         raise UsageError(f"output path {output}: {error.strerror}{where}") from error
+
+
+def is_inside(name: str) -> bool:
+    """Whether a file of that name is inside the folder that it is joined to."""
+    path = PurePosixPath(name)
+    outside = path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name
+    return bool(path.parts) and not outside
 
 
 def write_lines(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:

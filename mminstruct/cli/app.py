@@ -49,6 +49,7 @@ COMMANDS = {
     "show": "one context, and its messages as a model gets them",
     "license": "what rows may be used for, and why, before any money is spent",
     "report": "what rows are like: lengths, questions, repetition, truth",
+    "view": "a page to look at rows: images, boxes, conversations, and what gave no row",
     "export": "a release in the form that a trainer reads, with or without images",
     "push": "a dataset repository to the Hub, in one commit",
     "describe": "a description of your own data, by a look at it",

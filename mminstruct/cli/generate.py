@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import datasets
 
-from mminstruct import backends, export, generation, licenses, sources
+from mminstruct import backends, datafiles, export, generation, licenses, sources
 from mminstruct.builder import InstructBuilder, tell_cost
 from mminstruct.cli.arguments import USAGE, Parser
 from mminstruct.cli.console import DONE, INCOMPLETE, print_text, quiet_libraries, say
@@ -84,7 +84,17 @@ def _generate(args: argparse.Namespace) -> int:
         for row in _first_rows(generated.rows, args.show):
             if print_text(_sample(row)) != DONE:
                 break
-        return _tell(args, generated)
+        code = _tell(args, generated)
+        _tell_look(generated.written, output_format)
+        return code
+
+
+def _tell_look(outcome: export.Outcome | None, output_format: str) -> None:
+    """Say by which command rows can be looked at, where they are in a form that it reads."""
+    assert outcome is not None  # a path is always given
+    name, form = outcome.path.name, export.FORMATS.get(output_format)
+    if form is None or (form.layout != "all" and name.endswith(datafiles.SUFFIXES)):
+        say(f"look: {shlex.join(['mminstruct', 'view', str(outcome.path)])}")
 
 
 def _tell(args: argparse.Namespace, generated: Generated) -> int:

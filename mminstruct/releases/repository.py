@@ -37,7 +37,7 @@ from mminstruct.releases.pages import find_page
 from mminstruct.reports.quality import Quality
 from mminstruct.rows import replacing
 from mminstruct.rows.columns import NEEDED_BY_RELEASES
-from mminstruct.rows.report import LEFT_OUT, REJECTED, Report
+from mminstruct.rows.report import LEFT_OUT, REJECTED, VIEW, Report
 
 ROWS = re.compile(r"data/[^/]+/[^/]+-\d{5}-of-\d{5}(-[0-9a-f]{16})?\.parquet")
 """How files of rows are named, in releases that don't list them, too."""
@@ -45,7 +45,7 @@ ROWS = re.compile(r"data/[^/]+/[^/]+-\d{5}-of-\d{5}(-[0-9a-f]{16})?\.parquet")
 _log = logging.getLogger(__name__)
 _MARKER = "provenance.json"
 _PARTIAL = ".partial"
-_OPTIONAL = (CREDITS, REJECTED, LEFT_OUT)
+_OPTIONAL = (CREDITS, REJECTED, LEFT_OUT, VIEW)
 _ROWS_PER_FILE = 100_000
 _NOT_WRITABLE = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EROFS)
 

@@ -78,19 +78,39 @@ def open_contexts(source: str, arguments: Mapping[str, Any], cache_dir: Path) ->
         UsageError: there is no such source, or split.
         SourceError: its files are missing or damaged.
     """
+    recipe = _resolve(source, arguments)
+    names = recipe.splits
+    if not arguments.get("splits"):
+        names = _list_splits(recipe) or names[:1]
+    return _read(recipe, names, cache_dir)
+
+
+def find_contexts(source: str, arguments: Mapping[str, Any], cache_dir: Path) -> Contexts | None:
+    """The contexts of those splits whose files are at hand, or None; nothing is downloaded."""
+    recipe = _resolve(source, arguments)
+    names = _list_splits(recipe)
+    return _read(recipe, names, cache_dir) if names else None
+
+
+def _resolve(source: str, arguments: Mapping[str, Any]) -> Recipe:
     asked = {"source": source, "splits": [splits.ALL], "backend": "fake", **arguments}
     config = InstructConfig(**read_arguments(asked))
     info = sources.get(source, config.source_options).info
-    recipe = Recipe.of(replace(config, prompt_config=info.prompt_config))
-    names = recipe.splits
-    if not arguments.get("splits"):
-        names = tuple(name for name in names if _is_there(recipe, name)) or names[:1]
+    return Recipe.of(replace(config, prompt_config=info.prompt_config))
+
+
+def _read(recipe: Recipe, names: Iterable[str], cache_dir: Path) -> Contexts:
     found, vocabulary = [], Vocabulary()
     for name in names:
         files = recipe.fetch(name, Path(datasets.config.DOWNLOADED_DATASETS_PATH))
         vocabulary |= read_vocabulary(recipe.source, files, name, cache_dir)
         found.append(contexts_dataset(recipe.source, files, name, cache_dir)[0])
     return Contexts(Checker(vocabulary), found)
+
+
+def _list_splits(recipe: Recipe) -> tuple[str, ...]:
+    """Those whose files are at hand."""
+    return tuple(name for name in recipe.splits if _is_there(recipe, name))
 
 
 def _is_there(recipe: Recipe, split: str) -> bool:

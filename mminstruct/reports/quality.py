@@ -60,9 +60,7 @@ class Judged(NamedTuple):
     @classmethod
     def of(cls, row: Row) -> Judged:
         """A row with what it says of itself."""
-        if row.checks is None:
-            return cls(row)
-        return cls(row, [Finding(**found) for found in row.checks["findings"]])
+        return cls(row, row.checks)
 
 
 class Checked(msgspec.Struct, frozen=True):

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 from msgspec import Struct
 from msgspec.json import decode
 
 from mminstruct.benchmarks import image_key
+from mminstruct.checks import Finding
 from mminstruct.datafiles import SUFFIXES, as_usage_errors, list_files, read_file
 from mminstruct.errors import UsageError
 from mminstruct.schema import Turn
@@ -38,7 +40,7 @@ class Row(NamedTuple):
         image_id: or nothing.
         image: the file of the image (motion ...), or its address, or nothing.
         turns: questions and answers; what has no question before it has an empty one.
-        checks: what the checks of the run said, as the row has it, or None.
+        checks: what the checks of the run found, or None.
         image_license: or None.
         columns: all that was read of it.
     """
@@ -49,7 +51,7 @@ class Row(NamedTuple):
     image_id: str
     image: str
     turns: tuple[Turn, ...]
-    checks: Any
+    checks: tuple[Finding, ...] | None
     image_license: str | None
     columns: Mapping[str, Any]
 
@@ -119,10 +121,19 @@ def to_row(columns: Any) -> Row | None:
         image_id=_text_of(columns.get("image_id")),
         image=_name_of(image) or _find_in_parts(messages),
         turns=tuple(_pair(messages, *_TURNS[name])),
-        checks=checks if isinstance(checks, dict) and "findings" in checks else None,
-        image_license=columns.get("image_license"),
+        checks=_read_checks(columns.get("checks")),
+        image_license=_text_of(columns.get("image_license")) or None,
         columns=columns,
     )
+
+
+def _read_checks(column: Any) -> tuple[Finding, ...] | None:
+    """What checks found; others may have a column of that name with something else."""
+    found = column.get("findings") if isinstance(column, dict) else None
+    try:
+        return msgspec.convert(found, tuple[Finding, ...] | None)
+    except msgspec.ValidationError:
+        return None
 
 
 def _pair(messages: Sequence[Any], by: str, said: str) -> Iterator[Turn]:

@@ -21,6 +21,9 @@ REJECTED = "rejected.jsonl"
 LEFT_OUT = "left_out.jsonl"
 """What reading the annotations left out, with examples, which stay on this machine."""
 
+VIEW = "view.html"
+"""The page of rows and of what gave none, which stays on this machine."""
+
 
 @dataclass
 class Report:

@@ -10,6 +10,7 @@ path.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -127,7 +128,9 @@ def shipped_image(source: str, file: str) -> Path | None:
     """An image of a source, as rows name both, if the package has it in its folder ``IMAGES``."""
     module = _all.modules()[source] if names().get(source) == plugins.OURS else None
     folder = getattr(module, "IMAGES", None)
-    return folder / file if folder and (folder / file).is_file() else None
+    if folder is None or not os.path.isfile(folder / file):  # noqa: PTH113 (is_file() may raise)
+        return None
+    return Path(folder) / file
 
 
 def vocabulary_of(source: Source, files: Files) -> Vocabulary:

@@ -856,7 +856,7 @@ def questions_of(count: int) -> prompts.PromptConfig:
 def test_the_question_for_a_text_is_the_same_in_every_process() -> None:
     config = questions_of(10)
     drawn = [
-        prompts.question_for(config, "describe", sample_id=f"coco2017-{n}-describe", seed=seed)
+        prompts.Draw(f"coco2017-{n}-describe", seed).question(config, "describe") or ""
         for seed in (0, 1)
         for n in range(4)
     ]
@@ -868,7 +868,7 @@ def test_questions_spread_over_samples_and_seeds() -> None:
 
     def drawn(seed: int) -> list[str]:
         ids = (f"coco2017-{n}-describe" for n in range(1000))
-        return [prompts.question_for(config, "describe", sample_id=i, seed=seed) for i in ids]
+        return [prompts.Draw(i, seed).question(config, "describe") or "" for i in ids]
 
     counts = Counter(drawn(0))
     assert len(counts) == 10

@@ -122,10 +122,9 @@ def make_results(chunk: Chunk, outcomes: list[Outcome], plan: Plan, client: Clie
 def _parse_answer(
     plan: Plan, sample: str, name: str, context: Context, outcome: Answered
 ) -> Parsed | Rejected:
-    question, config = None, plan.config.fit(context)
-    if config.types[name].answer_form == "text":
-        seed = plan.sampling.seed or 0
-        question = prompts.question_for(config, name, sample_id=sample, seed=seed)
+    draw = prompts.Draw(sample, plan.sampling.seed or 0)
+    config = draw.fit(context, plan.config)
+    question = draw.question(config, name)
     return parse(outcome.completion, config, name, question=question)
 
 

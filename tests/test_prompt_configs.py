@@ -130,12 +130,9 @@ def test_the_texts_of_a_config_are_in_the_public_domain(name: str) -> None:
 def test_a_config_rejects_answers_that_speak_of_annotations(name: str) -> None:
     config = prompts.load(name)
     for leak in (
-        "The caption says that a dog runs.",
-        "According to the captions, it rains.",
+        "According to the description, it rains.",
         "Its bounding box is at the left.",
         "The Bounding Boxes overlap.",
-        "From the coordinates we see that it is on the left.",
-        "The annotations show two cups.",
         "Based on the description, the man is happy.",
         "The colour of the car is not specified.",
         "As an AI language model, I don't see images.",
@@ -151,6 +148,7 @@ def test_a_config_does_not_reject_innocent_answers(name: str) -> None:
         "A box of apples stands next to a list of prices.",
         "The label on the bottle is green, and the boxes behind it are brown.",
         "The captain holds a map in his hands.",
+        "The captions on the television are small, and her scarf coordinates with her hat.",
         "Three objects lie on the table, which measures about 1.5 by 2 metres.",
         "The shop could be described as cosy, and the sign gives no further information.",
         "A group of people (about ten) stands in front of a model of a ship.",

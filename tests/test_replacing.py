@@ -26,6 +26,7 @@ MADE: dict[str, Any] = {
     "backend": "openai",
     "model": "m",
     "prompt_configs": ["ab"],
+    "prompt_names": {"ab": "llava 1.0.0"},
     "sampling": {"temperature": ["0.7"], "seed": "none"},
     "types": ["conversation", "detail"],
     "splits": ["train"],
@@ -57,7 +58,12 @@ def test_the_same_or_more_of_it_and_anything_after_a_dry_run_take_the_place(
     [
         ({"sources": ["LVIS"]}, "it has the sources COCO2017, which would be lost"),
         ({"model": "n"}, "its model m, got n"),
-        ({"prompt_configs": ["cd"]}, "it has the prompt_configs ab, which would be lost"),
+        (
+            {"prompt_configs": ["cd"], "prompt_names": {"cd": "llava 2.0.0"}},
+            "it was made with the prompts of llava 1.0.0, and this run has those of llava 2.0.0, "
+            "so all of its 6 requests would be asked again. To go on with it, give the file of "
+            "llava 1.0.0, which is in the version of mminstruct that made it (--prompt_config ",
+        ),
         (
             {"sampling": {"temperature": ["0.1"], "seed": "none"}},
             "its sampling temperature 0.7, seed none, got temperature 0.1, seed none",

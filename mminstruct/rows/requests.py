@@ -12,6 +12,7 @@ from mminstruct import prompts
 from mminstruct.completions.job import Job
 from mminstruct.completions.store import Scope
 from mminstruct.prompts.config import PromptConfig
+from mminstruct.rows.absent import add_absent
 from mminstruct.rows.plan import Plan
 from mminstruct.schema import Context, decode_context, digest
 from mminstruct.sources import SourceInfo
@@ -78,6 +79,8 @@ def prompts_of(
 ) -> Iterator[prompts.Prompt]:
     """Ever shorter prompts for a row, as `prompts.reductions` gives them."""
     draw = prompts.Draw(sample_id(source, context, type_name), seed or 0)
+    if source.exhaustive and (most := config.rendering.max_absent):
+        context = add_absent(context, most, draw.random("/absent"))
     return prompts.reductions(context, config, type_name, draw)
 
 

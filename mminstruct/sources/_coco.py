@@ -112,6 +112,7 @@ class CocoSource:
             splits=tuple(_FILE_SPLIT),
             version="1.0.0",
             fitted=False,
+            exhaustive=True,
         )
 
     def downloads(self, split: str) -> tuple[Download, ...]:

@@ -43,6 +43,7 @@ class SampleSource:
         splits=("train",),
         version="1.0.0",
         fitted=False,
+        exhaustive=True,
     )
 
     def downloads(self, split: str) -> tuple[Download, ...]:

@@ -24,9 +24,10 @@ _PLACES = tuple(
     for place in (
         "bicycle, car, motorcycle, bus, truck, train, traffic light, stop sign, parking meter, "
         "fire hydrant, bench, backpack, handbag, suitcase, umbrella, dog",
-        "airplane, bus, truck, car, suitcase, backpack, bird",
+        "airplane, bus, truck, car, suitcase, backpack",
         "boat, surfboard, kite, bird, bench, umbrella, dog, chair",
-        "bird, dog, cat, horse, sheep, cow, bear, elephant, zebra, giraffe",
+        "bird, dog, cat, horse, sheep, cow, truck",
+        "bear, elephant, zebra, giraffe, bird",
         "frisbee, kite, sports ball, baseball bat, baseball glove, tennis racket, skateboard, "
         "bench, bottle, backpack, dog, bicycle",
         "skis, snowboard, backpack, dog, bench",
@@ -41,7 +42,6 @@ _PLACES = tuple(
     )
 )
 _ANYWHERE = frozenset({"person"})
-_EXHAUSTIVE = _ANYWHERE.union(*_PLACES)
 _WORD = re.compile(r"[^\W_]+")
 _VOCABULARY = Vocabulary()
 
@@ -56,8 +56,9 @@ def add_absent(context: Context, most: int, chance: random.Random) -> Context:
     boxed = {box.label for box in context.boxes}
     if not boxed or any(not item.present for item in known):
         return context
-    places = [place for place in _PLACES if place & boxed]
-    fitting = sorted((_ANYWHERE.union(*places) if places else _EXHAUSTIVE) - boxed)
+    most_alike = max(len(place & boxed) for place in _PLACES)
+    places = (place for place in _PLACES if len(place & boxed) == most_alike)
+    fitting = sorted(_ANYWHERE.union(*places) - boxed)
     chance.shuffle(fitting)
     said = " ".join(_WORD.findall(" ".join(_say_all(context)).lower()))
     absent = (label for label in fitting if not _is_named(label, f" {said} "))

@@ -308,11 +308,13 @@ class PromptConfig(Strict):
         fitted = ((k, {n: kind.fit(k) for n, kind in self.types.items()}) for k in kinds)
         return {k: self._replace(own) for k, own in fitted if own != self.types}
 
-    @cached_property
+    @property
     def drawn(self) -> tuple[PromptConfig, ...]:
-        """This as it is in each of its draws, of which chance gives a row one."""
-        if self.draws == 1:
-            return (self,)
+        """This, once fitted, as it is in each of its draws, of which chance gives a row one."""
+        return self._drawn if self.draws > 1 else (self,)
+
+    @cached_property
+    def _drawn(self) -> tuple[PromptConfig, ...]:
         numbers = range(self.draws)
         by_number = ({n: k.draw(i, self.draws) for n, k in self.types.items()} for i in numbers)
         return tuple(self._replace(types, draws=1) for types in by_number)

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import tempfile
+import textwrap
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -67,6 +68,18 @@ def shown(path: Path) -> str:
     text = os.path.abspath(path)  # noqa: PTH100 (resolve() would follow links)
     home = os.path.expanduser("~")  # noqa: PTH111
     return "~" + text[len(home) :] if home != "/" and text.startswith(home + os.sep) else text
+
+
+def fit(text: str, width: int | None, name: str = "mminstruct: ") -> str:
+    """The text in lines of so many columns behind a name; None is no limit.
+
+    A word that is longer, such as a path, stays whole.
+    """
+    if width is None:
+        return text
+    wrap = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
+    before = " " * len(name)
+    return "\n".join(map(wrap.fill, (before + text).splitlines())).removeprefix(before)
 
 
 def printable(text: str) -> str:

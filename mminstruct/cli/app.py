@@ -40,6 +40,7 @@ from mminstruct.errors import (
     causes,
     to_tell,
 )
+from mminstruct.resources import fit
 from mminstruct.version import __version__
 
 COMMANDS = {
@@ -93,7 +94,7 @@ def run(arguments: Sequence[str]) -> int:
         known = to_tell(error)
         if known is None:
             raise
-        say(f"error: {known}")
+        say(fit(f"error: {known}", getattr(args, "width", None)))
         if isinstance(known, NoRows | StoreUnusable):
             return USAGE
         if isinstance(known, DownloadError):  # which says how to go on

@@ -207,7 +207,7 @@ class SourceInfo:
     attribution: str
     media_license: str
     splits: tuple[str, ...]
-    version: str
+    version: str = "1.0.0"
     prompt_config: str = "llava"
     modality: str = "image"
     parts: tuple[SourceInfo, ...] = ()

@@ -116,7 +116,6 @@ class LvisSource:
         ),
         media_license="The images are COCO's, from Flickr, each under a licence of its own.",
         splits=tuple(_FILE_SPLIT),
-        version="1.0.0",
         fitted=False,
         prompt_config="llava_joined",
         alike=_ALIKE,

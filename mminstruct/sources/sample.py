@@ -41,7 +41,6 @@ class SampleSource:
         f"domain under CC0 1.0 ({_LICENSE_URL}).",
         media_license=f"The images are drawings by mminstruct, {_LICENSE}.",
         splits=("train",),
-        version="1.0.0",
         fitted=False,
         exhaustive=True,
     )

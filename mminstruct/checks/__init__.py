@@ -43,6 +43,6 @@ class Checker:
         known = Known.of(context, self.vocabulary)
         findings: list[Finding] = []
         for number, turn in enumerate(turns):
-            mentions = find_mentions(turn.answer, self.vocabulary, known.extra)
+            mentions = known.find_mentions(turn.answer)
             findings += check_objects(known, number, turn.question, turn.answer, mentions)
         return findings

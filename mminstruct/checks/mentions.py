@@ -13,7 +13,7 @@ import msgspec
 
 from mminstruct.checks.vocabulary import Index, Name, Sense, Vocabulary, english
 
-_TOKEN = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*|\d+(?:[.,]\d+)*|[.!?\n,;:()\u2013\u2014%]")
+_TOKEN = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*|\d+(?:[.,]\d+)*|[.!?\n,;:()\u2013\u2014%]")
 
 
 _ENDS = frozenset({".", "!", "?", "\n"})
@@ -38,7 +38,7 @@ class Mention(msgspec.Struct, frozen=True, gc=False):
         negated: it is said not to be, or not to be so.
         absent: it is said not to be in the picture at all.
         supposed: it is a guess, or a rule about such things.
-        likeness: something only looks like it, or shows it.
+        likeness: something only looks like it, shows it, or is named after it.
     """
 
     label: str
@@ -77,7 +77,7 @@ def find_number(text: str) -> tuple[int, str] | None:
         ends = at + 1 == len(reader.words) or reader.number_at(at + 1) is None
         if ends and reader.number_at(at) is not None:
             number, first = reader._count(at)
-            said = text[reader.spans[first][0] : reader.spans[at][1]]
+            said = text[reader.matches[first].start() : reader.matches[at].end()]
             return None if number is None else (number, said)
     return None
 
@@ -88,7 +88,7 @@ class _Reader:
     Attributes:
         english: what words do.
         words: in lower case, punctuation included; a possessive's ending is left out.
-        spans: where each begins and ends in the text.
+        matches: the same, where they are in the text.
         ends: the positions of the ends of sentences.
     """
 
@@ -96,28 +96,27 @@ class _Reader:
         self.english = english()
         lower = text.lower()
         self.text = (lower if len(lower) == len(text) else text).replace("\u2019", "'")
-        self.spans: list[tuple[int, int]] = []
-        self.words: list[str] = []
-        for match in _TOKEN.finditer(self.text):
-            word = match[0]
-            self.words.append(word[:-2] if word.endswith("'s") else word)
-            self.spans.append(match.span())
+        self.matches = list(_TOKEN.finditer(self.text))
+        self.words = [match[0] for match in self.matches]
+        if "'s" in self.text:
+            self.words = [word.removesuffix("'s") for word in self.words]
         self.ends = [at for at, word in enumerate(self.words) if word in _ENDS]
 
     def read(self, index: Index, extra: Index) -> list[Mention]:
         """The mentions in the order of the text."""
         found: list[Mention] = []
-        words, at, last = self.words, 0, 0
-        while at < len(words):
-            name = self._name_at(at, index, extra)
+        last = stop = 0
+        starts = index.keys() | extra.keys() if extra else index
+        for at in [n for n, word in enumerate(self.words) if word in starts]:
+            name = self._name_at(at, index, extra) if at >= stop else None
             if name is None:
-                at += 1
                 continue
             stop = at + len(name.words)
-            if name.senses and (not name.doubtful or self._is_noun(at, stop, name)):
-                found.append(self._mention(at, stop, name, found[-1] if found else None, last))
+            first = self._start_of(at)
+            if name.senses and self._is_noun(first, stop, name):
+                before = found[-1] if found else None
+                found.append(self._mention(at, stop, name, first, before, last))
                 last = stop
-            at = stop
         return found
 
     def _name_at(self, at: int, index: Index, extra: Index) -> Name | None:
@@ -131,15 +130,23 @@ class _Reader:
                 return name
         return None
 
-    def _is_noun(self, at: int, stop: int, name: Name) -> bool:
-        """Whether words that may be a verb or an adjective are a thing here."""
-        if stop < len(self.words) and self.words[stop] not in self.english.function:
-            return False
-        before = self._start_of(at) - 1
-        said = self.words[before] if before >= 0 else "."
-        if name.plural is False:
-            return said in self.english.articles or self.number_at(before) is not None
-        return said not in self.english.subjects
+    def _is_noun(self, first: int, stop: int, name: Name) -> bool:
+        """Whether a name is a thing here, and no verb, adjective or part of another thing's name.
+
+        "A dog sleeps" and "dogs sleep" are, "dog food" and "the dog owner" aren't.
+        """
+        said = self.words[first - 1] if first else "."
+        has_article = said in self.english.articles or self.number_at(first - 1) is not None
+        after = self.words[stop] if stop < len(self.words) else "."
+        follows = after not in self.english.function and after not in self.english.shown
+        if name.plural is not True:
+            if follows:
+                is_verb = after.endswith(("ing", "ed", "s", "ly"))
+                return is_verb and not name.doubtful and (has_article or said in _ENDS)
+            return has_article or not name.doubtful
+        if name.doubtful and after not in self.english.articles:
+            return has_article or not (follows or said in self.english.subjects)
+        return not name.doubtful  # "the fence bears a sign"
 
     def _start_of(self, at: int) -> int:
         """Where the adjectives before a name begin."""
@@ -163,8 +170,8 @@ class _Reader:
         else:
             return None
         after = self.words[at + 1] if at + 1 < len(self.words) else ""
-        if (
-            after in self.english.units or self.text[self.spans[at][1] :][:1] == "-"
+        if after in self.english.units or self.text.startswith(
+            "-", self.matches[at].end()
         ):  # a two-storey house
             return None
         return value
@@ -190,10 +197,10 @@ class _Reader:
         return (None if before in self.english.rough else value), start
 
     def _is_hyphen(self, at: int) -> bool:
-        return at >= 0 and self.text[self.spans[at][1] :][:1] == "-"
+        return at >= 0 and self.text.startswith("-", self.matches[at].end())
 
     def _mention(
-        self, at: int, stop: int, name: Name, before: Mention | None, last: int
+        self, at: int, stop: int, name: Name, first: int, before: Mention | None, last: int
     ) -> Mention:
         """The name at some words, with what is said around it.
 
@@ -201,21 +208,25 @@ class _Reader:
             at: its first word.
             stop: behind its last.
             name: what they are.
+            first: where its adjectives begin.
             before: the mention before it.
             last: the word behind that.
         """
-        first = self._start_of(at)
-        number, start = None, first
+        adjective, number, start = first, None, first
         if first and self.number_at(first - 1) is not None:
             number, start = self._count(first - 1)
         article = start - 1 if start and self.words[start - 1] in self.english.articles else start
         said = self.words[article] if article < start else ""
+        if not said and number is None:
+            start = article = first = at  # "they protect people" has no adjective
+        if number is not None and start and self.words[start - 1] in ("a", "the"):
+            start -= 1  # a dozen, the two
         of = article - 1
         if of > 0 and self.words[of] == "of" and self.number_at(of - 1) is not None:
             more, start = self._count(of - 1)  # two of the dogs, a pair of dogs
             number = more if number is None else number
-        if name.plural is False or name.name in self.english.paired:
-            number = None
+        if name.plural is False or (name.plural is None and name.name.endswith("s")):
+            number = None  # a pair of skis is one or two
         sentence = bisect_left(self.ends, at)
         opened = self.ends[sentence - 1] + 1 if sentence else 0
         closed = self.ends[sentence] if sentence < len(self.ends) else len(self.words)
@@ -224,16 +235,20 @@ class _Reader:
         if before and before.sentence == sentence and before.negated and joined:
             negated = all(w in (",", "or", "nor", "and", "any", "a") for w in joined)
             absent = negated and before.absent
-        if not negated:
+        if not negated and not self.english.negators.isdisjoint(self.words[opened:closed]):
             negated, absent = self._negation(opened, article, first, at, stop, closed)
-        likeness = self._is_likeness(opened, article, stop, closed)
+        likeness = (
+            self.matches[stop - 1][0].endswith("'s")  # "a child's room" has no child in it
+            or not self.english.unreal.isdisjoint(self.words[adjective:at])
+            or self._is_likeness(opened, article, stop, closed)
+        )
         return Mention(
             name.senses[0].label,
             name.senses,
             name.name,
-            self.spans[min(start, first)][0],
-            self.spans[at][0],
-            self.spans[stop - 1][1],
+            self.matches[min(start, first)].start(),
+            self.matches[at].start(),
+            self.matches[stop - 1].end(),
             sentence,
             number,
             name.plural,
@@ -250,27 +265,32 @@ class _Reader:
             at -= 1
         return at
 
+    def _clause_end(self, at: int, closed: int) -> int:
+        """Where the clause that goes on at a word ends."""
+        while at < min(closed, len(self.words)) and self.words[at] not in self.english.clauses:
+            at += 1
+        return at
+
     def _negation(
         self, opened: int, article: int, first: int, at: int, stop: int, closed: int
     ) -> tuple[bool, bool]:
         """Whether something is said not to be, and whether not anywhere in the picture."""
         words = self.words
-        bare = all(word in self.english.bare for word in words[first:at])
+        is_other = first < at and words[first] in ("other", "longer")
+        bare = not is_other and all(word in self.english.bare for word in words[first:at])
         said = words[article] if article < first else ""
         clause = self._clause(opened, article)
         before = words[clause:article]
         only = bare and not self._is_local(stop, closed)
         gone = self._is_gone(stop, closed)
         if said in ("no", "neither", "zero") or (before and before[-1] in ("neither", "nor")):
-            if words[first:at] and words[first] in ("other", "longer"):
-                return True, False
             owner = before[-1] if before else ""
             elsewhere = owner in self.english.see and not self.english.watchers.intersection(before)
             return True, only and not elsewhere
         if before[-1:] == ["without"] or (before[-2:-1] == ["without"] and said == ""):
             return True, only and said == "any"
         if before[-1:] == ["of"] and self.english.lacking.intersection(before[-3:]):
-            return True, only
+            return True, bare
         if gone:
             return True, bare
         nots = [
@@ -292,7 +312,7 @@ class _Reader:
         if any(word in ("absent", "missing") for word in after[1:3]):
             return True
         is_not = not self.english.nots.isdisjoint(after[:2])
-        shown = [word for word in after[1:4] if word != "not"]
+        shown = after[1 : self._clause_end(stop, stop + 4) - stop]
         return is_not and any(
             w in ("visible", "present", "seen", "shown", "pictured", "there", "be") for w in shown
         )
@@ -304,10 +324,12 @@ class _Reader:
         for n, word in enumerate(after):
             if word in (",", "or", "nor", "and"):
                 listed = 4
+            elif word in self.english.shown or word in self.english.articles:
+                continue
             elif word in self.english.prepositions:
                 place = [w for w in after[n + 1 : n + 5] if w not in self.english.articles]
                 return not self.english.scene.intersection(place[:3])
-            elif word not in self.english.shown and word not in self.english.articles:
+            else:
                 if listed <= 0:
                     return True
                 listed -= 1
@@ -315,11 +337,9 @@ class _Reader:
 
     def _is_supposed(self, opened: int, at: int, stop: int, closed: int) -> bool:
         words = self.words
-        if not self.english.guesses.isdisjoint(words[opened:at]):
-            return True
-        end = stop
-        while end < closed and words[end] not in self.english.clauses:
-            end += 1
+        if not self.english.guesses.isdisjoint(words[opened:at]) or words[at - 1 : at] == ["for"]:
+            return True  # "for visitors"
+        end = self._clause_end(stop, closed)
         return not self.english.supposing.isdisjoint(words[stop:end])
 
     def _is_likeness(self, opened: int, article: int, stop: int, closed: int) -> bool:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mminstruct.annotations import items, lines
 from mminstruct.checks.findings import Finding, Kind, Verdict
-from mminstruct.checks.mentions import Mention, find_mentions
+from mminstruct.checks.mentions import Mention, find_mentions, find_number
 from mminstruct.checks.vocabulary import Index, Vocabulary, name_of
 from mminstruct.schema import Context
+
+_YES_NO = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
+_WHETHER = re.compile(
+    r"""(?P<there>(?:is|are)\ (?:there\b|(?=(?:a|an|any)\ )))
+        |(?:do|does|can)\ (?P<who>you|the\ (?:image|picture|photo|photograph|scene))
+         \ (?P<verb>see|show|contain|have|include|feature)\b""",
+    re.IGNORECASE | re.VERBOSE,
+)
 
 
 @dataclass(slots=True)
@@ -58,13 +67,17 @@ class Known:
             known._listen(text)
         return known
 
+    def find_mentions(self, text: str) -> list[Mention]:
+        """The things that a text names."""
+        return find_mentions(text, self.vocabulary, self.extra)
+
     def _listen(self, text: str) -> None:
         """Take in what a text of the annotations says to be there."""
-        for mention in find_mentions(text, self.vocabulary, self.extra):
+        for mention in self.find_mentions(text):
             if mention.negated:
                 continue
             self.names.add(mention.name)
-            clear = [s.label for s in mention.senses if s.relation != "wider"]
+            clear = [s.label for s in mention.senses if s.is_sure]
             if len(mention.senses) == 1:
                 clear = [mention.label]
             self.told.update(clear)
@@ -115,13 +128,13 @@ def judge_named(known: Known, mention: Mention) -> tuple[Verdict, str]:
 
 def _judge_named(known: Known, mention: Mention) -> tuple[Verdict, str]:
     there = [sense for sense in mention.senses if known.has(sense.label)]
-    meant = [sense for sense in mention.senses if sense.relation != "wider"]
+    meant = [sense for sense in mention.senses if sense.is_sure]
     own = [sense for sense in meant if sense.relation == "same"]
     if mention.name in known.names or any(sense in own for sense in there):
         return "supported", (there or mention.senses)[0].label
     # A man isn't there where there is a person and people checked that there is no man.
     for sense in own:
-        if sense.label in known.absent and not any(s.relation == "wider" for s in there):
+        if sense.label in known.absent and not any(not s.is_sure for s in there):
             return "contradicted", sense.label
     if there:
         return "supported", there[0].label
@@ -133,9 +146,9 @@ def _judge_named(known: Known, mention: Mention) -> tuple[Verdict, str]:
 def judge_absent(known: Known, mention: Mention) -> tuple[Verdict, str]:
     """The verdict on a thing that is said not to be there, and the label it goes by."""
     for sense in mention.senses:
-        if sense.relation != "kind" and known.has(sense.label):
+        if sense.relation in ("same", "wider") and known.has(sense.label):
             return "contradicted", sense.label
-    meant = [sense for sense in mention.senses if sense.relation != "wider"]
+    meant = [sense for sense in mention.senses if sense.is_sure]
     if meant and all(known.lacks(sense.label) for sense in meant):
         return "supported", meant[0].label
     return "unknown", mention.label
@@ -147,7 +160,7 @@ def judge_count(known: Known, mention: Mention, number: int) -> tuple[Verdict, s
     Fewer than there are boxes may be some of them. Boxes of a kind count where the thing itself
     has some.
     """
-    meant = [s.label for s in mention.senses if s.relation != "wider" and s.label in known.boxes]
+    meant = [s.label for s in mention.senses if s.is_sure and s.label in known.boxes]
     every = [s.label for s in mention.senses if s.label in known.boxes]
     if not meant:
         return "unknown", mention.label
@@ -161,20 +174,56 @@ def judge_count(known: Known, mention: Mention, number: int) -> tuple[Verdict, s
 
 
 def check_objects(
-    known: Known, turn: int, question: str, answer: str, mentions: Iterable[Mention]
+    known: Known, turn: int, question: str, answer: str, mentions: Sequence[Mention]
 ) -> Iterator[Finding]:
-    """What one turn says of things: that they are there, that they aren't, how many they are."""
+    """What one turn says of things: that they are there, that they aren't, how many they are.
 
-    def find(kind: Kind, judged: tuple[Verdict, str], said: str) -> Finding:
-        verdict, label = judged
-        return Finding(turn, kind, verdict, said, label, known.describe(label))
-
+    Args:
+        known: what the annotations say.
+        turn: index of the turn.
+        question: its question.
+        answer: its answer.
+        mentions: what the answer names.
+    """
+    stated = restate(question, answer)
+    for mention in known.find_mentions(stated) if stated else ():
+        if mention.absent or " not " not in stated:
+            yield from _judge(known, turn, stated, mention)
     for mention in mentions:
-        said = answer[mention.start : mention.end]
-        if mention.absent and not mention.supposed:
-            yield find("presence", judge_absent(known, mention), said)
-        if mention.negated or mention.likeness:
-            continue
-        yield find("object", judge_named(known, mention), said)
-        if mention.number is not None and mention.number > 1:
-            yield find("count", judge_count(known, mention, mention.number), said)
+        yield from _judge(known, turn, answer, mention)
+    if question.lower().startswith("how many") and not any(m.number for m in mentions):
+        asked, number = known.find_mentions(question), find_number(answer)
+        if asked and number:
+            verdict, label = judge_count(known, asked[0], number[0])
+            yield Finding(turn, "count", verdict, number[1], label, known.describe(label))
+
+
+def _judge(known: Known, turn: int, text: str, mention: Mention) -> Iterator[Finding]:
+    def find(kind: Kind, judged: tuple[Verdict, str]) -> Finding:
+        verdict, label = judged
+        is_known = verdict != "unknown" or known.has(label)
+        said = text[mention.start : mention.end]
+        return Finding(turn, kind, verdict, said, label, known.describe(label) if is_known else "")
+
+    if mention.absent and not mention.supposed:
+        yield find("presence", judge_absent(known, mention))
+    if mention.negated or mention.likeness:
+        return
+    judged = judge_named(known, mention)
+    if judged[0] == "supported" or any(s.is_sure for s in mention.senses):
+        yield find("object", judged)  # of "furniture" alone nothing can be held against boxes
+    if mention.number is not None and mention.number > 1:
+        yield find("count", judge_count(known, mention, mention.number))
+
+
+def restate(question: str, answer: str) -> str:
+    """What a yes or no to a question whether something is there says, as a sentence, or nothing."""
+    answered, asked = _YES_NO.match(answer), _WHETHER.match(question)
+    if not answered or not asked:
+        return ""
+    is_no, rest = answered[1].lower() == "no", question[asked.end() :]
+    if not is_no and " or " in rest:
+        return ""
+    start = "There is" if asked["there"] else f"{asked['who'].replace('you', 'I')} do"
+    verb = asked["verb"] or ""
+    return f"{start}{' not' * is_no} {verb} {rest}"

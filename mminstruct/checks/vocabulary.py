@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -14,7 +15,9 @@ from pydantic import BeforeValidator
 from mminstruct import strict_yaml
 from mminstruct.strict_yaml import Strict
 
-Relation = Literal["same", "kind", "wider"]
+Relation = Literal["same", "kind", "wider", "near"]
+
+_CLOSEST: tuple[Relation, ...] = ("same", "kind", "wider", "near")
 
 _FOLDER = Path(__file__).parent
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
@@ -26,12 +29,14 @@ class Words(Strict):
     Attributes:
         same: words that mean the same.
         kinds: words for some of its kinds: a boy is a person, a person may be no boy.
-        wider: words that may mean other things, too: a dining table is a table.
+        wider: words that mean other things, too: a dining table is a table.
+        near: words for what is easily taken for it: a desk may have the box of a dining table.
     """
 
     same: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
     wider: tuple[str, ...] = ()
+    near: tuple[str, ...] = ()
 
 
 _Set = Annotated[frozenset[str], BeforeValidator(str.split)]
@@ -58,14 +63,15 @@ class English(Strict):
     supposing: _Set
     inferring: _Set
     nots: _Set
+    denying: _Set
     lacking: _Set
     subjects: _Set
     likeness: _Set
     depictions: _Set
+    unreal: _Set
     pictures: _Set
     rough: _Set
     units: _Set
-    paired: _Set
 
     @cached_property
     def function(self) -> frozenset[str]:
@@ -73,6 +79,11 @@ class English(Strict):
         signs = frozenset(".!?\n%")
         words = self.articles | self.prepositions | self.verbs | self.connectives | self.clauses
         return signs | words
+
+    @cached_property
+    def negators(self) -> frozenset[str]:
+        """Words without one of which nothing is denied."""
+        return self.nots | self.lacking | self.denying
 
     @cached_property
     def guesses(self) -> frozenset[str]:
@@ -85,6 +96,11 @@ class Sense(NamedTuple):
 
     label: str
     relation: Relation
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether what has the name has the label, as far as the word goes."""
+        return self.relation in ("same", "kind")
 
 
 class Name(NamedTuple):
@@ -193,8 +209,7 @@ class Vocabulary:
     @cached_property
     def index(self) -> Index:
         """The names of all labels."""
-        known = {**common_things(), **self.labels, **dict.fromkeys(self.parents, None)}
-        named = [name for label in known for name in self.names_of(label)]
+        named = [name for label in self._known for name in self.names_of(label)]
         for label in self.parents:
             for above in self.ancestors(label):
                 wider = (Sense(label, "wider"),)
@@ -209,14 +224,14 @@ class Vocabulary:
 
     def index_of(self, labels: Iterable[str]) -> Index:
         """The names of those of some labels that aren't in `index`."""
-        own = self._own
-        return _by_first_word(
-            n for label in labels if label not in own for n in _names(label, None)
-        )
+        new = (label for label in labels if label not in self._known)
+        return _by_first_word(name for label in new for name in _names(label, None))
 
     @cached_property
-    def _own(self) -> frozenset[str]:
-        return frozenset({**common_things(), **self.labels, **self.parents})
+    def _known(self) -> dict[str, None]:
+        """All labels, in the order in which they were named."""
+        parents = chain.from_iterable(self.parents.values())
+        return dict.fromkeys((*common_things(), *self.labels, *self.parents, *parents))
 
     def ancestors(self, label: str) -> tuple[str, ...]:
         """The labels of which a label is a kind, near and far."""
@@ -246,6 +261,7 @@ def _names(label: str, words: Words | None) -> tuple[Name, ...]:
         "same": (label, *words.same),
         "kind": words.kinds,
         "wider": words.wider,
+        "near": words.near,
     }
     doubtful = english().doubtful
     return tuple(
@@ -268,7 +284,8 @@ def _by_first_word(names: Iterable[Name]) -> Index:
             )
     index: dict[str, list[Name]] = {}
     for name in merged.values():
-        index.setdefault(name.words[0], []).append(name)
+        senses = tuple(sorted(name.senses, key=lambda sense: _CLOSEST.index(sense.relation)))
+        index.setdefault(name.words[0], []).append(name._replace(senses=senses))
     return {
         first: tuple(sorted(found, key=lambda name: -len(name.words)))
         for first, found in index.items()

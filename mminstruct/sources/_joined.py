@@ -111,22 +111,29 @@ class JoinedSource:
             paths |= {f"{number}{_SEPARATOR}{role}": path for role, path in files.paths.items()}
         return Files(paths, digest(fingerprints)[:32])
 
+    def parts_with(self, files: Files) -> list[tuple[Source, Files]]:
+        """The parts, each with its own of the files."""
+        found = []
+        # Which files belong to which part is in the numbers; any split has the same parts.
+        for number, (source, _) in enumerate(self.members(self.first.info.splits[0])):
+            roles = (role.partition(_SEPARATOR) for role in files.paths)
+            own = {r: files.paths[f"{n}{s}{r}"] for n, s, r in roles if n == str(number)}
+            found.append((source, Files(own, files.fingerprint)))
+        return found
+
     def read(self, files: Files, report: ReadReport) -> Iterator[Context]:
         """The first source's contexts, each with what the others know of its image.
 
         Raises:
             SourceError: as in the parts, or a part knows none of the images.
         """
-        # Which files belong to which part is in the numbers; any split has the same parts.
-        streams, reports, parts = [], [], self.members(self.first.info.splits[0])
+        streams, reports, parts = [], [], self.parts_with(files)
         on = [getattr(part, "join_on", None) for part, _ in parts]
         key = _by_name if "image" in on else _by_id
         alike = frozenset(self.info.alike)
-        for number, (source, _) in enumerate(parts):
-            roles = (role.partition(_SEPARATOR) for role in files.paths)
-            own = {r: files.paths[f"{n}{s}{r}"] for n, s, r in roles if n == str(number)}
+        for number, (source, own) in enumerate(parts):
             reports.append(ReadReport())
-            contexts = source.read(Files(own, files.fingerprint), reports[-1])
+            contexts = source.read(own, reports[-1])
             is_sorted = key is _by_id and on[number] is None
             stream = contexts if is_sorted else iter(sorted(contexts, key=key))
             streams.append(zip(repeat(number), stream))  # noqa: B905

@@ -26,12 +26,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mminstruct.annotations import labels, narratives, relations
+from mminstruct.checks.vocabulary import Vocabulary
 from mminstruct.errors import SourceError
 from mminstruct.resources import shown
 from mminstruct.schema import Box, Context, Media, Option
 from mminstruct.sources import _narratives
 from mminstruct.sources._annotation_file import files_of, find_first, folders
 from mminstruct.sources._base import Download, Files, ReadReport, SourceInfo, word_for
+from mminstruct.sources._classes import vocabulary_in
 from mminstruct.sources._image_licenses import spdx_of
 from mminstruct.sources._tables import (
     ID_FORM,
@@ -163,6 +165,14 @@ class OpenImagesSource:
         """
         return read_files(files.paths, report)
 
+    def vocabulary(self, files: Files) -> Vocabulary:
+        """The boxed classes, each with those that it is a kind of, if the hierarchy is there.
+
+        Raises:
+            SourceError: a file is damaged.
+        """
+        return vocabulary_in(files.paths)
+
     def file_names(self, split: str) -> dict[str, str]:
         """Role -> name."""
         return {role: PurePosixPath(url).name for role, url in self.urls(split).items()}
@@ -183,6 +193,7 @@ class OpenImagesSource:
             "classes": f"{_URL}/v7/oidv7-class-descriptions.csv",
             "attributes": f"{_URL}/v6/oidv6-attributes-description.csv",
             "predicates": f"{_URL}/v6/oidv6-relationships-description.csv",
+            "hierarchy": f"{_URL}/2018_04/bbox_labels_600_hierarchy.json",
         }
         if self.machine_labels:
             urls["machine"] = f"{_URL}/v7/oidv7-{short}-annotations-machine-imagelabels.csv"
@@ -221,7 +232,7 @@ def read_files(
         read(paths[role], ids, classes, report) if role in paths else None
         for role, read in readers.items()
     ]
-    for role in _OPTIONAL:
+    for role in _OPTIONAL.keys() - _UNREAD:
         if role not in paths:
             report.skip(f"file of {role} that isn't there", harmless=True)
     for start in range(0, len(ids), _IMAGES_PER_PIECE):
@@ -261,14 +272,17 @@ def _ids_of(batch: pa.RecordBatch) -> Ids:
     return np.unique(found if readable is None else found[readable])
 
 
-_SHARED_ROLES = {"classes", "attributes", "predicates"}
+_SHARED_ROLES = {"classes", "attributes", "predicates", "hierarchy"}
 # Role that rows can do without -> whichever of its kind is there, all have to be.
 _OPTIONAL: dict[str, set[str]] = {
     "labels": set(),
     "relations": {"relations"},
     "attributes": {"relations"},
     "predicates": {"relations"},
+    "hierarchy": set(),
 }
+# Contexts don't need it: it only says what answers may call a class.
+_UNREAD = {"hierarchy"}
 
 
 def _find(places: Iterable[Path], url: str) -> Path | None:

@@ -25,12 +25,14 @@ from pydantic import Field, model_validator
 
 from mminstruct import strict_yaml
 from mminstruct.annotations import narratives
+from mminstruct.checks.vocabulary import Vocabulary
 from mminstruct.errors import SourceError, UsageError, lacking
 from mminstruct.resources import shown
 from mminstruct.schema import Context, Media, Option, decode_context, digest, encode_context
 from mminstruct.sources import _narratives, openimagesv7
 from mminstruct.sources._annotation_file import fingerprint, open_text
 from mminstruct.sources._base import Download, Files, ReadReport, SourceInfo, word_for
+from mminstruct.sources._classes import vocabulary_in
 from mminstruct.sources._coco import make_contexts
 from mminstruct.sources._datasets import digest_of, plain_rows, rows_of, splits_of
 from mminstruct.sources._records import Columns, Parts, read_own, read_tables, rows_in
@@ -96,6 +98,7 @@ class Description(Strict):
     box_format: Order | None = None
     box_unit: Unit | None = None
     categories: dict[str, str] = {}
+    synonyms: dict[str, tuple[str, ...]] = {}
     image_folder: str = ""
     image_url: str = ""
     join_on: Literal["id", "image"] = "id"
@@ -164,7 +167,21 @@ class OwnSource:
     def chosen(self) -> dict[str, Any]:
         """All that contexts depend on besides the content of files."""
         places = {"files", "captions", "dataset", "image_folder"}
+        places |= set() if self.described.synonyms else {"synonyms"}
         return self.described.model_dump(mode="json", exclude=places)
+
+    def vocabulary(self, files: Files) -> Vocabulary:
+        """What is described of labels' names.
+
+        Raises:
+            SourceError: a file is damaged.
+        """
+        own = self.described
+        described = Vocabulary.of(own.synonyms)
+        if own.format != "open_images":
+            return described
+        roles = {role.partition(":")[2]: path for role, path in files.paths.items()}
+        return described | vocabulary_in(roles, own.categories)
 
     def downloads(self, split: str) -> tuple[Download, ...]:
         """None: what is named is read, and nothing in its place."""

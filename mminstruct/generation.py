@@ -290,6 +290,7 @@ def _describe(recipes: Sequence[Recipe]) -> replacing.Made:
         "backend": plan.backend,
         "model": plan.model,
         "prompt_configs": list(dict.fromkeys(recipe.prompts.hash for recipe in recipes)),
+        "prompt_names": {r.prompts.hash: f"{r.prompts.name} {r.prompts.version}" for r in recipes},
         "sampling": replacing.sampling(values, _seed_of(plan)),
         "types": sorted({name for recipe in recipes for name in recipe.types}),
         "splits": sorted({split for recipe in recipes for split in recipe.splits}),

@@ -112,7 +112,6 @@ def to_row(columns: Any) -> Row | None:
     messages = columns[name] if name else None
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         return None
-    checks = columns.get("checks")
     image = columns.get("media") or columns.get("image") or columns.get("images")
     return Row(
         id=_text_of(columns.get("id")),

@@ -80,10 +80,9 @@ def _judge(
     if isinstance(outcome, Failed):
         return outcome
     name, context = chunk.types[number], chunk.contexts[number]
-    question, config = None, plan.config.fit(context)
-    if config.types[name].answer_form == "text":
-        seed = plan.sampling.seed or 0
-        question = prompts.question_for(config, name, sample_id=chunk.ids[number], seed=seed)
+    draw = prompts.Draw(chunk.ids[number], plan.sampling.seed or 0)
+    config = draw.fit(context, plan.config)
+    question = draw.question(config, name)
     parsed = parse(outcome.completion, config, name, question=question)
     if isinstance(parsed, Rejected):
         return Useless(outcome, parsed)

@@ -112,6 +112,7 @@ class CocoSource:
             ),
             splits=tuple(_FILE_SPLIT),
             fitted=False,
+            exhaustive=True,
         )
 
     def vocabulary(self, files: Files) -> Vocabulary:

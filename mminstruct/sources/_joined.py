@@ -75,6 +75,7 @@ class JoinedSource:
             modality=first.modality,
             parts=parts,
             fitted=any(part.fitted for part in parts),
+            exhaustive=any(part.exhaustive for part in parts),
             alike=tuple(dict.fromkeys(pair for part in parts for pair in part.alike)),
         )
 

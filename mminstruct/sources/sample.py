@@ -43,6 +43,7 @@ class SampleSource:
         media_license=f"The images are drawings by mminstruct, {_LICENSE}.",
         splits=("train",),
         fitted=False,
+        exhaustive=True,
     )
 
     def vocabulary(self, files: Files) -> Vocabulary:

@@ -67,7 +67,7 @@ def make_results(
     for name, outcome in zip(chunk.types, outcomes, strict=True):
         read.append(outcome if isinstance(outcome, Judged) else None)
         if isinstance(outcome, Judged):
-            client.row_rules.count_useful(name)
+            client.row_rules.count_useful(name, outcome.parsed.turns)
             reasons.append((None, None, None, None))
         elif isinstance(outcome, Useless):
             why = outcome.why

@@ -79,12 +79,7 @@ ROW = {
         {
             "version": _TEXT,
             "verdicts": [_TEXT],
-            "findings": [
-                {
-                    "turn": _INT,
-                    **dict.fromkeys(("kind", "verdict", "said", "label", "known"), _TEXT),
-                }
-            ],
+            "findings": [{"turn": _INT, **_FOUND}],
         },
         "what the annotations say to each turn: `supported`, `contradicted`, `supposed` or "
         "`unknown`; what was found in it, turns counted from 0; the version of the checks",

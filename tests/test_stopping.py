@@ -10,7 +10,7 @@ from mminstruct.answers.parse import ONLY_THOUGHTS
 from mminstruct.completions.stats import Stats
 from mminstruct.completions.stopping import Ending, RowRules, StopRules
 from mminstruct.errors import MMInstructError, NoRows, RequestRefused, RunStopped, TransientError
-from mminstruct.schema import Completion, FinishReason
+from mminstruct.schema import Completion, FinishReason, Turn
 
 BROKEN = TransientError("broken", cause="http_500")
 
@@ -106,7 +106,7 @@ def test_a_type_whose_first_hundred_answers_give_no_row_ends_a_run_that_pays_for
         rules.count_useless("detail", "leak", "a number")
     assert not ends  # nothing was paid for
     stats.answered = 1
-    rules.count_useful("conversation")
+    rules.count_useful("conversation", [Turn("What is it?", "A bus.")])
     for _ in range(999):
         rules.count_useless("conversation", "leak", "a number")
     assert not ends  # one gave a row
@@ -120,6 +120,42 @@ def test_a_type_whose_first_hundred_answers_give_no_row_ends_a_run_that_pays_for
         "the first 150 answers of type 'reasoning' gave no row "
         "(too_short 149, leak 1; the last: a number)"
     )
+
+
+def test_answers_that_are_the_same_are_told_once_and_end_a_run_that_pays_for_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ends: list[MMInstructError] = []
+    stats = Stats()
+    rules = RowRules(stats, ends.append)
+    rules.expect({"detail": 302, "short": 1000})
+    same, short = Turn("What is it?", "A red bus stands in a street."), Turn("A bus?", "Yes.")
+    for number in range(194):
+        rules.count_useful("detail", [same, Turn("And now?", f"Number {number} can be seen.")])
+    assert not caplog.records  # together they differ
+    for _ in range(11):
+        rules.count_useful("detail", [same])
+    assert not caplog.records  # ten of 205 repeat another one
+    rules.count_useful("detail", [same])
+    for _ in range(90):
+        rules.count_useful("detail", [same])
+    assert [record.message for record in caplog.records] == [
+        "11 of the first 206 rows of type 'detail' have another row's answers, word for word; look "
+        "at them before you pay for more"
+    ]
+    assert not ends  # nothing was paid for
+    stats.answered = 1
+    rules.count_useful("detail", [same])
+    assert str(ends[0]).startswith(
+        "102 of the first 297 rows of type 'detail' have another row's answers, word for word. Try "
+        "another model"
+    )
+    for _ in range(300):
+        rules.count_useful("short", [short])
+    assert len(ends) == len(caplog.records) == 1  # a short answer may be true of many
+    for _ in range(5):
+        rules.count_useful("detail", [same])
+    assert len(ends) == 5  # nothing would be paid for after the last
 
 
 def test_the_first_reason_to_end_a_run_is_the_one_that_all_hear_of() -> None:

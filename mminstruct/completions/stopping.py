@@ -10,12 +10,13 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from mminstruct.answers.parse import ONLY_THOUGHTS
+from mminstruct.answers.repeats import Repeats, are_many
 from mminstruct.completions.stats import Stats
 from mminstruct.errors import MMInstructError, NoRows, RequestRefused, RunStopped, TransientError
-from mminstruct.schema import Completion
+from mminstruct.schema import Completion, Turn
 from mminstruct.transport import until
 
 _log = logging.getLogger(__name__)
@@ -30,6 +31,12 @@ _LEAST_WINDOW = 512
 _CUT_TOLD = 5
 _CUT_IN_A_ROW = 30
 _USELESS = 100
+# Rows of a type, and the share of them that only repeat another one's answers.
+_ROWS_TO_JUDGE = 200
+_REPEATED_SHARE = 0.3
+_OTHERWISE = (
+    "Try another model, prompt config or sampling with --limit 5, or leave the type out with --types"
+)
 
 
 class Ending:
@@ -160,16 +167,34 @@ class RowRules:
         self._stats, self._answered_before, self._stop = stats, stats.answered, stop
         self._left: Counter[str] = Counter()
         self._useless: dict[str, Counter[str]] = {}
-        self._useful: set[str] = set()
+        self._useful: Counter[str] = Counter()
+        self._repeated: Counter[str] = Counter()
+        self._repeats, self._told = Repeats(), set[str]()
 
     def expect(self, kinds: Mapping[str, int]) -> None:
         """Note how many requests there are of each instruction type."""
         self._left.update(kinds)
 
-    def count_useful(self, kind: str) -> None:
-        """Note that an answer of an instruction type gave a row."""
+    def count_useful(self, kind: str, turns: Iterable[Turn]) -> None:
+        """Note that an answer of an instruction type gave a row with these turns.
+
+        Where many rows have one and the same answers, the run says so once, and ends if it would
+        pay for more of them.
+        """
         self._left[kind] -= 1
-        self._useful.add(kind)
+        self._useful[kind] += 1
+        said = "\n".join(turn.answer for turn in turns)
+        self._repeated[kind] += self._repeats.is_repeat(kind, said)
+        repeated, rows = self._repeated[kind], self._useful[kind]
+        if not are_many(repeated, rows):
+            return
+        words = f"{repeated} of the first {rows} rows of type {kind!r} have another row's answers"
+        if kind not in self._told:
+            self._told.add(kind)
+            _log.warning(f"{words}, word for word; look at them before you pay for more")
+        is_useless = rows >= _ROWS_TO_JUDGE and repeated > rows * _REPEATED_SHARE
+        if is_useless and self._left[kind] > 0 and self._buys():
+            self._stop(NoRows(f"{words}, word for word. {_OTHERWISE}"))
 
     def count_useless(self, kind: str, reason: str, detail: str) -> None:
         """Note that an answer of an instruction type gave no row.
@@ -182,16 +207,17 @@ class RowRules:
             return
         reasons = self._useless.setdefault(kind, Counter())
         reasons[reason] += 1
-        buys = self._stats.answered > self._answered_before
-        if not buys or min(reasons.total(), self._left[kind]) < _USELESS:
+        if not self._buys() or min(reasons.total(), self._left[kind]) < _USELESS:
             return
         words = ", ".join(f"{name} {count}" for name, count in reasons.most_common())
         error = NoRows(
             f"the first {reasons.total()} answers of type {kind!r} gave no row ({words}; the last: "
-            f"{detail}). Try another model, prompt config or sampling with --limit 5, or leave the "
-            "type out with --types"
+            f"{detail}). {_OTHERWISE}"
         )
         self._stop(error)
+
+    def _buys(self) -> bool:
+        return self._stats.answered > self._answered_before
 
 
 def too_long_a_pause(error: TransientError) -> RunStopped:

@@ -80,7 +80,7 @@ def make_results(chunk: Chunk, outcomes: list[Outcome], plan: Plan, client: Clie
             read.append(None)
             reasons.append((parsed.reason, parsed.detail, outcome.completion.text, True))
         else:
-            client.row_rules.count_useful(name)
+            client.row_rules.count_useful(name, parsed.turns)
             read.append((outcome, parsed))
             reasons.append((None, None, None, None))
     media = [context.media for context in chunk.contexts]

@@ -6,12 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mminstruct.answers.repeats import Repeats, are_many
 from mminstruct.completions.client import NOT_SENT
 from mminstruct.errors import NoRows, RunStopped, UsageError
 
@@ -20,6 +22,8 @@ REJECTED = "rejected.jsonl"
 
 LEFT_OUT = "left_out.jsonl"
 """What reading the annotations left out, with examples, which stay on this machine."""
+
+_BY_TYPE = ("rejected", "failed", "repeated")
 
 
 @dataclass
@@ -31,6 +35,8 @@ class Report:
         truncated: rows whose last turn was cut off and left out.
         rejected: answers that gave no row, by type and reason.
         failed: requests without an answer, by type and cause.
+        repeated: rows with another row's "answers" or "questions", all of them word for word, by
+            type; among those that were counted together. A text's questions are not its writer's.
         files: JSON lines about what gave no row; see `entries`.
     """
 
@@ -38,7 +44,9 @@ class Report:
     truncated: int = 0
     rejected: dict[str, Counter[str]] = field(default_factory=dict)
     failed: dict[str, Counter[str]] = field(default_factory=dict)
+    repeated: dict[str, Counter[str]] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
+    _repeats: Repeats = field(default_factory=Repeats, repr=False, compare=False)
 
     def count(self, result: dict[str, Any], lines: IO[str] | None = None) -> None:
         """Count one result, and write why it is no row.
@@ -51,6 +59,7 @@ class Report:
         if reason is None:
             self.rows[kind] += 1
             self.truncated += result["truncated"]
+            self._count_repeats(kind, [message["content"] for message in result["messages"]])
             return
         side = self.rejected if result["rejected"] else self.failed
         side.setdefault(kind, Counter())[reason] += 1
@@ -73,6 +82,17 @@ class Report:
         for kind in pc.value_counts(results.column("type")).to_pylist():
             self.rows[kind["values"]] += kind["counts"]
         self.truncated += pc.sum(results.column("truncated"), min_count=0).as_py()
+        messages = results.column("messages")
+        contents = iter(pc.struct_field(pc.list_flatten(messages), "content").to_pylist())
+        lengths = pc.list_value_length(messages).to_pylist()
+        for kind, length in zip(results.column("type").to_pylist(), lengths, strict=True):
+            self._count_repeats(kind, list(islice(contents, length)))
+
+    def _count_repeats(self, kind: str, contents: list[str]) -> None:
+        """Count what a row repeats of its questions and answers, which take turns."""
+        for start, side in enumerate(("questions", "answers")):
+            if self._repeats.is_repeat(f"{kind} {side}", "\n".join(contents[start::2])):
+                self.repeated.setdefault(kind, Counter())[side] += 1
 
     @property
     def failures(self) -> Counter[str]:
@@ -98,15 +118,15 @@ class Report:
         """Add another report's counts and files to this one's."""
         self.rows.update(other.rows)
         self.truncated += other.truncated
-        for mine, theirs in ((self.rejected, other.rejected), (self.failed, other.failed)):
-            for kind, counts in theirs.items():
+        for name in _BY_TYPE:
+            mine = getattr(self, name)
+            for kind, counts in getattr(other, name).items():
                 mine.setdefault(kind, Counter()).update(counts)
         self.files.extend(other.files)
 
     def write(self, path: Path) -> None:
         """The counts, as JSON."""
-        counts = ("rows", "truncated", "rejected", "failed")
-        text = json.dumps({name: getattr(self, name) for name in counts})
+        text = json.dumps({name: getattr(self, name) for name in ("rows", "truncated", *_BY_TYPE)})
         path.write_text(text, encoding="utf-8")
 
     @classmethod
@@ -118,8 +138,11 @@ class Report:
             files=[lines] if lines.is_file() else [],
             rows=Counter(data["rows"]),
             truncated=data["truncated"],
-            rejected={kind: Counter(counts) for kind, counts in data["rejected"].items()},
-            failed={kind: Counter(counts) for kind, counts in data["failed"].items()},
+            **{
+                # Reports of earlier versions lack what repeats.
+                name: {kind: Counter(counts) for kind, counts in data.get(name, {}).items()}
+                for name in _BY_TYPE
+            },
         )
 
     @classmethod
@@ -163,6 +186,10 @@ def summary(report: Report, rows: str | None = None) -> str:
         if counts:
             causes = ", ".join(f"{cause} {count}" for cause, count in counts.most_common())
             parts.append(f"{counts.total()} {word} ({causes})")
+    for kind, counts in report.repeated.items():
+        if are_many(counts["answers"], report.rows[kind]):
+            share = counts["answers"] / report.rows[kind]
+            parts.append(f"{share:.0%} of {kind!r} with another row's answers")
     return ", ".join(parts)
 
 

@@ -7,22 +7,22 @@ true of the image is not theirs to say.
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
-from mminstruct.answers.flaws import Rejected, is_long
+from mminstruct.answers.flaws import REPEATS, Rejected, is_long
 from mminstruct.schema import Turn
 
 Examples = frozenset[tuple[str, str]]
 """The (question, answer) pairs of a type's examples."""
-Filter = Callable[[Turn, Examples], str | None]
 
 _NOT_ABLE = (
     r"(?:not (?:able|allowed|comfortable)|unable|cannot|can['\u2019]t|can not|won['\u2019]t"
     r"|will not|do(?:es)?(?:n['\u2019]t| not)|no way)(?: to)?"
 )
 _AN_AI = (
-    r"an? (?:AI\b|artificial|(?:large |text[- ]based |visual )?language model|chatbot"
+    r"an? (?:(?:[\w-]+ )?AI\b|artificial|(?:large |text[- ]based |visual )?language model|chatbot"
     r"|(?:virtual |AI )?assistant\b)"
 )
 _PICTURE = r"(?:image|picture|photo(?:graph)?)s?\b"
@@ -51,6 +51,11 @@ _PATTERNS: dict[str, tuple[tuple[str, str], ...]] = {
             rf"\bI(?:['\u2019]m| am)? {_NOT_ABLE} (?:help|assist|answer|provide|identify|comply"
             r"|discuss|comment|share|fulfil|(?:make|draw) (?:\w+ )?inferences|infer|speculat|engage"
             r"|recogni[sz]e)",
+        ),
+        (
+            "decline|prefer|rather not|appropriate",
+            r"\bI (?:(?:must|have to|will) (?:\w+ )?decline|(?:would )?(?:prefer|rather) not)\b"
+            r"|\b(?:in|not )appropriate (?:for me )?to (?:speculat|guess|identify|comment|answer)",
         ),
         ("against", r"\bagainst (?:my|the) (?:guidelines|polic\w+|programming)"),
     ),
@@ -142,26 +147,30 @@ _PATTERNS: dict[str, tuple[tuple[str, str], ...]] = {
             r"|boulevard|st\.|ave\.|rd\.),? (?-i:[A-Z])\w+",
         ),
     ),
+    # Of the first sentence of an answer alone: the others may well say what isn't known.
+    "unanswerable": (
+        (
+            "possible|n't |n\u2019t |not |no |unclear|unknown|unspecified|insufficient|n/a",
+            r"\b(?:not|n['\u2019]t|im)\s?possible to (?:determine|tell|say|know|identify|see)\b"
+            r"|\b(?:can(?:not|['\u2019]t| not)|could(?: not|n['\u2019]t)) be (?:determined|known|seen"
+            r"|identified|inferred|answered|told)\b"
+            r"|\b(?:is|are|was)(?: not|n['\u2019]t)(?: \w+ or)? (?:clear|known|specified|stated"
+            r"|mentioned|given|provided|indicated|described)\b"
+            r"|\b(?:unclear|unknown|unspecified|not (?:stated|specified|mentioned|given))\b"
+            r"(?=[.,;]| from| in| whether| what| how| who)"
+            r"|(?:\bno|(?:\bnot|n['\u2019]t)(?: \w+){0,2}? (?:enough|this|that)|insufficient"
+            r"|not sufficient) (?:information|context|mention|indication)\b"
+            r"|\b(?:no way to|(?:I|we) can(?:not|['\u2019]t)) (?:determine|know|identify)\b"
+            r"|(?m:^\W*I do(?:n['\u2019]t| not) know\b)"
+            r"|\b(?:image|picture|photo) does(?:n['\u2019]t| not) (?:say|state|specify|reveal"
+            r"|mention)\b|(?m:^\W*n/a\W*$)",
+        ),
+    ),
 }
-_UNANSWERABLE = re.compile(
-    r"\b(?:not|n['\u2019]t|im)\s?possible to (?:determine|tell|say|know|identify|see)\b"
-    r"|\b(?:cannot|can['\u2019]t|can not|could not|couldn['\u2019]t) be (?:determined|known|seen"
-    r"|identified|inferred|answered|told)\b"
-    r"|\b(?:is|are|was)(?: not|n['\u2019]t) (?:clear|known|specified|stated|mentioned"
-    r"|given|provided|indicated|described)\b"
-    r"|\b(?:unclear|unknown|unspecified|not (?:stated|specified|mentioned|given))\b"
-    r"(?=[.,;]| from| in| whether| what| how| who)"
-    r"|(?:\bno|(?:\bnot|n['\u2019]t)(?: \w+)? enough|insufficient|not sufficient)"
-    r" (?:information|context|mention|indication)\b"
-    r"|\b(?:no way to|I can(?:not|['\u2019]t)) (?:determine|know|identify)\b"
-    r"|\b(?:image|picture|photo) does(?:n['\u2019]t| not) (?:say|state|specify|reveal|mention)\b"
-    r"|^\W*n/a\W*$",
-    re.IGNORECASE,
-)
-# What finds something there has one of these.
-_DENIALS = ("no", "n't", "n\u2019t", "possible", "unclear", "unspecified", "insufficient", "n/a")
 _EMPHASIS = re.compile(r"(\*\*|__)(?=\S)((?:(?!\1).)+)(?<=\S)\1", re.DOTALL)
 _MEANT = re.compile(r"[\w\s]+")
+_PLAIN = f"{string.ascii_letters}{string.digits}{string.whitespace}".encode()
+_MARKS = string.punctuation + string.whitespace
 _LETTERS = re.compile(r"\w+")
 _FIRST_SENTENCE = re.compile(r"[^.!?\n]*[.!?\n]?")
 # Of a hundred: how alike a copy is, and a question that is only repeated.
@@ -177,33 +186,6 @@ _ENGLISH = frozenset(
 _MUCH_ENGLISH = 0.12
 _SURE = 15.0  # of log probabilities; English beats the next language by more in 40 characters
 _LONGEST_WORD = 45
-
-
-def _search(rules: Iterable[tuple[str, str]]) -> Filter:
-    """A filter by patterns, each of which is tried where one of its words occurs."""
-    ready = [(words.split("|"), re.compile(rule, re.IGNORECASE)) for words, rule in rules]
-
-    def look(turn: Turn, examples: Examples) -> str | None:
-        text = f"{turn.answer}\n{turn.question}"
-        lower = text.lower()
-        for words, pattern in ready:
-            for word in words:
-                if word in lower:
-                    if found := pattern.search(text):
-                        return repr(found.group())
-                    break
-        return None
-
-    return look
-
-
-def _find_unanswered(turn: Turn, examples: Examples) -> str | None:
-    """An answer whose first sentence says that there is none."""
-    if not any(map(turn.answer.lower().__contains__, _DENIALS)):
-        return None
-    first = _FIRST_SENTENCE.match(turn.answer)
-    found = _UNANSWERABLE.search(first.group()) if first else None
-    return repr(found.group()) if found else None
 
 
 def reject_whole(turns: Sequence[Turn], names: Iterable[str]) -> Rejected | None:
@@ -224,7 +206,7 @@ def _reject_language(turns: Sequence[Turn]) -> Rejected | None:
     words = text.lower().split()
     if text.isascii() and (
         len(text) < _LEAST_LANGUAGE_CHARACTERS
-        or sum(word in _ENGLISH for word in words) > len(words) * _MUCH_ENGLISH
+        or sum(map(_ENGLISH.__contains__, words)) > len(words) * _MUCH_ENGLISH
     ):
         return None
     import py3langid
@@ -236,51 +218,86 @@ def _reject_language(turns: Sequence[Turn]) -> Rejected | None:
     return Rejected("language", f"{best} rather than en")
 
 
-def _find_copy(turn: Turn, examples: Examples) -> str | None:
-    """A long answer that is an example's, but for a few words."""
-    from rapidfuzz import fuzz
+@lru_cache(maxsize=64)
+def _compare_with(examples: Examples) -> Callable[[str], tuple[str, float, int] | None]:
+    """Finds which long answer of the examples a text is, but for a few words."""
+    from rapidfuzz import fuzz, process
 
-    for _, answer in examples:
-        if fuzz.ratio(turn.answer, answer, score_cutoff=_COPY) and is_long(answer):
-            return f"it is an example's, nearly word for word: {answer[:60]!r}"
-    return None
+    answers = [answer for _, answer in examples if is_long(answer)]
+    return partial(process.extractOne, choices=answers, scorer=fuzz.ratio, score_cutoff=_COPY)
+
+
+def _find_copy(turn: Turn, examples: Examples) -> str | None:
+    copied = _compare_with(examples)(turn.answer)
+    return copied and f"it is an example's, nearly word for word: {copied[0][:60]!r}"
 
 
 def _find_echo(turn: Turn, examples: Examples) -> str | None:
-    if len(turn.answer) > 2 * len(turn.question):
+    # Most differ in their last letter.
+    asked, said = (text.strip(_MARKS).lower() for text in (turn.question, turn.answer))
+    if asked[-1:] != said[-1:] or _LETTERS.findall(asked) != _LETTERS.findall(said):
         return None
-    asked, said = (_LETTERS.findall(text.lower()) for text in (turn.question, turn.answer))
-    return "the answer is the question" if asked and asked == said else None
+    return "the answer is the question" if asked else None
 
 
 def _find_gibberish(turn: Turn, examples: Examples) -> str | None:
     text = turn.answer
     if "\ufffd" in text:
         return "it has characters that could not be decoded"
-    longest = max(text.split(), key=len, default="")
-    if len(longest) > _LONGEST_WORD and longest.isascii():
-        return f"a word of {len(longest)} characters"
-    meant = len(_MEANT.sub("", text)) if len(text) > _LONGEST_WORD else 0
-    if meant * 10 > len(text) * 3:
-        return f"{meant} of {len(text)} characters are no letters, digits or blanks"
+    longest = max(map(len, text.split()), default=0)
+    if longest > _LONGEST_WORD and text.isascii():
+        return f"a word of {longest} characters"
+    few = len(text) * 0.3
+    # Bytes are counted ten times as fast, and are no fewer.
+    if len(text) <= _LONGEST_WORD or len(text.encode().translate(None, _PLAIN)) <= few:
+        return None
+    if (marks := len(_MEANT.sub("", text))) > few:
+        return f"{marks} of {len(text)} characters are no letters, digits or blanks"
     return None
 
 
-FILTERS: dict[str, Filter] = {
-    **{name: _search(rules) for name, rules in _PATTERNS.items()},
-    "unanswerable": _find_unanswered,
+_CHECKS: dict[str, Callable[[Turn, Examples], str | None]] = {
     "copied_example": _find_copy,
     "echoed_question": _find_echo,
     "gibberish": _find_gibberish,
 }
-"""By name, of a turn by itself; ``repeated_question`` is `asks_again`, the others are in
-`reject_whole`."""
+_RULES = {
+    name: [(hints.split("|"), re.compile(rule, re.IGNORECASE)) for hints, rule in rules]
+    for name, rules in _PATTERNS.items()
+}
+FILTERS = (*_PATTERNS, *_CHECKS)
+"""Of a turn by itself; ``repeated_question`` is `asks_again`, the others are in `reject_whole`."""
+
+
+def find_suspects(turns: Iterable[Turn], names: Iterable[str]) -> tuple[str, ...]:
+    """The filters that have to look at each of some turns: most find nothing in all of them."""
+    text = "\n".join([f"{turn.answer}\n{turn.question}" for turn in turns])
+    lower = text.lower()
+    return tuple(name for name in names if name in _CHECKS or _find(name, text, lower))
+
+
+def _find(name: str, text: str, lower: str) -> str | None:
+    """What the first pattern of a filter finds, each of which is tried where a hint occurs."""
+    for hints, pattern in _RULES.get(name, ()):
+        for hint in hints:
+            if hint in lower:
+                if found := pattern.search(text):
+                    return repr(found.group())
+                break
+    return None
 
 
 def reject_form(turn: Turn, names: Iterable[str], examples: Examples) -> Rejected | None:
     """A rejection by the first of some filters that finds something in a turn, or None."""
     for name in names:
-        if name in FILTERS and (detail := FILTERS[name](turn, examples)):
+        if name in _CHECKS:
+            detail = _CHECKS[name](turn, examples)
+        else:
+            text = f"{turn.answer}\n{turn.question}"
+            if name == "unanswerable" and (first := _FIRST_SENTENCE.match(turn.answer)):
+                text = first.group()
+            detail = _find(name, text, text.lower())
+        if detail:
             return Rejected(name, detail)
     return None
 
@@ -312,3 +329,23 @@ def asks_again(question: str, asked: Sequence[str]) -> bool:
     return any(
         len(words & other) * 3 >= len(words | other) * 2 for other in map(_content_of, asked)
     )
+
+
+def reject_again(turn: Turn, before: Sequence[Turn], *, alike: bool) -> Rejected | None:
+    """A rejection of a turn that one before it has said.
+
+    Args:
+        turn: to look at.
+        before: in the same conversation.
+        alike: a question with the same words that matter is the same.
+    """
+    if not before:
+        return None
+    normal = " ".join(turn.question.lower().split())
+    asked = [" ".join(other.question.lower().split()) for other in before]
+    if normal in asked or (alike and asks_again(normal, asked)):
+        return Rejected("repetition", f"question asked twice: {turn.question!r}")
+    again = sum(turn.answer == other.answer for other in before)
+    if again >= (1 if is_long(turn.answer) else REPEATS - 1):
+        return Rejected("repetition", f"answer given again: {turn.answer!r}")
+    return None

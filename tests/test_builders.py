@@ -81,7 +81,8 @@ def test_a_builder_gives_complete_unique_and_stable_rows(
         roles = [message["role"] for message in row["messages"]]
         assert roles == ["user", "assistant"] * (len(roles) // 2) != []
         assert all(message["content"].strip() for message in row["messages"])
-        assert row["provenance"]["few_shots"] == 3
+        kind = prompts.load(row["provenance"]["prompt_config"]).types[row["type"]]
+        assert row["provenance"]["few_shots"] == kind.examples_shown
         assert row["provenance"]["finish_reason"] == "stop"
 
 

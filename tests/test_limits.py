@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import itertools
 import math
 import pickle
 import random
@@ -302,6 +303,19 @@ def test_one_slow_answer_in_a_hundred_slows_nothing_else() -> None:
     assert course.per_s(3.0, 6.0) >= 0.9 * 500 / mean_s
 
 
+@pytest.mark.parametrize("most", [10, 50, 256])
+@pytest.mark.parametrize("quick", [1, 2, 16])
+def test_first_answers_that_were_quick_do_not_keep_a_run_small(most: int, quick: int) -> None:
+    answers = itertools.count()
+
+    def latency_s(rng: random.Random) -> float:
+        return 0.005 if next(answers) < quick else rng.uniform(0.9, 1.1)
+
+    course = simulate(Limiter(most), Server(latency_s=latency_s), until_s=60.0)
+    assert course.per_s(15, 30) >= 0.8 * most
+    assert course.per_s(30, 60) >= 0.9 * most
+
+
 @pytest.mark.parametrize(("slots", "latency_s"), [(4, 10.0), (4, 1.0), (32, 5.0), (64, 0.2)])
 def test_a_server_that_queues_is_kept_busy_but_not_flooded(slots: int, latency_s: float) -> None:
     requests = slots * 60
@@ -557,7 +571,7 @@ def test_processes_share_the_rates_of_a_run() -> None:
     assert config.rates() == Rates(100.0, None)
     assert config.rates(0.25) == Rates(25.0, None)
     with pytest.raises(UsageError, match="tokens_per_minute: expected at least 1, got 0"):
-        InstructConfig(tokens_per_minute=0).check()
+        InstructConfig(tokens_per_minute=0).validate()
 
 
 def test_a_rate_of_tokens_counts_what_was_used_and_not_what_might_have_been() -> None:
@@ -640,6 +654,22 @@ def test_a_dead_server_is_left_out_and_probed_until_it_answers() -> None:
         assert not dead.dead
 
     asyncio.run(run())
+
+
+def test_a_server_that_has_only_failed_gets_one_at_a_time() -> None:
+    limiter = Limiter(100, spare=True)
+    assert limiter.wait_s(0.0) == 0
+    first, second = limiter.note_sent(0.0), limiter.note_sent(0.0)
+    assert limiter.wait_s(0.09) == 0
+    limiter.note_failure(first, 0.1, "unreachable")
+    assert limiter.wait_s(0.5) == math.inf
+    limiter.note_failure(second, 0.5, "unreachable")
+    third = limiter.note_sent(0.5)
+    assert limiter.wait_s(0.6) == math.inf
+    limiter.note_answer(third, 0.7)
+    limiter.note_failure(limiter.note_sent(1.0), 1.1, "unreachable")
+    limiter.note_sent(1.1)
+    assert limiter.wait_s(1.2) == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="uvloop isn't for Windows")

@@ -49,6 +49,7 @@ class _Latencies:
     def __init__(self, tuning: Tuning) -> None:
         self._tuning = tuning
         self.best: tuple[float, float, float] | None = None
+        self._slow: tuple[float, float] | None = None  # answers a second, in flight: the last slow
         self.median_s = 0.0
         self.width = tuning.start_in_flight
         self.since_s = 0.0
@@ -76,15 +77,21 @@ class _Latencies:
         if self.best is None:  # all answers until now were to requests sent one by one
             self.best = (median_s, per_s, width)
         best_s, best_per_s, best_width = self.best
-        more, gain = width / best_width, per_s / best_per_s
+        slow, self._slow = self._slow, None
         if median_s < max(tuning.slower * best_s, best_s + tuning.hardly_s):
             if median_s < best_s or per_s > best_per_s:
                 self.best = (min(median_s, best_s), per_s, width)
             return "well"
-        if (more > 1.1 and gain > more**0.5) or (more < 0.9 and gain < more**0.5):
-            # Many at once are worth their latency, or fewer at once don't help against it.
+        more, gain = width / best_width, per_s / best_per_s
+        if more > 1.1 and gain > more**0.5:  # many at once are worth their latency
             self.best = (median_s, per_s, width)
-            return "no sooner" if more < 0.9 else "well"
+            return "well"
+        for then_per_s, then_width in ((best_per_s, best_width), slow or (per_s, width)):
+            more, gain = width / then_width, per_s / then_per_s
+            if more < 0.9 and gain < more**0.5:  # fewer at once don't help against it
+                self.best = (median_s, per_s, width)
+                return "no sooner"
+        self._slow = (per_s, width)
         return "slow"
 
 
@@ -123,7 +130,7 @@ class Limiter:
         self._credit = 1.0
         self._now_s: float | None = None
         self._strain, self._strained_s = 0.0, -math.inf
-        self.dead = False
+        self.dead = self._has_answered = False
         self._failures_in_a_row = 0
         self._probe_s, self._probe_after_s = -math.inf, tuning.probe_s[0]
         self._allowance = Allowance()
@@ -164,7 +171,9 @@ class Limiter:
             return self._bounds.resume_s - now
         if self.dead:
             return math.inf if self.in_flight else max(0.0, self._probe_s - now)
-        if self.in_flight >= self._most:
+        # One at a time to a server that has only failed, or many are lost to it at the start.
+        doubted = self._spare and self._failures_in_a_row and not self._has_answered
+        if self.in_flight >= (1 if doubted else self._most):
             return math.inf
         if not self._adaptive:
             return 0.0
@@ -281,4 +290,4 @@ class Limiter:
         if self.dead:
             why = "the server answers again"
             self.history.note(now, "window", 0.0, self._bounds.window.value, why)
-        self.dead, self._failures_in_a_row = False, 0
+        self.dead, self._failures_in_a_row, self._has_answered = False, 0, True

@@ -26,11 +26,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mminstruct.completions.client import Client, close_loop
-from mminstruct.completions.job import Outcome
 from mminstruct.rows.assembly import make_results
 from mminstruct.rows.columns import RESULT
+from mminstruct.rows.judging import ask
 from mminstruct.rows.plan import Plan
-from mminstruct.rows.requests import Chunk, jobs, read_chunk
+from mminstruct.rows.requests import jobs, read_chunk
 
 _MAX_CHUNK = 32
 _STORED_CHUNK = 1000
@@ -80,8 +80,7 @@ def map_requests(
     async def complete(table: pa.Table) -> pa.Table:
         loops.add(asyncio.get_running_loop())
         async with under_way:
-            chunk = read_chunk(table, plan)
-            return make_results(chunk, await client.complete(chunk.jobs), plan, client)
+            return await _complete(table, plan, client)
 
     map_all = partial(
         requests.with_format("arrow").map,
@@ -172,18 +171,16 @@ def stream_requests(
     _announce(requests, client)
     size = chunk_size(requests, plan, client)
     ahead = window(client.backend.parallel, size)
-    under_way: deque[tuple[Chunk, Future[list[Outcome]]]] = deque()
+    under_way: deque[Future[pa.Table]] = deque()
     for table in requests.with_format("arrow").iter(size):
-        chunk = read_chunk(table, plan)
-        under_way.append((chunk, client.submit(chunk.jobs)))
-        while under_way and (len(under_way) >= ahead or under_way[0][1].done()):
-            yield from _finish(under_way.popleft(), plan, client)
+        under_way.append(client.start(_complete(table, plan, client)))
+        while under_way and (len(under_way) >= ahead or under_way[0].done()):
+            yield from under_way.popleft().result().to_pylist()
     while under_way:
-        yield from _finish(under_way.popleft(), plan, client)
+        yield from under_way.popleft().result().to_pylist()
 
 
-def _finish(
-    entry: tuple[Chunk, Future[list[Outcome]]], plan: Plan, client: Client
-) -> Iterator[dict[str, Any]]:
-    chunk, outcomes = entry
-    yield from make_results(chunk, outcomes.result(), plan, client).to_pylist()
+async def _complete(table: pa.Table, plan: Plan, client: Client) -> pa.Table:
+    """The results of some requests."""
+    chunk = read_chunk(table, plan)
+    return make_results(chunk, await ask(chunk, plan, client), plan, client)

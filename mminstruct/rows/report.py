@@ -23,6 +23,8 @@ REJECTED = "rejected.jsonl"
 LEFT_OUT = "left_out.jsonl"
 """What reading the annotations left out, with examples, which stay on this machine."""
 
+VIEW = "view.html"
+"""The page of rows and of what gave none, which stays on this machine."""
 _BY_TYPE = ("rejected", "failed", "repeated")
 
 
@@ -33,6 +35,7 @@ class Report:
     Attributes:
         rows: by instruction type.
         truncated: rows whose last turn was cut off and left out.
+        contradicted: turns of rows that were left out, as the annotations contradict them.
         rejected: answers that gave no row, by type and reason.
         failed: requests without an answer, by type and cause.
         repeated: rows with another row's "answers" or "questions", all of them word for word, by
@@ -42,6 +45,7 @@ class Report:
 
     rows: Counter[str] = field(default_factory=Counter)
     truncated: int = 0
+    contradicted: int = 0
     rejected: dict[str, Counter[str]] = field(default_factory=dict)
     failed: dict[str, Counter[str]] = field(default_factory=dict)
     repeated: dict[str, Counter[str]] = field(default_factory=dict)
@@ -59,6 +63,7 @@ class Report:
         if reason is None:
             self.rows[kind] += 1
             self.truncated += result["truncated"]
+            self.contradicted += result["contradicted"]
             self._count_repeats(kind, [message["content"] for message in result["messages"]])
             return
         side = self.rejected if result["rejected"] else self.failed
@@ -82,6 +87,7 @@ class Report:
         for kind in pc.value_counts(results.column("type")).to_pylist():
             self.rows[kind["values"]] += kind["counts"]
         self.truncated += pc.sum(results.column("truncated"), min_count=0).as_py()
+        self.contradicted += pc.sum(results.column("contradicted"), min_count=0).as_py()
         messages = results.column("messages")
         contents = iter(pc.struct_field(pc.list_flatten(messages), "content").to_pylist())
         lengths = pc.list_value_length(messages).to_pylist()
@@ -118,6 +124,7 @@ class Report:
         """Add another report's counts and files to this one's."""
         self.rows.update(other.rows)
         self.truncated += other.truncated
+        self.contradicted += other.contradicted
         for name in _BY_TYPE:
             mine = getattr(self, name)
             for kind, counts in getattr(other, name).items():
@@ -126,7 +133,8 @@ class Report:
 
     def write(self, path: Path) -> None:
         """The counts, as JSON."""
-        text = json.dumps({name: getattr(self, name) for name in ("rows", "truncated", *_BY_TYPE)})
+        counts = ("rows", "truncated", "contradicted", *_BY_TYPE)
+        text = json.dumps({name: getattr(self, name) for name in counts})
         path.write_text(text, encoding="utf-8")
 
     @classmethod
@@ -138,9 +146,9 @@ class Report:
             files=[lines] if lines.is_file() else [],
             rows=Counter(data["rows"]),
             truncated=data["truncated"],
+            contradicted=data["contradicted"],
             **{
-                # Reports of earlier versions lack what repeats.
-                name: {kind: Counter(counts) for kind, counts in data.get(name, {}).items()}
+                name: {kind: Counter(counts) for kind, counts in data[name].items()}
                 for name in _BY_TYPE
             },
         )
@@ -179,6 +187,8 @@ class Report:
 def summary(report: Report, rows: str | None = None) -> str:
     """Rows, rejections and failures in a line; ``rows`` are the words about the first."""
     parts = [rows or f"{report.rows.total()} rows"]
+    if report.contradicted:
+        parts.append(f"{report.contradicted} contradicted turns left out")
     if report.unsent:
         parts.append(f"{report.unsent} of {report.requests} requests not asked yet")
     failures = Counter({c: n for c, n in report.failures.items() if c != NOT_SENT})

@@ -41,33 +41,36 @@ _SAYS = (
     r"|specif(?:y|ies|ied)|gives?|given|provided|note[sd]?|do(?:es)?(?:n['\u2019]t| not) \w+)\b"
 )
 _FRACTION = r"(?<![\d.:$\u20ac\u00a3])0?\.\d{2,}"
-# Name of a filter -> what it finds, and words of which a text with that has at least one.
+_DIGITS = "0 1 2 3 4 5 6 7 8 9"
+# To find these costs a tenth of what it takes to try all patterns.
+_TOKEN = re.compile(r"[a-z]+|[0-9<\[#@%`|]")
+# Name of a filter -> tokens of which a text has at least one, and the pattern tried in such a text.
 _PATTERNS: dict[str, tuple[tuple[str, str], ...]] = {
     "refusal": (
         ("sorry", r"\bI(?:['\u2019]m| am) sorry,? but\b"),
-        ("sorry|apolog", rf"\b(?:sorry|apologi[sz]e)\b[^.!?]{{0,40}}\b{_NOT_ABLE}\b"),
+        ("sorry apologize apologise", rf"\b(?:sorry|apologi[sz]e)\b[^.!?]{{0,40}}\b{_NOT_ABLE}\b"),
         (
-            "i'm|i\u2019m|i am|i can|i won|i will|i do",
+            "i",
             rf"\bI(?:['\u2019]m| am)? {_NOT_ABLE} (?:help|assist|answer|provide|identify|comply"
             r"|discuss|comment|share|fulfil|(?:make|draw) (?:\w+ )?inferences|infer|speculat|engage"
             r"|recogni[sz]e)",
         ),
         (
-            "decline|prefer|rather not|appropriate",
+            "i appropriate inappropriate",
             r"\bI (?:(?:must|have to|will) (?:\w+ )?decline|(?:would )?(?:prefer|rather) not)\b"
             r"|\b(?:in|not )appropriate (?:for me )?to (?:speculat|guess|identify|comment|answer)",
         ),
         ("against", r"\bagainst (?:my|the) (?:guidelines|polic\w+|programming)"),
     ),
     "as_ai": (
-        ("as a|being a", rf"\b(?:as|being) {_AN_AI}"),
-        ("have", r"\bI do(?:n['\u2019]t| not) have (?:any )?(?:personal |feelings|opinions)"),
-        ("i'm |i\u2019m |i am ", rf"\bI(?:['\u2019]m| am) (?:just |only )?{_AN_AI}"),
+        ("ai artificial language chatbot assistant", rf"\b(?:as|being) {_AN_AI}"),
+        ("i", r"\bI do(?:n['\u2019]t| not) have (?:any )?(?:personal |feelings|opinions)"),
+        ("i", rf"\bI(?:['\u2019]m| am) (?:just |only )?{_AN_AI}"),
         ("training", r"\bmy training data\b"),
     ),
     "cannot_see": (
         (
-            "image|picture|photo",
+            "i being way",
             rf"\b(?:(?:I(?:['\u2019]m| am)?|being) {_NOT_ABLE}|no way to)"
             r" (?:actually |directly |physically )?(?:have (?:the ability to )?)?"
             r"(?:see|view|look at|access(?: to)?|open)"
@@ -75,7 +78,7 @@ _PATTERNS: dict[str, tuple[tuple[str, str], ...]] = {
         ),
         ("please", rf"\bplease (?:provide|upload|share)(?: me with)? (?:the|an|your) {_PICTURE}"),
         (
-            "no image|no pic|no photo",
+            "provided attached given shared included",
             rf"\bno {_PICTURE} (?:is|was|has been|were)"
             r" (?:provided|attached|given|shared|included)",
         ),
@@ -87,27 +90,28 @@ _PATTERNS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "leak": (
         (
-            "x=|y=|x =|y =|x:|y:|x_|y_|n=|r=|e=|e =|r =|n =",
+            "x y xmin ymin xmax ymax xcenter ycenter xcentre ycentre",
             r"\b[xy](?:_?(?:min|max|cent(?:er|re)))? ?[=:] ?-?\d*\.\d+",
         ),
         (
-            "0.|.0|.1|.2|.3|.4|.5|.6|.7|.8|.9",
+            _DIGITS,
             rf"{_FRACTION}\s*(?:,|and|to|by|-|\u2013|x|\u00d7)\s*(?:[xy]\s*)?0?\.\d{{2,}}",
         ),
         (
-            "%|percent",
+            "% percent",
             r"\d\s*(?:%|percent) (?:of the way|from the|(?:in|down|across) from"
             r"|(?:of|across|down) the (?:image|picture|photo\w*|frame)(?:['\u2019]s)?"
             r" (?:width|height|from))",
         ),
-        ("normali", r"\bnormali[sz]ed (?:coordinates?|units?|position)"),
+        ("normalized normalised", r"\bnormali[sz]ed (?:coordinates?|units?|position)"),
         (
-            "bounding|box data|box coord|object data",
+            "bounding box object",
             r"\b(?:bounding[- ]box(?:es)?|object data|box (?:data|coordinates))\b",
         ),
-        ("detect", r"\b(?:detected objects?|detections? (?:show|list))"),
+        ("detected detection detections", r"\b(?:detected objects?|detections? (?:show|list))"),
         (
-            "caption|description|sentence|annotation|label| list|data|input|text",
+            "caption captions description descriptions sentence sentences annotation annotations"
+            " label labels list lists data metadata input text",
             rf"\b{_WHICH} {_WRITTEN}(?: (?:above|provided|given))? {_SAYS}"
             rf"|\b(?:mentioned|described|stated|noted|listed|specified|given) (?:in|by) {_WHICH}"
             rf" (?:sentence|{_WRITTEN})\b"
@@ -117,7 +121,7 @@ _PATTERNS: dict[str, tuple[tuple[str, str], ...]] = {
         ),
         # On a screen or under a picture there may be captions, too.
         (
-            "caption|annotation",
+            "caption captions annotation annotations",
             r"\b(?:captions?|annotations?) (?:#|no\. ?)?(?:\d+|one|two|three|four|five)\b"
             r"|\b(?:one|two|three|four|five|both|all|each|every|several|multiple|various|different"
             r"|another|most|first|second|third|fourth|fifth|last|other)(?: of)?(?: the| these)?"
@@ -139,11 +143,20 @@ _PATTERNS: dict[str, tuple[tuple[str, str], ...]] = {
             r"|\bthe coordinates (?:show|say|tell|indicate|suggest|place|put|of)\b",
         ),
         (
-            "coco|lvis|open images|openimages|visual genome|localized narr|humanml",
+            "coco lvis images openimages genome narratives humanml",
             r"\b(?-i:COCO|LVIS|Open ?Images|Visual Genome|Localized Narratives|HumanML3D)\b",
         ),
-        (" set| split", r"\b(?:(?:training|validation) set|(?:train|validation|test) split)\b"),
-        ("image", r"\bimage(?: id)? #?\d{2,}\b"),
+        (
+            "mention turn turns list listed given provided",
+            r"\b(?:never|do(?:n['\u2019]t| not)) mention (?!it\b)|\bobject list\b"
+            r"|\bwrite (?:each|\d+(?: to \d+)?) turns?\b|\blisted among the (?:objects|items)\b"
+            r"|\b(?:given|provided) (?:context|information|details)\b",
+        ),
+        ("set split", r"\b(?:(?:training|validation) set|(?:train|validation|test) split)\b"),
+        (
+            _DIGITS,
+            r"\bimage(?: id)? #?\d{2,}\b",
+        ),
     ),
     "markup": (
         ("<", r"<image\d*>|<\|?image[\w ]*\|?>|<img\b"),
@@ -152,42 +165,58 @@ _PATTERNS: dict[str, tuple[tuple[str, str], ...]] = {
             r"</?(?:p|div|span|br|b|i|em|strong|a|ul|ol|li|h[1-6]|table|tr|td|code|pre)\b[^<>]*>",
         ),
         ("[", r"\[/?(?:IMG|IMAGE)\]|!?\[[^\[\]\n]*\]\([^()\n]+\)"),
-        ("http|www.", r"\bhttps?://|\bwww\.\w"),
+        ("http https www", r"\bhttps?://|\bwww\.\w"),
         ("#", r"(?m:^\s{0,3}#{1,6} +\S)"),
-        ("```", "```"),
-        (" | ", r"(?m:^\s*\|.*\|\s*$)"),
+        ("`", "```"),
+        ("|", r"(?m:^\s*\|.*\|\s*$)"),
     ),
     "personal_data": (
         ("@", r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}\b"),
         (
-            "0|1|2|3|4|5|6|7|8|9",
-            r"(?<![\d.,])(?:\+\d{1,3}[ .-])?(?:\(\d{2,4}\)[ .-]?|\d{2,4}[ .-])\d{3,4}[ .-]\d{3,4}"
-            r"(?![\d.,]\d)",
+            _DIGITS,
+            # To begin with the digit is ten times as fast.
+            r"\d(?<![\d.,]\d)\d{1,3}(?:\)[ .-]?|[ .-])\d{3,4}[ .-]\d{3,4}(?![\d.,]\d)",
         ),
         (
-            "0|1|2|3|4|5|6|7|8|9",
-            r"\b\d{1,5} (?-i:[A-Z])[\w.]+ (?:(?-i:[A-Z])\w+ )?(?:street|avenue|road|lane|drive"
-            r"|boulevard|st\.|ave\.|rd\.),? (?-i:[A-Z])\w+",
+            _DIGITS,
+            r"\d(?<!\w\d)\d{0,4} (?-i:[A-Z])[\w.]+ (?:(?-i:[A-Z])\w+ )?(?:street|avenue|road|lane"
+            r"|drive|boulevard|st\.|ave\.|rd\.),? (?-i:[A-Z])\w+",
         ),
     ),
     # Of the first sentence of an answer alone: the others may well say what isn't known.
     "unanswerable": (
         (
-            "possible|n't |n\u2019t |not |no |unclear|unknown|unspecified|insufficient|n/a",
-            r"\b(?:not|n['\u2019]t|im)\s?possible to (?:determine|tell|say|know|identify|see)\b"
-            r"|\b(?:can(?:not|['\u2019]t| not)|could(?: not|n['\u2019]t)) be (?:determined|known|seen"
-            r"|identified|inferred|answered|told)\b"
-            r"|\b(?:is|are|was)(?: not|n['\u2019]t)(?: \w+ or)? (?:clear|known|specified|stated"
+            "possible impossible",
+            r"\b(?:not|n['\u2019]t|im)\s?possible to (?:determine|tell|say|know|identify|see)\b",
+        ),
+        (
+            "determined known seen identified inferred answered told",
+            r"\b(?:can(?:not|['\u2019]t| not)|could(?: not|n['\u2019]t)) be (?:determined|known"
+            r"|seen|identified|inferred|answered|told)\b",
+        ),
+        (
+            "clear known specified stated mentioned given provided indicated described",
+            r"\b(?:is|are|was)(?: not|n['\u2019]t)(?: \w+ or)? (?:clear|known|specified|stated"
             r"|mentioned|given|provided|indicated|described)\b"
-            r"|\b(?:unclear|unknown|unspecified|not (?:stated|specified|mentioned|given))\b"
-            r"(?=[.,;]| from| in| whether| what| how| who)"
-            r"|(?:\bno|(?:\bnot|n['\u2019]t)(?: \w+){0,2}? (?:enough|this|that)|insufficient"
-            r"|not sufficient) (?:information|context|mention|indication)\b"
-            r"|\b(?:no way to|(?:I|we) can(?:not|['\u2019]t)) (?:determine|know|identify)\b"
+            r"|\bnot (?:stated|specified|mentioned|given)(?=[.,;]| (?:from|in|whether|what|how)\b)",
+        ),
+        (
+            "unclear unknown unspecified",
+            r"\b(?:unclear|unknown|unspecified)(?=[.,;]| from| in| whether| what| how| who)",
+        ),
+        (
+            "information context mention indication",
+            r"(?:\bno|(?:\bnot|n['\u2019]t)(?: \w+){0,2}? (?:enough|this|that)|insufficient"
+            r"|not sufficient) (?:information|context|mention|indication)\b",
+        ),
+        (
+            "way i we does doesn",
+            r"\b(?:no way to|(?:I|we) can(?:not|['\u2019]t)) (?:determine|know|identify)\b"
             r"|(?m:^\W*I do(?:n['\u2019]t| not) know\b)"
             r"|\b(?:image|picture|photo) does(?:n['\u2019]t| not) (?:say|state|specify|reveal"
-            r"|mention)\b|(?m:^\W*n/a\W*$)",
+            r"|mention)\b",
         ),
+        ("n", r"(?m:^\W*n/a\W*$)"),
     ),
 }
 _EMPHASIS = re.compile(r"(\*\*|__)(?=\S)((?:(?!\1).)+)(?<=\S)\1", re.DOTALL)
@@ -204,7 +233,9 @@ _LEAST_LANGUAGE_CHARACTERS = 40
 _MOST_LANGUAGE_CHARACTERS = 400
 # Words of no other language; most English texts have a quarter.
 _ENGLISH = frozenset(
-    "the and are of with that there their from which this what how who its".split()  # noqa: SIM905
+    """the and are of with that there their from which this what how who its has have can be been
+    while behind near
+    """.split()  # noqa: SIM905
 )
 _MUCH_ENGLISH = 0.12
 _SURE = 15.0  # of log probabilities; English beats the next language by more in 40 characters
@@ -284,42 +315,50 @@ _CHECKS: dict[str, Callable[[Turn, Examples], str | None]] = {
     "echoed_question": _find_echo,
     "gibberish": _find_gibberish,
 }
-_RULES = {
-    name: [(hints.split("|"), re.compile(rule, re.IGNORECASE)) for hints, rule in rules]
+_RULES = [
+    (name, hints.split(), re.compile(rule, re.IGNORECASE))
     for name, rules in _PATTERNS.items()
-}
+    for hints, rule in rules
+]
+_BY_TOKEN: dict[str, list[int]] = {}
+for _number, (_, _hints, _) in enumerate(_RULES):
+    for _hint in _hints:
+        _BY_TOKEN.setdefault(_hint, []).append(_number)
 FILTERS = (*_PATTERNS, *_CHECKS)
 """Of a turn by itself; ``repeated_question`` is `asks_again`, the others are in `reject_whole`."""
 
 
 def find_suspects(turns: Iterable[Turn], names: Iterable[str]) -> tuple[str, ...]:
     """The filters that have to look at each of some turns: most find nothing in all of them."""
-    text = "\n".join([f"{turn.answer}\n{turn.question}" for turn in turns])
-    lower = text.lower()
-    return tuple(name for name in names if name in _CHECKS or _find(name, text, lower))
+    found = _search("\n".join([f"{turn.answer}\n{turn.question}" for turn in turns]))
+    return tuple(name for name in names if name in _CHECKS or name in found)
 
 
-def _find(name: str, text: str, lower: str) -> str | None:
-    """What the first pattern of a filter finds, each of which is tried where a hint occurs."""
-    for hints, pattern in _RULES.get(name, ()):
-        for hint in hints:
-            if hint in lower:
-                if found := pattern.search(text):
-                    return repr(found.group())
-                break
-    return None
+def _search(text: str) -> dict[str, str]:
+    """The names of the filters whose patterns find something in a text, and what."""
+    found: dict[str, str] = {}
+    tokens = _BY_TOKEN.keys() & set(_TOKEN.findall(text.lower()))
+    for number in sorted({number for token in tokens for number in _BY_TOKEN[token]}):
+        name, _, pattern = _RULES[number]
+        if name not in found and (match := pattern.search(text)):
+            found[name] = repr(match.group())
+    return found
 
 
 def reject_form(turn: Turn, names: Iterable[str], examples: Examples) -> Rejected | None:
     """A rejection by the first of some filters that finds something in a turn, or None."""
+    patterns: dict[str, str] | None = None
     for name in names:
+        detail: str | None
         if name in _CHECKS:
             detail = _CHECKS[name](turn, examples)
+        elif name == "unanswerable":
+            first = _FIRST_SENTENCE.match(turn.answer)
+            detail = _search(first.group()).get(name) if first else None
         else:
-            text = f"{turn.answer}\n{turn.question}"
-            if name == "unanswerable" and (first := _FIRST_SENTENCE.match(turn.answer)):
-                text = first.group()
-            detail = _find(name, text, text.lower())
+            if patterns is None:
+                patterns = _search(f"{turn.answer}\n{turn.question}")
+            detail = patterns.get(name)
         if detail:
             return Rejected(name, detail)
     return None

@@ -17,7 +17,7 @@ from mminstruct.answers.filters import (
     reject_whole,
 )
 from mminstruct.answers.flaws import Rejected, find_flaw, reject_cut, reject_leak
-from mminstruct.answers.forms import read_form, read_json
+from mminstruct.answers.forms import BLOCK_OF_YAML, read_form, read_json
 from mminstruct.answers.turns import (
     DOUBTFUL_LABEL,
     find_certain,
@@ -74,7 +74,9 @@ def parse(
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     if "\\n" in text and "\n" not in text:
-        text = text.replace("\\n", "\n")
+        text = text.replace("\\n", "\n").replace('\\"', '"')
+        if text[0] == text[-1] == '"':
+            text = text[1:-1]  # a string of JSON
     if "\ufeff" in text or "\u200b" in text:
         text = INVISIBLE.sub("", text)
     notes: list[str] = []
@@ -180,7 +182,9 @@ def _parse_turns(
     """``whole`` is the text with the tags that were around it."""
     segments, noted = read_segments(text)
     # Labels as asked for come first; an answer in another form hasn't both of them.
-    is_labelled = len({role for role, _ in segments}) == 2
+    is_labelled = len({role for role, _ in segments}) == 2 and not any(
+        BLOCK_OF_YAML.match(words) for _, words in segments
+    )
     if not is_labelled and (other := read_form(text) or read_form(whole)):
         segments, noted = other, ["other_form"]
     notes += noted

@@ -36,7 +36,7 @@ def _facts(info: SourceInfo) -> _Checks:
     # Of what a user declares, the address is where the licence is registered.
     may_lack = _MAY_LACK | ({"license_url"} if info.declared else set())
     for name, value in ((field.name, getattr(info, field.name)) for field in fields(info)):
-        yield bool(value) or name in may_lack, f"{name} is empty"
+        yield value not in ("", ()) or name in may_lack, f"{name} is empty"
         texts = [value] if isinstance(value, str) else value if name == "splits" else []
         yield all(text == text.strip() for text in texts), f"{name} has white space around it"
     is_spdx = re.fullmatch(r"(?!(?i:unknown|other)$)[A-Za-z0-9][A-Za-z0-9.+-]*", info.license)

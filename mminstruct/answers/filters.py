@@ -369,6 +369,7 @@ def drop_emphasis(text: str) -> str:
     return _EMPHASIS.sub(r"\2", text) if "**" in text or "__" in text else text
 
 
+_QUESTION_WORD = re.compile(r"[\w'\u2019]+")
 _QUESTION_WORDS = frozenset(
     """a an and any are at be can could describe did do does for has have image in is it its me of
     on or photo picture please scene see shown tell than that the their there these they this to
@@ -378,19 +379,21 @@ _QUESTION_WORDS = frozenset(
 
 
 @lru_cache(maxsize=4096)
-def _content_of(question: str) -> frozenset[str]:
-    words = (w.removesuffix("'s") for w in re.findall(r"[\w'\u2019]+", question.lower()))
-    return frozenset(word.rstrip("s") for word in words if word not in _QUESTION_WORDS)
+def _read_question(question: str) -> tuple[str, frozenset[str]]:
+    """A question in lower case, and its words that matter."""
+    lower = " ".join(question.lower().split())
+    words = (word.removesuffix("'s") for word in _QUESTION_WORD.findall(lower))
+    return lower, frozenset(word.rstrip("s") for word in words if word not in _QUESTION_WORDS)
 
 
-def asks_again(question: str, asked: Sequence[str]) -> bool:
-    """Whether a question has the same words that matter as one of those before it."""
-    words = _content_of(question)
-    if not words:
-        return False
-    return any(
-        len(words & other) * 3 >= len(words | other) * 2 for other in map(_content_of, asked)
-    )
+def asks_again(question: str, asked: Iterable[str], *, alike: bool = True) -> bool:
+    """Whether a question is one of those before it, or has the same words that matter if alike."""
+    mine, words = _read_question(question)
+    for other, others in map(_read_question, asked):
+        is_alike = alike and words and len(words & others) * 3 >= len(words | others) * 2
+        if mine == other or is_alike:
+            return True
+    return False
 
 
 def reject_again(turn: Turn, before: Sequence[Turn], *, alike: bool) -> Rejected | None:
@@ -401,11 +404,7 @@ def reject_again(turn: Turn, before: Sequence[Turn], *, alike: bool) -> Rejected
         before: in the same conversation.
         alike: a question with the same words that matter is the same.
     """
-    if not before:
-        return None
-    normal = " ".join(turn.question.lower().split())
-    asked = [" ".join(other.question.lower().split()) for other in before]
-    if normal in asked or (alike and asks_again(normal, asked)):
+    if asks_again(turn.question, [other.question for other in before], alike=alike):
         return Rejected("repetition", f"question asked twice: {turn.question!r}")
     again = sum(turn.answer == other.answer for other in before)
     if again >= (1 if is_long(turn.answer) else REPEATS - 1):

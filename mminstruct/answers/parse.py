@@ -149,7 +149,7 @@ def _parse_text(
         reject_leak(config, body)
         or find_flaw(body, kind)
         or reject_cut(body)
-        or reject_form(turns[0], config.filters, kind.example_turns)
+        or reject_form(turns[0], find_suspects(turns, config.filters), kind.example_turns)
         or reject_whole(turns, config.filters)
         or Parsed(tuple(turns), tuple(dict.fromkeys(notes)))
     )

@@ -103,7 +103,7 @@ def _tell(args: argparse.Namespace, generated: Generated) -> int:
     assert outcome is not None  # a path is always given
     rows = summary(report, export.summary(outcome))
     say(f"{rows}{tell_cost(generated.builders)}; written to {outcome.path}")
-    if generated.quality is not None:
+    if generated.quality is not None and not args.dry_run:
         path = shlex.quote(str(outcome.path))
         for line in quality_text.in_short(generated.quality, f"mminstruct report {path}"):
             say(line)

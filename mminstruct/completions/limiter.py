@@ -83,7 +83,9 @@ class _Latencies:
                 self.best = (min(median_s, best_s), per_s, width)
             return "well"
         more, gain = width / best_width, per_s / best_per_s
-        if more > 1.1 and gain > more**0.5:  # many at once are worth their latency
+        # The first answer, alone, was of another kind if many at once are not half as fast.
+        unlike = best_width == 1.0 and gain < 0.5
+        if unlike or (more > 1.1 and gain > more**0.5):  # many at once are worth their latency
             self.best = (median_s, per_s, width)
             return "well"
         for then_per_s, then_width in ((best_per_s, best_width), slow or (per_s, width)):

@@ -35,7 +35,8 @@ _USELESS = 100
 _ROWS_TO_JUDGE = 200
 _REPEATED_SHARE = 0.3
 _OTHERWISE = (
-    "Try another model, prompt config or sampling with --limit 5, or leave out the type (--types)"
+    "Try another model, prompt config or sampling with --limit 5, or leave the type out with "
+    "--types"
 )
 
 

@@ -163,7 +163,7 @@ def as_text(named: Mapping[str, Quality]) -> str:
     for start in range(0, len(columns), _COLUMNS):
         lines += ["", *_table(columns[start : start + _COLUMNS])]
     for name, quality in named.items():
-        lines += ["", *([f"{name}:"] if len(named) > 1 else [])]
+        lines += ["", *(_wrap(f"{name}:") if len(named) > 1 else [])]
         lines += [line for told in details(quality) for line in _wrap(told)]
     return "\n".join(lines) + "\n"
 

@@ -282,6 +282,11 @@ def test_a_conversation_without_an_answer_of_three_words_is_no_row() -> None:
     )
 
 
+def test_a_short_answer_that_is_much_like_an_examples_is_no_copy() -> None:
+    examples = frozenset({("What does it look like?", "Its coat is black and white.")})
+    assert reject_form(Turn("What is it?", "It is black and white."), NAMES, examples) is None
+
+
 def test_bold_type_goes_and_a_short_true_answer_of_an_example_is_no_copy() -> None:
     config = prompts.load("llava")
     text = format_turns(

@@ -192,6 +192,7 @@ def test_emphasis_around_a_whole_line_goes(text: str, expected: tuple[str, str])
         "It reads 'Q & A' in large letters.",
         "It says:\nConversation over coffee.",
         "A bus -- red, I think -- stands there.",
+        ">\nThis arrow is painted on the road.",
         "The sign says Question: is it red? Answer: yes.",
         'The card reads: "Is it red? Answer: Yes. Question: Why?"',
         "It ends with a riddle. Question: what is red, and why.",

@@ -227,6 +227,8 @@ _LETTERS = re.compile(r"\w+")
 _FIRST_SENTENCE = re.compile(r"[^.!?\n]*[.!?\n]?")
 # Of a hundred: how alike a copy is, and a question that is only repeated.
 _COPY = 85
+# "It is black and white." is like "Its coat is black and white." by chance.
+_WORDS_OF_A_COPY = 10
 # A conversation in which nobody says more teaches nothing.
 _FEWEST_WORDS = 3
 _LEAST_LANGUAGE_CHARACTERS = 40
@@ -277,7 +279,7 @@ def _compare_with(examples: Examples) -> Callable[[str], tuple[str, float, int] 
     """Finds which long answer of the examples a text is, but for a few words."""
     from rapidfuzz import fuzz, process
 
-    answers = [answer for _, answer in examples if is_long(answer)]
+    answers = [answer for _, answer in examples if len(answer.split()) > _WORDS_OF_A_COPY]
     return partial(process.extractOne, choices=answers, scorer=fuzz.ratio, score_cutoff=_COPY)
 
 
@@ -315,14 +317,14 @@ _CHECKS: dict[str, Callable[[Turn, Examples], str | None]] = {
     "echoed_question": _find_echo,
     "gibberish": _find_gibberish,
 }
-_RULES = [
+_RULES: list[tuple[str, list[str], re.Pattern[str]]] = [
     (name, hints.split(), re.compile(rule, re.IGNORECASE))
     for name, rules in _PATTERNS.items()
     for hints, rule in rules
 ]
 _BY_TOKEN: dict[str, list[int]] = {}
-for _number, (_, _hints, _) in enumerate(_RULES):
-    for _hint in _hints:
+for _number, _rule in enumerate(_RULES):
+    for _hint in _rule[1]:
         _BY_TOKEN.setdefault(_hint, []).append(_number)
 FILTERS = (*_PATTERNS, *_CHECKS)
 """Of a turn by itself; ``repeated_question`` is `asks_again`, the others are in `reject_whole`."""

@@ -34,7 +34,7 @@ _LABEL = re.compile(
     re.VERBOSE,
 )
 _HEADED_LABEL = re.compile(r"^(?:#{1,6} +|(?=\*\*|__))[*_]*(?P<name>[A-Za-z]+)[*_]*:?$")
-BLOCK_OF_YAML = re.compile(r"[>|]-?\n")
+BLOCK_OF_YAML = re.compile(r"[>|]-?\n[ \t]+\S")
 _QUOTED = re.compile(r"^(?:\s*>)+ ?")
 _JOINT = re.compile(
     r"(?<![ \t])[ \t]+[\u2014\u2013|/]+[ \t]+(?=\W{0,3}[^\W\d_]{1,12}\W{0,3}[:\uff1a])"

@@ -25,6 +25,7 @@ LEFT_OUT = "left_out.jsonl"
 
 VIEW = "view.html"
 """The page of rows and of what gave none, which stays on this machine."""
+
 _BY_TYPE = ("rejected", "failed", "repeated")
 
 
@@ -142,16 +143,16 @@ class Report:
         """What `write` wrote, and the lines beside it."""
         data = json.loads(path.read_text(encoding="utf-8"))
         lines = path.with_suffix(".jsonl")
-        return cls(
+        found = cls(
             files=[lines] if lines.is_file() else [],
             rows=Counter(data["rows"]),
             truncated=data["truncated"],
             contradicted=data["contradicted"],
-            **{
-                name: {kind: Counter(counts) for kind, counts in data[name].items()}
-                for name in _BY_TYPE
-            },
         )
+        for name in _BY_TYPE:
+            counts = getattr(found, name)
+            counts.update((kind, Counter(of_kind)) for kind, of_kind in data[name].items())
+        return found
 
     @classmethod
     def read_all(cls, folder: Path, split: str) -> Report:

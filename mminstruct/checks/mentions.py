@@ -80,7 +80,7 @@ def find_number(text: str) -> tuple[int, str] | None:
     if at >= min([_FAR, *reader.ends]):
         return None
     number, first = reader._count(at)
-    return None if number is None else (number, text[reader.start(first) : reader.end(at)])
+    return None if number is None else (number, text[reader.offsets[2 * first] : reader.offsets[2 * at + 1]])
 
 
 class _Sentence(NamedTuple):
@@ -99,6 +99,7 @@ class _Reader:
         english: what words do.
         words: in lower case, punctuation included; a possessive's ending is left out. A stop that
             the text doesn't have is the last.
+        offsets: of the first character of each word and behind its last, in turn.
         ends: the positions of the ends of sentences.
         numbers: position of a number that counts what follows -> the number.
     """
@@ -111,7 +112,7 @@ class _Reader:
             self.text = self.text.replace(sign, alike)
         # What is between words, and words, in turn.
         parts = _TOKENS[self.text.isascii()].split(self.text)
-        self._offsets = list(accumulate(map(len, parts)))
+        self.offsets = list(accumulate(map(len, parts)))
         self.words = parts[1::2]
         if "'s" in self.text:
             self.words = [word.removesuffix("'s") for word in self.words]
@@ -126,14 +127,6 @@ class _Reader:
                 for at in self._find(self.english.counts)
                 if self.words[at + 1] not in self.english.units and not self._is_hyphen(at)
             }
-
-    def start(self, at: int) -> int:
-        """Offset of a word."""
-        return self._offsets[2 * at]
-
-    def end(self, at: int) -> int:
-        """Offset behind a word."""
-        return self._offsets[2 * at + 1]
 
     def _find(self, wanted: Container[str]) -> Iterator[int]:
         """The positions of some words."""
@@ -215,7 +208,7 @@ class _Reader:
         return (None if before in self.english.rough else value), start
 
     def _is_hyphen(self, at: int) -> bool:
-        return at >= 0 and self.text.startswith("-", self.end(at))  # a two-storey house
+        return at >= 0 and self.text.startswith("-", self.offsets[2 * at + 1])  # a two-storey house
 
     def _mention(
         self,
@@ -255,7 +248,8 @@ class _Reader:
             number = None  # a pair of skis is one or two
         number_of, opened, closed, is_plain = sentence
         negated = absent = False
-        likeness = self.text.endswith("'s", 0, self.end(stop - 1))  # "a child's room"
+        offsets = self.offsets
+        likeness = self.text.endswith("'s", 0, offsets[2 * stop - 1])  # "a child's room"
         supposed = self.words[at - 1] == "for"  # "for visitors"
         if not is_plain:
             joined = self.words[last:first]
@@ -274,9 +268,9 @@ class _Reader:
             name.senses[0].label,
             name.senses,
             name.name,
-            self.start(min(start, first)),
-            self.start(at),
-            self.end(stop - 1),
+            offsets[2 * min(start, first)],
+            offsets[2 * at],
+            offsets[2 * stop - 1],
             number_of,
             number,
             name.plural,

@@ -80,7 +80,11 @@ def find_number(text: str) -> tuple[int, str] | None:
     if at >= min([_FAR, *reader.ends]):
         return None
     number, first = reader._count(at)
-    return None if number is None else (number, text[reader.offsets[2 * first] : reader.offsets[2 * at + 1]])
+    return (
+        None
+        if number is None
+        else (number, text[reader.offsets[2 * first] : reader.offsets[2 * at + 1]])
+    )
 
 
 class _Sentence(NamedTuple):

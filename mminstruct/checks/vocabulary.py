@@ -184,24 +184,19 @@ class Vocabulary:
 
     @classmethod
     def of(
-        cls,
-        synonyms: Mapping[str, Iterable[str]],
-        *,
-        parents: Iterable[tuple[str, str]] = (),
-        exhaustive: Iterable[str] = (),
+        cls, synonyms: Mapping[str, Iterable[str]], *, parents: Iterable[tuple[str, str]] = ()
     ) -> Vocabulary:
         """One of labels as a source writes them.
 
         Args:
             synonyms: label -> words that mean the same.
             parents: pairs of a label and one that it is a kind of.
-            exhaustive: labels of which every object in every image has a box.
         """
         above: dict[str, tuple[str, ...]] = {}
         for label, parent in parents:
             above[name_of(label)] = (*above.get(name_of(label), ()), name_of(parent))
         labels = {name_of(label): Words(same=tuple(words)) for label, words in synonyms.items()}
-        return cls(labels, above, frozenset(map(name_of, exhaustive)))
+        return cls(labels, above)
 
     def __or__(self, other: Vocabulary) -> Vocabulary:
         """What both know."""

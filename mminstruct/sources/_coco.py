@@ -21,7 +21,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from mminstruct.checks.vocabulary import Vocabulary, common_things
 from mminstruct.errors import SourceError
 from mminstruct.schema import Box, Context
 from mminstruct.sources._annotation_file import (
@@ -114,10 +113,6 @@ class CocoSource:
             fitted=False,
             exhaustive=True,
         )
-
-    def vocabulary(self, files: Files) -> Vocabulary:
-        """The 80 categories, of which every object has a box."""
-        return Vocabulary(exhaustive=frozenset(common_things()))
 
     def downloads(self, split: str) -> tuple[Download, ...]:
         """The published zip; it holds both splits."""

@@ -72,7 +72,7 @@ def test_every_common_thing_is_found_by_all_its_words() -> None:
 
 
 def test_vocabularies_add_up() -> None:
-    one = Vocabulary.of({"Crane": ["derrick"]}, exhaustive=["Crane"])
+    one = Vocabulary.of({"Crane": ["derrick"]}) | Vocabulary(exhaustive=frozenset({"crane"}))
     both = one | Vocabulary.of({"crane": ["hoist"], "Quay": ()}, parents=[("crane", "machine")])
     assert both.labels["crane"].same == ("derrick", "hoist")
     assert (both.parents, both.exhaustive) == ({"crane": ("machine",)}, frozenset({"crane"}))

@@ -136,8 +136,8 @@ def shipped_image(source: str, file: str) -> Path | None:
 def vocabulary_of(source: Source, files: Files) -> Vocabulary:
     """How a source's labels are called; where it doesn't say, by their names and common synonyms.
 
-    A source says so by a method ``vocabulary(files)``, and for a label's own words needs none. Of an
-    exhaustive one every object of these labels has a box, too.
+    A source says so by a method ``vocabulary(files)``, and for a label's own words needs none. In
+    an exhaustive one every object of these labels has a box.
     """
     if isinstance(source, JoinedSource):
         parts = source.parts_with(files)

@@ -43,6 +43,7 @@ class Mention(msgspec.Struct, frozen=True, gc=False):
         definite: it has "the", or is somebody's.
         negated: it is said not to be, or not to be so.
         absent: it is said not to be in the picture at all.
+        local: it is said not to be, or to do, what is behind it: "no dog on the couch".
         supposed: it is a guess, or a rule about such things.
         likeness: something only looks like it, shows it, or is named after it.
     """
@@ -59,6 +60,7 @@ class Mention(msgspec.Struct, frozen=True, gc=False):
     definite: bool = False
     negated: bool = False
     absent: bool = False
+    local: bool = False
     supposed: bool = False
     likeness: bool = False
 
@@ -251,7 +253,7 @@ class _Reader:
         if name.plural is False or (name.plural is None and name.name.endswith("s")):
             number = None  # a pair of skis is one or two
         number_of, opened, closed, is_plain = sentence
-        negated = absent = False
+        negated = absent = local = False
         offsets = self.offsets
         likeness = self.text.endswith("'s", 0, offsets[2 * stop - 1])  # "a child's room"
         supposed = self.words[at - 1] == "for"  # "for visitors"
@@ -261,7 +263,7 @@ class _Reader:
                 negated = all(w in (",", "or", "nor", "and", "any", "a") for w in joined)
                 absent = negated and before[0].absent
             if not negated and not self.english.negators.isdisjoint(self.words[opened:closed]):
-                negated, absent = self._negation(opened, article, first, at, stop, closed)
+                negated, absent, local = self._negation(opened, article, first, at, stop, closed)
             likeness = (
                 likeness
                 or not self.english.unreal.isdisjoint(self.words[adjective:at])
@@ -281,6 +283,7 @@ class _Reader:
             said in self.english.definite,
             negated,
             absent,
+            local,
             supposed,
             likeness,
         )
@@ -299,26 +302,26 @@ class _Reader:
 
     def _negation(
         self, opened: int, article: int, first: int, at: int, stop: int, closed: int
-    ) -> tuple[bool, bool]:
-        """Whether something is said not to be, and whether not anywhere in the picture."""
+    ) -> tuple[bool, bool, bool]:
+        """Whether it is negated, absent and local, as `Mention` has it."""
         words = self.words
-        is_other = first < at and words[first] in ("other", "longer")
+        is_other = words[stop] == "else" or (first < at and words[first] in ("other", "longer"))
         bare = not is_other and all(word in self.english.bare for word in words[first:at])
         said = words[article] if article < first else ""
         clause = self._clause(opened, article)
         before = words[clause:article]
-        only = bare and not self._is_local(stop, closed)
-        gone = self._is_gone(stop, closed)
-        if said in ("no", "neither", "zero") or (before and before[-1] in ("neither", "nor")):
+        local = self._is_local(stop, closed)
+        is_none = words[at] in ("nobody", "no") or said in ("no", "neither", "zero")
+        if is_none or (before and before[-1] in ("neither", "nor")):
             owner = before[-1] if before else ""
             elsewhere = owner in self.english.see and not self.english.watchers.intersection(before)
-            return True, only and not elsewhere
+            bare = bare and not elsewhere
+            return True, bare and not local, bare and local
         if before[-1:] == ["without"] or (before[-2:-1] == ["without"] and said == ""):
-            return True, only and said == "any"
-        if before[-1:] == ["of"] and self.english.lacking.intersection(before[-3:]):
-            return True, bare
-        if gone:
-            return True, bare
+            return True, bare and not local and said == "any", False
+        is_lacking = before[-1:] == ["of"] and self.english.lacking.intersection(before[-3:])
+        if is_lacking or self._is_gone(stop, closed):
+            return True, bare, False
         nots = [
             n for n, w in enumerate(before) if w in ("not", "cannot", "never") or w.endswith("n't")
         ]
@@ -327,8 +330,9 @@ class _Reader:
             subject = self.english.watchers.intersection(before[: nots[-1]])
             there = "there" in before[: nots[-1]]
             sees = subject and self.english.see.intersection(around)
-            return True, bool(only and (there or sees))
-        return False, False
+            bare = bool(bare and (there or sees))
+            return True, bare and not local, bare and local
+        return False, False, False
 
     def _is_gone(self, stop: int, closed: int) -> bool:
         """Whether it goes on "is not visible" or "are absent"."""

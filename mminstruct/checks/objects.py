@@ -7,16 +7,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import zip_longest
 
 from mminstruct.annotations import items, lines
 from mminstruct.checks.findings import Finding, Kind, Verdict
 from mminstruct.checks.mentions import Mention, find_mentions, find_number
-from mminstruct.checks.vocabulary import Index, Vocabulary, name_of
+from mminstruct.checks.vocabulary import Index, Vocabulary, english, name_of
 from mminstruct.schema import Box, Context
 
 _YES_NO = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
 _WHETHER = re.compile(
-    r"""(?P<there>(?:is|are)\ (?:there\b|(?=(?:a|an|any)\ )))
+    r"""(?P<there>(?:is|are)\ (?:there\b|(?=(?:an?|any|anyone|anybody)\ )))
         |(?:do|does|can)\ (?P<who>you|the\ (?:image|picture|photo|photograph|scene))
          \ (?P<verb>see|show|contain|have|include|feature)\b""",
     re.IGNORECASE | re.VERBOSE,
@@ -38,6 +39,7 @@ class Known:
         told: labels that captions and other texts name.
         names: the words that they use.
         numbers: label -> the highest number that a text says.
+        heard: a thing that a text names, and what it says behind it.
         described: what `describe` said.
     """
 
@@ -51,6 +53,7 @@ class Known:
     told: set[str] = field(default_factory=set)
     names: set[str] = field(default_factory=set)
     numbers: dict[str, int] = field(default_factory=dict)
+    heard: list[tuple[Mention, str]] = field(default_factory=list)
     described: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -79,9 +82,11 @@ class Known:
 
     def _listen(self, text: str) -> None:
         """Take in what a text of the annotations says to be there."""
-        for mention in self.find_mentions(text):
+        mentions = self.find_mentions(text)
+        for mention, after in zip_longest(mentions, mentions[1:]):
             if mention.negated:
                 continue
+            self.heard.append((mention, text[mention.end : after.end if after else None]))
             self.names.add(mention.name)
             clear = [s.label for s in mention.senses if s.is_sure]
             if len(mention.senses) == 1:
@@ -177,6 +182,28 @@ def judge_absent(known: Known, mention: Mention) -> tuple[Verdict, str]:
     return "unknown", mention.label
 
 
+def judge_local(known: Known, mention: Mention, after: str) -> tuple[Verdict, str]:
+    """The verdict on a thing that is said not to be where, or do what, is said behind it."""
+    verdict, label = judge_absent(known, mention)
+    if verdict != "contradicted":
+        return verdict, label
+    said = "(?: [a-z]+)? ".join(words := _say_shortly(after))
+    labels = {sense.label for sense in mention.senses if sense.relation in ("same", "wider")}
+    for other, text in known.heard if words and words[-1] not in english().prepositions else ():
+        is_it = any(sense.is_sure and sense.label in labels for sense in other.senses)
+        if is_it and re.search(rf"\b{said}\b", " ".join(_say_shortly(text))):
+            return "contradicted", label
+    return "unknown", label
+
+
+def _say_shortly(text: str) -> list[str]:
+    """The stems of the words up to the next sign, without articles and auxiliaries."""
+    idle = english().articles | english().shown
+    words = re.findall("[a-z]+", re.split(r"[.!?\n,;:]", text, maxsplit=1)[0].lower())
+    stems = (re.sub("(?:ing|es|ed|s|e)$", "", word) for word in words if word not in idle)
+    return [re.sub(r"(.)\1$", r"\1", stem) for stem in stems if stem]
+
+
 def judge_count(known: Known, mention: Mention, number: int) -> tuple[Verdict, str]:
     """The verdict on how many there are, and the label it goes by.
 
@@ -225,6 +252,9 @@ def _judge(known: Known, turn: int, text: str, mention: Mention) -> Iterator[Fin
     judged: list[tuple[Kind, Verdict, str]] = []
     if mention.absent and not mention.supposed:
         judged.append(("presence", *judge_absent(known, mention)))
+    if mention.local and not mention.supposed:
+        found = judge_local(known, mention, text[mention.end :])
+        judged += [("presence", *found)] if found[0] != "unknown" else []
     if not (mention.negated or mention.likeness):
         verdict, label = judge_named(known, mention)
         if verdict == "supported" or any(s.is_sure for s in mention.senses):

@@ -198,7 +198,7 @@ def judge_local(known: Known, mention: Mention, after: str) -> tuple[Verdict, st
 
 def _say_shortly(text: str) -> list[str]:
     """The stems of the words up to the next sign, without articles and auxiliaries."""
-    idle = english().articles | english().shown
+    idle = (english().articles | english().shown) - english().prepositions
     words = re.findall("[a-z]+", re.split(r"[.!?\n,;:]", text, maxsplit=1)[0].lower())
     stems = (re.sub("(?:ing|es|ed|s|e)$", "", word) for word in words if word not in idle)
     return [re.sub(r"(.)\1$", r"\1", stem) for stem in stems if stem]
@@ -237,7 +237,7 @@ def check_objects(
     """
     stated = restate(question, answer)
     for mention in known.find_mentions(stated) if stated else ():
-        if mention.absent or " not " not in stated:
+        if mention.absent or mention.local or " not " not in stated:
             yield from _judge(known, turn, stated, mention)
     for mention in mentions:
         yield from _judge(known, turn, answer, mention)

@@ -203,12 +203,20 @@ def test_what_rows_say_is_held_against_annotations_that_are_named(
     assert sum(found["all"]["objects"].values()) == 1
 
 
-def test_a_source_option_without_annotations_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--machine_labels", "--machine_labels is an option of OPENIMAGESV7, got no such source"),
+        ("--splits train", "add --annotations SOURCE, or leave them out"),
+        ("--dataset_storage_path coco", "add --annotations SOURCE, or leave them out"),
+    ],
+)
+def test_what_is_said_of_annotations_without_naming_any_is_refused(
+    flags: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = str(write_rows(tmp_path / "one.json"))
-    assert cli.run(["report", path, "--machine_labels"]) == 2
-    assert "machine_labels" in capsys.readouterr().err
+    assert cli.run(["report", path, *flags.split()]) == 2
+    assert words in capsys.readouterr().err
 
 
 def made(folder: Path, **more: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from dummy_data import write_all
+from loopback import LoopbackServer
 
 from mminstruct import cli
 from mminstruct.cli.console import DONE
@@ -308,6 +309,31 @@ def test_a_run_ends_with_the_command_that_shows_its_rows(
         assert len(view(path)["images"]) == 1
 
 
+def test_a_run_names_no_command_that_could_not_read_its_rows(
+    server: LoopbackServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = [
+        "generate",
+        "SAMPLE",
+        "--limit",
+        "1",
+        "--types",
+        "conversation",
+        "--model_source",
+        "openai",
+        "--model",
+        "m",
+    ]
+    run += ["--openai_base_url", server.url, "--response_store", "r.sqlite"]
+    for name, is_read in (("rows.json", True), ("rows", False)):
+        arguments = ["--output_format", "llava-instruct", "--output_path", name]
+        assert cli.run([*run, *arguments]) == DONE
+        said = capsys.readouterr().err
+        assert "checks: " in said
+        assert (f"mminstruct report {name}" in said) is is_read
+        assert (f"mminstruct view {name}" in said) is is_read
+
+
 def test_a_page_of_older_rows_does_not_outlive_them() -> None:
     run = ["generate", "SAMPLE", "--dry_run", "--output_path", "out"]
     assert cli.run([*run, "--limit", "1"]) == DONE
@@ -323,6 +349,7 @@ def test_a_page_of_older_rows_does_not_outlive_them() -> None:
         (["--images", "nowhere"], "images: expected a folder, got nowhere"),
         (["--output_path", "rows.jsonl"], "expected a file with the end .html, got rows.jsonl"),
         (["--annotations", "COCO2018"], "unknown source 'COCO2018' (did you mean 'COCO2017'?)"),
+        (["--machine_labels"], "--machine_labels is an option of OPENIMAGESV7, got SAMPLE"),
     ],
 )
 def test_wrong_arguments_are_refused(

@@ -136,11 +136,12 @@ def _open_annotations(
         contexts = open_contexts(given, places | choose_source_options(args, given), cache_dir)
         return dict.fromkeys(named, contexts), [f"Boxes and captions are those of {given}."]
     found: dict[str, Contexts] = {}
-    for name in named:
-        # Rows may name a path, too, which nobody has asked to open.
-        if all(part.upper() in sources.names() for part in name.split("+")):
-            at_hand = find_contexts(name, places | choose_source_options(args, name), cache_dir)
-            found |= {name: at_hand} if at_hand else {}
+    # Rows may name a path, too, which nobody has asked to open.
+    known = [n for n in named if all(p.upper() in sources.names() for p in n.split("+"))]
+    check_source_options(args, known)
+    for name in known:
+        at_hand = find_contexts(name, places | choose_source_options(args, name), cache_dir)
+        found |= {name: at_hand} if at_hand else {}
     lost = textwrap.shorten(", ".join(sorted(named - found.keys())), 80) or "the images"
     said = (
         f"Without boxes and captions of {lost}: --annotations SOURCE --dataset_storage_path DIR "

@@ -84,6 +84,15 @@ def test_rows_that_were_said_before_are_counted_and_the_most_frequent_named() ->
     assert (found.repeated_rows, found.most_repeated) == (2, ("A cat. Yes.", 3))
 
 
+def test_what_is_said_before_in_a_row_of_another_type_is_named_too() -> None:
+    meter = Meter()
+    for kind in ("conversation", "complex_reasoning"):
+        meter.add(Judged.of(row(("What is it?", "A cat."), kind=kind)))
+    found = meter.read({})
+    assert quality_text.find_worst(found) == "rows said before: 50.0 % (2 x 'A cat.')"
+    assert {m.most_repeated for m in found.types.values()} == {("", 0)}
+
+
 def test_distinct_pairs_of_words_are_a_share_of_all() -> None:
     # a b, b a, a b
     assert measured(row(("What?", "A b a b."))).distinct_2 == 0.667

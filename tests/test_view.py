@@ -115,13 +115,18 @@ def test_rows_of_others_are_shown_with_the_annotations_that_are_named() -> None:
     assert image["rows"][0]["turns"][0]["question"] == "What?"
 
 
-def test_without_annotations_the_page_says_what_would_show_them() -> None:
+def test_without_annotations_and_images_the_page_says_what_would_show_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     row = sample_row(source="COCO2017", media="000000000001.jpg")
     view(write_rows(row), "--dataset_storage_path", "nowhere")
-    assert (
-        "of COCO2017: --annotations SOURCE --dataset_storage_path DIR"
-        in Path("page.html").read_text()
-    )
+    told = capsys.readouterr().err
+    for words in (
+        "of COCO2017: --annotations SOURCE --dataset_storage_path DIR",
+        "1 images are not at hand: --images DIR says where they are.",
+    ):
+        assert words in told
+        assert words in Path("page.html").read_text()
 
 
 def test_a_column_of_others_called_checks_is_no_verdict() -> None:
@@ -312,19 +317,9 @@ def test_a_run_ends_with_the_command_that_shows_its_rows(
 def test_a_run_names_no_command_that_could_not_read_its_rows(
     server: LoopbackServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = [
-        "generate",
-        "SAMPLE",
-        "--limit",
-        "1",
-        "--types",
-        "conversation",
-        "--model_source",
-        "openai",
-        "--model",
-        "m",
-    ]
-    run += ["--openai_base_url", server.url, "--response_store", "r.sqlite"]
+    asked = f"--model_source openai --model m --openai_base_url {server.url}"
+    run = f"generate SAMPLE --limit 1 --types conversation {asked}".split()
+    run += ["--response_store", "r.sqlite"]
     for name, is_read in (("rows.json", True), ("rows", False)):
         arguments = ["--output_format", "llava-instruct", "--output_path", name]
         assert cli.run([*run, *arguments]) == DONE

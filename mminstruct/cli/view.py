@@ -77,12 +77,11 @@ def _view(args: argparse.Namespace) -> int:
     check_writable(output.parent, output)
     sample, told = _draw(path, args.limit)
     contexts, said = _open_annotations(args, {row.source for row in sample.rows})
-    text = page.render(
-        path.absolute().name, [told, *said], sample, contexts, page.Images(output, images, folder)
-    )
+    places = page.Images(output, images, folder)
+    text = page.render(path.absolute().name, [told, *said], sample, contexts, places)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8", newline="\n")
-    for sentence in (told, *said):
+    for sentence in (told, *said, *places.tell_lost()):
         say(sentence)
     address = output.absolute().as_uri()
     if args.open and not webbrowser.open(address):

@@ -303,7 +303,13 @@ def read_tables(
                 boxes.xywh.extend((left, top, right, low))
     boxes.areas.extend([math.nan] * len(boxes.image_ids))
     boxes.is_group.extend(bytes(len(boxes.image_ids)))
-    known = usable_images([*images.values(), *contradicting], where, report, any_size=True)
+    if contradicting:
+        raise SourceError(
+            f"{where}: got {len(contradicting)} rows that tell another size, licence, address or "
+            f"author of an image than one before, such as of {contradicting[0].file_name!r}, "
+            "against the same in all rows of an image expected. Put one of them right."
+        )
+    known = usable_images(list(images.values()), where, report, any_size=True)
     named = {n: " ".join(str(label).split()) for label, n in labels.items() if n is not None}
     return Parts(known, said, boxes, named, Licenses(licenses), id_of), order, columns
 

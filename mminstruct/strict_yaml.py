@@ -15,7 +15,9 @@ from mminstruct.errors import ConfigError, did_you_mean, lacking
 class Strict(BaseModel):
     """Base of what is read from YAML: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, str_strip_whitespace=True, defer_build=True
+    )
 
 
 _Schema = TypeVar("_Schema", bound=Strict)

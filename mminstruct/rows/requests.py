@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
 from mminstruct import prompts
 from mminstruct.completions.job import Job
 from mminstruct.completions.store import Scope
@@ -19,6 +17,7 @@ from mminstruct.sources import SourceInfo
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow as pa
 
 
 def requests_dataset(

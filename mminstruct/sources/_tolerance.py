@@ -16,18 +16,23 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import PurePosixPath
-from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 from urllib.parse import unquote, urlsplit
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from mminstruct.errors import SourceError
+from mminstruct.late import Late
 from mminstruct.sources._base import ReadReport
 
-FloatColumns: TypeAlias = NDArray[np.float64]
-Mask: TypeAlias = NDArray[np.bool_]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+else:
+    np = Late("numpy")
+
+FloatColumns: TypeAlias = "NDArray[np.float64]"
+Mask: TypeAlias = "NDArray[np.bool_]"
 
 OWN_DATA = (
     "Data of your own goes by its own name: give its path in the place of the source, and see what "

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ from mminstruct.completions.prices import price_of
 from mminstruct.config import InstructConfig
 from mminstruct.errors import UsageError, lacking
 from mminstruct.recipe import Recipe
-from mminstruct.rows.contexts import media_licenses
 from mminstruct.sources import find_infos
 
 
@@ -216,12 +215,12 @@ def _images(recipe: Recipe) -> tuple[Mapping[str | None, int], str, bool]:
     where = f"{source.name}, {' and '.join(splits)}"
     files = {split: recipe.locate(split) for split in splits}
     found = [
-        recipe.read_contexts(f, split, _find_cache())[0]
+        recipe.choose_contexts(f, split, _find_cache())
         for split, f in files.items()
         if f is not None
     ]
     if len(found) == len(splits):
-        counts = Counter(chain.from_iterable(map(media_licenses, found)))
+        counts = Counter(media.license for one in found for media in one.read_media())
         shares = ", ".join(f"{name or 'not known'} {n:,}" for name, n in counts.most_common())
         return counts, f"{where}: {shares}, counted in the annotation files", True
     first = (source.parts or (source,))[0]
@@ -238,9 +237,10 @@ def _images(recipe: Recipe) -> tuple[Mapping[str | None, int], str, bool]:
 
 
 def _find_cache() -> Path:
-    import datasets  # which takes a second
+    """Where `datasets` has its cache; it isn't asked, as importing it takes half a second."""
+    from huggingface_hub.constants import HF_HOME
 
-    return Path(datasets.config.HF_DATASETS_CACHE)
+    return Path(os.environ.get("HF_DATASETS_CACHE") or Path(HF_HOME, "datasets"))
 
 
 def _check_model_file(model: str) -> None:

@@ -26,7 +26,7 @@ def requests_dataset(
     """The contexts once for each type, with a column ``type``; ordered by type, then context.
 
     Args:
-        contexts: as `contexts_dataset` gives them, or the first of them.
+        contexts: as `Contexts.dataset` gives them, or the first of them.
         types: instruction types.
         key: digest of what the contexts depend on, for fingerprints.
     """

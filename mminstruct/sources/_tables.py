@@ -221,7 +221,7 @@ def select_wanted(batch: pa.RecordBatch, ids: Ids) -> tuple[NDArray[np.int32], p
 
 
 # Reason -> which rows are left out for it, and the columns of all.
-Judged: TypeAlias = tuple[dict[str, NDArray[np.bool_]], tuple[Column, ...]]
+Judged: TypeAlias = "tuple[dict[str, NDArray[np.bool_]], tuple[Column, ...]]"
 
 
 def rows_of(

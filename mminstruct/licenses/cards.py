@@ -283,7 +283,7 @@ def front_matter(text: str, where: str) -> dict[str, Any]:
     """
     front = _FRONT_MATTER.match(text)
     try:
-        data = (strict_yaml.load(front[1], strict_yaml.UniqueKeyLoader) if front else None) or {}
+        data = (strict_yaml.load(front[1]) if front else None) or {}
     except yaml.YAMLError as error:
         raise UsageError(f"{where}: its front matter is not readable as YAML: {error}") from error
     if not isinstance(data, dict):

@@ -93,24 +93,29 @@ def read_contexts(source: Source, files: Files, split: str, cache_dir: Path) -> 
         SourceError: a file is damaged or contradicts another, or more than half can't be used.
     """
     folder = _make_folder(source, files, split, cache_dir)
-    arrow, counts = folder / "contexts.arrow", folder / "read.json"
-    with filelock.FileLock(folder / "lock"):
-        if not (arrow.is_file() and counts.is_file()):
-            report = ReadReport.of(source.info.modality)
-            partial = arrow.with_suffix(".part")
-            enabled = gc.isenabled()
-            gc.disable()  # among millions of records there are no cycles to be found
-            try:
-                _write_contexts(_telling(source.read(files, report), report), partial)
-            finally:
-                if enabled:
-                    gc.enable()
-            report.write(counts)
-            partial.replace(arrow)
+    arrow, counts = written = folder / "contexts.arrow", folder / "read.json"
+    if not all(map(Path.is_file, written)):
+        with filelock.FileLock(folder / "lock"):
+            if not all(map(Path.is_file, written)):  # another process may have been faster
+                _write(source, files, *written)
     report = ReadReport.read(counts)
     report.check(f"{source.info.name}, split {split!r}")
     with pa.memory_map(str(arrow)) as file, pa.ipc.open_stream(file) as batches:
         return Contexts(arrow, range(sum(batch.num_rows for batch in batches)), report)
+
+
+def _write(source: Source, files: Files, arrow: Path, counts: Path) -> None:
+    """Write contexts, when all else is written."""
+    report, partial = ReadReport.of(source.info.modality), arrow.with_suffix(".part")
+    enabled = gc.isenabled()
+    gc.disable()  # among millions of records there are no cycles to be found
+    try:
+        _write_contexts(_telling(source.read(files, report), report), partial)
+    finally:
+        if enabled:
+            gc.enable()
+    report.write(counts)
+    partial.replace(arrow)
 
 
 def read_vocabulary(source: Source, files: Files, split: str, cache_dir: Path) -> Vocabulary:

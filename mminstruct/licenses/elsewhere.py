@@ -41,7 +41,7 @@ _ABOUT = {"metadata", "meta", "info", "provenance", "extra", "details", "generat
 _LICENSES = ("license", "license_name", "license_link")
 _NESTED = (dict, list)
 _MOST_NAMES = 1000
-_LONGEST_NAME = 120
+_LONGEST_NAME, _LONGEST_TEXT = 120, 2000
 
 
 class Writer(NamedTuple):
@@ -136,12 +136,16 @@ class DataSet:
                 inside += [(is_about, inner) for inner in part if isinstance(inner, _NESTED)]
                 continue
             for key, inner in part.items():
-                if isinstance(inner, str) and inner[:1] in ("{", "["):
-                    inner = _decode_text(inner)
                 kind = _kind_of(str(key))
+                if isinstance(inner, str):
+                    if inner[:1] in ("{", "["):
+                        inner = _decode_text(inner)
+                    elif kind is None:  # as most are
+                        continue
                 texts = _list_texts(inner) if kind else []
                 if kind == "writer":
-                    endpoint = next(iter(_list_texts(part.get("endpoint"))), None)
+                    place = part.get("endpoint")
+                    endpoint = next(iter(_list_texts(place)), None) if place else None
                     writers |= {Writer(name, f"{where}{key}", endpoint): None for name in texts}
                 elif kind == "hint":
                     self._add_hints(texts, f"{where}the field {key}")
@@ -307,8 +311,14 @@ def _list_texts(value: Any) -> list[str]:
     """The texts in a value that is one, several, or has a name: a line each, and a short one."""
     values = value if isinstance(value, list) else [value]
     values = [v.get("name") or v.get("id") if isinstance(v, dict) else v for v in values]
-    lines = (re.sub(r"[^\S ]+|[^ -~\w]+", " ", v).strip() for v in values if isinstance(v, str))
-    return [line[:_LONGEST_NAME] for line in lines if line]
+    lines = (_write_line(v[:_LONGEST_TEXT]) for v in values if isinstance(v, str))
+    return [line for line in lines if line]
+
+
+@lru_cache(maxsize=10_000)
+def _write_line(text: str) -> str:
+    """A text in a line, and a short one."""
+    return re.sub(r"[^\S ]+|[^ -~\w]+", " ", text).strip()[:_LONGEST_NAME]
 
 
 def _is_telling(names: list[str]) -> bool:

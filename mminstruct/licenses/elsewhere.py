@@ -25,7 +25,8 @@ from mminstruct.licenses.cards import front_matter, sort_keys
 from mminstruct.licenses.composition import EVIDENCE, Part
 from mminstruct.licenses.entries import License, MadeElsewhere, Terms
 from mminstruct.licenses.lineage import find_terms, find_terms_at, model_parts
-from mminstruct.licenses.names import bare_address, cached_id, find_limit, nearest_key, plain_words
+from mminstruct.licenses.names import bare_address, cached_id, nearest_key, plain_words
+from mminstruct.licenses.prose import WRITES, drop_comparisons, find_limit, list_claims
 from mminstruct.licenses.registry import ENDPOINTS_JOINT, Registry
 from mminstruct.licenses.services import find_family
 
@@ -178,7 +179,9 @@ def read_data_set(path: Path) -> DataSet:
             found.hints[file.name.partition(".")[0]] = "the file's name"
             add_facts = partial(found.add_facts, where=file.name)
             if file.suffix == ".md":
-                add_facts(front_matter(file.read_text("utf-8"), file.name))
+                text = file.read_text("utf-8")
+                add_facts(front_matter(text, file.name))
+                found.hints |= dict.fromkeys(list_claims(text, WRITES), file.name)
                 continue
             for row in read_file(file, add_facts, _is_telling):
                 found.add_row(row)
@@ -218,8 +221,8 @@ def parts_of(registry: Registry, found: DataSet) -> Iterator[Part]:
         said = f"; {where} says {text}"
         if known := _find_data_set(registry, text):
             yield from _describe(registry, known, said)
-        elif registry.named(text) or find_family(registry, text):
-            yield from _trace(registry, Writer(text, where), said)
+        elif registry.named(text) or find_family(registry, drop_comparisons(text)):
+            yield from _trace(registry, Writer(drop_comparisons(text), where), said)
         elif is_free and (limit := find_limit(text)):
             yield Part("annotations", f"{what}, with {limit!r} in {where}", None)
 
@@ -239,7 +242,8 @@ def _trace(registry: Registry, who: Writer, said: str) -> Iterator[Part]:
     family = None if ids else find_family(registry, who.name)
     if family:
         terms = registry.terms[family.terms]
-        yield Part("model", f"model {who.name}", terms, f"; one of {family.title}{said}")
+        called = f"model {who.name[:_LONGEST_NAME]}"
+        yield Part("model", called, terms, f"; one of {family.title}{said}")
         return
     endpoints = who.endpoint.split(ENDPOINTS_JOINT) if who.endpoint else ()
     own = who.name if who.name.count("/") == 1 else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 from mminstruct import backends, licenses, resources, sources
 from mminstruct.cli.arguments import Parser
-from mminstruct.cli.console import print_text, say
+from mminstruct.cli.console import find_width, print_text, say
 from mminstruct.cli.flags import (
     CONFIG_FLAG,
     CONTENT_FLAGS,
@@ -122,7 +121,7 @@ def _license(args: argparse.Namespace) -> int:
     code = _print(args, verdict, use, {use.kind: images}, others, facts)
     is_asked = by_name and args.model_id is None and not is_known
     if is_asked and (hint := _model_hint(registry, args.model)):
-        say(resources.fit(hint, args.width))
+        say(resources.fit(hint, find_width(sys.stderr) or args.width))
     return code
 
 
@@ -187,8 +186,7 @@ def _print(
     if args.json:
         known = {**verdict.as_json(), "rests_on": licenses.rests_on(verdict)}
         return print_text(json.dumps({**known, **facts, "said": str(use)}, indent=2) + "\n")
-    is_terminal = sys.stdout and sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns if is_terminal else licenses.WIDTH
+    width = find_width(sys.stdout) or licenses.WIDTH
     return print_text(licenses.explanation(verdict, use, found, others, width=width, why=args.why))
 
 

@@ -73,6 +73,8 @@ class _Document:
         if isinstance(event, yaml.ScalarEvent):
             self._put(self._read_scalar(event), event)
         elif isinstance(event, yaml.CollectionStartEvent):
+            if event.tag not in (None, "!", f"{_TAG}map", f"{_TAG}seq"):
+                self._fail(event, f"the tag {event.tag!r} is not supported")
             if len(self._open) > _DEEPEST:
                 self._fail(event, f"more than {_DEEPEST} lists and mappings in each other")
             value: Any = {} if isinstance(event, yaml.MappingStartEvent) else []

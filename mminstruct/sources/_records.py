@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain, islice, zip_longest
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 
 import msgspec
-import pyarrow as pa
-import pyarrow.parquet
 
 from mminstruct.errors import SourceError, did_you_mean
+from mminstruct.late import Late
 from mminstruct.sources._annotation_file import AnnotationFile, Layout, decode, open_text
 from mminstruct.sources._base import ReadReport
 from mminstruct.sources._coco import (
@@ -37,6 +36,12 @@ from mminstruct.sources._coco import (
 from mminstruct.sources._image_licenses import License, Licenses, spdx_of
 from mminstruct.sources._tolerance import Numbers, Order, convert, loads, published_name
 from mminstruct.strict_yaml import Strict
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyarrow import parquet
+else:
+    pa, parquet = Late("pyarrow"), Late("pyarrow.parquet")
 
 _HEAD = 1000  # rows that say which columns there are
 _CHUNK = 2000
@@ -392,7 +397,7 @@ def rows_in(path: Path, report: ReadReport) -> Iterator[Mapping[str, Any]]:
     try:
         with open_text(path) as file:
             if name.endswith(".parquet"):
-                table = pyarrow.parquet.ParquetFile(file)
+                table = parquet.ParquetFile(file)
                 _check_names(table.schema_arrow.names)
                 for batch in table.iter_batches(_CHUNK):
                     yield from batch.to_pylist()

@@ -49,7 +49,8 @@ _FROM = r"(?:from|on|upon|of|with|using|by|via|to)"
 _COMPARING = (
     r"\b(?:(?:better|stronger|faster|slower|smaller|larger|bigger|higher|lower|greater|cheaper|"
     r"more \w+|less \w+) than|outperform\w*|surpass\w*|exceed\w*|beat(?:s|ing)?|rival\w*|"
-    r"compar(?:ed|able|es|ing) (?:to|with)|competitive with|on par with|versus|vs|unlike|ahead of)\b"
+    r"compar(?:ed|able|es|ing) (?:to|with)|competitive with|on par with|versus|vs|"
+    r"unlike|ahead of)\b"
 )
 # What is compared with goes on to the sentence's end, or to what it was really made from.
 _COMPARED = re.compile(

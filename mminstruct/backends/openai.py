@@ -2,10 +2,10 @@
 
 **Wire format:** https://platform.openai.com/docs/api-reference/chat/create
 
-The SDK runs over its aiohttp transport and without its typed layer (`post(cast_to=Response)`):
-with 500 requests in flight the default transport answers at about half the rate, and the typed
-layer costs as much CPU again as the request itself. Its own retries are off; the client above all
-backends does them.
+The SDK says what a request is like: its address and its headers. Each one is then sent with its
+HTTP client, over its aiohttp transport: the SDK's own layers above would double what a request
+costs, and its default transport answers at about half the rate. The client above all backends does
+the retries.
 
 Token counts are OpenAI's own for its models (within 1 %: some add a token or two) and approximate
 for any other. What has to fit a context window is judged by a bound on the high side.
@@ -256,6 +256,8 @@ class OpenAIBackend(Opened):
         self._path = "/chat/completions"
         self._answers_as: str | None = None
         self._client: openai.AsyncOpenAI | None = None
+        self._http: httpx2.AsyncClient
+        self._outlines: dict[str, tuple[httpx2.URL, list[tuple[str, str]]]] = {}
         self._served_model = options.model or ""
         self.model = shown_name(self._served_model)
         # A server of one's own knows models by their Hub id; the official one has terms of its own.
@@ -314,6 +316,14 @@ class OpenAIBackend(Opened):
         # Reads or even fetches a file, which would hold up all others later.
         await asyncio.to_thread(_tokens.openai_counter, self._served_model)
         connections = self._options.max_concurrency
+        self._http = openai.DefaultAioHttpClient(
+            follow_redirects=False,  # `complete` does it, which keeps the POST
+            timeout=httpx2.Timeout(None, connect=_CONNECT_TIMEOUT_S),
+            limits=httpx2.Limits(
+                max_connections=connections, max_keepalive_connections=connections
+            ),
+            event_hooks={"response": [self._read]},
+        )
         self._client = openai.AsyncOpenAI(
             # The SDK insists on a key; which one is sent, if any, is in our own header.
             api_key="unused",
@@ -321,14 +331,7 @@ class OpenAIBackend(Opened):
             base_url=self._server.url,
             default_query=dict(parse_qsl(urlsplit(self._base_url).query, keep_blank_values=True)),
             max_retries=0,
-            http_client=openai.DefaultAioHttpClient(
-                follow_redirects=False,  # `_follow` does it, which keeps the POST
-                timeout=httpx2.Timeout(None, connect=_CONNECT_TIMEOUT_S),
-                limits=httpx2.Limits(
-                    max_connections=connections, max_keepalive_connections=connections
-                ),
-                event_hooks={"response": [self._read]},
-            ),
+            http_client=self._http,
         )
         return self
 
@@ -337,23 +340,21 @@ class OpenAIBackend(Opened):
         if self._client is not None:
             await self._client.close()
         self._client = None
+        self._outlines.clear()
 
     async def complete(self, request: Request) -> Completion:
         """One answer; errors as in `mminstruct.backends.Backend.complete`."""
         for _ in range(MOST_LESSONS):
             before = self._dialect, self._path
-            try:
-                return await self._post(request)
-            except openai.APIStatusError as error:
-                refusal = self._read_refusal(error.response)
-                if error.response.has_redirect_location:
-                    location = error.response.headers["location"]
-                    self._path = redirect_of(str(error.response.url), location)
-                self._learn(refusal, request)
-                if before == (self._dialect, self._path):
-                    raise self._make_error(refusal, error.response.headers, request) from error
-            except _FAILURES as error:
-                raise self._map_error(error) from error
+            response = await self._post(request)
+            if response.is_success:
+                return self._read_answer(response, request)
+            refusal = self._read_refusal(response)
+            if response.has_redirect_location:
+                self._path = redirect_of(str(response.url), response.headers["location"])
+            self._learn(refusal, request)
+            if before == (self._dialect, self._path):
+                raise self._make_error(refusal, response.headers, request)
         raise TransientError(f"{self._server.url}: sends requests in a circle", cause="no_api")
 
     def _learn(self, refusal: Refusal, request: Request) -> None:
@@ -364,18 +365,38 @@ class OpenAIBackend(Opened):
             news = self._dialect.news(before)
             _log.info(f"{self._server.url}: {news} (it answered: {refusal.words[:_NEWS_SHOWN]})")
 
-    async def _post(self, request: Request) -> Completion:
+    async def _post(self, request: Request) -> httpx2.Response:
+        """What a server answers, of whatever status."""
+        body = payload(self._served_model, request, dialect=self._dialect, extra=self.extra_body)
+        try:
+            url, headers = self._outlines.get(self._path) or await self._outline(self._path)
+            post = self._http.build_request(
+                "POST", url, headers=headers, content=_encoder.encode(body)
+            )
+            # Not the transport's timeout: that starts again with every byte.
+            return await asyncio.wait_for(self._http.send(post), self.timeout_s)
+        except _FAILURES as error:
+            raise self._map_error(error) from error
+
+    async def _outline(self, path: str) -> tuple[httpx2.URL, list[tuple[str, str]]]:
+        """The address and the headers of a POST as the SDK has them."""
         if self._client is None:
             raise BackendUnusable("the backend is not open")
-        body = payload(self._served_model, request, dialect=self._dialect, extra=self.extra_body)
-        post = self._client.post(
-            self._path,
-            content=_encoder.encode(body),
-            options={"headers": self._headers},
-            cast_to=httpx2.Response,
-        )
-        # Not the transport's timeout: that starts again with every byte.
-        response = await asyncio.wait_for(post, self.timeout_s)
+        drawn: list[httpx2.Request] = []
+
+        def draw(request: httpx2.Request) -> httpx2.Response:
+            drawn.append(request)
+            return httpx2.Response(200)
+
+        async with httpx2.AsyncClient(transport=httpx2.MockTransport(draw)) as nowhere:
+            sdk = self._client.with_options(http_client=nowhere)
+            options: Any = {"headers": self._headers}
+            await sdk.post(path, content=b"{}", cast_to=httpx2.Response, options=options)
+        headers = [pair for pair in drawn[0].headers.multi_items() if pair[0] != "content-length"]
+        self._outlines[path] = drawn[0].url, headers
+        return self._outlines[path]
+
+    def _read_answer(self, response: httpx2.Response, request: Request) -> Completion:
         self._hear(response.headers)
         completion = read_body(
             response.content,
@@ -503,7 +524,7 @@ class OpenAIBackend(Opened):
         return self._make_error(found, response.headers) if kind_of(found) == "no_api" else None
 
 
-_FAILURES = (openai.OpenAIError, aiohttp.ClientError, asyncio.TimeoutError)
+_FAILURES = (openai.OpenAIError, httpx2.HTTPError, aiohttp.ClientError, asyncio.TimeoutError)
 
 
 def _without_query(record: logging.LogRecord) -> bool:

@@ -46,8 +46,8 @@ def body(*, labelled: bool) -> bytes:
 
 
 def _names(n: int) -> list[str]:
-    """Ten made-up words that no other part has."""
-    return [f"{a}{b}{n}" for a in ("bra", "cli", "dro", "fle", "gru") for b in ("mel", "tor")]
+    """Ten things that no other part has; a quarter of the words are English ones, as is usual."""
+    return [f"the {a}{b}{n}" for a in ("bra", "cli", "dro", "fle", "gru") for b in ("mel", "tor")]
 
 
 def main() -> None:

@@ -116,8 +116,7 @@ def test_threads_that_load_at_once_all_get_their_rows_and_leave_nothing_changed(
         "class Slow(InstructBuilder):\n    SOURCE, PROMPT_CONFIG = 'SAMPLE', 'llava'\n"
     )
     monkeypatch.chdir(tmp_path)
-    name = "MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL"
-    before = getattr(datasets.config, name)
+    before = gc.get_threshold()
     load("builders/slow", "conversation", limit=1, cache=tmp_path / "first")
 
     def rows(number: int) -> int:
@@ -127,7 +126,7 @@ def test_threads_that_load_at_once_all_get_their_rows_and_leave_nothing_changed(
 
     with ThreadPoolExecutor(6) as threads:
         assert list(threads.map(rows, range(12))) == [1, 2, 3] * 4
-    assert getattr(datasets.config, name) == before
+    assert (gc.get_threshold(), gc.get_freeze_count()) == (before, 0)
 
 
 def test_a_misspelt_builder_is_answered_with_the_nearest_one() -> None:

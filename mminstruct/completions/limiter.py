@@ -200,8 +200,8 @@ class Limiter:
         # further than twice what was answered, or what the other lets through.
         latency_s = self._latencies.best[0] if self._latencies.best is not None else math.inf
         most_per_s = max(self._tuning.start_per_s, 2 * window.value / latency_s)
-        most = 2 * max(self._tuning.start_in_flight, self._bounds.proven)
-        for bound, most in ((window, most), (pace, most_per_s)):
+        most_at_once = 2 * max(self._tuning.start_in_flight, self._bounds.proven)
+        for bound, most in ((window, most_at_once), (pace, most_per_s)):
             if bound.value < most if bound.known is None else bound is self._in_the_way:
                 bound.advance(passed_s)
 

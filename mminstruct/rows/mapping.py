@@ -2,14 +2,13 @@
 
 The contexts of a split become one Arrow file, written once. The requests of a run are that file's
 rows, once for each instruction type and ordered by type, so that few-shot prefixes stay hot in
-engines that cache them. An async `Dataset.map` turns chunks of requests into rows; chunks
-overlap, and a slow answer holds up nobody. The fingerprint of the result is computed from what the
-rows depend on, never from pickled functions.
+engines that cache them. `Dataset.map` writes what came of them chunk by chunk, in their order;
+chunks overlap, and a slow answer holds up nobody. The fingerprint of the result is computed from
+what the rows depend on, never from pickled functions.
 """
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import math
 import threading
@@ -17,15 +16,17 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mminstruct.completions.client import Client, close_loop
+from mminstruct.completions.client import Client
 from mminstruct.completions.job import Outcome
 from mminstruct.rows.assembly import make_results
 from mminstruct.rows.columns import RESULT
@@ -74,18 +75,11 @@ def map_requests(
     cache_file.parent.mkdir(parents=True, exist_ok=True)
     _announce(requests, client)
     size = chunk_size(requests, plan, client)
-    under_way = asyncio.Semaphore(window(client.backend.parallel, size))
-    loops: set[asyncio.AbstractEventLoop] = set()
-
-    async def complete(table: pa.Table) -> pa.Table:
-        loops.add(asyncio.get_running_loop())
-        async with under_way:
-            chunk = read_chunk(table, plan)
-            return make_results(chunk, await client.complete(chunk.jobs), plan, client)
-
+    results = _answer(requests, plan, client, size)
+    # `map` calls it chunk by chunk, in the order in which the results come.
     map_all = partial(
         requests.with_format("arrow").map,
-        complete,
+        lambda table: next(results),
         batched=True,
         batch_size=size,
         features=RESULT,
@@ -93,52 +87,41 @@ def map_requests(
         cache_file_name=str(cache_file),
         new_fingerprint=fingerprint,
     )
-    try:
-        with _allow_tasks(len(requests) // size + 2):
-            mapped = _run_in_thread(map_all, client)
-    finally:
-        for loop in loops:
-            close_loop(loop)  # `map` makes one and leaves it open
+    with _seldom_looking_for_garbage():
+        mapped = _run_in_thread(map_all, client)
     return mapped.with_format(None)
 
 
-# `_allow_tasks` alone writes these, in the threads of all maps that run, and holds the lock.
-_bounds: list[int] = []
-_usual: tuple[int, tuple[int, int, int]]
-_bounding = threading.Lock()
-# Objects that are made before the youngest are looked through for garbage.
+# `_seldom_looking_for_garbage` alone writes these, and holds the lock.
+_maps = 0
+_usual = (0, 0, 0)
+_counting = threading.Lock()
+# Objects that are made before the youngest are looked through.
 _MADE_BETWEEN = 50_000
 
 
 @contextmanager
-def _allow_tasks(tasks: int) -> Iterator[None]:
-    """Let `map` have so many tasks at once, in whichever threads it runs.
+def _seldom_looking_for_garbage() -> Iterator[None]:
+    """Leave what is there now out of it, and look through the rest less often.
 
-    At its own bound it spins: it waits for the first of all its tasks, done ones included. So the
-    bound is ours, and a task that waits for it holds a slice of a memory-mapped table.
-
-    What is there now will stay, and requests come and go without a cycle. To look through all that
-    for garbage as often as usual takes a fifth of a rerun from the store and a tenth of a run.
+    Requests come and go without a cycle: it would take a fifth of a rerun from the store, and a
+    tenth of a run. Maps may run in several threads.
     """
-    global _usual
-    config = datasets.config
-    with _bounding:
-        if not _bounds:
-            _usual = config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL, gc.get_threshold()
+    global _maps, _usual
+    with _counting:
+        _maps += 1
+        if _maps == 1:
+            _usual = gc.get_threshold()
             gc.freeze()
-            gc.set_threshold(_MADE_BETWEEN, *_usual[1][1:])
-        _bounds.append(tasks)
-        config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL = max(_bounds)
+            gc.set_threshold(_MADE_BETWEEN, *_usual[1:])
     try:
         yield
     finally:
-        with _bounding:
-            _bounds.remove(tasks)
-            most = max(_bounds, default=_usual[0])
-            config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL = most
-            if not _bounds:
+        with _counting:
+            _maps -= 1
+            if not _maps:
                 gc.unfreeze()
-                gc.set_threshold(*_usual[1])
+                gc.set_threshold(*_usual)
 
 
 def _run_in_thread(work: Callable[[], datasets.Dataset], client: Client) -> datasets.Dataset:
@@ -178,18 +161,52 @@ def stream_requests(
     _announce(requests, client)
     size = chunk_size(requests, plan, client)
     ahead = window(client.backend.parallel, size)
-    under_way: deque[tuple[Chunk, Future[list[Outcome]]]] = deque()
-    for table in requests.with_format("arrow").iter(size):
-        chunk = read_chunk(table, plan)
-        under_way.append((chunk, client.submit(chunk.jobs)))
-        while under_way and (len(under_way) >= ahead or under_way[0][1].done()):
-            yield from _finish(under_way.popleft(), plan, client)
-    while under_way:
-        yield from _finish(under_way.popleft(), plan, client)
+    for table in _answer(requests, plan, client, size, ahead):
+        yield from table.to_pylist()
 
 
-def _finish(
-    entry: tuple[Chunk, Future[list[Outcome]]], plan: Plan, client: Client
-) -> Iterator[dict[str, Any]]:
-    chunk, outcomes = entry
-    yield from make_results(chunk, outcomes.result(), plan, client).to_pylist()
+@dataclass(slots=True)
+class _UnderWay:
+    """A chunk that was submitted."""
+
+    chunk: Chunk
+    outcomes: Future[list[Outcome]]
+    results: pa.Table | None = None
+
+
+def _answer(
+    requests: datasets.Dataset, plan: Plan, client: Client, size: int, ahead: float = math.inf
+) -> Iterator[pa.Table]:
+    """The results of all requests in their order, chunk by chunk.
+
+    So many chunks are under way that a few slow answers keep the backend no less busy. What was
+    answered meanwhile waits for those before it, of ``ahead`` chunks at most.
+    """
+    at_once = window(client.backend.parallel, size)
+    left = requests.with_format("arrow").iter(size)
+    table = next(left, None)
+    chunks: deque[_UnderWay] = deque()
+    answered: SimpleQueue[_UnderWay] = SimpleQueue()
+    under_way = 0
+
+    def is_full() -> bool:
+        return table is None or under_way >= at_once or len(chunks) >= ahead
+
+    while table is not None or chunks:
+        if table is not None and not is_full():
+            chunk = read_chunk(table, plan)
+            new = _UnderWay(chunk, client.submit(chunk.jobs))
+            new.outcomes.add_done_callback(partial(_pass_on, answered, new))
+            chunks.append(new)
+            under_way += 1
+            table = next(left, None)
+        while chunks and (is_full() or not answered.empty()):
+            one = answered.get()
+            under_way -= 1
+            one.results = make_results(one.chunk, one.outcomes.result(), plan, client)
+            while chunks and chunks[0].results is not None:
+                yield chunks.popleft().results
+
+
+def _pass_on(answered: SimpleQueue[_UnderWay], chunk: _UnderWay, _: Future[Any]) -> None:
+    answered.put(chunk)

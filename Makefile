@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 define NEXT
 
 SmolLM2-135M is a toy: it shows the form, and most of what it says is wrong. Read demo_out/README.md
-for what came out; the rows are below demo_out/data. With a real model, at any OpenAI-compatible
+for what came out; the rows are below demo_out/data, and on the page that is named last. With a real model, at any OpenAI-compatible
 server (put its address and model in):
 
   $(BIN)/mminstruct generate SAMPLE --limit 4 --model_source openai --openai_base_url http://localhost:8000/v1 --model NAME --show 3 --output_path real_out
@@ -20,6 +20,7 @@ export NEXT
 demo: $(DEMO)  ## four drawn scenes, three instruction types, SmolLM2-135M on the CPU
 	$(BIN)/mminstruct generate SAMPLE --limit 4 --max_tokens 320 --seed 1 --show 3 --output_path demo_out
 	@echo "$$NEXT"
+	@$(BIN)/mminstruct view demo_out
 
 test: $(STAMP)  ## the whole test suite
 	$(BIN)/python -m pytest -q -n 2
@@ -35,6 +36,7 @@ bench: $(STAMP)  ## start-up, requests/s, stored reruns, annotation reading, eac
 	$(BIN)/python benchmarks/pipeline.py
 	$(BIN)/python benchmarks/coco_reader.py
 	$(BIN)/python benchmarks/own_reader.py
+	$(BIN)/python benchmarks/report.py
 	$(BIN)/python benchmarks/limits.py
 	$(BIN)/python benchmarks/open_images_reader.py
 	$(BIN)/python benchmarks/annotation_fuzz.py

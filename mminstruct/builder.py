@@ -16,7 +16,7 @@ import tempfile
 import types
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -25,6 +25,7 @@ import datasets
 from datasets.exceptions import DatasetsError
 
 from mminstruct import backends, licenses, prompts, splits
+from mminstruct.checks import Checker, Vocabulary
 from mminstruct.completions.budget import Budget
 from mminstruct.completions.client import Client
 from mminstruct.completions.job import Failed
@@ -44,6 +45,7 @@ from mminstruct.resources import shown, write_lines
 from mminstruct.rows.assembly import has_failures, row_from, rows_from
 from mminstruct.rows.columns import FEATURES
 from mminstruct.rows.mapping import map_requests, stream_requests
+from mminstruct.rows.plan import Plan
 from mminstruct.rows.processes import end_in_order, end_with_this, watch_parent
 from mminstruct.rows.report import LEFT_OUT, REJECTED, Report, is_unfinished, summary
 from mminstruct.rows.requests import jobs
@@ -267,7 +269,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         )
         generators = []
         read = self._read_once(downloads, sending=not self.config.partial)
-        for split, (requests, key, read_report) in read.items():
+        for split, (requests, key, read_report, vocabulary) in read.items():
             if not dl_manager.is_streaming:
                 read_report.write(Path(self._output_dir) / f"read-{split}.json")
             shards: Any = _ranges(len(requests), SHARDS)
@@ -277,6 +279,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
                     gen_kwargs={
                         "split": split,
                         "key": key,
+                        "vocabulary": vocabulary,
                         "requests": requests,
                         # A list is what `datasets` deals out to processes; a stream is one piece.
                         "ranges": tuple(shards) if dl_manager.is_streaming else shards,
@@ -327,6 +330,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         self,
         split: str,
         key: str,
+        vocabulary: Vocabulary,
         requests: datasets.Dataset,
         ranges: list[tuple[int, int]] | tuple[tuple[int, int], ...],
         total: int,
@@ -336,9 +340,10 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         mine = requests.select(range(start, stop))
         share = len(ranges) / total
         report = Report()
+        plan = replace(self.recipe.plan, checker=Checker(vocabulary))
         if streaming:
             with _Plainly(), self._client(share) as client:
-                for result in stream_requests(mine, self.recipe.plan, client):
+                for result in stream_requests(mine, plan, client):
                     report.count(result)
                     if result["reason"] is None:
                         yield result["id"], row_from(result)
@@ -346,16 +351,18 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             if report.failures:
                 warnings.warn(summary(report), IncompleteWarning, stacklevel=2)
             return
-        results = self._mapped(mine, f"{key}-{start}-{stop}", share)
+        results = self._mapped(mine, plan, f"{key}-{start}-{stop}", share)
         counts = Path(self._output_dir) / f"report-{split}-{start:09d}.json"
         with counts.with_suffix(".jsonl").open("w", encoding="utf-8") as lines:
             yield from rows_from(results, report, self.info.features, lines)
         report.write(counts)
 
-    def _mapped(self, requests: datasets.Dataset, key: str, share: float) -> datasets.Dataset:
+    def _mapped(
+        self, requests: datasets.Dataset, plan: Plan, key: str, share: float
+    ) -> datasets.Dataset:
         """The results of requests as a dataset; cached, unless some requests got no answer."""
         recipe = self.recipe
-        asked = [recipe.plan.digest(), key, recipe.backend.identity(), self.config.context_window]
+        asked = [plan.digest(), key, recipe.backend.identity(), self.config.context_window]
         fingerprint = digest([*asked, *recipe.own_store])[:16]
         cache_file = Path(self._cache_dir_root) / "mminstruct" / "maps" / f"{fingerprint}.arrow"
         if cache_file.is_file():
@@ -365,7 +372,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             cache_file.unlink()  # what failed is asked for again
         with end_in_order(), self._client(share) as client:
             return map_requests(
-                requests, recipe.plan, client, fingerprint=fingerprint, cache_file=cache_file
+                requests, plan, client, fingerprint=fingerprint, cache_file=cache_file
             )
 
     def _client(self, share: float) -> Client:

@@ -17,6 +17,7 @@ from mminstruct import backends, sources
 from mminstruct.backends import BackendOptions
 from mminstruct.completions.buckets import Rates
 from mminstruct.errors import UsageError, did_you_mean
+from mminstruct.rows.plan import OnContradiction
 from mminstruct.schema import Option
 from mminstruct.transport import LONGEST_WAIT_S, RetryPolicy
 
@@ -92,6 +93,11 @@ class InstructConfig:
         limit: first N images of each split.
         commercial: only images that may be used commercially, and only if the model's terms and all
             other licences allow the same of the rows.
+        check: what becomes of turns that the annotations contradict: report (marked in the column
+            checks; default), drop, or reask (ask once more, saying what is wrong; then drop).
+        exclude: images that aren't asked about: those of benchmarks (pope, llava_bench_coco,
+            karpathy, karpathy_val, karpathy_test, flickr30k), or of a text file that names one a
+            line; several with commas between.
         default_dir: where annotation files are looked for before a download, if no ``data_dir`` is
             given.
         temperature: 0 is greedy (default: 0.7).
@@ -160,6 +166,8 @@ class InstructConfig:
     splits: list[str] | None = _field(None, "content", "SPLIT")
     limit: int | None = _field(None, "content", "N", least=1)
     commercial: bool = _field(False, "content")
+    check: OnContradiction = _field("report", "content")
+    exclude: str | list[str] | None = _field(None, "content", "NAME")
     default_dir: str | None = None
     temperature: float = _field(0.7, "sampling", least=0)
     top_p: float = _field(1.0, "sampling", least=0.0, most=1.0)
@@ -180,11 +188,14 @@ class InstructConfig:
     price_in: float | None = _field(None, "budget", "USD", least=0)
     price_out: float | None = _field(None, "budget", "USD", least=0)
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raise UsageError for a value of another type or out of range."""
         self._check_types()
         for field in dataclasses.fields(InstructConfig):
             value, bounds = getattr(self, field.name), field.metadata
+            choices = choices_of(field)
+            if choices and value not in choices:
+                raise UsageError(f"{field.name} {value!r}{did_you_mean(str(value), choices)}")
             low, high = bounds.get("least"), bounds.get("most")
             if value is None or low is None:
                 continue
@@ -198,7 +209,7 @@ class InstructConfig:
             kinds = kinds_of(field)
             if set(kinds) <= {*_KINDS, type(None)}:
                 _check_type(field.name, getattr(self, field.name), kinds)
-        for name in ("types", "splits", "base_url"):
+        for name in ("types", "splits", "exclude", "base_url"):
             several = getattr(self, name)
             if several is not None and not isinstance(several, str):
                 is_list = isinstance(several, (list, tuple))
@@ -259,6 +270,12 @@ def kinds_of(field: dataclasses.Field[Any]) -> tuple[Any, ...]:
     """The types that a field's value may have."""
     hint = _hints()[field.name]
     return get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
+
+
+def choices_of(field: dataclasses.Field[Any]) -> tuple[str, ...] | None:
+    """The values that a field may have, or None for any of its types."""
+    hint = _hints()[field.name]
+    return get_args(hint) if get_origin(hint) is Literal else None
 
 
 ALIASES = {

@@ -24,10 +24,12 @@ from mminstruct.errors import NoRows, UsageError, did_you_mean
 from mminstruct.licenses import Verdict
 from mminstruct.recipe import Recipe, compose_verdict
 from mminstruct.releases import repository
+from mminstruct.releases.contents import measure
 from mminstruct.releases.notices import license_text
 from mminstruct.releases.origin import MadeRows, Origin, name_contents
 from mminstruct.reports import notes
 from mminstruct.reports.estimate import Estimate
+from mminstruct.reports.quality import Quality
 from mminstruct.rows import columns, replacing
 from mminstruct.rows.plan import Plan
 from mminstruct.rows.report import Report
@@ -48,10 +50,12 @@ class Generated(MadeRows):
     Attributes:
         builders: one for each source; their counters say what was sent and paid.
         written: what was written, or None.
+        quality: what the rows are like; None where none were written.
     """
 
     builders: tuple[InstructBuilder, ...]
     written: export.Outcome | None = None
+    quality: Quality | None = None
 
     @property
     def dataset(self) -> datasets.Dataset:
@@ -146,9 +150,9 @@ def generate(
     )
     again = None if command is None else command(recipes[0])
     origin = _origin_of(builders, verdict, again, day)
-    written = None
+    written, quality = None, None
     if path is not None and output_format == "dataset":
-        repository.write(rows, path, origin, report, overwrite=overwrite)
+        quality = repository.write(rows, path, origin, report, overwrite=overwrite)
         written = export.Outcome(path, report.rows.total())
     elif path is not None and output_format is not None:
         text = partial(license_text, origin)
@@ -162,7 +166,8 @@ def generate(
             left_out=origin.left_out,
             overwrite=overwrite,
         )
-    return Generated(rows, report, origin, name_contents(rows), tuple(builders), written)
+        quality = measure(rows, report)
+    return Generated(rows, report, origin, name_contents(rows), tuple(builders), written, quality)
 
 
 def _origin_of(
@@ -285,6 +290,7 @@ def _describe(recipes: Sequence[Recipe]) -> replacing.Made:
         "backend": plan.backend,
         "model": plan.model,
         "prompt_configs": list(dict.fromkeys(recipe.prompts.hash for recipe in recipes)),
+        "prompt_names": {r.prompts.hash: f"{r.prompts.name} {r.prompts.version}" for r in recipes},
         "sampling": replacing.sampling(values, _seed_of(plan)),
         "types": sorted({name for recipe in recipes for name in recipe.types}),
         "splits": sorted({split for recipe in recipes for split in recipe.splits}),

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from mminstruct import backends, licenses, prompts, sources, splits
+from mminstruct import backends, benchmarks, licenses, prompts, sources, splits
 from mminstruct.backends import Backend
+from mminstruct.checks import Vocabulary
 from mminstruct.completions.budget import Budget
 from mminstruct.completions.prices import Price, price_of
 from mminstruct.completions.store import default_path
@@ -26,7 +27,14 @@ from mminstruct.fetching.archives import fetch, is_fetched
 from mminstruct.licenses import Part, Registry, Tally, Verdict
 from mminstruct.prompts.config import PromptConfig
 from mminstruct.resources import shown
-from mminstruct.rows.contexts import contexts_dataset, contexts_key, media_licenses
+from mminstruct.rows.contexts import (
+    NamedMedia,
+    contexts_dataset,
+    contexts_key,
+    media_licenses,
+    read_media,
+    read_vocabulary,
+)
 from mminstruct.rows.plan import Plan
 from mminstruct.rows.requests import requests_dataset
 from mminstruct.schema import Sampling, digest
@@ -46,11 +54,13 @@ class Read(NamedTuple):
         requests: as `requests_dataset` gives them.
         key: digest of what they depend on.
         report: what was left out.
+        vocabulary: how the labels are called.
     """
 
     requests: datasets.Dataset
     key: str
     report: ReadReport
+    vocabulary: Vocabulary
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,16 +93,15 @@ class Recipe:
             UsageError: a name stands for nothing, or a value can't be used.
             ConfigError: a file of prompts or licences is broken.
         """
-        config.check()
+        config.validate()
         source = sources.get(config.source, config.source_options)
         own = prompts.load(config.prompt_config)
         own = own if source.info.fitted else own.whole
-        chosen = [config.types] if isinstance(config.types, str) else config.types
         found = cls(
             config,
             source,
             own,
-            prompts.type_names(own, tuple(chosen) if chosen else None),
+            prompts.type_names(own, tuple(_list_all(config.types)) or None),
             _split_names(config, source),
             like.registry if like else licenses.load(config.licenses, sources.names()),
             like,
@@ -118,6 +127,12 @@ class Recipe:
             raise UsageError(
                 f"batch_api: the model source {self.backend.name!r} has no Batch API; "
                 "use the model source 'openai' or leave it out"
+            )
+        if self.config.check == "reask":
+            raise UsageError(
+                "check: reask asks again within the run, which batches can't; answer them with "
+                "check report first, then run again with reask and without batch_api: what is "
+                "stored is not asked for again"
             )
         for field in ("requests_per_minute", "tokens_per_minute"):
             if getattr(self.config, field) is not None:
@@ -198,6 +213,7 @@ class Recipe:
             license=self.verdict.license,
             commercial=self.verdict.commercial,
             image_use=self.registry.image_use(),
+            check=config.check,
         )
 
     @cached_property
@@ -245,6 +261,7 @@ class Recipe:
                 self.types,
                 self.backend.identity(),
                 [self.config.context_window, self.config.limit, self.config.commercial],
+                *self._exclusion,
                 *self.own_store,
                 None if custom_features is None else custom_features.to_dict(),
             ]
@@ -314,8 +331,10 @@ class Recipe:
             files = self.fetch(split, downloads, sending=sending)
             contexts, report = self.read_contexts(files, split, cache_dir)
             read = contexts_key(self.source, files)
-            key = digest([read, len(contexts), self.types, kept])[:16]
-            found[split] = Read(requests_dataset(contexts, self.types, key), key, report)
+            key = digest([read, len(contexts), self.types, kept, *self._exclusion])[:16]
+            vocabulary = read_vocabulary(self.source, files, split, cache_dir)
+            requests = requests_dataset(contexts, self.types, key)
+            found[split] = Read(requests, key, report, vocabulary)
         return found
 
     def read_contexts(
@@ -336,36 +355,40 @@ class Recipe:
             lines = "; ".join(map(report.line, report.skipped)) or "there is none in the files"
             raise UsageError(f"{where}: no {info.modality} is left to write about: {lines}")
         if self.config.commercial:
-            contexts = self._commercial(where, contexts, report)
+            why = map(self._why_not_commercial, read_media(contexts))
+            contexts = _leave_out(
+                where, info.modality, contexts, report, why, "may be used commercially"
+            )
+        if self._excluded:
+            on = map(self._find_list, read_media(contexts))
+            contexts = _leave_out(
+                where, info.modality, contexts, report, on, "are on no list to exclude"
+            )
         if self.config.limit is not None:
             contexts = contexts.select(range(min(self.config.limit, len(contexts))))
         return contexts, report
 
-    def _commercial(
-        self, where: str, contexts: datasets.Dataset, report: ReadReport
-    ) -> datasets.Dataset:
-        """The contexts whose images (motions ...) may be used commercially; others are reported.
+    def _why_not_commercial(self, media: NamedMedia) -> str | None:
+        if self.registry.allows(media.license):
+            return None
+        why = licenses.why_not(self.registry, media.license)
+        return f"under {media.license or 'an unknown licence'} ({why})"
 
-        Raises:
-            UsageError: there is none.
-        """
-        registry = self.registry
-        found = list(media_licenses(contexts))
-        kept = contexts.select([n for n, name in enumerate(found) if registry.allows(name)])
-        left_out = Counter(name for name in found if not registry.allows(name))
-        kind, said = self.source.info.modality, []
-        for name, count in left_out.most_common():
-            why = f"under {name or 'an unknown licence'} ({licenses.why_not(registry, name)})"
-            report.skip(f"{kind} {why}", count, harmless=True)
-            said.append(f"{count} {why}")
-        outcome = (
-            f"{where}: {len(kept)} of {len(contexts)} {kind}s may be used commercially; left out: "
-            f"{', '.join(said) or 'none'}"
-        )
-        if not len(kept):
-            raise UsageError(outcome)
-        _log.info(outcome)
-        return kept
+    def _find_list(self, media: NamedMedia) -> str | None:
+        """The list that an image is on."""
+        key = benchmarks.image_key(media.file_name)
+        return next((f"of {name}" for name, keys in self._excluded.items() if key in keys), None)
+
+    @cached_property
+    def _excluded(self) -> dict[str, frozenset[str]]:
+        """Images that are left out, by the title of the list that names them."""
+        return benchmarks.find_images(_list_all(self.config.exclude))
+
+    @property
+    def _exclusion(self) -> list[str]:
+        """Digest of what is left out, if anything is."""
+        lists = {title: sorted(images) for title, images in self._excluded.items()}
+        return [digest(lists)] if lists else []
 
     def expect(
         self, tally: Tally, media_licenses: Mapping[str | None, int], text: bool | None
@@ -375,6 +398,40 @@ class Recipe:
         tally.expect(media_licenses, len(self.types), text, self.registry.allows)
 
 
+def _leave_out(
+    where: str,
+    kind: str,
+    contexts: datasets.Dataset,
+    report: ReadReport,
+    why: Iterable[str | None],
+    condition: str,
+) -> datasets.Dataset:
+    """The contexts for which nothing says why they are left out; others are reported.
+
+    Raises:
+        UsageError: there is none.
+    """
+    reasons = list(why)
+    kept = contexts.select([number for number, reason in enumerate(reasons) if reason is None])
+    said = []
+    for reason, count in Counter(filter(None, reasons)).most_common():
+        report.skip(f"{kind} {reason}", count, harmless=True)
+        said.append(f"{count} {reason}")
+    outcome = (
+        f"{where}: {len(kept)} of {len(contexts)} {kind}s {condition}; left out: "
+        f"{', '.join(said) or 'none'}"
+    )
+    if not len(kept):
+        raise UsageError(outcome)
+    _log.info(outcome)
+    return kept
+
+
+def _list_all(given: str | Sequence[str] | None) -> list[str]:
+    """What an argument names that takes one or several."""
+    return [given] if isinstance(given, str) else list(given or ())
+
+
 def _split_names(config: InstructConfig, source: Source) -> tuple[str, ...]:
     """The chosen splits in the source's order.
 
@@ -382,8 +439,7 @@ def _split_names(config: InstructConfig, source: Source) -> tuple[str, ...]:
         UsageError: the source has no such split.
     """
     known = source.info.splits
-    chosen = [config.splits] if isinstance(config.splits, str) else config.splits
-    chosen = list(chosen or known[:1])
+    chosen = _list_all(config.splits) or known[:1]
     if splits.ALL in chosen:
         return known
     for split in chosen:

@@ -10,9 +10,10 @@ import json
 import os
 import re
 import tempfile
+import textwrap
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from mminstruct.errors import UsageError
@@ -37,6 +38,13 @@ def check_writable(folder: Path, output: Path) -> None:
     except OSError as error:
         where = "" if there == output else f" in {there}"
         raise UsageError(f"output path {output}: {error.strerror}{where}") from error
+
+
+def is_inside(name: str) -> bool:
+    """Whether a file of that name is inside the folder that it is joined to."""
+    path = PurePosixPath(name)
+    outside = path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name
+    return bool(path.parts) and not outside
 
 
 def write_lines(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
@@ -67,6 +75,18 @@ def shown(path: Path) -> str:
     text = os.path.abspath(path)  # noqa: PTH100 (resolve() would follow links)
     home = os.path.expanduser("~")  # noqa: PTH111
     return "~" + text[len(home) :] if home != "/" and text.startswith(home + os.sep) else text
+
+
+def fit(text: str, width: int | None, name: str = "mminstruct: ") -> str:
+    """The text in lines of so many columns behind a name; None is no limit.
+
+    A word that is longer, such as a path, stays whole.
+    """
+    if width is None:
+        return text
+    wrap = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
+    before = " " * len(name)
+    return "\n".join(map(wrap.fill, (before + text).splitlines())).removeprefix(before)
 
 
 def printable(text: str) -> str:

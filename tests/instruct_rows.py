@@ -45,6 +45,20 @@ def row(
         "image_credit": dict.fromkeys(
             ("author", "author_url", "title", "landing_url", "license_url"), "somewhere"
         ),
+        "checks": {
+            "version": "1",
+            "verdicts": ["contradicted"] + ["supported"] * (turns - 1),
+            "findings": [
+                {
+                    "turn": 0,
+                    "kind": "object",
+                    "verdict": "contradicted",
+                    "said": "Bus",
+                    "label": "bus",
+                    "known": "no box of bus",
+                }
+            ],
+        },
         "license": "cc-by-4.0",
         "commercial_use": True,
         "provenance": {

@@ -235,7 +235,7 @@ def test_every_slot_of_a_card_is_filled(by: Origin) -> None:
     assert "$" not in card
     assert "\n\n\n" not in card
     assert "None" not in card.replace("None that are known.", "")
-    assert len(tables_of(card)) == 5
+    assert len(tables_of(card)) == 6
     for table in tables_of(card):
         assert len(table) > 1
         assert len({len(line) for line in table}) == 1

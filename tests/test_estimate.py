@@ -252,9 +252,11 @@ def test_requests_that_are_the_same_are_asked_for_once(
             one["bbox"] = [10.0, 20.0, 100.0, 200.0]
 
     coco_files(folder / "cache", 6, edit=twins)
-    found = estimate("COCO2017", *at(server))
+    nothing_drawn = Path(__file__).parent / "goldens" / "prompts" / "llava.yaml"
+    arguments = ["COCO2017", *at(server), "--prompt_config", str(nothing_drawn)]
+    found = estimate(*arguments)
     assert (found["requests"], found["left"]["requests"]) == (18, 3)
-    assert generate("COCO2017", *at(server)) == 0
+    assert generate(*arguments) == 0
     assert len(server.bodies) == 3
 
 

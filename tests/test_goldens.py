@@ -15,6 +15,7 @@ import pytest
 from dummy_data import write_all
 
 from mminstruct import loading, prompts, sources
+from mminstruct.rows.requests import prompts_of
 from mminstruct.sources import ReadReport
 
 FOLDER = Path(__file__).parent / "goldens"
@@ -22,20 +23,21 @@ NAMES = [*sources.names(), "COCO2017+LVIS+LN"]
 
 
 def rendered(name: str, data: Path) -> str:
-    """What comes last in the messages of the first three contexts, with the system prompts once."""
+    """What comes last in the messages of the first three contexts, after the system prompts."""
     source = sources.get(name)
     files = source.locate([data], source.info.splits[0])
     assert files is not None
     config = prompts.load(source.info.prompt_config)
     contexts = list(islice(source.read(files, ReadReport()), 3))
     parts = []
+    made = source.info, config, 0
     for kind in config.types:
-        system = prompts.render(contexts[0], config, kind).messages[0].content
-        parts.append(f"=== {kind}, system\n{system}")
+        one, *others = config.fit(contexts[0]).drawn
+        parts.append(f"=== {kind}, system, 1 of {1 + len(others)}\n{one.types[kind].system}")
     for context in contexts:
-        messages = {prompts.render(context, config, kind).messages[-1] for kind in config.types}
-        (message,) = messages
-        parts.append(f"=== {context.id}, {message.role}\n{message.content}")
+        for kind in config.types:
+            message = next(prompts_of(context, kind, *made)).messages[-1]
+            parts.append(f"=== {context.id}, {kind}, {message.role}\n{message.content}")
     return "\n\n".join(parts) + "\n"
 
 

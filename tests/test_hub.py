@@ -336,7 +336,8 @@ def test_what_else_is_in_the_folder_stays_there_as_no_verdict_covers_it(
     for name in ("data/conversation/older.parquet", "images/1.jpg", ".env"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("mine")
-    (folder / "left_out.jsonl").write_text('{"examples": ["42"]}\n')  # ours, and for nobody else
+    for name in ("left_out.jsonl", "view.html"):  # ours, and for nobody else
+        (folder / name).write_text("42\n")
     ended = shell.push(folder, "user/name")
     assert ended.code == 0
     names = ".env, data/conversation/older.parquet, images/1.jpg"

@@ -578,7 +578,7 @@ def test_processes_share_the_rates_of_a_run() -> None:
     assert config.rates() == Rates(100.0, None)
     assert config.rates(0.25) == Rates(25.0, None)
     with pytest.raises(UsageError, match="tokens_per_minute: expected at least 1, got 0"):
-        InstructConfig(tokens_per_minute=0).check()
+        InstructConfig(tokens_per_minute=0).validate()
 
 
 def test_a_rate_of_tokens_counts_what_was_used_and_not_what_might_have_been() -> None:

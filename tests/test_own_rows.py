@@ -24,7 +24,7 @@ import mminstruct
 from mminstruct import cli
 from mminstruct.cli.console import DONE
 from mminstruct.config import read_arguments
-from mminstruct.errors import UsageError
+from mminstruct.errors import SourceError, UsageError
 from mminstruct.schema import Box, Context, Media
 
 COUNT = 1000
@@ -211,6 +211,25 @@ def test_of_a_dataset_with_images_names_and_sizes_are_kept_and_no_bytes(
 def test_what_is_no_data_is_told(settings: dict[str, Any], data: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         mminstruct.generate(data, backend="fake", **settings)
+
+
+def test_an_image_may_be_named_by_a_path(settings: dict[str, Any]) -> None:
+    rows = [{**row, "image": Path("boats") / row["image"]} for row in dicts(2)]
+    made = mminstruct.generate(rows, backend="fake", types=["conversation"], **settings)
+    assert made["image"][:] == ["boats/000000.jpg", "boats/000001.jpg"]
+
+
+def test_an_error_of_reading_says_that_it_is_about_what_was_given(settings: dict[str, Any]) -> None:
+    bad = [{"image": "a.jpg", "image_id": {"$oid": "1"}, "caption": "x"}]
+    for rows, message in (
+        (
+            [{"image": "a.jpg", "x": 1}],
+            r"^what generate was given\.\w+\.jsonl: no column with",
+        ),
+        (bad, r"1 x image whose id can't be read \(row 1 of what generate was given\."),
+    ):
+        with pytest.raises(SourceError, match=message):
+            mminstruct.generate(rows, backend="fake", **settings)
 
 
 def test_an_address_alone_says_which_model_source_it_is_of() -> None:

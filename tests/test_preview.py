@@ -28,7 +28,7 @@ def show(data: Path, *arguments: str) -> int:
 def test_the_json_holds_the_context_and_what_a_model_gets(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert show(data, "OPENIMAGESV7", "0000000000000002", "--json") == DONE
+    assert show(data, "OPENIMAGESV7", "0000000000000002", "--json", "--seed", "7") == DONE
     shown = json.loads(capsys.readouterr().out)
     context = decode_context(json.dumps(shown["context"]))
     config = prompts.load("openimagesv7")
@@ -36,7 +36,8 @@ def test_the_json_holds_the_context_and_what_a_model_gets(
     assert context.media.author == "A, B"
     assert list(shown["messages"]) == list(config.types)
     for name, messages in shown["messages"].items():
-        expected = prompts.render(context, config, name).messages
+        draw = prompts.Draw(f"openimagesv7-0000000000000002-{name}", 7)
+        expected = prompts.render(context, config, name, draw).messages
         assert [(m["role"], m["content"]) for m in messages] == [
             (m.role, m.content) for m in expected
         ]
@@ -50,7 +51,7 @@ def test_without_an_id_the_first_context_is_shown_for_people(
     assert text.startswith("image 000000000001 (000000000001.jpg)\n  licence: CC-BY-2.0\n")
     assert text.count("\n=== ") == 1
     assert text.count("\n--- user") == 4
-    assert text.rstrip().endswith("[0.017, 0.042, 0.173, 0.458]")
+    assert "[0.017, 0.042, 0.173, 0.458]\n\nChecked for the whole image:\n- Not there: " in text
     assert "Spoken descriptions:\n- In this image I can see a ferry" in text
 
 

@@ -3,7 +3,9 @@
 import json
 import re
 import typing
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +17,18 @@ from mminstruct.answers import parse
 from mminstruct.schema import Box, Completion, Context, Media, Turn
 
 FOLDER = resources.folder("prompt_configs")
+OLD = Path(__file__).parent / "goldens" / "prompts" / "llava.yaml"
 NAMES = list(prompts.names())
 TYPES = [(name, kind) for name in NAMES for kind in prompts.load(name).types]
-EXAMPLES_PER_TYPE = 3
+FEWEST_EXAMPLES = 4
+CROWD = 10
+# Left: British; what a benchmark has that compares strings is on the other side of the ocean.
+BRITISH = re.compile(
+    r"\w*(colour|favour|neighbour|honour|harbour|labour)\w*|grey\w*|(cos|centr|theatr|metr|litr)(y|e)s?"
+    r"|tyres?|kerbs?|\w+(vell|bell|dell)(ed|ing|ers?)|pavements?|lorr(y|ies)|trousers|aeroplanes?"
+    r"|windscreens?|mum|\w*ise[ds]?ation|autumn|boot of|jewellery|pyjamas|moustache",
+    re.IGNORECASE,
+)
 
 every_config = pytest.mark.parametrize("name", NAMES)
 every_type = pytest.mark.parametrize(("name", "kind"), TYPES)
@@ -65,11 +76,26 @@ def user_message_form(rendering: prompts.Rendering) -> re.Pattern[str]:
     """What every user message must look like, whether of an example or of a real image."""
     bbox = r"\[{0}, {0}, {0}, {0}\]".format(rf"[01]\.\d{{{rendering.box_decimals}}}")
     bboxes = rf"{bbox}(?: {bbox})*" if rendering.one_line_per_label else bbox
+    counted = rf"{bbox}(?: \([^()\n]+\))?"
+    bboxes = rf"(?:{bboxes}|{counted}(?:, {counted})+)"
     objects = rf"{re.escape(rendering.boxes_heading)}(?:\n[^\n:\[]+: {bboxes})+"
     headings = [rendering.captions_heading]
     headings += [rendering.headings.get(k, annotations.heading(k)) for k in annotations.names()]
     listed = rf"(?:{'|'.join(map(re.escape, headings))})(?:\n- \S.*)+"
-    return re.compile(f"(?:{listed}|{objects})(?:\n\n(?:{listed}|{objects}))*")
+    asked = rf"(?:\n\n{re.escape(rendering.question_heading or '')}\n[A-Z][^\n]+[.?])?"
+    return re.compile(f"(?:{listed}|{objects})(?:\n\n(?:{listed}|{objects}))*{asked}")
+
+
+def drawn(name: str, kind: str) -> list[prompts.InstructionType]:
+    """A type as it is in each draw for what has captions and boxes."""
+    return [config.types[kind] for config in prompts.load(name).whole.drawn]
+
+
+def rendered(name: str, kind: str) -> Iterator[tuple[prompts.PromptConfig, prompts.Prompt]]:
+    """Each draw with a prompt in it."""
+    config = prompts.load(name)
+    for one in config.fit(REAL).drawn:
+        yield one, prompts.render(REAL, one, kind)
 
 
 def schema_keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -130,14 +156,11 @@ def test_the_texts_of_a_config_are_in_the_public_domain(name: str) -> None:
 def test_a_config_rejects_answers_that_speak_of_annotations(name: str) -> None:
     config = prompts.load(name)
     for leak in (
-        "The caption says that a dog runs.",
-        "According to the captions, it rains.",
+        "According to the description, it rains.",
         "Its bounding box is at the left.",
         "The Bounding Boxes overlap.",
-        "From the coordinates we see that it is on the left.",
-        "The annotations show two cups.",
         "Based on the description, the man is happy.",
-        "The colour of the car is not specified.",
+        "The color of the car is not specified.",
         "As an AI language model, I don't see images.",
         "The dog is at [0.1, 0.25, 0.3, 0.4].",
     ):
@@ -151,6 +174,7 @@ def test_a_config_does_not_reject_innocent_answers(name: str) -> None:
         "A box of apples stands next to a list of prices.",
         "The label on the bottle is green, and the boxes behind it are brown.",
         "The captain holds a map in his hands.",
+        "The captions on the television are small, and her scarf coordinates with her hat.",
         "Three objects lie on the table, which measures about 1.5 by 2 metres.",
         "The shop could be described as cosy, and the sign gives no further information.",
         "A group of people (about ten) stands in front of a model of a ship.",
@@ -160,11 +184,71 @@ def test_a_config_does_not_reject_innocent_answers(name: str) -> None:
 
 
 @every_type
-def test_a_type_has_three_examples_of_different_scenes(name: str, kind: str) -> None:
+def test_a_type_has_examples_of_different_scenes(name: str, kind: str) -> None:
     found = examples(name, kind)
     texts = [text for example in found for text in texts_shown(example)]
-    assert len(found) == EXAMPLES_PER_TYPE
+    assert len(found) >= FEWEST_EXAMPLES
     assert len(texts) == len(set(texts)) > 0
+
+
+@every_type
+def test_every_example_and_every_line_comes_in_half_of_the_few_draws_or_so(
+    name: str, kind: str
+) -> None:
+    config = prompts.load(name)
+    assert 2 <= config.draws <= 4
+    shown = Counter(e.answer() for one in drawn(name, kind) for e in one.examples)
+    lines = Counter(line for one in drawn(name, kind) for line in one.system.split("\n") if line)
+    assert shown.keys() == {example.answer() for example in examples(name, kind)}
+    marked = re.findall(r"\{some\} (.+)", config.whole.types[kind].system)
+    for count in (*shown.values(), *(lines[line] for line in marked)):
+        assert config.draws / 4 <= count < config.draws
+
+
+@every_type
+def test_examples_with_boxes_show_a_crowded_scene_in_half_of_the_draws(
+    name: str, kind: str
+) -> None:
+    if not any(example.boxes for example in examples(name, kind)):
+        pytest.skip("a config without boxes")
+    crowds = [any(len(e.boxes) >= CROWD for e in one.examples) for one in drawn(name, kind)]
+    assert sum(crowds) * 2 >= len(crowds)
+
+
+@every_type
+def test_what_an_example_says_is_absent_is_in_none_of_its_texts(name: str, kind: str) -> None:
+    for example in examples(name, kind):
+        labels = example.annotations.get("labels", ())
+        absent = [item["label"].lower() for item in labels if not item.get("present", True)]
+        there = [*texts_shown(example), *(box.label.lower() for box in example.boxes)]
+        assert not [word for word in absent if re.search(rf"\b{word}", "\n".join(there))]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_conversation_is_shown_to_answer_no_in_every_draw(name: str) -> None:
+    for one in drawn(name, "conversation"):
+        answers_shown = [turn.answer for example in one.examples for turn in example.turns]
+        assert any(answer.startswith("No, ") for answer in answers_shown)
+
+
+@every_type
+def test_there_are_thirty_ways_to_ask_for_a_text_and_the_writer_sees_which(
+    name: str, kind: str
+) -> None:
+    config = prompts.load(name)
+    questions = config.types[kind].questions
+    if not questions:
+        pytest.skip("a type that writes its questions itself")
+    assert len(questions) >= 30
+    draw = prompts.Draw("coco2017-000000000042", 3)
+    message = prompts.render(REAL, config, kind, draw).messages[-1].content
+    assert message.endswith(f"\n\nWhat is asked:\n{draw.question(config, kind)}")
+
+
+@every_config
+def test_a_config_is_written_as_americans_do(name: str) -> None:
+    text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+    assert not [found.group() for found in re.finditer(rf"\b(?:{BRITISH.pattern})\b", text)]
 
 
 @every_config
@@ -254,7 +338,7 @@ def test_conversations_open_in_different_ways(name: str, kind: str) -> None:
     openings = {
         tuple(example.turns[0].question.lower().split()[:2]) for example in examples(name, kind)
     }
-    assert len(openings) == EXAMPLES_PER_TYPE
+    assert len(openings) == len(examples(name, kind))
 
 
 @every_type
@@ -266,27 +350,32 @@ def test_the_system_prompt_spells_out_the_answer_form(name: str, kind: str) -> N
 
 @every_type
 def test_messages_go_from_system_through_examples_to_the_image(name: str, kind: str) -> None:
-    messages = prompts.render(REAL, prompts.load(name), kind).messages
-    roles = ["system", *["user", "assistant"] * EXAMPLES_PER_TYPE, "user"]
-    assert [message.role for message in messages] == roles
-    assert all(message.content == message.content.strip() for message in messages)
+    for config, prompt in rendered(name, kind):
+        shown = len(config.types[kind].examples)
+        roles = ["system", *["user", "assistant"] * shown, "user"]
+        assert [message.role for message in prompt.messages] == roles
+        assert shown == prompt.few_shots >= 2
+        assert all(message.content == message.content.strip() for message in prompt.messages)
+        assert "{" not in prompt.messages[0].content
 
 
 @every_type
 def test_few_shots_look_like_real_images(name: str, kind: str) -> None:
-    config = prompts.load(name)
-    form = user_message_form(config.rendering)
-    for message in prompts.render(REAL, config, kind).messages:
-        if message.role == "user":
-            assert form.fullmatch(message.content), message.content
+    form = user_message_form(prompts.load(name).rendering)
+    for _, prompt in rendered(name, kind):
+        for message in prompt.messages:
+            if message.role == "user":
+                assert form.fullmatch(message.content), message.content
 
 
 @every_type
 def test_few_shots_are_rendered_by_the_function_for_real_images(name: str, kind: str) -> None:
-    config = prompts.load(name)
-    shown = [m.content for m in prompts.render(REAL, config, kind).messages if m.role == "user"]
-    contexts = [*(example.context() for example in examples(name, kind)), REAL]
-    assert shown == [prompts.render_context(context, config.rendering) for context in contexts]
+    for config, prompt in rendered(name, kind):
+        shown = [m.content for m in prompt.messages if m.role == "user"]
+        contexts = [*(example.context() for example in config.types[kind].examples), REAL]
+        for text, context in zip(shown, contexts, strict=True):
+            whole = prompts.render_context(context, config.rendering)
+            assert text.partition("\n\nWhat is asked:")[0] == whole
 
 
 @every_type
@@ -316,8 +405,11 @@ def test_rendering_leaves_nothing_out_of_an_example(name: str, kind: str) -> Non
 
 @every_type
 def test_no_message_has_three_line_breaks_in_a_row(name: str, kind: str) -> None:
-    for message in prompts.render(REAL, prompts.load(name), kind).messages:
-        assert "\n\n\n" not in message.content
+    for _, prompt in rendered(name, kind):
+        for context in (REAL, CAPTIONED, BOXED):
+            for message in prompts.render(context, prompts.load(name), kind).messages:
+                assert "\n\n\n" not in message.content
+        assert all("\n\n\n" not in message.content for message in prompt.messages)
 
 
 def test_the_readme_explains_every_key_of_the_schema_exactly_once_with_its_default() -> None:
@@ -333,10 +425,10 @@ def test_the_examples_in_the_readme_are_valid() -> None:
     assert prompts.Example.model_validate(yaml.safe_load(annotations)).annotations
     data = yaml.safe_load(block)
     assert prompts.parse(data, where="README.md").types
-    data["types"]["colours"] |= yaml.safe_load(marked)
+    data["types"]["colors"] |= yaml.safe_load(marked)
     boxed = Context("1", Media("1.jpg"), boxes=(Box("gull", (0.1, 0.2, 0.3, 0.4)),))
     config = prompts.parse(data, where="README.md").fit(boxed)
-    assert config.types["colours"].system == (
+    assert config.types["colors"].system == (
         "You describe an image.\nYou get the objects in it, each with a box."
     )
 
@@ -366,8 +458,9 @@ def test_a_full_prompt_of_llava_smallcontext_leaves_room_in_a_window_of_2048_tok
         ),
     )
     for kind in config.types:
-        tokens = backend.count_tokens(prompts.render(crowded, config, kind).messages)
-        assert 1.10 * tokens <= 2048 - config.min_answer_tokens
+        for one in config.fit(crowded).drawn:
+            tokens = backend.count_tokens(prompts.render(crowded, one, kind).messages)
+            assert 1.10 * tokens <= 2048 - config.min_answer_tokens
 
 
 CAPTIONED = Context("1", Media("1.jpg"), ("A gull on a post.",))
@@ -393,7 +486,7 @@ def test_captions_alone_get_no_word_on_boxes(name: str, kind: str) -> None:
 def test_boxes_alone_get_no_word_on_what_captions_say(name: str, kind: str) -> None:
     system, *shown = prompts.render(BOXED, prompts.load(name), kind).messages
     assert "{if" not in system.content
-    assert not re.search(r"You get captions|captions disagree|their colours", system.content)
+    assert not re.search(r"You get captions|captions disagree|what color", system.content)
     assert re.search(r"You get (the )?objects", system.content)
     assert len(shown) >= 3
     assert all("Captions:" not in message.content for message in shown)
@@ -403,22 +496,27 @@ def test_boxes_alone_get_no_word_on_what_captions_say(name: str, kind: str) -> N
 def test_both_and_neither_get_the_words_for_both(name: str, kind: str) -> None:
     config = prompts.load(name)
     both, neither = REAL, Context("3", Media("3.jpg"))
-    expected = config.whole.types[kind].system
-    assert "aptions" in expected
+    expected = [one.types[kind].system for one in config.whole.drawn]
+    assert all("aptions" in system for system in expected)
     for context in (both, neither):
-        assert prompts.render(context, config, kind).messages[0].content == expected
+        assert [one.types[kind].system for one in config.fit(context).drawn] == expected
 
 
 @pytest.mark.parametrize(
-    ("name", "hashed"),
+    ("name", "version", "hashed"),
     [
-        ("llava", "3d26f584cd1903e1"),
-        ("llava_joined", "c9e671ea597063b7"),
-        ("llava_smallcontext", "57190141f0f04008"),
-        ("motion", "cbcbe98c8e9bde3e"),
-        ("openimagesv7", "0cece7d13e8be4d7"),
+        ("llava", "2.0.0", "3450addb63288cab"),
+        ("llava_joined", "2.0.0", "65e7229f28b72ad1"),
+        ("llava_smallcontext", "2.0.0", "4827c3716cfd31dd"),
+        ("motion", "2.0.0", "23e2a578e2f5a041"),
+        ("openimagesv7", "2.0.0", "c96a87a9f6e70811"),
+        (str(OLD), "1.0.0", "3d26f584cd1903e1"),
     ],
 )
-def test_for_both_a_config_is_what_it_was_before_there_were_marks(name: str, hashed: str) -> None:
-    """Rows have it; with another version of the config, write it anew."""
-    assert prompts.load(name).whole.hash == hashed
+def test_a_config_has_the_hash_that_rows_of_its_version_have(
+    name: str, version: str, hashed: str
+) -> None:
+    """With another version of the config, write it anew; but what is new in the schema is no part
+    of the hash of a config without it."""
+    config = prompts.load(name)
+    assert (config.version, config.whole.hash) == (version, hashed)

@@ -856,7 +856,7 @@ def questions_of(count: int) -> prompts.PromptConfig:
 def test_the_question_for_a_text_is_the_same_in_every_process() -> None:
     config = questions_of(10)
     drawn = [
-        prompts.question_for(config, "describe", sample_id=f"coco2017-{n}-describe", seed=seed)
+        prompts.Draw(f"coco2017-{n}-describe", seed).question(config, "describe") or ""
         for seed in (0, 1)
         for n in range(4)
     ]
@@ -868,7 +868,7 @@ def test_questions_spread_over_samples_and_seeds() -> None:
 
     def drawn(seed: int) -> list[str]:
         ids = (f"coco2017-{n}-describe" for n in range(1000))
-        return [prompts.question_for(config, "describe", sample_id=i, seed=seed) for i in ids]
+        return [prompts.Draw(i, seed).question(config, "describe") or "" for i in ids]
 
     counts = Counter(drawn(0))
     assert len(counts) == 10
@@ -1028,3 +1028,113 @@ def test_a_prompt_that_says_the_same_to_all_keeps_its_examples_whatever_its_pare
     config = prompts.parse({**MINIMAL, "types": {"talk": kind}}, where="tiny.yaml")
     captioned = Context("9", HARBOUR.media, ("A gull.",))
     assert prompts.render(captioned, config, "talk").few_shots == 2
+
+
+MANY = tuple(
+    Box(label, (n / 10, 0.1, n / 10 + 0.05, 0.2 + n / 20), **flags)
+    for n, (label, flags) in enumerate(
+        [
+            ("cup", {}),
+            ("person", {"is_group": True}),
+            ("cup", {"is_occluded": True}),
+            ("dog", {}),
+            ("person", {}),
+            ("dog", {}),
+            ("cup", {}),
+        ]
+    )
+)
+
+
+def test_labels_of_many_boxes_are_one_line_with_their_number() -> None:
+    context = Context("1", HARBOUR.media, boxes=MANY)
+    for one_line in (False, True):
+        rendering = Rendering(box_decimals=2, count_from=3, one_line_per_label=one_line)
+        lines = prompts.render_context(context, rendering).splitlines()[1:]
+        assert lines[:2] == [
+            "cup (3): [0.00, 0.10, 0.05, 0.20], [0.20, 0.10, 0.25, 0.30] (partly hidden), "
+            "[0.60, 0.10, 0.65, 0.50]",
+            "person (group): [0.10, 0.10, 0.15, 0.25]",
+        ]
+        assert ("dog: [0.30, 0.10, 0.35, 0.35] [0.50, 0.10, 0.55, 0.45]" in lines) == one_line
+        assert "person: [0.40, 0.10, 0.45, 0.40]" in lines
+
+
+def test_a_number_of_boxes_is_that_of_all_where_only_the_largest_are_shown() -> None:
+    context = Context("1", HARBOUR.media, boxes=MANY)
+    text = prompts.render_context(context, Rendering(box_decimals=2, count_from=2, max_boxes=4))
+    assert text.splitlines() == [
+        "Objects (the 4 largest of 7):",
+        "dog (2): [0.30, 0.10, 0.35, 0.35], [0.50, 0.10, 0.55, 0.45]",
+        "person: [0.40, 0.10, 0.45, 0.40]",
+        "cup (1 of 3): [0.60, 0.10, 0.65, 0.50]",
+    ]
+
+
+def drawn_config(draws: int = 4, **more: Any) -> prompts.PromptConfig:
+    kind = config_with_examples(5).types["talk"].model_dump() | {
+        "system": "Talk of\n{some} - one\n{if captions} {some} - two\n{some} - three\nEnd.",
+        "examples_shown": 2,
+    }
+    return prompts.parse(
+        {**MINIMAL, "types": {"talk": {**kind, **more}}, "draws": draws}, where="tiny.yaml"
+    )
+
+
+def test_a_draw_has_some_of_the_examples_and_half_of_the_marked_lines() -> None:
+    drawn = drawn_config().fit(HARBOUR).drawn
+    systems = [one.types["talk"].system.split("\n") for one in drawn]
+    assert systems == [
+        ["Talk of", "- one", "- two", "End."],
+        ["Talk of", "- one", "- two", "End."],
+        ["Talk of", "- two", "- three", "End."],
+        ["Talk of", "- three", "- one", "End."],
+    ]
+    shown = [[e.captions[0] for e in one.types["talk"].examples] for one in drawn]
+    assert shown == [[f"Scene {n}." for n in pair] for pair in ((1, 2), (2, 3), (3, 4), (4, 5))]
+
+
+def test_rows_are_spread_over_the_draws_and_share_the_opening_of_theirs() -> None:
+    config, openings = drawn_config(), Counter[tuple[int, ...]]()
+    for number in range(400):
+        draw = prompts.Draw(f"coco2017-{number}-talk", 7)
+        first, *others = prompts.reductions(HARBOUR, config, "talk", draw)
+        openings[tuple(map(id, first.messages[:-1]))] += 1
+        assert first == prompts.render(HARBOUR, config, "talk", draw)
+        assert [p.few_shots for p in (first, *others[:2])] == [2, 1, 0]
+    assert len(openings) == 4
+    assert all(70 <= count <= 130 for count in openings.values())
+    other_seed = prompts.Draw("coco2017-1-talk", 8)
+    seeds = {prompts.render(HARBOUR, config, "talk", other_seed).messages[0].content}
+    seeds |= {
+        prompts.render(HARBOUR, config, "talk", prompts.Draw("coco2017-1-talk", n))
+        .messages[0]
+        .content
+        for n in range(20)
+    }
+    assert len(seeds) == 3
+
+
+@pytest.mark.parametrize("more", [{"examples_shown": None}, {"system": "Talk."}])
+def test_what_only_draws_can_show_needs_several_of_them(more: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="draws: 1 would never show all of types.talk"):
+        drawn_config(draws=1, **more)
+    assert len(drawn_config(draws=2, **more).fit(HARBOUR).drawn) == 2
+
+
+def test_a_question_is_shown_below_the_annotations_of_an_image_and_of_each_example() -> None:
+    questions = [f"Describe it in {n} ways." for n in range(9)]
+    examples = [{"captions": [f"Scene {n}."], "text": f"It is scene {n}."} for n in range(3)]
+    kind = {"system": "X.", "answer_form": "text", "questions": questions, "examples": examples}
+    data = {**MINIMAL, "types": {"tell": kind}}
+    config = prompts.parse({**data, "rendering": {"question_heading": "Asked:"}}, where="x")
+    for number in range(5):
+        draw = prompts.Draw(str(number))
+        shown = [m.content for m in prompts.render(HARBOUR, config, "tell", draw).messages[1::2]]
+        plain = prompts.render(HARBOUR, prompts.parse(data, where="x"), "tell", draw)
+        for text, without in zip(shown, plain.messages[1::2], strict=True):
+            before, heading, asked = text.rpartition("\n\nAsked:\n")
+            assert (before, heading) == (without.content, "\n\nAsked:\n")
+            assert asked in questions
+        assert asked == draw.question(config, "tell")
+        assert len(set(shown)) == 4

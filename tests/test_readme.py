@@ -191,9 +191,14 @@ def test_make_targets_of_the_readme_exist() -> None:
         assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), target
 
 
-def test_what_the_demo_says_to_type_next_works(folder: Path, server: LoopbackServer) -> None:
-    real, demo = re.findall(r"\$\(BIN\)/mminstruct (.+)", MAKEFILE)
+def test_what_the_demo_does_and_says_to_type_next_works(
+    folder: Path, server: LoopbackServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, demo, view = re.findall(r"\$\(BIN\)/mminstruct (.+)", MAKEFILE)
     assert cli.run([*shlex.split(demo), "--dry_run"]) == DONE
+    assert cli.run(shlex.split(view)) == DONE
+    page = (folder / "demo_out" / "view.html").as_uri()
+    assert capsys.readouterr().err.splitlines()[-1] == f"mminstruct: look: {page}"
     real = real.replace("http://localhost:8000/v1", server.url)
     assert cli.run([*shlex.split(real), "--response_store", "r.sqlite"]) == DONE
     assert len(server.bodies) == 4 * 3

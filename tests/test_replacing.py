@@ -26,6 +26,7 @@ MADE: dict[str, Any] = {
     "backend": "openai",
     "model": "m",
     "prompt_configs": ["ab"],
+    "prompt_names": {"ab": "llava 1.0.0"},
     "sampling": {"temperature": ["0.7"], "seed": "none"},
     "types": ["conversation", "detail"],
     "splits": ["train"],
@@ -57,7 +58,12 @@ def test_the_same_or_more_of_it_and_anything_after_a_dry_run_take_the_place(
     [
         ({"sources": ["LVIS"]}, "it has the sources COCO2017, which would be lost"),
         ({"model": "n"}, "its model m, got n"),
-        ({"prompt_configs": ["cd"]}, "it has the prompt_configs ab, which would be lost"),
+        (
+            {"prompt_configs": ["cd"], "prompt_names": {"cd": "llava 2.0.0"}},
+            "it was made with the prompts of llava 1.0.0, and this run has those of llava 2.0.0, "
+            "so all of its 6 requests would be asked again. To go on with it, give the file of "
+            "llava 1.0.0, which is in the version of mminstruct that made it (--prompt_config ",
+        ),
         (
             {"sampling": {"temperature": ["0.1"], "seed": "none"}},
             "its sampling temperature 0.7, seed none, got temperature 0.1, seed none",
@@ -228,3 +234,28 @@ def test_generate_sends_nothing_before_it_refuses_to_replace(
     assert generate("--limit", "2", "--overwrite") == DONE
     assert generate("--limit", "1", "--overwrite", model="n") == DONE
     assert len(server.bodies) == 12
+
+
+def test_a_run_of_older_prompts_goes_on_with_their_file_alone_and_says_so_before_it_sends(
+    tmp_path: Path,
+    server: LoopbackServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    older = ["--prompt_config", str(Path(__file__).parent / "goldens" / "prompts" / "llava.yaml")]
+    place = ["--response_store", "s.sqlite", "--output_path", "out", "--types", "conversation"]
+    where = ["--model_source", "openai", "--model", "m", "--openai_base_url", server.url]
+
+    def generate(*more: str) -> int:
+        return cli.run(["generate", "SAMPLE", *where, *place, *more])
+
+    assert generate("--limit", "2", *older) == DONE
+    assert generate("--limit", "4") == USAGE
+    said = capsys.readouterr().err
+    assert "with the prompts of llava 1.0.0, and this run has those of llava 2.0.0" in said
+    assert "so all of its 2 requests would be asked again" in said
+    assert len(server.bodies) == 2
+    assert generate("--limit", "4", *older) == DONE
+    assert len(server.bodies) == 4

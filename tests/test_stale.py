@@ -302,7 +302,9 @@ def test_equal_images_are_asked_about_once(load: Loader, tmp_path: Path) -> None
         for annotation in instances["annotations"]:
             annotation["bbox"] = [10.0, 20.0, 100.0, 200.0]
 
-    rows = load(coco_files(tmp_path / "coco", IMAGES, edit=edit))
+    nothing_drawn = Path(__file__).parent / "goldens" / "prompts" / "llava.yaml"
+    data = coco_files(tmp_path / "coco", IMAGES, edit=edit)
+    rows = load(data, prompt_config=str(nothing_drawn))
     assert len(rows) == REQUESTS
     assert len(load.sent) == 3
 

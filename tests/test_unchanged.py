@@ -30,11 +30,13 @@ from mminstruct.export.formats import FORMATS
 
 FOLDER = Path(__file__).parent / "goldens" / "release"
 STORE = FOLDER / "responses.sqlite"
+# The prompts that were answered then; the package's own are newer.
+PROMPTS = Path(__file__).parent / "goldens" / "prompts" / "llava.yaml"
 PORT = 18457  # part of the key of an answer
 URL = f"http://127.0.0.1:{PORT}/v1"
 FLAGS = (
     *("--model_source", "openai", "--model", "m", "--openai_base_url", URL),
-    *("--seed", "7", "--temperature", "0.5"),
+    *("--seed", "7", "--temperature", "0.5", "--prompt_config", str(PROMPTS)),
 )
 RELEASED = ("README.md", "ATTRIBUTION.md", "LICENSE", "croissant.json", "provenance.json")
 

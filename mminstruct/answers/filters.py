@@ -110,6 +110,29 @@ _PATTERNS: dict[str, tuple[tuple[str, str], ...]] = {
             rf"(?: provided| given| object| input| listed)* {_GIVEN}\b(?! of (?:contents|law))"
             rf"|\b(?:provided|given|supplied|input) {_GIVEN}\b",
         ),
+        # On a screen or under a picture there may be captions, too.
+        (
+            "caption|annotation",
+            r"\b(?:captions?|annotations?) (?:#|no\. ?)?(?:\d+|one|two|three|four|five)\b"
+            r"|\b(?:one|two|three|four|five|both|all|each|every|several|multiple|various|different"
+            r"|another|most|first|second|third|fourth|fifth|last|other)(?: of)?(?: the| these)?"
+            r" (?:captions?|annotations?)\b(?! (?:on|at|under|below|beneath|beside|next)\b)"
+            r"|\b(?:the|these|this) (?:captions?|annotations?) (?:also |only |all |both )?"
+            r"(?:shows?|calls?|puts?|names?|(?:dis)?agrees?|differs?|confirms?|refers?|implies|imply"
+            r"|speaks?|talks?|hints?|points?|uses?|makes?)\b"
+            r"|\b(?:in|by|from|per|to) (?:the|these|its|their) (?:captions?|annotations?)"
+            r"(?=[.,;:?!]| (?:it|that|we|and|as|is|are|there)\b|$)",
+        ),
+        (
+            "annotated",
+            r"\b(?:is|are|was|were|been|being|has|have) (?:\w+ly )?annotated (?:as|in|by)\b",
+        ),
+        (
+            "coordinates",
+            r"\b(?:its|their|these|box) coordinates\b"
+            r"|\b(?:from|by|using|on|to|in) the coordinates\b"
+            r"|\bthe coordinates (?:show|say|tell|indicate|suggest|place|put|of)\b",
+        ),
         (
             "coco|lvis|open images|openimages|visual genome|localized narr|humanml",
             r"\b(?-i:COCO|LVIS|Open ?Images|Visual Genome|Localized Narratives|HumanML3D)\b",

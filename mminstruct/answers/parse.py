@@ -95,6 +95,7 @@ def parse(
         "### Instruction:",
         config.rendering.captions_heading,
         config.rendering.boxes_heading,
+        *filter(None, [config.rendering.question_heading]),
     )
     text, whole = (drop_next_sample(each, headings, notes) for each in (text, whole))
     truncated = completion.finish_reason == "length"

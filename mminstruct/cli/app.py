@@ -40,6 +40,7 @@ from mminstruct.errors import (
     causes,
     to_tell,
 )
+from mminstruct.resources import fit
 from mminstruct.version import __version__
 
 COMMANDS = {
@@ -47,6 +48,8 @@ COMMANDS = {
     "estimate": "what a run would ask for, take and cost",
     "show": "one context, and its messages as a model gets them",
     "license": "what rows may be used for, and why, before any money is spent",
+    "report": "what rows are like: lengths, questions, repetition, truth",
+    "view": "a page to look at rows: images, boxes, conversations, and what gave no row",
     "export": "a release in the form that a trainer reads, with or without images",
     "push": "a dataset repository to the Hub, in one commit",
     "describe": "a description of your own data, by a look at it",
@@ -93,7 +96,7 @@ def run(arguments: Sequence[str]) -> int:
         known = to_tell(error)
         if known is None:
             raise
-        say(f"error: {known}")
+        say(fit(f"error: {known}", getattr(args, "width", None)))
         if isinstance(known, NoRows | StoreUnusable):
             return USAGE
         if isinstance(known, DownloadError):  # which says how to go on

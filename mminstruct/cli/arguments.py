@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mminstruct.errors import UsageError, did_you_mean
-from mminstruct.resources import printable
+from mminstruct.resources import fit, printable
 
 USAGE = 2
 _MODEL_SOURCE = ("--model_source", "--model-source")
@@ -65,7 +65,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say in a line what is wrong, and where to read on; exit."""
         message = re.sub(r"^argument ([-\w]+)[^:]*: ", r"\1: ", printable(message))
-        self.exit(USAGE, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+        text = f"{self.prog}: error: {message}; see {self.prog} --help"
+        self.exit(USAGE, fit(text, self.get_default("width"), name="") + "\n")
 
     def commands(self) -> dict[str, Parser]:
         """The parsers of its commands."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from mminstruct import backends, sources
 from mminstruct.cli.arguments import Parser
-from mminstruct.config import ALIASES, flags, kinds_of
+from mminstruct.config import ALIASES, choices_of, flags, kinds_of
 from mminstruct.schema import Option
 
 
@@ -62,7 +62,7 @@ def _settings(
 def _flags_of_fields(group: str) -> dict[str, dict[str, Any]]:
     """The flags of a group, for fields of `InstructConfig`."""
     return {
-        name: _settings(kinds_of(field), flag.help or "", flag.metavar)
+        name: _settings(kinds_of(field), flag.help or "", flag.metavar, choices_of(field))
         | ({"dest": field.name} if name == field.name.removesuffix("_s") else {})
         for name, (field, flag) in flags().items()
         if flag.group == group

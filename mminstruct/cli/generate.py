@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import datasets
 
-from mminstruct import backends, export, generation, licenses, sources
+from mminstruct import backends, datafiles, export, generation, licenses, sources
 from mminstruct.builder import InstructBuilder, tell_cost
 from mminstruct.cli.arguments import USAGE, Parser
 from mminstruct.cli.console import DONE, INCOMPLETE, print_text, quiet_libraries, say
@@ -31,6 +31,7 @@ from mminstruct.cli.flags import (
 from mminstruct.cli.runs import config_arguments, prepare_builder, read_base_urls
 from mminstruct.generation import Generated
 from mminstruct.recipe import Recipe
+from mminstruct.reports import quality_text
 from mminstruct.reports.estimate import Estimate
 from mminstruct.rows.report import summary
 from mminstruct.sources.own import is_own
@@ -83,7 +84,17 @@ def _generate(args: argparse.Namespace) -> int:
         for row in _first_rows(generated.rows, args.show):
             if print_text(_sample(row)) != DONE:
                 break
-        return _tell(args, generated)
+        code = _tell(args, generated)
+        _tell_look(generated.written, output_format)
+        return code
+
+
+def _tell_look(outcome: export.Outcome | None, output_format: str) -> None:
+    """Say by which command rows can be looked at, where they are in a form that it reads."""
+    assert outcome is not None  # a path is always given
+    name, form = outcome.path.name, export.FORMATS.get(output_format)
+    if form is None or (form.layout != "all" and name.endswith(datafiles.SUFFIXES)):
+        say(f"look: {shlex.join(['mminstruct', 'view', str(outcome.path)])}")
 
 
 def _tell(args: argparse.Namespace, generated: Generated) -> int:
@@ -92,6 +103,10 @@ def _tell(args: argparse.Namespace, generated: Generated) -> int:
     assert outcome is not None  # a path is always given
     rows = summary(report, export.summary(outcome))
     say(f"{rows}{tell_cost(generated.builders)}; written to {outcome.path}")
+    if generated.quality is not None:
+        path = shlex.quote(str(outcome.path))
+        for line in quality_text.in_short(generated.quality, f"mminstruct report {path}"):
+            say(line)
     if args.dry_run:
         say("a dry run: the text is a stand-in's, to look at the form and not to train on")
     code = tell_left_out(outcome)
@@ -168,9 +183,18 @@ def _public(flag: str, value: str, registry: licenses.Registry) -> str:
         shown = f"{url.scheme}://{url.hostname}{url.path}"
         is_public = flag == "image_url" or registry.endpoint_name(shown) == shown
         return shown if is_public else "URL"
+    if flag == "exclude":
+        return ",".join(Path(name).name for name in value.split(","))
     if flag in ("dataset_storage_path", "image_folder") or (flag == "model" and path.is_dir()):
         return "DIR"
-    files = ("model", "licenses", "prompt_config", "captions", *backends.engine_options())
+    files = (
+        "model",
+        "licenses",
+        "prompt_config",
+        "captions",
+        "exclude",
+        *backends.engine_options(),
+    )
     named = flag == "output_path" or (flag in files and (path.is_absolute() or path.is_file()))
     return path.resolve().name if named else value
 

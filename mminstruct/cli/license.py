@@ -6,7 +6,6 @@ import argparse
 import json
 import shutil
 import sys
-import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -48,7 +47,7 @@ def add_arguments(parser: Parser) -> None:
         "file of rows, a card or a folder with both is a data set made elsewhere, told by the "
         "generator that it names."
     )
-    parser.set_defaults(command=_license)
+    parser.set_defaults(command=_license, width=licenses.WIDTH)
     parser.add_argument(
         "sources",
         nargs="+",
@@ -124,11 +123,7 @@ def _license(args: argparse.Namespace) -> int:
     code = _print(args, verdict, use, {use.kind: images}, others, facts)
     is_asked = by_name and args.model_id is None and not is_known
     if is_asked and (hint := _model_hint(registry, args.model)):
-        say(
-            "\n".join(
-                textwrap.wrap(hint, licenses.WIDTH - len("mminstruct: "), break_on_hyphens=False)
-            )
-        )
+        say(resources.fit(hint, args.width))
     return code
 
 

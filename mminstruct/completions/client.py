@@ -128,7 +128,8 @@ class Client:
         failures: if given, nothing is sent: what the store lacks fails as it says here, by key.
 
     Attributes:
-        row_rules: of the thread that makes the rows, which tells them what became of answers.
+        row_rules: of the thread that makes the rows, which tells them what became of answers; of a
+            stream's that is the loop's.
     """
 
     def __init__(
@@ -226,6 +227,10 @@ class Client:
             finally:
                 self._loop.stop()
 
+    def start(self, work: Coroutine[Any, Any, _T]) -> concurrent.futures.Future[_T]:
+        """Begin some work that awaits outcomes, for callers without an event loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop.loop)
+
     def submit(self, jobs: Sequence[Job]) -> concurrent.futures.Future[list[Outcome]]:
         """The outcomes of some jobs, in their order.
 
@@ -235,7 +240,7 @@ class Client:
             RunStopped: the run can't go on; the reason is its cause.
             StoreError: likewise.
         """
-        return asyncio.run_coroutine_threadsafe(self._shield(jobs), self._loop.loop)
+        return self.start(self._shield(jobs))
 
     async def complete(self, jobs: Sequence[Job]) -> list[Outcome]:
         """`submit` for callers that have an event loop of their own."""

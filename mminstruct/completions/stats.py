@@ -15,7 +15,7 @@ class Stats:
     The client's loop writes them; the thread that makes the rows counts in ``rejected``, too.
 
     Attributes:
-        total: requests in the run, or None while unknown.
+        total: requests in the run, with those that ask once more; None while unknown.
         stored: answers that were in the store already.
         answered: answers that were paid for in this run.
         sent: attempts, retries included.
@@ -49,6 +49,10 @@ class Stats:
     held_by: str = ""
     paused_until_s: float = -math.inf
     waiting_since_s: dict[object, float] = field(default_factory=dict)
+
+    def expect(self, more: int) -> None:
+        """Note that a run, whose number of requests may be known, asks more."""
+        self.total = None if self.total is None else self.total + more
 
     @property
     def oldest_s(self) -> float:

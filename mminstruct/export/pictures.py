@@ -9,7 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from mminstruct import licenses, sources
 from mminstruct.errors import UsageError, did_you_mean
+from mminstruct.resources import is_inside
 from mminstruct.rows.columns import FEATURES
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ class Pictures:
         """The file of a row's image in the folder, or None for a motion, text ..."""
         if row["modality"] != "image":
             return None
-        if not _is_inside(row["image"] or ""):
+        if not is_inside(row["image"] or ""):
             raise LeftOut("its image has no file name, or one that leads out of a folder")
         is_shipped = self.images == "embed" and _find_shipped(row) is not None
         if self.images in ("url", "embed") and not (row["image_url"] or is_shipped):
@@ -274,10 +275,3 @@ def _find_shipped(row: Row) -> Path | None:
 def _turn(row: Row) -> int:
     """Degrees by which the row's image has to be turned; older releases don't say."""
     return (row.get("rotation_deg") or 0) % 360
-
-
-def _is_inside(name: str) -> bool:
-    """Whether a file of that name is inside the folder that it is joined to."""
-    path = PurePosixPath(name)
-    outside = path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name
-    return bool(path.parts) and not outside

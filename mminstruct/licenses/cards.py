@@ -2,7 +2,8 @@
 
 The card is the folder's README.md, or that of a repository on the Hub, taken from the cache before
 the Hub is asked. Only a full address on the Hub, or an exact id, names a model here: "Llama 2 by
-Meta" does not.
+Meta" does not. A key that is misspelt counts as the one that is meant, and whatever else is said in
+words may bar, and frees nothing.
 
 **Source:** https://huggingface.co/docs/hub/model-cards (``license``, ``license_name``,
 ``license_link``, ``base_model``, ``base_model_relation``, ``tags``);
@@ -25,11 +26,16 @@ import yaml
 from mminstruct import strict_yaml
 from mminstruct.errors import UsageError
 from mminstruct.licenses._gguf import MAGIC, gguf_metadata
-from mminstruct.licenses.names import cached_id, hub_id, is_packed
+from mminstruct.licenses.names import cached_id, hub_id, is_packed, nearest_key, split_words
 
-_BASE = re.compile(r"general\.base_model\.(\d+)\.")
+_BASE = re.compile(r"base_model\.(\d+)\.")
 _FRONT_MATTER = re.compile(r"\A\ufeff?---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)
-_LONGEST_SHOWN = 80
+_KEYS = ("license", "license_name", "license_link", "base_model", "tags", "model_name")
+# Words of other keys that name what a model was made from, and of those about something else.
+_ORIGINS = {"base", "parent", "parents", "source", "from", "backbone", "foundation", "merged"}
+_OTHER_THINGS = {"dataset", "datasets", "widget", "metrics", "results", "version", "doi"}
+_LONGEST_SHOWN, _LONGEST_TEXT, _START = 80, 1000, 300
+_LICENCE_FILES = re.compile(r"(?:licen[cs]e|notice)(?:[-_.].*)?", re.IGNORECASE)
 _CARD = "README.md"
 # In the address of a file on the Hub.
 _REPO_OF_FILE = re.compile(r"/([^/]+/[^/]+)/resolve/")
@@ -49,7 +55,7 @@ class Declared:
         parents: exact ids of what it was made from.
         unnamed_parents: parents without an exact id, as they are called.
         names: what it is called besides: an exact id, or no more than a name.
-        tags: what it is sorted under.
+        tags: what it is sorted under, and all other texts about it.
         is_copy: it is its parent in another format or precision, so that it needs no licence of
             its own.
     """
@@ -170,11 +176,16 @@ def _read_folder(folder: Path) -> Declared:
     ):
         if (folder / file).is_file() and (found := _find_texts(_read_json(folder / file), key)):
             called[file] = [_clean(t if hub_id(t) else _name_of_path(t)) for t in found]
-    files = " and ".join([*([_CARD] if card.is_file() else []), *called])
+    texts = {f.name: _read_start(f) for f in sorted(folder.iterdir()) if _is_licence(f)}
+    files = " and ".join([*([_CARD] if card.is_file() else []), *called, *texts])
     where = f"{folder.name}/{files or f' (without a {_CARD})'}"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     said = _read_card(text, where, name=folder.name)
-    said = replace(said, names=(*said.names, *(name for some in called.values() for name in some)))
+    said = replace(
+        said,
+        names=(*said.names, *(name for some in called.values() for name in some)),
+        tags=(*said.tags, *texts.values()),
+    )
     bases = called.get("adapter_config.json")
     if bases is None:
         return said
@@ -186,6 +197,16 @@ def _read_folder(folder: Path) -> Declared:
         unnamed_parents=(*said.unnamed_parents, *unnamed),
         is_copy=False,
     )
+
+
+def _is_licence(file: Path) -> bool:
+    return bool(_LICENCE_FILES.fullmatch(file.name)) and file.is_file()
+
+
+def _read_start(file: Path) -> str:
+    """What a text begins with: a licence with its name."""
+    with file.open(encoding="utf-8", errors="replace") as content:
+        return _clean(content.read(_START), _START)
 
 
 def _find_texts(data: Mapping[str, Any], key: str) -> list[str]:
@@ -208,8 +229,12 @@ def _read_json(path: Path) -> Mapping[str, Any]:
 
 
 def _read_gguf(metadata: Mapping[str, Any], where: str) -> Declared:
+    general = {k.removeprefix("general."): v for k, v in metadata.items() if k[:8] == "general."}
+    read = {"base_model.count"}
+
     def words(*keys: str) -> list[str]:
-        values = (metadata.get(f"general.{key}") for key in keys)
+        read.update(keys)
+        values = map(general.get, keys)
         return [word for v in values if isinstance(v, str | list) for word in _list_words(v)]
 
     sources = words("source.repo_url", "source.url", "source.huggingface.repository")
@@ -217,9 +242,9 @@ def _read_gguf(metadata: Mapping[str, Any], where: str) -> Declared:
     unnamed = sources[:1] if sources and not parents else []
     is_copy = bool(parents)
     own = _exact_ids(words("repo_url", "url"))
-    names, tags = [*words("name", "basename", "finetune"), *own[1:]], words("tags")
-    bases = sorted({int(key[1]) for key in map(_BASE.match, metadata) if key})
-    count = metadata.get("general.base_model.count", 0)
+    names = [*words("name", "basename", "finetune"), *own[1:]]
+    bases = sorted({int(key[1]) for key in map(_BASE.match, general) if key})
+    count = general.get("base_model.count", 0)
     if isinstance(count, int) and count > len(bases):
         unnamed.append("a model")
     for number in bases:
@@ -229,17 +254,23 @@ def _read_gguf(metadata: Mapping[str, Any], where: str) -> Declared:
             names += words(f"{base}.name")
         else:
             unnamed.append(" by ".join(words(f"{base}.name", f"{base}.organization")) or "a model")
+    data, origins, texts = sort_keys(
+        {k: v for k, v in general.items() if k not in read and isinstance(v, str | list)}
+    )
+    tags = _list_words(data["tags"])
+    parents += [*_exact_ids(_list_words(data["base_model"])), *origins]
     return Declared(
         where,
         next(iter(own), None),
         licenses=_name_licenses(
-            [*words("license"), *_list_tagged(tags, "license")], words("license.name")
+            [*_list_words(data["license"]), *_list_tagged(tags, "license")],
+            _list_words(data["license_name"]),
         ),
-        links=_list_links(metadata.get("general.license.link")),
+        links=_list_links(data["license_link"]),
         parents=tuple(dict.fromkeys(parents)),
         unnamed_parents=tuple(unnamed),
         names=tuple(dict.fromkeys(names)),
-        tags=tuple(dict.fromkeys(tags)),
+        tags=tuple(dict.fromkeys((*tags, *texts))),
         is_copy=is_copy,
     )
 
@@ -262,26 +293,51 @@ def front_matter(text: str, where: str) -> dict[str, Any]:
 
 def _read_card(text: str, where: str, name: str) -> Declared:
     """What a card's front matter says of the model of that name."""
-    data = front_matter(text, where)
-    tags = _list_words(data.get("tags"))
-    bases = list(
-        dict.fromkeys([*_list_words(data.get("base_model")), *_list_tagged(tags, "base_model")])
-    )
+    front = front_matter(text, where)
+    data, origins, texts = sort_keys(front)
+    tags = _list_words(data["tags"])
+    said = [*_list_words(data["base_model"]), *_list_tagged(tags, "base_model"), *origins]
+    bases = list(dict.fromkeys(said))
     parents = _exact_ids(bases)
-    is_quantized = data.get("base_model_relation") == "quantized"
+    is_quantized = front.get("base_model_relation") == "quantized"
     return Declared(
         where,
         licenses=_name_licenses(
-            [*_list_words(data.get("license")), *_list_tagged(tags, "license")],
-            _list_words(data.get("license_name")),
+            [*_list_words(data["license"]), *_list_tagged(tags, "license")],
+            _list_words(data["license_name"]),
         ),
-        links=_list_links(data.get("license_link")),
+        links=_list_links(data["license_link"]),
         parents=tuple(dict.fromkeys(parents)),
         unnamed_parents=tuple(base for base in bases if not hub_id(base)),
-        names=tuple(_list_words(data.get("model_name"))),
-        tags=tuple(dict.fromkeys(tags)),
+        names=tuple(_list_words(data["model_name"])),
+        tags=tuple(dict.fromkeys((*tags, *texts))),
         is_copy=len(bases) == 1 == len(parents) and (is_quantized or is_packed(name, parents[0])),
     )
+
+
+def sort_keys(data: Mapping[str, Any]) -> tuple[dict[str, list[Any]], list[str], list[str]]:
+    """What is under known keys; other exact ids of what a model was made from; texts about it."""
+    known: dict[str, list[Any]] = {key: [] for key in _KEYS}
+    other: dict[str, Any] = {}
+    for key, value in data.items():
+        if meant := nearest_key(str(key), _KEYS):
+            known[meant] += value if isinstance(value, list) else [value]
+        else:
+            other[str(key)] = value
+    origins, texts = list[str](), list[str]()
+    inside: list[tuple[tuple[str, ...], Any]] = [((), other)]
+    for words, value in inside:  # grows
+        if isinstance(value, dict):
+            inside += [((*words, *split_words(str(key))), inner) for key, inner in value.items()]
+            # A question at the gate is a key: "I agree to non-commercial use only".
+            texts += [key for key in map(str, value) if " " in key]
+        elif isinstance(value, list):
+            inside += [(words, inner) for inner in value]
+        elif isinstance(value, str) and not _OTHER_THINGS.intersection(words):
+            texts += _list_words(value, _LONGEST_TEXT)
+            if _ORIGINS.intersection(words):
+                origins += _exact_ids([value])
+    return known, origins, texts
 
 
 def _list_tagged(tags: Iterable[str], key: str) -> list[str]:

@@ -1,51 +1,47 @@
 """A data set that was made elsewhere: who it says wrote it, and what that implies.
 
-Rows name their writer in a field such as ``model`` or ``generator``, at any depth; so may the top
-of a file or the front matter of a card. What a name, a tag or a list of sources tells can only bar.
-Files are read row by row, or by the columns that matter, whatever their size.
+Rows name their writer in a field such as ``model`` or ``generator``, at any depth, and in JSON
+that is kept as a text; so may the top of a file or the front matter of a card. What a name, a tag,
+a source or words against some use tell can only bar.
 
 **Source:** https://huggingface.co/docs/hub/datasets-cards (``license``, ``source_datasets``).
 """
 
 from __future__ import annotations
 
-import gzip
-import mmap
 import re
-import shutil
-import tempfile
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from msgspec import Raw
 from msgspec.json import decode
 
+from mminstruct.datafiles import SUFFIXES, as_usage_errors, list_files, read_file
 from mminstruct.errors import UsageError
-from mminstruct.licenses.cards import front_matter
+from mminstruct.licenses.cards import front_matter, sort_keys
 from mminstruct.licenses.composition import EVIDENCE, Part
-from mminstruct.licenses.entries import Family, MadeElsewhere
-from mminstruct.licenses.lineage import find_terms, model_parts
-from mminstruct.licenses.names import cached_id
+from mminstruct.licenses.entries import License, MadeElsewhere, Terms
+from mminstruct.licenses.lineage import find_terms, find_terms_at, model_parts
+from mminstruct.licenses.names import bare_address, cached_id, find_limit, nearest_key, plain_words
 from mminstruct.licenses.registry import ENDPOINTS_JOINT, Registry
+from mminstruct.licenses.services import find_family
 
-_ROWS = (".parquet", ".jsonl", ".ndjson", ".json", ".jsonl.gz", ".json.gz")
 # The last word of a field that names a writer, and words of those that name another kind of model.
-_WRITERS = {"model", "generator", "teacher", "llm"}
+_WRITERS = {"model", "generator", "teacher", "llm", "captioner"}
 _OTHERS = {"base", "reward", "judge", "embedding", "tokenizer"}
 _NAME_OF_IT = ("name", "id")
+# Those of fields that may name a writer, or anything else: they bar, and free nothing.
+_HINTS = {"source", "origin", "engine", "provider", "creator", "author", "dataset", "by", "via"}
+_HINTS |= {"annotator", "labeler", "labeller", "writer", "assistant", "bot"}
+# Of those that hold what is said of a row.
+_ABOUT = {"metadata", "meta", "info", "provenance", "extra", "details", "generation", "config"}
+_LICENSES = ("license", "license_name", "license_link")
 _NESTED = (dict, list)
 _MOST_NAMES = 1000
 _LONGEST_NAME = 120
-_ROWS_PER_BATCH = 10_000
-_START = 4096
-_MARK = b"\xef\xbb\xbf"  # of UTF-8
-_OBJECTS = re.compile(rb"\s*\{[^\n]*\}\s*\n\s*\{")
-_FIELDS = dict[str, Raw]
 
 
 class Writer(NamedTuple):
@@ -69,7 +65,7 @@ class DataSet:
         writers: who is named, by how many rows; 0 is for all.
         licenses: names of its licences, and how many rows have them; 0 is for all.
         sources: ids of data sets that it was made from, or that it is.
-        hints: names and tags, and where they are.
+        hints: names, tags and other texts, and where they are.
     """
 
     name: str
@@ -108,27 +104,59 @@ class DataSet:
         """Count a row by who wrote it, and by its licence."""
         if not isinstance(row, dict):
             raise ValueError(f"expected rows that are objects, got {type(row).__name__}")
-        writers = dict.fromkeys(_find_writers(row))
+        writers, names = self._find(row, "")
         self.rows += 1
         self.unnamed += not writers
         for writer in writers:
             is_one_more = len(self.writers) < _MOST_NAMES or writer in self.writers
             self.writers[writer if is_one_more else Writer("others", writer.field)] += 1
-        names = _list_texts([row.get("license"), row.get("licence")])
         self.unlicensed += not names
         for name in names:
             self.licenses[name if len(self.licenses) < _MOST_NAMES else "unknown"] += 1
 
     def add_facts(self, data: Mapping[str, Any], where: str) -> None:
         """Take what the top of a file, or of a card, says of all rows."""
-        named = (Writer(who.name, f"{where}: {who.field}") for who in _find_writers(dict(data)))
-        self.writers.update(dict.fromkeys(named, 0))
-        names = [*_list_texts(data.get("license")), *_list_texts(data.get("license_name"))]
+        writers, names = self._find(dict(data), f"{where}: ")
+        self.writers.update(dict.fromkeys(writers, 0))
         self.licenses.update(dict.fromkeys(names, 0))
         self.is_licensed |= bool(names)
-        self.sources += [text for text in _list_texts(data.get("source_datasets")) if "/" in text]
-        for key in ("tags", "pretty_name"):
-            self.hints |= dict.fromkeys(_list_texts(data.get(key)), f"{where}: {key}")
+        for key, value in data.items():
+            if nearest_key(str(key), ("source_datasets", "datasets", "dataset")):
+                self.sources += [text for text in _list_texts(value) if "/" in text]
+        known, _, texts = sort_keys(data)
+        self.hints |= dict.fromkeys(_list_texts(known["tags"]), f"{where}: tags")
+        self.hints |= dict.fromkeys((t for t in texts if t[0] not in "{["), where)
+
+    def _find(self, value: dict[str, Any], where: str) -> tuple[list[Writer], list[str]]:
+        """Who is named in the fields of a value, at any depth, and its licences; keep hints."""
+        writers, names = dict[Writer, None](), dict[str, None]()
+        inside: list[tuple[bool, Any]] = [(True, value)]
+        for is_about, part in inside:  # grows
+            if isinstance(part, list):
+                inside += [(is_about, inner) for inner in part if isinstance(inner, _NESTED)]
+                continue
+            for key, inner in part.items():
+                if isinstance(inner, str) and inner[:1] in ("{", "["):
+                    inner = _decode_text(inner)
+                kind = _kind_of(str(key))
+                texts = _list_texts(inner) if kind else []
+                if kind == "writer":
+                    endpoint = next(iter(_list_texts(part.get("endpoint"))), None)
+                    writers |= {Writer(name, f"{where}{key}", endpoint): None for name in texts}
+                elif kind == "hint":
+                    self._add_hints(texts, f"{where}the field {key}")
+                elif is_about and (kind == "license" or (kind == "link" and "://" in str(inner))):
+                    names |= dict.fromkeys(texts)
+                if isinstance(inner, _NESTED):
+                    inside.append((is_about and kind == "about", inner))
+        return list(writers), list(names)
+
+    def _add_hints(self, texts: list[str], where: str) -> None:
+        for text in texts:
+            if len(self.hints) < _MOST_NAMES or text in self.hints:
+                self.hints.setdefault(text, where)
+            elif "://" not in text:
+                self.writers[Writer("others", where)] += 1
 
 
 def read_data_set(path: Path) -> DataSet:
@@ -141,19 +169,15 @@ def read_data_set(path: Path) -> DataSet:
     found = DataSet(path.name)
     id = cached_id(str(path))
     found.hints |= dict.fromkeys([path.name, *([id] if id else [])], "the folder's name")
-    try:
+    with as_usage_errors(path):
         for file in _list_files(path):
             found.hints[file.name.partition(".")[0]] = "the file's name"
+            add_facts = partial(found.add_facts, where=file.name)
             if file.suffix == ".md":
-                found.add_facts(front_matter(file.read_text("utf-8"), file.name), file.name)
-            elif file.suffix == ".parquet":
-                _read_parquet(file, found)
-            else:
-                with file.open("rb") as content:
-                    _read_json(content, file, found)
-    # Those of pyarrow and msgspec are among them.
-    except (OSError, EOFError, ValueError, RuntimeError, zlib.error) as error:
-        raise UsageError(f"{path}: can't be read: {error}") from error
+                add_facts(front_matter(file.read_text("utf-8"), file.name))
+                continue
+            for row in read_file(file, add_facts, _is_telling):
+                found.add_row(row)
     return found
 
 
@@ -164,9 +188,12 @@ def parts_of(registry: Registry, found: DataSet) -> Iterator[Part]:
     """
     what = f"data set {found.name}"
     names = {name for name in found.licenses if name.lower() != "other"} or {*found.licenses}
+    is_free = True
     for name in sorted(names):
         count = found.licenses[name]
-        yield from _look_up(registry, what, name, f"; so {count:,} rows say" if count else "")
+        for part in _look_up(registry, what, name, f"; so {count:,} rows say" if count else ""):
+            is_free &= part.commercial is not False
+            yield part
     for source in found.sources:
         known = _find_data_set(registry, source)
         if known:
@@ -189,6 +216,8 @@ def parts_of(registry: Registry, found: DataSet) -> Iterator[Part]:
             yield from _describe(registry, known, said)
         elif registry.named(text) or find_family(registry, text):
             yield from _trace(registry, Writer(text, where), said)
+        elif is_free and (limit := find_limit(text)):
+            yield Part("annotations", f"{what}, with {limit!r} in {where}", None)
 
 
 def _describe(registry: Registry, known: MadeElsewhere, said: str) -> Iterator[Part]:
@@ -218,33 +247,19 @@ def _trace(registry: Registry, who: Writer, said: str) -> Iterator[Part]:
             yield replace(part, note=part.note + said)
 
 
-def find_family(registry: Registry, name: str) -> Family | None:
-    """The closed family whose words are in a name one after the other, or None.
-
-    In an id they are at the beginning: what was tuned on a model's words is called after it.
-    """
-    words = _words_of(name.rpartition("/")[2])
-    starts = 1 if "/" in name else len(words)
-    for family in registry.families:
-        for run in map(_words_of, family.words):
-            if any(words[at : at + len(run)] == run for at in range(starts)):
-                return family
-    return None
-
-
 def _find_data_set(registry: Registry, text: str) -> MadeElsewhere | None:
     """The data set of that id, or of a file of that name, or None."""
-    asked, known = _words_of(text), registry.datasets.values()
-    return next((d for d in known if asked in map(_words_of, (d.id, *d.names))), None)
-
-
-def _words_of(name: str) -> tuple[str, ...]:
-    return tuple(re.findall(r"[a-z]+|\d+", name.casefold()))
+    asked, known = plain_words(text), registry.datasets.values()
+    return next((d for d in known if asked in map(plain_words, (d.id, *d.names))), None)
 
 
 def _look_up(registry: Registry, what: str, name: str, said: str) -> Iterator[Part]:
     """The licence or the terms of that name, or of all that ``-and-`` joins, as releases do."""
-    by = registry.license(name) or find_terms(registry, name)
+    by: License | Terms | None = registry.license(name) or find_terms(registry, name)
+    if "://" in name:
+        works, link = registry.licenses.values(), bare_address(name)
+        by = next((work for work in works if bare_address(work.url) == link), None)
+        by = by or find_terms_at(registry, name)
     parts = name.split("-and-")
     if by is None and len(parts) > 1:
         for part in parts:
@@ -255,50 +270,37 @@ def _look_up(registry: Registry, what: str, name: str, said: str) -> Iterator[Pa
 
 
 def _list_files(path: Path) -> list[Path]:
-    """A file alone; of a folder the card, and Parquet or else JSON files, as rows are in one."""
-    if path.is_file():
-        found = [path] if path.name.endswith((*_ROWS, ".md")) else []
-    else:
-        rows = [file for file in sorted(path.rglob("*")) if file.name.endswith(_ROWS)]
-        tables = [file for file in rows if file.suffix == ".parquet"]
-        found = [f for f in (path / "README.md",) if f.is_file()]
-        found += tables or [f for f in rows if f.suffix != ".json" or _is_array(f)]
+    """The card, and files with rows, as `list_files` gives them."""
+    card = path if path.suffix == ".md" else path / "README.md"
+    found = [*([card] if card.is_file() else []), *list_files(path)]
     if not found:
         raise UsageError(
-            f"{path}: expected a data set: rows ({', '.join(_ROWS)}), a README.md, or a folder "
+            f"{path}: expected a data set: rows ({', '.join(SUFFIXES)}), a README.md, or a folder "
             "with these; a model is given with --model"
         )
     return found
 
 
-def _is_array(file: Path) -> bool:
-    with file.open("rb") as content:
-        return _start_of(content.read(_START))[:1] == b"["
-
-
-def _find_writers(value: dict[str, Any]) -> Iterator[Writer]:
-    """Who is named in the fields of a value, at any depth."""
-    inside: list[Any] = [value]
-    for part in inside:
-        if isinstance(part, dict):
-            for key in _keys_of_writers(tuple(part)):
-                endpoint = next(iter(_list_texts(part.get("endpoint"))), None)
-                yield from (Writer(name, key, endpoint) for name in _list_texts(part[key]))
-            part = part.values()
-        inside += [inner for inner in part if isinstance(inner, _NESTED)]
+def _decode_text(text: str) -> Any:
+    """What a text that looks like JSON holds; another one is as it is."""
+    try:
+        return decode(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 @lru_cache(maxsize=10_000)
-def _keys_of_writers(keys: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(key for key in keys if _names_writer(key))
-
-
-def _names_writer(key: str) -> bool:
+def _kind_of(key: str) -> str | None:
+    """What a field tells: a writer, a hint at one, a licence, a link to it, or more of a row."""
+    if known := nearest_key(key, _LICENSES):
+        return "link" if known == "license_link" else "license"
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", key)]
     if len(words) > 1 and words[-1] in _NAME_OF_IT:
         words.pop()
-    is_one = bool(words) and words[-1].removesuffix("s") in _WRITERS
-    return (is_one and not _OTHERS.intersection(words)) or words == ["generated", "by"]
+    last = words[-1].removesuffix("s") if words else ""
+    if words == ["generated", "by"] or (last in _WRITERS and not _OTHERS.intersection(words)):
+        return "writer"
+    return "hint" if last in _HINTS else "about" if _ABOUT.intersection(words) else None
 
 
 def _list_texts(value: Any) -> list[str]:
@@ -309,61 +311,5 @@ def _list_texts(value: Any) -> list[str]:
     return [line[:_LONGEST_NAME] for line in lines if line]
 
 
-def _read_json(file: IO[bytes], path: Path, found: DataSet) -> None:
-    """Read rows in lines, in an array, or in the arrays of an object with more at its top."""
-    if path.suffix == ".gz":
-        with tempfile.TemporaryFile() as unpacked, gzip.open(file) as content:
-            shutil.copyfileobj(content, unpacked)
-            unpacked.flush()
-            return _read_json(unpacked, path.with_suffix(""), found)
-    if not file.seek(0, 2):
-        return None
-    # Paged in and out by the system, so that a file may be larger than the memory.
-    text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    text.seek(3 if text[:3] == _MARK else 0)
-    rows = [memoryview(text)[text.tell() :]]
-    if _start_of(rows[0])[:1] == b"{":
-        if path.suffix != ".json" or _OBJECTS.match(text, text.tell()):
-            for line in iter(text.readline, b""):
-                if line.strip():
-                    found.add_row(decode(line))
-            return None
-        views = {key: memoryview(raw) for key, raw in decode(rows[0], type=_FIELDS).items()}
-        arrays = {key for key, view in views.items() if _start_of(view) == b"[{"}
-        found.add_facts({k: decode(v) for k, v in views.items() if k not in arrays}, path.name)
-        rows = [views[key] for key in views if key in arrays]
-    for view in rows:
-        for raw in decode(view, type=list[Raw]):
-            found.add_row(decode(raw))
-    return None
-
-
-def _start_of(text: bytes | memoryview) -> bytes:
-    """The first characters that are no blanks, up to two."""
-    return b"".join(bytes(text[:_START]).removeprefix(_MARK).split())[:2]
-
-
-def _read_parquet(file: Path, found: DataSet) -> None:
-    """Count rows by the columns that tell something; no other is read."""
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(file) as table:
-        said = table.schema_arrow.metadata or {}
-        found.add_facts(
-            {k.decode(): v.decode(errors="replace") for k, v in said.items()}, file.name
-        )
-        paths = [table.schema.column(n).path for n in range(len(table.schema))]
-        told = [path for path in paths if _is_telling(path.split("."))]
-        batches = table.iter_batches(_ROWS_PER_BATCH, columns=told)
-        for row in (row for batch in batches for row in _list_rows(batch)):
-            found.add_row(row)
-
-
-def _list_rows(batch: Any) -> Iterable[dict[str, Any]]:
-    return batch.to_pylist() if batch.num_columns else ({} for _ in range(batch.num_rows))
-
-
 def _is_telling(names: list[str]) -> bool:
-    return names[0] in ("license", "licence") or any(
-        name == "endpoint" or _names_writer(name) for name in names
-    )
+    return any(name == "endpoint" or _kind_of(name) for name in names)

@@ -18,6 +18,7 @@ from mminstruct.licenses.entries import Terms
 from mminstruct.licenses.names import (
     Words,
     bare_address,
+    find_limit,
     find_phrases,
     hub_id,
     is_finer,
@@ -30,6 +31,7 @@ from mminstruct.licenses.services import find_services
 _UNREGISTERED = "no entry has this exact id"
 # How far bases are followed from card to card, and how many models in all.
 _DEEPEST, _MOST = 8, 32
+_LONGEST = 80  # characters of a text that are shown
 
 
 def model_parts(
@@ -104,7 +106,7 @@ def find_terms(registry: Registry, name: str) -> Terms | None:
     return exact or (alike[0] if len(alike) == 1 else None)
 
 
-def _find_terms_at(registry: Registry, address: str) -> Terms | None:
+def find_terms_at(registry: Registry, address: str) -> Terms | None:
     """The terms at that address, or that the end of it names, or None."""
     link = bare_address(address)
     for entry in registry.terms.values():
@@ -227,7 +229,7 @@ class _Trace:
         """Add the terms at the address of a licence, unless they are among the model's own."""
         repo = hub_id(link)
         if repo is None:
-            by = _find_terms_at(self.registry, link)
+            by = find_terms_at(self.registry, link)
         elif repo[0].rpartition("/")[2] == name.rpartition("/")[2] or repo[0] in files.parents:
             return
         else:
@@ -238,18 +240,36 @@ class _Trace:
     def add_names(self) -> None:
         """Add what names say, where that is stricter or obliges to more than all else says.
 
-        A tag is coarse: of Llama 3.1, "llama-3" is no other model.
+        A tag or another text is coarse: of Llama 3.1, "llama-3" is no other model.
         """
         for name, where in (*self.names.items(), *self._tags.items()):
-            shown = name.rpartition("/")[2]
+            shown = name.rpartition("/")[2] if hub_id(name) else name
+            called = f"{shown[:_LONGEST]!r}{f' in {where}' if where else ''}"
             exact = self.registry.find_model(name)
             meant = [[exact]] if exact else []
             for phrase in find_phrases(shown, self.registry.phrases):
-                is_coarse = any(is_finer(phrase, certain) for certain in self._certain)
-                if name in self.names or not is_coarse:
+                if name in self.names or not self._is_coarse(phrase):
                     meant.append(self.registry.phrases[phrase])
             for models in meant:
-                self._add_least(models, f"{shown!r}{f' in {where}' if where else ''}")
+                self._add_least(models, called)
+            if name not in self.names:
+                self._add_limit(name, where)
+
+    def _is_coarse(self, phrase: Words) -> bool:
+        return any(is_finer(phrase, certain) for certain in self._certain)
+
+    def _strictest(self) -> int:
+        return max(STRICTNESS.index(part.output_training) for part in self.parts)
+
+    def _add_limit(self, text: str, where: str) -> None:
+        """Add the licence that a tag names, or words against some use, which leave it unknown."""
+        by = find_terms(self.registry, text)
+        limit = text if by else find_limit(text)
+        if limit is None or (by and self._is_coarse(split_words(text))):
+            return
+        known = max(self._strictest(), STRICTNESS.index("conditional"))
+        if STRICTNESS.index(by.output_training if by else "unknown") > known:
+            self.add(f"model, with {limit!r} in {where}", by, "; such words bar, and free nothing")
 
     def _add_least(self, models: list[Model], called: str) -> None:
         """Add the terms of the freest of the models that a name may mean."""
@@ -264,7 +284,7 @@ class _Trace:
             )
 
         meant = min(models, key=lambda model: rank(terms_of(model)))
-        strictest = max(STRICTNESS.index(part.output_training) for part in self.parts)
+        strictest = self._strictest()
         duties = {duty for part in self.parts if part.by for duty in part.by.obligations}
         for terms in terms_of(meant):
             if rank([terms])[0] > strictest or not duties.issuperset(terms.obligations):

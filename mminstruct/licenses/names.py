@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from itertools import product
 from typing import NamedTuple, TypeVar
 
@@ -34,7 +35,23 @@ _REPO_ID = re.compile(r"(?P<id>\w[\w.-]*/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _CACHED = re.compile(r"(?:^|[/\\])(?:models|datasets)--(?P<owner>[\w.-]+?)--(?P<name>[\w.-]+)")
 # What says nothing in the name of a licence, and what may stand around its address.
 _FILLERS = {"a", "the", "license", "licence", "agreement", "community", "terms", "of"}
-_AROUND = re.compile(r"^https?://(?:www\.)?|(?:\.(?:txt|html|md|pdf))?/*(?:[?#].*)?$")
+_AROUND = re.compile(
+    r"^https?://(?:www\.)?|(?:/legalcode|/deed)?(?:\.(?:[a-z]{2}|txt|html|md|pdf))?/*(?:[?#].*)?$"
+)
+# Words that keep some use out: "CC BY-NC", "for research purposes only". A blank here is whatever
+# stands between two words of a sentence, and WORD is any word.
+_LIMIT = re.compile(
+    r"(?<!WORD)(?:non ?commercial(?:ly)?|nc|(?:no|without) commercial|"
+    r"not (?:WORD+ ){0,4}commercial(?:ly)?|"
+    r"commercial(?: WORD+){0,4} (?:not|prohibited|forbidden|excluded|disallowed)|"
+    r"research preview|research(?: WORD+)? licen[cs]e|"
+    r"(?:research|academic|educational|scientific|evaluation|personal)(?: WORD+){0,4} only|"
+    r"only (?:WORD+ ){0,3}(?:research|academic|educational|scientific|evaluation|personal))"
+    r"(?!WORD)|非商|禁止商|仅供(?:学术|研究)".replace("WORD", r"[^\W_]")
+    .replace(" ?", r"(?:[^\w.;!?]|_)*")
+    .replace(" ", r"(?:[^\w.;!?]|_)+"),
+    re.IGNORECASE,
+)
 
 # us.anthropic.claude-sonnet-4-5-20250929-v1:0, publishers/google/models/gemini-2.0-flash-001
 _LAST_PART = re.compile(r"(?:.*/)?(?:[a-z-]+\.(?=[a-z]))*(.*)")
@@ -62,9 +79,26 @@ def plain_name(model: str) -> str:
     return re.sub(r"[._]", "-", _DATED.sub("", bare[1])) if bare else ""
 
 
+def plain_words(name: str) -> Words:
+    """Runs of letters in lower case, and of digits."""
+    return tuple(re.findall(r"[a-z]+|\d+", name.casefold()))
+
+
 def bare_address(link: str) -> str:
     """An address without what may stand around it."""
     return _AROUND.sub("", link)
+
+
+def find_limit(text: str, around: int = 20) -> str | None:
+    """What a text says against some use, with characters around it, or None."""
+    found = _LIMIT.search(text)
+    return text[max(0, found.start() - around) : found.end() + around].strip() if found else None
+
+
+def nearest_key(key: str, known: Iterable[str]) -> str | None:
+    """The key that is meant by one in another spelling (``licence``, ``base-models``), or None."""
+    asked = re.sub(r"[\s.-]", "_", _HUMP.sub("_", key).casefold())
+    return next(iter(get_close_matches(asked, list(known), n=1, cutoff=0.85)), None)
 
 
 def licence_words(name: str) -> Words:

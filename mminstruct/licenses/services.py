@@ -3,7 +3,8 @@
 A service's name for a model is looked up in the table of its entry, then as an exact id. A name
 that is neither may still bar: services and gateways write the names of closed models with dates,
 versions and prefixes of their own, and a model whose terms forbid training is known by such a
-name, too. Nothing is freed like this.
+name, too. Nothing is freed like this: a model of others behind an API that has none but its own,
+by its terms, is no evidence of whose weights answer.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mminstruct.licenses.composition import Part
-from mminstruct.licenses.entries import Endpoint
+from mminstruct.licenses.entries import Endpoint, Family
 from mminstruct.licenses.hosts import is_public
-from mminstruct.licenses.names import plain_name
+from mminstruct.licenses.names import find_phrases, plain_name, plain_words
 from mminstruct.licenses.registry import PUBLIC, UNREGISTERED, Registry
 
 _ENTER_IT = (
@@ -67,6 +68,7 @@ def find_services(
         else:
             parts.append(_terms_part(registry, service))
             is_whole &= service.own_models
+            is_whole &= not (parts[-1].commercial and _names_barred(registry, service, name or ""))
         models |= _read_name(registry, [service] if service else [], name)
     if not urls and name and "/" not in name and not given:
         models |= _read_name(registry, [], name)
@@ -98,6 +100,38 @@ def _read_name(
         if id:
             return {id: f"; {name} is read as it"}
     return {}
+
+
+def _names_barred(registry: Registry, service: Endpoint, name: str) -> bool:
+    """Whether a name is that of a model whose terms are stricter than those of free services."""
+    id, phrases = (
+        name_at(registry, service, name) or name_at(registry, None, name),
+        registry.phrases,
+    )
+    groups = [phrases[phrase] for phrase in find_phrases(name.rpartition("/")[2], phrases)]
+    groups += [[registry.models[one]] for one in (id, *registry.named(name)) if one]
+    free = ("allowed", "conditional")
+    return bool(find_family(registry, name)) or any(
+        all(
+            any(registry.terms[m.terms].output_training not in free for m in registry.chain_of(one))
+            for one in group
+        )
+        for group in groups
+    )
+
+
+def find_family(registry: Registry, name: str) -> Family | None:
+    """The closed family whose words are in a name one after the other, or None.
+
+    In an id they are at the beginning: what was tuned on a model's words is called after it.
+    """
+    words = plain_words(name.rpartition("/")[2])
+    starts = 1 if "/" in name else len(words)
+    for family in registry.families:
+        for run in map(plain_words, family.words):
+            if any(words[at : at + len(run)] == run for at in range(starts)):
+                return family
+    return None
 
 
 def _terms_part(registry: Registry, service: Endpoint) -> Part:

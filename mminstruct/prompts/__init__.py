@@ -8,9 +8,10 @@ from mminstruct.prompts.config import (
     format_turns,
 )
 from mminstruct.prompts.files import find, load, names, parse, type_names
-from mminstruct.prompts.messages import Prompt, question_for, reductions, render, render_context
+from mminstruct.prompts.messages import Draw, Prompt, reductions, render, render_context
 
 __all__ = [
+    "Draw",
     "Example",
     "InstructionType",
     "Prompt",
@@ -21,7 +22,6 @@ __all__ = [
     "load",
     "names",
     "parse",
-    "question_for",
     "reductions",
     "render",
     "render_context",

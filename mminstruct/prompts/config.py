@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from itertools import chain
-from typing import Annotated, Any, Literal, get_args
+from itertools import chain, groupby
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import Field, model_validator
 
@@ -26,6 +26,14 @@ _FITTING: dict[str, tuple[Lacking, ...]] = {
     "no captions": ("captions",),
     "no boxes": ("boxes",),
 }
+# Of the lines next to each other that begin so, a draw has half.
+_SOME = "{some} "
+# What was added to configs when some had been used: left out of the hash where it has its default.
+_LATER = (
+    *("filters", "draws", "examples_without", "examples_shown"),
+    *("count_from", "question_heading", "max_absent"),
+)
+_T = TypeVar("_T")
 AnswerForm = Literal["turns", "turn", "text"]
 # YAML has numbers and truth values of its own; "3" isn't 3, nor is true 1.
 Count = Annotated[int, Field(strict=True)]
@@ -130,6 +138,9 @@ class Rendering(Strict):
     one_line_per_label: Truth = False
     max_captions: Count | None = Field(default=None, ge=1)
     max_boxes: Count | None = Field(default=None, ge=0)
+    count_from: Count | None = Field(default=None, ge=2)
+    question_heading: str | None = Field(default=None, min_length=1)
+    max_absent: Count = Field(default=0, ge=0)
     headings: dict[str, str] = {}
     max_items: dict[str, Annotated[Count, Field(ge=0)]] = {}
 
@@ -150,6 +161,7 @@ class InstructionType(Strict):
     questions: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     min_words: Count = Field(default=1, ge=1)
     examples: tuple[Example, ...] = ()
+    examples_shown: Count | None = Field(default=None, ge=1)
     examples_without: dict[Literal["captions", "boxes"], tuple[Example, ...]] = {}
 
     @property
@@ -170,6 +182,21 @@ class InstructionType(Strict):
             examples = self.examples_without.get(lacking, examples)
         kept = self.model_dump(exclude={"system", "examples", "examples_without"})
         return InstructionType(system=system, examples=examples, **kept)
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether not all of it is in every draw."""
+        return self.examples_shown is not None or _SOME in self.system
+
+    def draw(self, number: int, draws: int) -> InstructionType:
+        """This with the examples and the marked lines of one of several draws."""
+        lines: list[str] = []
+        for is_some, block in groupby(self.system.split("\n"), lambda x: x.startswith(_SOME)):
+            texts = [line.removeprefix(_SOME) for line in block]
+            lines += _take(texts, -(-len(texts) // 2), number, draws) if is_some else texts
+        shown = _take(self.examples, self.examples_shown, number, draws)
+        kept = self.model_dump(exclude={"system", "examples", "examples_shown"})
+        return InstructionType(system="\n".join(lines), examples=tuple(shown), **kept)
 
     @model_validator(mode="after")
     def _marks_are_known(self) -> InstructionType:
@@ -219,6 +246,7 @@ class PromptConfig(Strict):
     forbid_coordinates: Truth = True
     filters: tuple[FilterName, ...] = get_args(FilterName)
     min_answer_tokens: Count = Field(default=400, ge=1)
+    draws: Count = Field(default=1, ge=1)
     types: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], InstructionType] = Field(
         min_length=1
     )
@@ -248,23 +276,48 @@ class PromptConfig(Strict):
                     raise ValueError(f"types.{name}: example {number} is under min_words")
         return self
 
+    @model_validator(mode="after")
+    def _draws_show_all(self) -> PromptConfig:
+        for name, kind in self.types.items():
+            if self.draws == 1 and kind.is_drawn:
+                raise ValueError(
+                    f"draws: 1 would never show all of types.{name}, which has "
+                    "'examples_shown' or '{some}'; give more"
+                )
+        return self
+
     @cached_property
     def hash(self) -> str:
-        """Digest of everything in the config, 16 hex characters; all filters are as none named."""
-        left_out = {"filters"} if self.filters == get_args(FilterName) else None
-        content = self.model_dump(mode="json", exclude=left_out)
-        for kind in content["types"].values():
-            if not kind["examples_without"]:
-                del kind["examples_without"]  # as before there were any
+        """Digest of everything in the config, 16 hex characters."""
+        content = self.model_dump(mode="json")
+        kinds = ((kind, content["types"][name]) for name, kind in self.types.items())
+        for part, held in ((self, content), (self.rendering, content["rendering"]), *kinds):
+            for name in held.keys() & _LATER:
+                if getattr(part, name) == type(part).model_fields[name].default:
+                    del held[name]
         return digest(content)[:16]
+
+    def _replace(self, types: Mapping[str, InstructionType], **more: Any) -> PromptConfig:
+        rest = {name: getattr(self, name) for name in type(self).model_fields}
+        return PromptConfig(**{**rest, "types": types, **more})
 
     @cached_property
     def _fitted(self) -> dict[Lacking, PromptConfig]:
         """By what contexts lack, this as it is for those, where it is another."""
-        rest = {name: getattr(self, name) for name in type(self).model_fields if name != "types"}
         kinds: tuple[Lacking, ...] = (None, "captions", "boxes")
         fitted = ((k, {n: kind.fit(k) for n, kind in self.types.items()}) for k in kinds)
-        return {k: PromptConfig(types=own, **rest) for k, own in fitted if own != self.types}
+        return {k: self._replace(own) for k, own in fitted if own != self.types}
+
+    @property
+    def drawn(self) -> tuple[PromptConfig, ...]:
+        """This, once fitted, as it is in each of its draws, of which chance gives a row one."""
+        return self._drawn if self.draws > 1 else (self,)
+
+    @cached_property
+    def _drawn(self) -> tuple[PromptConfig, ...]:
+        numbers = range(self.draws)
+        by_number = ({n: k.draw(i, self.draws) for n, k in self.types.items()} for i in numbers)
+        return tuple(self._replace(types, draws=1) for types in by_number)
 
     @property
     def whole(self) -> PromptConfig:
@@ -282,3 +335,14 @@ class PromptConfig(Strict):
 def format_turns(turns: Iterable[Turn]) -> str:
     """Turns in the labelled form that the model is asked for and `parse` reads."""
     return "\n\n".join(f"Question: {t.question}\nAnswer: {t.answer}" for t in turns)
+
+
+def _take(items: Sequence[_T], count: int | None, number: int, draws: int) -> Sequence[_T]:
+    """So many of the items, or all: the first draw from the first on, the others from later ones.
+
+    What is over the end goes on at the beginning, so that all items come equally often.
+    """
+    if count is None:
+        return items
+    start = number * len(items) // draws
+    return [*items[start:], *items[:start]][:count]

@@ -7,8 +7,10 @@ later shown, or from what `mminstruct.answers.parse` reads.
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import compress
@@ -28,6 +30,38 @@ _FLAGS = {
     "is_truncated": "cut off by the edge",
 }
 _read_flags = attrgetter(*_FLAGS)
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What chance goes by in the prompt of a row: the same in every process.
+
+    Attributes:
+        sample_id: of the row.
+        seed: of the run.
+    """
+
+    sample_id: str = ""
+    seed: int = 0
+
+    def random(self, what: str = "") -> random.Random:
+        """A generator for one of the things that are drawn."""
+        return random.Random(f"{self.seed}/{self.sample_id}{what}")  # noqa: S311
+
+    def fit(self, context: Context, config: PromptConfig) -> PromptConfig:
+        """The config in the words for what a context has, and in one of its draws."""
+        drawn = config.fit(context).drawn
+        # A generator takes ten times as long for one number.
+        drawing = hashlib.blake2b(f"{self.seed}/{self.sample_id}".encode(), digest_size=8)
+        return drawn[int.from_bytes(drawing.digest(), "big") % len(drawn)]
+
+    def question(self, config: PromptConfig, type_name: str) -> str | None:
+        """The question that a ``text`` answer is paired with; the other forms have none."""
+        questions = config.types[type_name].questions
+        return self.random().choice(questions) if questions else None
+
+
+_ANY_DRAW = Draw()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +100,7 @@ def render_context(context: Context, rendering: Rendering, *, max_boxes: int | N
             heading = (
                 f"{heading.removesuffix(':')} (the {len(boxes)} largest of {len(context.boxes)}):"
             )
-        if rendering.one_line_per_label:
-            lines = _write_by_label(boxes, rendering.box_decimals)
-        else:
-            lines = [
-                f"{_describe_label(box)}: {_write_bbox(box, rendering.box_decimals)}"
-                for box in boxes
-            ]
+        lines = _write_boxes(boxes, context.boxes, rendering)
         sections.append((kinds.BOXES_ORDER, "\n".join([heading, *lines])))
     for kind, items in context.annotations.items():
         if section := _render_section(kind, items, rendering):
@@ -94,18 +122,21 @@ def render(
     context: Context,
     config: PromptConfig,
     type_name: str,
+    draw: Draw = _ANY_DRAW,
     *,
     drop_few_shots: int = 0,
     drop_boxes: int = 0,
 ) -> Prompt:
     """The messages for a context: the last examples and the smallest boxes dropped as asked."""
-    config = config.fit(context)
+    config = draw.fit(context, config)
     few_shots = len(config.types[type_name].examples) - drop_few_shots
     max_boxes = _count_shown_boxes(context, config) - drop_boxes if drop_boxes else None
+    shown = render_context(context, config.rendering, max_boxes=max_boxes)
+    question = draw.question(config, type_name)
     return Prompt(
         messages=(
             *_make_opening(config, type_name)[: 1 + 2 * few_shots],
-            Message("user", render_context(context, config.rendering, max_boxes=max_boxes)),
+            Message("user", _add_question(shown, question, config.rendering)),
         ),
         few_shots=few_shots,
         dropped_few_shots=drop_few_shots,
@@ -113,30 +144,37 @@ def render(
     )
 
 
-def reductions(context: Context, config: PromptConfig, type_name: str) -> Iterator[Prompt]:
+def reductions(
+    context: Context, config: PromptConfig, type_name: str, draw: Draw = _ANY_DRAW
+) -> Iterator[Prompt]:
     """Ever shorter prompts for a context: whole, fewer examples, then fewer boxes down to none.
 
     Boxes go in steps that double, smallest boxes first, so that few prompts have to be tried.
     """
-    config = config.fit(context)
+    config = draw.fit(context, config)
     examples = len(config.types[type_name].examples)
     for dropped in range(examples + 1):
-        yield render(context, config, type_name, drop_few_shots=dropped)
+        yield render(context, config, type_name, draw, drop_few_shots=dropped)
     boxes = _count_shown_boxes(context, config)
     step = 1
     while boxes:
         yield render(
-            context, config, type_name, drop_few_shots=examples, drop_boxes=min(step, boxes)
+            context,
+            config,
+            type_name,
+            draw,
+            drop_few_shots=examples,
+            drop_boxes=min(step, boxes),
         )
         if step >= boxes:
             return
         step *= 2
 
 
-def question_for(config: PromptConfig, type_name: str, *, sample_id: str, seed: int) -> str:
-    """The question that a ``text`` answer is paired with, drawn by sample id and seed."""
-    questions = config.types[type_name].questions
-    return random.Random(f"{seed}/{sample_id}").choice(questions)  # noqa: S311
+def _add_question(shown: str, question: str | None, rendering: Rendering) -> str:
+    """The annotations, and below them what will have been asked, if the config shows it."""
+    heading = rendering.question_heading
+    return f"{shown}\n\n{heading}\n{question}" if heading and question else shown
 
 
 # `_make_opening` alone writes it, in any thread: two would write equal messages.
@@ -151,7 +189,9 @@ def _make_opening(config: PromptConfig, type_name: str) -> tuple[Message, ...]:
         kind = config.types[type_name]
         messages = [Message("system", kind.system)]
         for example in kind.examples:
-            messages.append(Message("user", render_context(example.context(), config.rendering)))
+            shown = render_context(example.context(), config.rendering)
+            question = Draw(example.text or "").question(config, type_name)
+            messages.append(Message("user", _add_question(shown, question, config.rendering)))
             messages.append(Message("assistant", example.answer()))
         cached = _openings[key] = (config, tuple(messages))
     return cached[1]
@@ -170,19 +210,38 @@ def _pick_largest(boxes: tuple[Box, ...], count: int | None) -> tuple[Box, ...]:
     return tuple(boxes[i] for i in sorted(ranked[:count]))
 
 
-def _write_by_label(boxes: tuple[Box, ...], decimals: int) -> list[str]:
-    by_label: dict[str, list[str]] = {}
-    for box in boxes:
-        by_label.setdefault(_describe_label(box), []).append(_write_bbox(box, decimals))
-    return [f"{label}: {' '.join(bboxes)}" for label, bboxes in by_label.items()]
+def _write_boxes(boxes: Sequence[Box], known: Sequence[Box], rendering: Rendering) -> Iterable[str]:
+    """A line for each box, or for each label; labels of many boxes have one, with their number.
+
+    A line's boxes may differ in what is known of them. A group stands apart, as it has no number.
+
+    Args:
+        boxes: those shown.
+        known: all of them.
+        rendering: says from which number on labels are counted.
+    """
+    least = rendering.count_from
+    there, shown = (
+        Counter(box.label for box in some if least and not box.is_group) for some in (known, boxes)
+    )
+    lines: dict[tuple[str, int], str] = {}
+    for number, box in enumerate(boxes):
+        bbox, flags = _write_bbox(box, rendering.box_decimals), _describe_flags(box)
+        if least and not box.is_group and there[box.label] >= least:
+            count, of = shown[box.label], there[box.label]
+            head = f"{box.label} ({count if count == of else f'{count} of {of}'})"
+            key, text, between = (head, -1), bbox + flags, ", "
+        else:
+            head = box.label + flags
+            key, text, between = (head, -1 if rendering.one_line_per_label else number), bbox, " "
+        lines[key] = f"{lines[key]}{between}{text}" if key in lines else f"{head}: {text}"
+    return lines.values()
 
 
-def _describe_label(box: Box) -> str:
-    """The label with what is known of the box, such as ``dog (group, partly hidden)``."""
+def _describe_flags(box: Box) -> str:
+    """What is known of the box, such as `` (group, partly hidden)``, or nothing."""
     flags = _read_flags(box)
-    if not any(flags):
-        return box.label
-    return f"{box.label} ({', '.join(compress(_FLAGS.values(), flags))})"
+    return f" ({', '.join(compress(_FLAGS.values(), flags))})" if any(flags) else ""
 
 
 def _write_bbox(box: Box, decimals: int) -> str:

@@ -28,6 +28,7 @@ from mminstruct.licenses.use import YES_NO
 from mminstruct.releases.markdown import fence, link, link_urls, list_items, to_line, to_markdown
 from mminstruct.releases.origin import Contents, DataFile, Origin, all_sources, types_of
 from mminstruct.releases.pages import Page, prose_of
+from mminstruct.reports import quality_text
 from mminstruct.rows.columns import ROW
 from mminstruct.rows.report import Report
 
@@ -132,6 +133,7 @@ def card(
             ),
             "count_table": _count_table(origin, contents, report),
             "drop_notes": _left_out_note(origin),
+            "measured": _measured_text(contents),
             "examples": "\n\n".join(
                 _example(contents.examples[kind])
                 for kind in types[:_EXAMPLES]
@@ -265,6 +267,12 @@ def _count_table(origin: Origin, contents: Contents, report: Report | None) -> s
         f"| {reasons(rejected, kind)} | {reasons(failed, kind)} |"
         for kind in types_of(origin, contents)
     )
+
+
+def _measured_text(contents: Contents) -> str:
+    """What the rows are like, beside what GPT-4's are like."""
+    details = list_items(map(to_markdown, quality_text.details(contents.quality)))
+    return f"{quality_text.as_markdown(contents.quality)}\n\n{details}".rstrip()
 
 
 def _left_out_note(origin: Origin) -> str:

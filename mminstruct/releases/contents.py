@@ -17,7 +17,10 @@ import pyarrow.parquet as pq
 from mminstruct.errors import UsageError
 from mminstruct.licenses import Registry, Tally
 from mminstruct.releases.origin import Contents, DataFile, Origin
+from mminstruct.reports.quality import Judged, Meter, Quality
+from mminstruct.reports.rows import to_row
 from mminstruct.rows import columns
+from mminstruct.rows.report import Report
 
 CREDITS = "image_credits.parquet"
 """Where images that have to be credited are listed if they are many."""
@@ -31,6 +34,7 @@ def count_contents(
     files: tuple[DataFile, ...],
     folder: Path,
     origin: Origin,
+    report: Report | None = None,
 ) -> Contents:
     """What the rows are, in one pass over them; credits beyond a list's length go to a file.
 
@@ -44,7 +48,7 @@ def count_contents(
     truncated: Counter[str] = Counter()
     generation: dict[str, dict[str, None]] = {name: {} for name in columns.OF_RUN}
     examples: dict[str, dict[str, Any]] = {}
-    credits = _Credits(folder / CREDITS)
+    credits, meter = _Credits(folder / CREDITS), Meter()
     for split, row in _iterate(splits):
         hashes.append(_hash(split, row))
         kind, made = row["type"], row["provenance"]
@@ -53,6 +57,7 @@ def count_contents(
             if made[name] is not None:
                 values[str(made[name])] = None
         examples.setdefault(kind, row)
+        _measure(meter, row)
         if tally.add(row) and _asks_for_credit(origin.registry, row["image_license"]):
             credits.add(row)
     credits.close()
@@ -65,17 +70,32 @@ def count_contents(
         truncated=truncated,
         generation={name: tuple(values) for name, values in generation.items() if values},
         examples=examples,
+        quality=meter.read(report.rejected if report else {}),
         credits=tuple(credits.listed),
         credit_count=credits.count,
         credits_file=CREDITS if credits.count > len(credits.listed) else None,
     )
 
 
+def measure(splits: Mapping[str, datasets.Dataset], report: Report) -> Quality:
+    """What rows are like that aren't written as a release."""
+    meter = Meter()
+    for _, row in _iterate(splits):
+        _measure(meter, row)
+    return meter.read(report.rejected)
+
+
+def _measure(meter: Meter, columns: Mapping[str, Any]) -> None:
+    row = to_row(columns)
+    if row is not None:
+        meter.add(Judged.of(row))
+
+
 def _iterate(splits: Mapping[str, datasets.Dataset]) -> Iterator[tuple[str, dict[str, Any]]]:
     for split, rows in splits.items():
-        for batch in (
-            rows.select_columns(columns.NEEDED_BY_RELEASES).with_format("arrow").iter(1000)
-        ):
+        told = {"checks"}.intersection(rows.column_names)  # older rows have none
+        needed = rows.select_columns([*columns.NEEDED_BY_RELEASES, *told])
+        for batch in needed.with_format("arrow").iter(1000):
             yield from ((split, row) for row in batch.to_pylist())
 
 

@@ -46,7 +46,7 @@ from mminstruct.releases import notices, repository, tracing
 from mminstruct.releases.contents import CREDITS
 from mminstruct.releases.origin import MadeRows, name_contents
 from mminstruct.resources import shown
-from mminstruct.rows.report import LEFT_OUT, REJECTED
+from mminstruct.rows.report import LEFT_OUT, REJECTED, VIEW
 from mminstruct.version import __version__
 
 _log = logging.getLogger(__name__)
@@ -177,7 +177,7 @@ def open_release(folder: Path, repo_id: str) -> Release:
     found = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
     ours = {*_OWN, *noted["files"]}
     # Images, say, have licences of their own, of which the verdict knows nothing.
-    if others := [name for name in found if name not in {*ours, LEFT_OUT}]:
+    if others := [name for name in found if name not in {*ours, LEFT_OUT, VIEW}]:
         _log.info(f"not pushed, as mminstruct did not write them: {', '.join(others)}")
     files: dict[str, Content] = {name: path for name, path in found.items() if name in ours}
     for name in [*_TEXTS, *noted["files"]]:

@@ -14,6 +14,7 @@ from mminstruct import licenses
 from mminstruct.licenses import Registry, Use, Verdict
 from mminstruct.prompts.config import PromptConfig
 from mminstruct.releases.markdown import to_line
+from mminstruct.reports.quality import Quality
 from mminstruct.rows.report import Report
 from mminstruct.sources import SourceInfo
 
@@ -128,6 +129,7 @@ class Contents:
         truncated: rows whose last turn was cut off and left out, by type.
         generation: what rows say of how they were made -> the values that occur.
         examples: type -> a row of it.
+        quality: what the rows are like.
         credits: images that have to be credited, with `CREDITS`, if they are few.
         credit_count: how many have to be.
         credits_file: where they are listed if they are many, relative to the release.
@@ -140,6 +142,7 @@ class Contents:
     truncated: Mapping[str, int] = field(default_factory=dict)
     generation: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    quality: Quality = field(default_factory=Quality)
     credits: tuple[Mapping[str, str | None], ...] = ()
     credit_count: int = 0
     credits_file: str | None = None

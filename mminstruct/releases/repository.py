@@ -34,9 +34,10 @@ from mminstruct.releases import cards, croissant, notices
 from mminstruct.releases.contents import CREDITS, count_contents
 from mminstruct.releases.origin import DataFile, Origin
 from mminstruct.releases.pages import find_page
+from mminstruct.reports.quality import Quality
 from mminstruct.rows import replacing
 from mminstruct.rows.columns import NEEDED_BY_RELEASES
-from mminstruct.rows.report import LEFT_OUT, REJECTED, Report
+from mminstruct.rows.report import LEFT_OUT, REJECTED, VIEW, Report
 
 ROWS = re.compile(r"data/[^/]+/[^/]+-\d{5}-of-\d{5}(-[0-9a-f]{16})?\.parquet")
 """How files of rows are named, in releases that don't list them, too."""
@@ -44,7 +45,7 @@ ROWS = re.compile(r"data/[^/]+/[^/]+-\d{5}-of-\d{5}(-[0-9a-f]{16})?\.parquet")
 _log = logging.getLogger(__name__)
 _MARKER = "provenance.json"
 _PARTIAL = ".partial"
-_OPTIONAL = (CREDITS, REJECTED, LEFT_OUT)
+_OPTIONAL = (CREDITS, REJECTED, LEFT_OUT, VIEW)
 _ROWS_PER_FILE = 100_000
 _NOT_WRITABLE = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EROFS)
 
@@ -74,8 +75,10 @@ def write(
     report: Report | None = None,
     *,
     overwrite: bool = False,
-) -> None:
+) -> Quality:
     """Write the rows of all splits as a dataset repository, and beside them what gave no row.
+
+    What the rows are like, as the card tells it, is returned.
 
     Args:
         splits: split -> rows.
@@ -100,8 +103,9 @@ def write(
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             try:
-                _write(splits, path, partial, origin, report, overwrite)
+                quality = _write(splits, path, partial, origin, report, overwrite)
                 _replace(path, partial, killed)
+                return quality
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
@@ -127,9 +131,9 @@ def _write(
     origin: Origin,
     report: Report | None,
     overwrite: bool,
-) -> None:
+) -> Quality:
     files = _write_parquet(splits, partial, origin.types)
-    contents = count_contents(splits, files, partial, origin)
+    contents = count_contents(splits, files, partial, origin, report)
     older = _read_noted(path)
     origin = replace(origin, written_on=_day_first_written(older, files) or origin.written_on)
     pages = [find_page(*pair) for pair in zip(origin.sources, origin.configs, strict=True)]
@@ -150,6 +154,7 @@ def _write(
         (LEFT_OUT, iter(origin.left_out)),
     ):
         resources.write_lines(partial / name, listed)
+    return contents.quality
 
 
 def _replace(path: Path, partial: Path, killed: Mapping[str, Any]) -> None:

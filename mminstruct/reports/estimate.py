@@ -50,6 +50,7 @@ _CHUNK = 500
 FEWEST_ANSWERS = 5
 # Counts within this of the engine's own are given as they are, not as an interval.
 NEGLIGIBLE = 0.01
+ASKED_TWICE = "answers that the annotations contradict are asked for once more"
 # A run that may ask for more, at somebody's price, is large.
 _LARGE_USD = 20.0
 _LARGE_REQUESTS = 20_000
@@ -225,6 +226,8 @@ class Estimate:
             said.append("cost unknown" + " (--price_in, --price_out)" * self.is_charged)
         else:
             said.append(f"cost {format_interval(cost, format_usd)}" if cost.high else "no cost")
+        if self.recipe.config.check == "reask":
+            said.append(ASKED_TWICE)
         if bound := self.stops_at:
             said.append(f"stops at {bound}")
         return ", ".join(said)

@@ -5,7 +5,12 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
-from mminstruct.reports.estimate import FEWEST_ANSWERS, NEGLIGIBLE, Estimate
+from mminstruct.reports.estimate import (
+    ASKED_TWICE,
+    FEWEST_ANSWERS,
+    NEGLIGIBLE,
+    Estimate,
+)
 from mminstruct.reports.intervals import format_interval, format_usd, format_whole
 from mminstruct.reports.progress import duration
 
@@ -55,6 +60,8 @@ def _notes(found: Estimate) -> Iterator[str]:
     """Where the run will stop; what is approximate, and why."""
     if bound := found.stops_at:
         yield f"The run may stop at {bound}; the same command goes on from there."
+    if found.recipe.config.check == "reask":
+        yield f"{ASKED_TWICE.capitalize()}; these requests are not in the figures."
     if found.sampled:
         yield (
             f"From a sample of {sum(part.looked_at for part in found.parts):,} requests; intervals "

@@ -13,9 +13,9 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mminstruct import prompts
 from mminstruct.errors import UsageError
 from mminstruct.recipe import Recipe
+from mminstruct.rows.requests import prompts_of
 from mminstruct.schema import Context, Message, decode_context
 
 _NEAREST_AMONG = 2000
@@ -72,6 +72,7 @@ def preview(recipe: Recipe, splits: Iterable[datasets.Dataset], context_id: str 
         UsageError: there is none.
     """
     known: list[str] = []
+    made = recipe.source.info, recipe.prompts, recipe.config.seed
     for requests in splits:
         ids = requests.data.column("id")
         row = 0 if context_id is None else _row(ids, context_id)
@@ -79,7 +80,7 @@ def preview(recipe: Recipe, splits: Iterable[datasets.Dataset], context_id: str 
             context = decode_context(requests[row]["context"])
             return Preview(
                 context,
-                {n: prompts.render(context, recipe.prompts, n).messages for n in recipe.types},
+                {name: next(prompts_of(context, name, *made)).messages for name in recipe.types},
             )
         known += ids.slice(0, _NEAREST_AMONG).to_pylist()
     source = recipe.source.info.name

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, repeat
 from typing import IO, Any
 
 import datasets
+import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Features
 
-from mminstruct import licenses, prompts
-from mminstruct.answers.flaws import Rejected
-from mminstruct.answers.parse import Parsed, parse
+from mminstruct import checks, licenses
 from mminstruct.completions.client import Client
-from mminstruct.completions.job import Answered, Job, Outcome
+from mminstruct.completions.job import Failed, Job
 from mminstruct.rows.columns import FEATURES, OUTCOME, RESULT_SCHEMA, SAMPLING, RowFeatures
+from mminstruct.rows.judging import Judged, Useless
 from mminstruct.rows.plan import Plan
 from mminstruct.rows.report import Report
 from mminstruct.rows.requests import Chunk
-from mminstruct.schema import Context
 
 
 def rows_from(
@@ -59,30 +58,25 @@ def row_from(result: dict[str, Any]) -> dict[str, Any]:
     return {name: result[name] for name in FEATURES}
 
 
-_Read = tuple[Answered, Parsed]
-
-
-def make_results(chunk: Chunk, outcomes: list[Outcome], plan: Plan, client: Client) -> pa.Table:
+def make_results(
+    chunk: Chunk, outcomes: Sequence[Judged | Useless | Failed], plan: Plan, client: Client
+) -> pa.Table:
     """The results of a chunk, put together by column: by row it takes four times as long."""
-    read: list[_Read | None] = []
+    read: list[Judged | None] = []
     reasons: list[tuple[str, str, str | None, bool] | tuple[None, None, None, None]] = []
-    requests = zip(chunk.ids, chunk.types, chunk.contexts, outcomes, strict=True)
-    for sample, name, context, outcome in requests:
-        if not isinstance(outcome, Answered):
-            read.append(None)
-            reasons.append((outcome.cause, outcome.message, None, outcome.rejected))
-            continue
-        parsed = _parse_answer(plan, sample, name, context, outcome)
-        if isinstance(parsed, Rejected):
-            # too_long was counted by the client, before any answer.
-            client.stats.rejected[parsed.reason] += 1
-            client.row_rules.count_useless(name, parsed.reason, parsed.detail)
-            read.append(None)
-            reasons.append((parsed.reason, parsed.detail, outcome.completion.text, True))
-        else:
+    for name, outcome in zip(chunk.types, outcomes, strict=True):
+        read.append(outcome if isinstance(outcome, Judged) else None)
+        if isinstance(outcome, Judged):
             client.row_rules.count_useful(name)
-            read.append((outcome, parsed))
             reasons.append((None, None, None, None))
+        elif isinstance(outcome, Useless):
+            why = outcome.why
+            # too_long was counted by the client, before any answer.
+            client.stats.rejected[why.reason] += 1
+            client.row_rules.count_useless(name, why.reason, why.detail)
+            reasons.append((why.reason, why.detail, outcome.answered.completion.text, True))
+        else:
+            reasons.append((outcome.cause, outcome.message, None, outcome.rejected))
     media = [context.media for context in chunk.contexts]
     commercial = {
         name: licenses.together(plan.commercial, plan.image_use.get((name or "").lower()))
@@ -107,6 +101,7 @@ def make_results(chunk: Chunk, outcomes: list[Outcome], plan: Plan, client: Clie
         ),
         "type": chunk.types,
         "messages": _make_messages(read),
+        "checks": _make_checks(read),
         "license": [plan.license] * len(read),
         "commercial_use": [commercial[m.license] for m in media],
         "provenance": _make_provenance(plan, chunk.jobs, read),
@@ -114,27 +109,18 @@ def make_results(chunk: Chunk, outcomes: list[Outcome], plan: Plan, client: Clie
         "detail": detail,
         "answer": answer,
         "rejected": rejected,
-        "truncated": [entry is not None and "truncated" in entry[1].notes for entry in read],
+        "truncated": [entry is not None and "truncated" in entry.parsed.notes for entry in read],
+        "contradicted": [0 if entry is None else entry.left_out for entry in read],
     }
     return pa.table(columns, schema=RESULT_SCHEMA)
 
 
-def _parse_answer(
-    plan: Plan, sample: str, name: str, context: Context, outcome: Answered
-) -> Parsed | Rejected:
-    question, config = None, plan.config.fit(context)
-    if config.types[name].answer_form == "text":
-        seed = plan.sampling.seed or 0
-        question = prompts.question_for(config, name, sample_id=sample, seed=seed)
-    return parse(outcome.completion, config, name, question=question)
-
-
-def _make_messages(read: list[_Read | None]) -> pa.Array:
+def _make_messages(read: list[Judged | None]) -> pa.Array:
     contents: list[str] = []
     offsets = []
     for entry in read:
         offsets.append(len(contents) if entry else None)
-        for turn in entry[1].turns if entry else ():
+        for turn in entry.parsed.turns if entry else ():
             contents += (turn.question, turn.answer)
     roles = ["user", "assistant"] * (len(contents) // 2)
     return pa.ListArray.from_arrays(
@@ -145,7 +131,27 @@ def _make_messages(read: list[_Read | None]) -> pa.Array:
     )
 
 
-def _make_provenance(plan: Plan, jobs: list[Job], read: list[_Read | None]) -> pa.Array:
+def _make_checks(read: list[Judged | None]) -> pa.Array:
+    """What is supported is only counted; what the annotations have is in the context."""
+    values = [
+        entry
+        and {
+            "version": checks.VERSION,
+            "verdicts": [
+                checks.verdict_of(entry.findings, turn) for turn in range(len(entry.parsed.turns))
+            ],
+            "findings": [
+                msgspec.structs.asdict(finding) | ({"known": ""} if is_there else {})
+                for finding in entry.findings
+                for is_there in [finding.verdict == "supported"]
+            ],
+        }
+        for entry in read
+    ]
+    return pa.array(values, RESULT_SCHEMA.field("checks").type)
+
+
+def _make_provenance(plan: Plan, jobs: list[Job], read: list[Judged | None]) -> pa.Array:
     of_run = {
         "backend": plan.backend,
         "model": plan.model,
@@ -155,7 +161,7 @@ def _make_provenance(plan: Plan, jobs: list[Job], read: list[_Read | None]) -> p
         "prompt_hash": plan.config.hash,
         **{name: getattr(plan.sampling, name) for name in SAMPLING},
     }
-    answers = [entry and entry[0] for entry in read]
+    answers = [entry and entry.answered for entry in read]
     values: dict[str, list[Any]] = {
         **{name: [value] * len(read) for name, value in of_run.items()},
         "seed": [job.sampling.seed for job in jobs],
@@ -165,7 +171,7 @@ def _make_provenance(plan: Plan, jobs: list[Job], read: list[_Read | None]) -> p
         "finish_reason": [a and a.completion.finish_reason for a in answers],
         "prompt_tokens": [a and a.completion.prompt_tokens for a in answers],
         "completion_tokens": [a and a.completion.completion_tokens for a in answers],
-        "notes": [entry and entry[1].notes for entry in read],
+        "notes": [entry and entry.parsed.notes for entry in read],
     }
     absent = pa.array([entry is None for entry in read])
     return _make_struct(RESULT_SCHEMA.field("provenance").type, values, absent)

@@ -16,6 +16,7 @@ from mminstruct.schema import Sampling
 
 _TEXT, _INT, _FLOAT = Value("string"), Value("int32"), Value("float64")
 _BOOL = Value("bool")
+_FOUND = dict.fromkeys(("kind", "verdict", "said", "label", "known"), _TEXT)
 SAMPLING = tuple(f.name for f in dataclasses.fields(Sampling) if f.name != "seed")
 """What all answers of a run are drawn with; a seed is each request's own."""
 OF_RUN = {
@@ -73,6 +74,20 @@ ROW = {
         [{"role": _TEXT, "content": _TEXT}],
         "the conversation: `role` is `user` or `assistant`",
         "both",
+    ),
+    "checks": Column(
+        {
+            "version": _TEXT,
+            "verdicts": [_TEXT],
+            "findings": [
+                {
+                    "turn": _INT,
+                    **dict.fromkeys(("kind", "verdict", "said", "label", "known"), _TEXT),
+                }
+            ],
+        },
+        "what the annotations say to each turn: `supported`, `contradicted`, `supposed` or "
+        "`unknown`; what was found in it, turns counted from 0; the version of the checks",
     ),
     "license": Column(_TEXT, "of the text, as the Hub calls it"),
     "commercial_use": Column(
@@ -137,6 +152,7 @@ OUTCOME = {
     "answer": _TEXT,  # if there was one
     "rejected": _BOOL,
     "truncated": _BOOL,
+    "contradicted": _INT,  # turns left out
 }
 """What is noted of a request beside its row."""
 RESULT = Features({**FEATURES, **OUTCOME})

@@ -12,8 +12,10 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 from filelock import FileLock
+from pydantic import TypeAdapter
 
 from mminstruct import sources
+from mminstruct.checks import Vocabulary
 from mminstruct.rows.plan import code_version
 from mminstruct.schema import Context, append_context, digest
 from mminstruct.sources import Files, ReadReport, Source
@@ -40,9 +42,7 @@ def contexts_dataset(
     """
     import datasets  # which takes a second
 
-    name = f"{source.info.name.lower()}-{split}"
-    folder = cache_dir / "mminstruct" / "contexts" / f"{name}-{contexts_key(source, files)}"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _make_folder(source, files, split, cache_dir)
     arrow, counts = folder / "contexts.arrow", folder / "read.json"
     with FileLock(folder / "lock"):
         if not (arrow.is_file() and counts.is_file()):
@@ -60,6 +60,29 @@ def contexts_dataset(
     report = ReadReport.read(counts)
     report.check(f"{source.info.name}, split {split!r}")
     return datasets.Dataset.from_file(str(arrow)), report
+
+
+def read_vocabulary(source: Source, files: Files, split: str, cache_dir: Path) -> Vocabulary:
+    """How the labels in the split's files are called, read once as the contexts are.
+
+    Raises:
+        SourceError: a file is damaged.
+    """
+    folder, form = _make_folder(source, files, split, cache_dir), TypeAdapter(Vocabulary)
+    path = folder / "vocabulary.json"
+    with FileLock(folder / "lock"):
+        if not path.is_file():
+            partial = path.with_suffix(".part")
+            partial.write_bytes(form.dump_json(sources.vocabulary_of(source, files)))
+            partial.replace(path)
+    return form.validate_json(path.read_bytes())
+
+
+def _make_folder(source: Source, files: Files, split: str, cache_dir: Path) -> Path:
+    name = f"{source.info.name.lower()}-{split}-{contexts_key(source, files)}"
+    folder = cache_dir / "mminstruct" / "contexts" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _telling(contexts: Iterable[Context], report: ReadReport) -> Iterator[Context]:
@@ -90,16 +113,24 @@ def _write_contexts(contexts: Iterator[Context], path: Path) -> None:
             more = len(ids) == _CONTEXTS_PER_BATCH
 
 
-class _MediaLicense(msgspec.Struct):
+class NamedMedia(msgspec.Struct):
+    """What tells whether an image (motion ...) is wanted."""
+
+    file_name: str
     license: str | None = None
 
 
-class _Licensed(msgspec.Struct):
-    media: _MediaLicense
+class _About(msgspec.Struct):
+    media: NamedMedia
+
+
+def read_media(contexts: datasets.Dataset) -> Iterator[NamedMedia]:
+    """The image (motion ...) of each context, as `contexts_dataset` gives them."""
+    decode = msgspec.json.Decoder(_About).decode
+    for part in contexts.select_columns("context").with_format("arrow").iter(_CONTEXTS_PER_BATCH):
+        yield from (decode(text).media for text in part["context"].to_pylist())
 
 
 def media_licenses(contexts: datasets.Dataset) -> Iterator[str | None]:
-    """The licence of each context's image (motion ...), as `contexts_dataset` gives them."""
-    decode = msgspec.json.Decoder(_Licensed).decode
-    for part in contexts.select_columns("context").with_format("arrow").iter(_CONTEXTS_PER_BATCH):
-        yield from (decode(text).media.license for text in part["context"].to_pylist())
+    """The licence of each context's image (motion ...)."""
+    return (media.license for media in read_media(contexts))

@@ -2,13 +2,14 @@
 
 The contexts of a split become one Arrow file, written once. The requests of a run are that file's
 rows, once for each instruction type and ordered by type, so that few-shot prefixes stay hot in
-engines that cache them. `Dataset.map` writes what came of them chunk by chunk, in their order;
-chunks overlap, and a slow answer holds up nobody. The fingerprint of the result is computed from
-what the rows depend on, never from pickled functions.
+engines that cache them. An async `Dataset.map` turns chunks of requests into rows; chunks
+overlap, and a slow answer holds up nobody. The fingerprint of the result is computed from what the
+rows depend on, never from pickled functions.
 """
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import math
 import threading
@@ -16,22 +17,20 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mminstruct.completions.client import Client
-from mminstruct.completions.job import Outcome
+from mminstruct.completions.client import Client, close_loop
 from mminstruct.rows.assembly import make_results
 from mminstruct.rows.columns import RESULT
+from mminstruct.rows.judging import ask
 from mminstruct.rows.plan import Plan
-from mminstruct.rows.requests import Chunk, jobs, read_chunk
+from mminstruct.rows.requests import jobs, read_chunk
 
 _MAX_CHUNK = 32
 _STORED_CHUNK = 1000
@@ -75,11 +74,17 @@ def map_requests(
     cache_file.parent.mkdir(parents=True, exist_ok=True)
     _announce(requests, client)
     size = chunk_size(requests, plan, client)
-    results = _answer(requests, plan, client, size)
-    # `map` calls it chunk by chunk, in the order in which the results come.
+    under_way = asyncio.Semaphore(window(client.backend.parallel, size))
+    loops: set[asyncio.AbstractEventLoop] = set()
+
+    async def complete(table: pa.Table) -> pa.Table:
+        loops.add(asyncio.get_running_loop())
+        async with under_way:
+            return await _complete(table, plan, client)
+
     map_all = partial(
         requests.with_format("arrow").map,
-        lambda table: next(results),
+        complete,
         batched=True,
         batch_size=size,
         features=RESULT,
@@ -87,41 +92,52 @@ def map_requests(
         cache_file_name=str(cache_file),
         new_fingerprint=fingerprint,
     )
-    with _seldom_looking_for_garbage():
-        mapped = _run_in_thread(map_all, client)
+    try:
+        with _allow_tasks(len(requests) // size + 2):
+            mapped = _run_in_thread(map_all, client)
+    finally:
+        for loop in loops:
+            close_loop(loop)  # `map` makes one and leaves it open
     return mapped.with_format(None)
 
 
-# `_seldom_looking_for_garbage` alone writes these, and holds the lock.
-_maps = 0
-_usual = (0, 0, 0)
-_counting = threading.Lock()
+# `_allow_tasks` alone writes these, in the threads of all maps that run, and holds the lock.
+_bounds: list[int] = []
+_usual: tuple[int, tuple[int, int, int]]
+_bounding = threading.Lock()
 # Objects that are made before the youngest are looked through.
 _MADE_BETWEEN = 5_000  # more takes memory: 140 MB at 50,000
 
 
 @contextmanager
-def _seldom_looking_for_garbage() -> Iterator[None]:
-    """Leave what is there now out of it, and look through the rest less often.
+def _allow_tasks(tasks: int) -> Iterator[None]:
+    """Let `map` have so many tasks at once, in whichever threads it runs.
 
-    Requests come and go without a cycle: it would take a fifth of a rerun from the store, and a
-    tenth of a run. Maps may run in several threads.
+    At its own bound it spins: it waits for the first of all its tasks, done ones included. So the
+    bound is ours, and a task that waits for it holds a slice of a memory-mapped table.
+
+    What is there now will stay, and requests come and go without a cycle. To look through all that
+    for garbage as often as usual takes a fifth of a rerun from the store.
     """
-    global _maps, _usual
-    with _counting:
-        _maps += 1
-        if _maps == 1:
-            _usual = gc.get_threshold()
+    global _usual
+    config = datasets.config
+    with _bounding:
+        if not _bounds:
+            _usual = config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL, gc.get_threshold()
             gc.freeze()
-            gc.set_threshold(_MADE_BETWEEN, *_usual[1:])
+            gc.set_threshold(_MADE_BETWEEN, *_usual[1][1:])
+        _bounds.append(tasks)
+        config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL = max(_bounds)
     try:
         yield
     finally:
-        with _counting:
-            _maps -= 1
-            if not _maps:
+        with _bounding:
+            _bounds.remove(tasks)
+            most = max(_bounds, default=_usual[0])
+            config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL = most
+            if not _bounds:
                 gc.unfreeze()
-                gc.set_threshold(*_usual)
+                gc.set_threshold(*_usual[1])
 
 
 def _run_in_thread(work: Callable[[], datasets.Dataset], client: Client) -> datasets.Dataset:
@@ -161,52 +177,16 @@ def stream_requests(
     _announce(requests, client)
     size = chunk_size(requests, plan, client)
     ahead = window(client.backend.parallel, size)
-    for table in _answer(requests, plan, client, size, ahead):
-        yield from table.to_pylist()
+    under_way: deque[Future[pa.Table]] = deque()
+    for table in requests.with_format("arrow").iter(size):
+        under_way.append(client.start(_complete(table, plan, client)))
+        while under_way and (len(under_way) >= ahead or under_way[0].done()):
+            yield from under_way.popleft().result().to_pylist()
+    while under_way:
+        yield from under_way.popleft().result().to_pylist()
 
 
-@dataclass(slots=True)
-class _UnderWay:
-    """A chunk that was submitted."""
-
-    chunk: Chunk
-    outcomes: Future[list[Outcome]]
-    results: pa.Table | None = None
-
-
-def _answer(
-    requests: datasets.Dataset, plan: Plan, client: Client, size: int, ahead: float = math.inf
-) -> Iterator[pa.Table]:
-    """The results of all requests in their order, chunk by chunk.
-
-    So many chunks are under way that a few slow answers keep the backend no less busy. What was
-    answered meanwhile waits for those before it, of ``ahead`` chunks at most.
-    """
-    at_once = window(client.backend.parallel, size)
-    left = requests.with_format("arrow").iter(size)
-    table = next(left, None)
-    chunks: deque[_UnderWay] = deque()
-    answered: SimpleQueue[_UnderWay] = SimpleQueue()
-    under_way = 0
-
-    def is_full() -> bool:
-        return table is None or under_way >= at_once or len(chunks) >= ahead
-
-    while table is not None or chunks:
-        if table is not None and not is_full():
-            chunk = read_chunk(table, plan)
-            new = _UnderWay(chunk, client.submit(chunk.jobs))
-            new.outcomes.add_done_callback(partial(_pass_on, answered, new))
-            chunks.append(new)
-            under_way += 1
-            table = next(left, None)
-        while chunks and (is_full() or not answered.empty()):
-            one = answered.get()
-            under_way -= 1
-            one.results = make_results(one.chunk, one.outcomes.result(), plan, client)
-            while chunks and chunks[0].results is not None:
-                yield chunks.popleft().results
-
-
-def _pass_on(answered: SimpleQueue[_UnderWay], chunk: _UnderWay, _: Future[Any]) -> None:
-    answered.put(chunk)
+async def _complete(table: pa.Table, plan: Plan, client: Client) -> pa.Table:
+    """The results of some requests."""
+    chunk = read_chunk(table, plan)
+    return make_results(chunk, await ask(chunk, plan, client), plan, client)

@@ -6,17 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
+from mminstruct.checks import Checker, Vocabulary
 from mminstruct.prompts.config import PromptConfig
 from mminstruct.schema import Sampling, digest
 from mminstruct.sources import SourceInfo
 
 MAKES_ROWS = (
     *("annotations/*.py", "sources/*.py", "prompts/*.py", "answers/*.py", "rows/*.py"),
+    *("checks/*.py", "checks/*.yaml"),
     *("schema.py", "strict_yaml.py", "splits.py", "recipe.py", "builder.py"),
     *("completions/client.py", "completions/job.py", "completions/sending.py"),  # shorten prompts
 )
 """The code between annotation files and rows, relative to the package."""
+
+OnContradiction = Literal["report", "drop", "reask"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,8 @@ class Plan:
         commercial: whether the text may be used commercially; None is unknown.
         image_use: image licence in lower case -> whether the image may be used commercially.
         endpoint: the APIs that answer, as `Registry.endpoint_names` has them; None in this process.
+        check: what becomes of turns that the annotations contradict.
+        checker: finds them; its vocabulary comes from the files that contexts come from.
     """
 
     source: SourceInfo
@@ -44,10 +51,13 @@ class Plan:
     commercial: bool | None = None
     image_use: Mapping[str, bool | None] = field(default_factory=dict)
     endpoint: str | None = None
+    check: OnContradiction = "report"
+    checker: Checker = field(default_factory=lambda: Checker(Vocabulary()), compare=False)
 
     def digest(self) -> str:
         """Changes whenever the same completions would give other rows."""
-        others = [getattr(self, field.name) for field in fields(self) if field.name != "config"]
+        keyed = [f.name for f in fields(self) if f.compare and f.name != "config"]
+        others = [getattr(self, name) for name in keyed]
         return digest([code_version(), self.config.hash, *others])
 
 

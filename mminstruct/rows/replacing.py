@@ -15,7 +15,10 @@ from mminstruct.errors import UsageError
 from mminstruct.rows.columns import SAMPLING
 
 Made = Mapping[str, Any]
-"""How rows were made and which there are, by the names in `_SAME`, `_NO_LESS` and ``requests``."""
+"""How rows were made and which there are, by the names in `_SAME`, `_NO_LESS` and ``requests``.
+
+``prompt_names`` has what the prompt configs are called, by hash.
+"""
 
 _SAME = ("backend", "model", "sampling", "image_licenses", "max_size")
 _NO_LESS = ("sources", "prompt_configs", "types", "splits")
@@ -34,6 +37,10 @@ def made(noted: Mapping[str, Any]) -> Made:
             "backend": noted["backend"],
             "model": noted["model"],
             "prompt_configs": [config["hash"] for config in noted["prompt_configs"]],
+            "prompt_names": {
+                config["hash"]: f"{config['name']} {config['version']}"
+                for config in noted["prompt_configs"]
+            },
             "sampling": sampling(noted["generation"], seed),
             "types": sorted({*noted["rows"], *(kind for counts in counted for kind in counts)}),
             "splits": sorted({found[1] for f in noted["files"] if (found := _SPLIT.match(f))}),
@@ -82,12 +89,28 @@ def _find_missed(there: Made, new: Made) -> str | None:
             return f"its {name} {_describe(there.get(name))}, got {_describe(new.get(name))}"
     for name in _NO_LESS:
         lost = [one for one in there.get(name, ()) if one not in new.get(name, ())]
+        if lost and name == "prompt_configs":
+            return _describe_prompts(there, new, lost)
         if lost:
             return f"it has the {name} {_describe(lost)}, which would be lost"
     before, now = there.get("requests", 0), new.get("requests")
     if now is not None and now < before:
         return f"it was made from {before:,} requests, and this run has {now:,}"
     return None
+
+
+def _describe_prompts(there: Made, new: Made, lost: list[str]) -> str:
+    """What it means to go on with other prompts: nothing of what was answered is of use."""
+    names, others = (
+        " and ".join(made.get("prompt_names", {}).get(one, one) for one in hashes)
+        for made, hashes in ((there, lost), (new, new.get("prompt_configs", ())))
+    )
+    return (
+        f"it was made with the prompts of {names}, and this run has those of {others}, so all "
+        f"of its {there.get('requests', 0):,} requests would be asked again. To go on with it, "
+        f"give the file of {names}, which is in the version of mminstruct that made it "
+        "(--prompt_config FILE)"
+    )
 
 
 def _describe(value: Any) -> str:

@@ -21,6 +21,9 @@ REJECTED = "rejected.jsonl"
 LEFT_OUT = "left_out.jsonl"
 """What reading the annotations left out, with examples, which stay on this machine."""
 
+VIEW = "view.html"
+"""The page of rows and of what gave none, which stays on this machine."""
+
 
 @dataclass
 class Report:
@@ -29,6 +32,7 @@ class Report:
     Attributes:
         rows: by instruction type.
         truncated: rows whose last turn was cut off and left out.
+        contradicted: turns of rows that were left out, as the annotations contradict them.
         rejected: answers that gave no row, by type and reason.
         failed: requests without an answer, by type and cause.
         files: JSON lines about what gave no row; see `entries`.
@@ -36,6 +40,7 @@ class Report:
 
     rows: Counter[str] = field(default_factory=Counter)
     truncated: int = 0
+    contradicted: int = 0
     rejected: dict[str, Counter[str]] = field(default_factory=dict)
     failed: dict[str, Counter[str]] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
@@ -51,6 +56,7 @@ class Report:
         if reason is None:
             self.rows[kind] += 1
             self.truncated += result["truncated"]
+            self.contradicted += result["contradicted"]
             return
         side = self.rejected if result["rejected"] else self.failed
         side.setdefault(kind, Counter())[reason] += 1
@@ -73,6 +79,7 @@ class Report:
         for kind in pc.value_counts(results.column("type")).to_pylist():
             self.rows[kind["values"]] += kind["counts"]
         self.truncated += pc.sum(results.column("truncated"), min_count=0).as_py()
+        self.contradicted += pc.sum(results.column("contradicted"), min_count=0).as_py()
 
     @property
     def failures(self) -> Counter[str]:
@@ -98,6 +105,7 @@ class Report:
         """Add another report's counts and files to this one's."""
         self.rows.update(other.rows)
         self.truncated += other.truncated
+        self.contradicted += other.contradicted
         for mine, theirs in ((self.rejected, other.rejected), (self.failed, other.failed)):
             for kind, counts in theirs.items():
                 mine.setdefault(kind, Counter()).update(counts)
@@ -105,7 +113,7 @@ class Report:
 
     def write(self, path: Path) -> None:
         """The counts, as JSON."""
-        counts = ("rows", "truncated", "rejected", "failed")
+        counts = ("rows", "truncated", "contradicted", "rejected", "failed")
         text = json.dumps({name: getattr(self, name) for name in counts})
         path.write_text(text, encoding="utf-8")
 
@@ -118,6 +126,7 @@ class Report:
             files=[lines] if lines.is_file() else [],
             rows=Counter(data["rows"]),
             truncated=data["truncated"],
+            contradicted=data["contradicted"],
             rejected={kind: Counter(counts) for kind, counts in data["rejected"].items()},
             failed={kind: Counter(counts) for kind, counts in data["failed"].items()},
         )
@@ -156,6 +165,8 @@ class Report:
 def summary(report: Report, rows: str | None = None) -> str:
     """Rows, rejections and failures in a line; ``rows`` are the words about the first."""
     parts = [rows or f"{report.rows.total()} rows"]
+    if report.contradicted:
+        parts.append(f"{report.contradicted} contradicted turns left out")
     if report.unsent:
         parts.append(f"{report.unsent} of {report.requests} requests not asked yet")
     failures = Counter({c: n for c, n in report.failures.items() if c != NOT_SENT})

@@ -11,6 +11,8 @@ import pyarrow as pa
 from mminstruct import prompts
 from mminstruct.completions.job import Job
 from mminstruct.completions.store import Scope
+from mminstruct.prompts.config import PromptConfig
+from mminstruct.rows.absent import add_absent
 from mminstruct.rows.plan import Plan
 from mminstruct.schema import Context, decode_context, digest
 from mminstruct.sources import SourceInfo
@@ -72,12 +74,22 @@ def read_chunk(table: pa.Table, plan: Plan) -> Chunk:
     return Chunk(ids, types, contexts, [_make_job(plan, *request) for request in requests])
 
 
+def prompts_of(
+    context: Context, type_name: str, source: SourceInfo, config: PromptConfig, seed: int | None
+) -> Iterator[prompts.Prompt]:
+    """Ever shorter prompts for a row, as `prompts.reductions` gives them."""
+    draw = prompts.Draw(sample_id(source, context, type_name), seed or 0)
+    if source.exhaustive and (most := config.rendering.max_absent):
+        context = add_absent(context, most, draw.random("/absent"))
+    return prompts.reductions(context, config, type_name, draw)
+
+
 def _make_job(plan: Plan, context: Context, name: str, sample: str) -> Job:
     sampling = plan.sampling
     if sampling.seed is not None:
         sampling = replace(sampling, seed=int(digest([sampling.seed, sample])[:7], 16))
     return Job(
-        prompts=lambda: prompts.reductions(context, plan.config, name),
+        prompts=lambda: prompts_of(context, name, plan.source, plan.config, plan.sampling.seed),
         sampling=sampling,
         min_answer_tokens=plan.config.min_answer_tokens,
         scope=Scope(plan.config.hash, name, plan.model, sampling.max_tokens),

@@ -10,6 +10,7 @@ path.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from mminstruct import plugins
+from mminstruct.checks import Vocabulary
 from mminstruct.errors import UsageError, did_you_mean
 from mminstruct.schema import Option
 from mminstruct.sources import own
@@ -48,6 +50,7 @@ __all__ = [
     "parts_of",
     "shipped_image",
     "text_of",
+    "vocabulary_of",
 ]
 
 _all = plugins.Plugins(Path(__file__).parent, "SOURCE", case=str.upper, others=("own",))
@@ -125,7 +128,24 @@ def shipped_image(source: str, file: str) -> Path | None:
     """An image of a source, as rows name both, if the package has it in its folder ``IMAGES``."""
     module = _all.modules()[source] if names().get(source) == plugins.OURS else None
     folder = getattr(module, "IMAGES", None)
-    return folder / file if folder and (folder / file).is_file() else None
+    if folder is None or not os.path.isfile(folder / file):  # noqa: PTH113 (is_file() may raise)
+        return None
+    return Path(folder) / file
+
+
+def vocabulary_of(source: Source, files: Files) -> Vocabulary:
+    """How a source's labels are called; where it doesn't say, by their names and common synonyms.
+
+    A source says so by a method ``vocabulary(files)``, and for a label's own words needs none.
+    """
+    if isinstance(source, JoinedSource):
+        parts = source.parts_with(files)
+        found = Vocabulary.of({}, parents=source.info.alike)
+        for part, own in parts:
+            found |= vocabulary_of(part, own)
+        return found
+    say = getattr(source, "vocabulary", None)
+    return say(files) if say else Vocabulary()
 
 
 def chosen_options(source: Source) -> list[tuple[str, dict[str, Any]]]:

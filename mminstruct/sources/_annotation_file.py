@@ -28,7 +28,6 @@ from mminstruct.sources._tolerance import (
     OWN_DATA,
     Numbers,
     kind_of,
-    kind_of_annotation,
     loads,
     tidy,
 )
@@ -84,7 +83,9 @@ class Layout(Generic[_File, _Columns]):
     def __init__(
         self, file_type: type[_File], columns_type: type[_Columns], noun: str, own: str, other: str
     ) -> None:
-        self.types = {field.name: field.type for field in msgspec.structs.fields(file_type)}
+        fields = msgspec.structs.fields(file_type)
+        self.types = {field.name: field.type for field in fields}
+        self.required = {field.name for field in fields if field.required}
         some_keys: Any = TypedDict("_SomeKeys", self.types, total=False)  # type: ignore[misc]
         self.file_type = file_type
         self.columns_type = columns_type
@@ -122,9 +123,6 @@ class _Tolerant:
             (entry_type,) = layout.types[key].__args__
             is_main, entries = key == "annotations", document[key] or []
             noun = layout.noun if is_main else _NOUNS[key]
-            if noun == "licence" and not isinstance(entries, list):
-                self.report.skip("licence table that is no list", harmless=True)
-                entries = []
             if self.ids is not None and isinstance(entries, list):
                 entries = [self.ids.replace(entry, _IDS[key]) for entry in entries]
             found[key] = tidy(
@@ -161,49 +159,43 @@ def folders(places: Iterable[Path], *known: str) -> list[Path]:
     return found
 
 
-def find(place: Path, name: str) -> Iterator[Path]:
-    """The file of that name in a folder or a zip, if it is there, or the place itself if it is it.
-
-    Or packed as ``.gz``. In a zip it may lie in any folder, and its path goes through the zip's.
-    """
-    names = (name, f"{name}.gz")
-    if place.is_file():
-        yield from _find_in_file(place, names.__contains__)
-    else:
-        yield from (place / name for name in names if (place / name).is_file())
-
-
 def find_first(places: Iterable[Path], *names: str) -> Path | None:
-    """The first file of one of these names, each looked for as by `find`, or None."""
-    found = (path for place in places for name in names for path in find(place, name))
-    return next(found, None)
+    """The first file of one of these names, or packed as ``.gz``, in folders and zips, or None.
+
+    In a zip it may lie in any folder, and its path goes through the zip's; a place may be the file.
+    """
+    for place in places:
+        for name in names:
+            both = (name, f"{name}.gz")
+            found = _find(place, both.__contains__, (place / one for one in both))
+            if (path := next(found, None)) is not None:
+                return path
+    return None
 
 
 def find_parts(place: Path, name: str) -> Iterator[Path]:
-    """The parts of a file of that name that are there, as `PART` says, looked for as by `find`."""
+    """The parts of a file of that name that are there, as `PART` says, like `find_first`."""
 
     def is_part(file_name: str) -> bool:
         part = PART.fullmatch(file_name)
         return part is not None and part[1] + part[4] in (name, f"{name}.gz")
 
-    if place.is_file():
-        yield from _find_in_file(place, is_part)
-    else:
-        near = place.glob(f"{name.partition('.')[0]}-*")
-        yield from (path for path in near if is_part(path.name) and path.is_file())
+    near = place.glob(f"{name.partition('.')[0]}-*")
+    return _find(place, is_part, (path for path in near if is_part(path.name)))
 
 
-def _find_in_file(place: Path, is_wanted: Callable[[str], bool]) -> Iterator[Path]:
-    if is_wanted(place.name):
+def _find(place: Path, is_wanted: Callable[[str], bool], near: Iterable[Path]) -> Iterator[Path]:
+    """The wanted file that a place is, the wanted members of it, or the files in a folder."""
+    if not place.is_file():
+        yield from filter(Path.is_file, near)
+    elif is_wanted(place.name):
         yield place
-        return
-    if place.suffix.lower() != ".zip" and not zipfile.is_zipfile(place):
-        return
-    with wrap_errors(place), zipfile.ZipFile(place) as archive:
-        members = [m for m in archive.namelist() if is_wanted(m.rpartition("/")[2])]
-    # The published folder first; "__MACOSX/._name" has another name.
-    members.sort(key=lambda m: (m.rpartition("/")[0] != "annotations", m))
-    yield from (place / m for m in members)
+    elif place.suffix.lower() == ".zip" or zipfile.is_zipfile(place):
+        with wrap_errors(place), zipfile.ZipFile(place) as archive:
+            members = [m for m in archive.namelist() if is_wanted(m.rpartition("/")[2])]
+        # The published folder first; "__MACOSX/._name" has another name.
+        members.sort(key=lambda m: (m.rpartition("/")[0] != "annotations", m))
+        yield from (place / m for m in members)
 
 
 def not_found(
@@ -251,31 +243,26 @@ def files_of(paths: dict[str, Path]) -> Files | None:
 
 
 def _digest(path: Path) -> str:
-    kept = _kept_digest(path)
-    if kept is not None and kept.is_file():
-        return kept.read_text(encoding="ascii")
-    digest = xxhash.xxh3_128()
-    with _unpack(path) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    if kept is not None:
-        keep(kept, digest.hexdigest())
-    return digest.hexdigest()
-
-
-def _kept_digest(path: Path) -> Path | None:
-    """Where a large file's digest is kept: whatever changes the file changes this place."""
     from huggingface_hub.constants import HF_HOME
 
     with wrap_errors(path):
         archive = _archive_of(path)
         status = (archive or path).stat()
-    if status.st_size < _LARGE_BYTES:
-        return None
+    # Whatever changes a file changes the place where its digest is kept.
     member = path.relative_to(archive).as_posix() if archive else ""
     facts = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     name = xxhash.xxh3_128_hexdigest(f"{facts} {member}".encode())
-    return Path(HF_HOME) / "mminstruct" / "fingerprints" / name
+    kept = Path(HF_HOME) / "mminstruct" / "fingerprints" / name
+    is_large = status.st_size >= _LARGE_BYTES
+    if is_large and kept.is_file():
+        return kept.read_text(encoding="ascii")
+    digest = xxhash.xxh3_128()
+    with _unpack(path) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    if is_large:
+        keep(kept, digest.hexdigest())
+    return digest.hexdigest()
 
 
 def decode(
@@ -307,7 +294,7 @@ def decode(
     if tolerant.report.skipped:
         none_left = not tolerant.report.kept[layout.noun]
         if none_left and isinstance(tolerant.first, dict) and layout.own not in tolerant.first:
-            raise _mistake(path, kind_of_annotation(tolerant.first), layout)
+            raise _mistake(path, kind_of({"annotations": [tolerant.first]}), layout)
         tolerant.report.check(path.name)
         report.add(tolerant.report)
     return file_of, columns
@@ -319,7 +306,7 @@ def _decode_whole(
     with open_text(path) as file:
         content = file.read()
     document = _document(path, content)
-    if not isinstance(document, dict) or not _required_keys(layout) <= document.keys():
+    if not isinstance(document, dict) or not layout.required <= document.keys():
         raise _mistake(path, kind_of(document), layout)
     try:
         whole = layout.file_type(**tolerant.tidy(document))
@@ -336,26 +323,17 @@ def _document(path: Path, content: bytes) -> Any:
         return loads(content)
     except UnicodeDecodeError as error:
         raise _not_utf8(path.name, error) from error
-    except (ValueError, RecursionError):
-        try:
-            msgspec.json.decode(content)
-        except _UNREADABLE as error:
-            raise SourceError(
-                f"{path.name}: {_json_damage(error, content)} expected. Download the file again "
-                f"and put it at {shown(_archive_of(path) or path)}."
-            ) from error
-        raise
-
-
-def _required_keys(layout: Layout[Any, Any]) -> set[str]:
-    fields = msgspec.structs.fields(layout.file_type)
-    return {field.name for field in fields if field.required}
+    except (ValueError, RecursionError) as error:
+        raise SourceError(
+            f"{path.name}: {_json_damage(error, content)} expected. Download "
+            f"the file again and put it at {shown(_archive_of(path) or path)}."
+        ) from error
 
 
 def _mistake(path: Path, got: str, layout: Layout[Any, Any]) -> SourceError:
     return SourceError(
         f"{path.name}: got {got} against an object with the keys "
-        f"{', '.join(sorted(_required_keys(layout)))} and a {layout.own} in each of the "
+        f"{', '.join(sorted(layout.required))} and a {layout.own} in each of the "
         "annotations expected. Give the file that this name belongs to."
     )
 
@@ -440,10 +418,7 @@ def _json_damage(error: Exception, content: bytes) -> str:
     if (position := re.search(r"\(byte (\d+)\)", text)) is None:
         return f"damaged JSON, got '{text}' against JSON in UTF-8"
     at = int(position[1])
-    got = content[at : at + 8]
-    if re.match(rb"(nan|inf(inity)?)\b", got, re.IGNORECASE):
-        return f"a number that JSON doesn't have, got {got!r} at byte {at} against a finite number"
-    return f"damaged JSON, got {got!r} at byte {at} against JSON"
+    return f"damaged JSON, got {content[at : at + 8]!r} at byte {at} against JSON"
 
 
 def _archive_of(path: Path) -> Path | None:

@@ -193,6 +193,8 @@ class SourceInfo:
         fitted: whether the prompt's words go by what each context has; in sources that are older
             than that they don't, as what was answered is found by its prompt.
         declared: licences that a user declared, each of which has to be known.
+        exhaustive: whether all objects of COCO's 80 classes have a box, alone or in a group, so
+            that what has none isn't in the image.
     """
 
     name: str
@@ -205,13 +207,14 @@ class SourceInfo:
     attribution: str
     media_license: str
     splits: tuple[str, ...]
-    version: str
+    version: str = "1.0.0"
     prompt_config: str = "llava"
     modality: str = "image"
     parts: tuple[SourceInfo, ...] = ()
     alike: tuple[tuple[str, str], ...] = ()
     fitted: bool = True
     declared: tuple[str, ...] = ()
+    exhaustive: bool = False
 
 
 def word_for(split: str, source: str, words: Mapping[str, str]) -> str:

@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from mminstruct.checks.vocabulary import Vocabulary, common_things
 from mminstruct.errors import SourceError
 from mminstruct.schema import Box, Context
 from mminstruct.sources._annotation_file import (
@@ -45,8 +46,8 @@ from mminstruct.sources._tolerance import (
 )
 
 IntColumn: TypeAlias = NDArray[np.int64]
-FindFormat: TypeAlias = Callable[[FloatColumns, FloatColumns, FloatColumns], BoxFormat]
-"""Boxes, their areas as the file says, and their images' sizes -> what the numbers are."""
+FindFormat: TypeAlias = Callable[[FloatColumns, FloatColumns, FloatColumns, str], BoxFormat]
+"""Boxes, their areas as the file says, their images' sizes and the file -> what the numbers are."""
 
 Id = Annotated[int, msgspec.Meta(ge=0, lt=10**12)]
 
@@ -110,9 +111,13 @@ class CocoSource:
                 "does not own them."
             ),
             splits=tuple(_FILE_SPLIT),
-            version="1.0.0",
             fitted=False,
+            exhaustive=True,
         )
+
+    def vocabulary(self, files: Files) -> Vocabulary:
+        """The 80 categories, of which every object has a box."""
+        return Vocabulary(exhaustive=frozenset(common_things()))
 
     def downloads(self, split: str) -> tuple[Download, ...]:
         """The published zip; it holds both splits."""
@@ -365,7 +370,7 @@ class Instances(_Annotations):
         categories: Mapping[int, str],
         where: str,
         report: ReadReport,
-        find_format: FindFormat | None = None,
+        find_format: FindFormat = check_pixels,
         id_of: Callable[[int], str] = "{:012d}".format,
     ) -> Iterator[list[Box]]:
         """Each wanted image's boxes, cut at its border; those without an area are left out.
@@ -376,8 +381,7 @@ class Instances(_Annotations):
             categories: id -> name.
             where: the file, for errors.
             report: counts them.
-            find_format: says what they are, of all boxes and their images' sizes; None is COCO's
-                way.
+            find_format: says what they are.
             id_of: the id that an image's number stands for.
 
         Raises:
@@ -394,13 +398,10 @@ class Instances(_Annotations):
         size = sizes[place].astype(np.float64)
         finite = np.isfinite(xywh).all(axis=1)
         usable = (ids[place] == owners) & finite
-        said = xywh[usable], np.asarray(self.areas)[usable], size[usable]
-        if find_format is None:
-            check_pixels(*said, where)
-        else:
-            found = find_format(*said)
-            xywh = found.to_xywh(xywh)
-            size = np.ones_like(size) if found.unit == "fractions" else size
+        areas = np.asarray(self.areas)[usable]
+        found = find_format(xywh[usable], areas, size[usable], where)
+        xywh = found.to_xywh(xywh)
+        size = np.ones_like(size) if found.unit == "fractions" else size
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             corners = np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]])
             corners /= np.hstack([size, size])

@@ -101,5 +101,5 @@ def _explain_errors(name: str) -> Iterator[None]:
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise SourceError(
             f"{name}: got '{error}' against a dataset that load_dataset reads expected. Give its "
-            "name, its folder or another file."
+            "name, its folder, or a file: .jsonl, .csv, .tsv, .parquet, or .json in COCO's format."
         ) from error

@@ -8,9 +8,10 @@ joining is one pass over them; only own data, and what is joined by the images' 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import groupby, repeat
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ class JoinedSource:
             modality=first.modality,
             parts=parts,
             fitted=any(part.fitted for part in parts),
+            exhaustive=any(part.exhaustive for part in parts),
             alike=tuple(dict.fromkeys(pair for part in parts for pair in part.alike)),
         )
 
@@ -109,30 +111,55 @@ class JoinedSource:
             paths |= {f"{number}{_SEPARATOR}{role}": path for role, path in files.paths.items()}
         return Files(paths, digest(fingerprints)[:32])
 
+    def parts_with(self, files: Files) -> list[tuple[Source, Files]]:
+        """The parts, each with its own of the files."""
+        found = []
+        # Which files belong to which part is in the numbers; any split has the same parts.
+        for number, (source, _) in enumerate(self.members(self.first.info.splits[0])):
+            roles = (role.partition(_SEPARATOR) for role in files.paths)
+            own = {r: files.paths[f"{n}{s}{r}"] for n, s, r in roles if n == str(number)}
+            found.append((source, Files(own, files.fingerprint)))
+        return found
+
     def read(self, files: Files, report: ReadReport) -> Iterator[Context]:
         """The first source's contexts, each with what the others know of its image.
 
         Raises:
             SourceError: as in the parts, or a part knows none of the images.
         """
-        # Which files belong to which part is in the numbers; any split has the same parts.
-        streams, reports, parts = [], [], self.members(self.first.info.splits[0])
+        streams, reports, parts = [], [], self.parts_with(files)
         on = [getattr(part, "join_on", None) for part, _ in parts]
         key = _by_name if "image" in on else _by_id
-        for number, (source, _) in enumerate(parts):
-            roles = (role.partition(_SEPARATOR) for role in files.paths)
-            own = {r: files.paths[f"{n}{s}{r}"] for n, s, r in roles if n == str(number)}
+        alike = frozenset(self.info.alike)
+        for number, (source, own) in enumerate(parts):
             reports.append(ReadReport())
-            contexts = source.read(Files(own, files.fingerprint), reports[-1])
+            contexts = source.read(own, reports[-1])
             is_sorted = key is _by_id and on[number] is None
-            streams.append(contexts if is_sorted else iter(sorted(contexts, key=key)))
-        joined = _Others(self, streams[1:], key)
-        for context in streams[0]:
-            report.contexts += 1
-            yield joined.add_to(context, report)
-        joined.finish(report)
-        for number, (source, _) in enumerate(parts):
-            report.add(reports[number], source.info.name if number else "")
+            stream = contexts if is_sorted else iter(sorted(contexts, key=key))
+            streams.append(zip(repeat(number), stream))  # noqa: B905
+        names = [source.info.name for source, _ in parts]
+        matched, unmatched = Counter[str](), Counter[str]()
+        in_step = heapq.merge(*streams, key=lambda pair: (key(pair[1]), pair[0]))
+        for _, same in groupby(in_step, key=lambda pair: key(pair[1])):
+            of_image = list(same)
+            known = [context for number, context in of_image if not number]
+            more = [(names[number], context) for number, context in of_image if number]
+            (matched if known else unmatched).update(name for name, _ in more)
+            for _, other in more if known else ():
+                known[0] = join_contexts(known[0], other, report, alike=alike)
+            report.contexts += len(known)
+            yield from known
+        for name, count in unmatched.items():
+            if not matched[name]:
+                raise SourceError(
+                    f"{names[0]}+{name}: no image in common, got {count} images of {name} "
+                    f"against at least one of {names[0]} expected. Join sources of the same "
+                    "images."
+                )
+            reason = f"{name}: image that is not among those of {names[0]}"
+            report.skip(reason, count, harmless=True)
+        for name, own_report in zip(["", *names[1:]], reports, strict=True):
+            report.add(own_report, name)
 
 
 def _by_id(context: Context) -> str:
@@ -142,62 +169,6 @@ def _by_id(context: Context) -> str:
 
 def _by_name(context: Context) -> str:
     return context.media.file_name
-
-
-class _Others:
-    """What the other sources know, in step with the first one's contexts."""
-
-    def __init__(
-        self,
-        source: JoinedSource,
-        streams: Sequence[Iterator[Context]],
-        key: Callable[[Context], str],
-    ) -> None:
-        self._key = key
-        self._first = source.first.info.name
-        self._alike = frozenset(source.info.alike)
-        self._names = [other.info.name for other in source.others]
-        owners = [number for number, other in enumerate(source.others) for _ in other.info.splits]
-        tagged = [zip(repeat(n), stream) for n, stream in zip(owners, streams, strict=True)]  # noqa: B905
-        self._stream = heapq.merge(*tagged, key=lambda pair: (key(pair[1]), pair[0]))
-        self._next = next(self._stream, None)
-        self._matched = [0] * len(self._names)
-        self._unmatched = [0] * len(self._names)
-
-    def add_to(self, context: Context, report: ReadReport) -> Context:
-        """The context with what the others know of its image."""
-        image = self._key(context)
-        while self._next is not None and (other := self._key(self._next[1])) <= image:
-            owner, found = self._next
-            if other == image:
-                self._matched[owner] += 1
-                context = join_contexts(context, found, report, alike=self._alike)
-            else:
-                self._unmatched[owner] += 1
-            self._next = next(self._stream, None)
-        return context
-
-    def finish(self, report: ReadReport) -> None:
-        """Count what belongs to other images.
-
-        Raises:
-            SourceError: one of the sources knows none of the images.
-        """
-        while self._next is not None:
-            self._unmatched[self._next[0]] += 1
-            self._next = next(self._stream, None)
-        for name, matched, unmatched in zip(
-            self._names, self._matched, self._unmatched, strict=True
-        ):
-            if unmatched and not matched:
-                raise SourceError(
-                    f"{self._first}+{name}: no image in common, got {unmatched} images of {name} "
-                    f"against at least one of {self._first} expected. Join sources of the same "
-                    "images."
-                )
-            if unmatched:
-                reason = f"{name}: image that is not among those of {self._first}"
-                report.skip(reason, unmatched, harmless=True)
 
 
 def join_contexts(

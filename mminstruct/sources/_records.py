@@ -43,27 +43,18 @@ _CHUNK = 2000
 _NEW = -1
 _OF_IMAGE = ("image", "id", "width", "height", "url", "license", "author", "title")
 # What four numbers in cells of their own are called, in lower case.
+_CORNERS = "xmin ymin xmax ymax, x_min y_min x_max y_max, x1 y1 x2 y2, left top right bottom"
+_SIDES = (
+    "bbox_x bbox_y bbox_width bbox_height, x y w h, x y width height, xmin ymin width height, "
+    "left top width height"
+)
 _FOUR: dict[tuple[str, ...], Order] = {
-    ("xmin", "ymin", "xmax", "ymax"): "xyxy",
-    ("x_min", "y_min", "x_max", "y_max"): "xyxy",
-    ("x1", "y1", "x2", "y2"): "xyxy",
-    ("left", "top", "right", "bottom"): "xyxy",
-    ("bbox_x", "bbox_y", "bbox_width", "bbox_height"): "xywh",
-    ("x", "y", "w", "h"): "xywh",
-    ("x", "y", "width", "height"): "xywh",
-    ("xmin", "ymin", "width", "height"): "xywh",
-    ("left", "top", "width", "height"): "xywh",
+    **{tuple(names.split()): "xyxy" for names in _CORNERS.split(",")},
+    **{tuple(names.split()): "xywh" for names in _SIDES.split(",")},
 }
 _LABEL = (
-    "label",
-    "category",
-    "class",
-    "name",
-    "category_name",
-    "class_name",
-    "label_name",
-    "labels",
-    "categories",
+    *("label", "category", "class", "name", "category_name", "class_name", "label_name"),
+    *("labels", "categories"),
 )
 _BBOX = ("bbox", "box", "bboxes", "boxes")
 _TEXT = ("caption", "text", "raw")
@@ -272,7 +263,7 @@ def read_tables(
         captions = columns.get("captions", ())
         captions = [captions] if isinstance(captions, str) else captions
         seen: dict[str, int] = {}
-        for row in chain(head, rows):
+        for place, row in enumerate(chain(head, rows), 1):
             if not row.keys() <= names.keys():
                 late = [name for name in row if name not in names]
                 names |= dict.fromkeys(late)
@@ -284,7 +275,7 @@ def read_tables(
                 try:
                     image = _image(cells, licenses, ids, report)
                 except msgspec.ValidationError:
-                    report.skip("image whose id can't be read", example=where)
+                    report.skip("image whose id can't be read", example=f"row {place} of {where}")
                     continue
                 number = seen[key] = image.id
                 if cells.get("id") in (None, "", image.file_name):
@@ -395,7 +386,9 @@ def rows_in(path: Path, report: ReadReport) -> Iterator[Mapping[str, Any]]:
     try:
         with open_text(path) as file:
             if name.endswith(".parquet"):
-                for batch in pyarrow.parquet.ParquetFile(file).iter_batches(_CHUNK):
+                table = pyarrow.parquet.ParquetFile(file)
+                _check_names(table.schema_arrow.names)
+                for batch in table.iter_batches(_CHUNK):
                     yield from batch.to_pylist()
             elif name.endswith((".csv", ".tsv")):
                 text = codecs.iterdecode(file, "utf-8")
@@ -403,6 +396,7 @@ def rows_in(path: Path, report: ReadReport) -> Iterator[Mapping[str, Any]]:
                 delimiter = max(",;\t", key=first.count)
                 rows = csv.reader(chain([first], text), delimiter=delimiter)
                 header = next(rows, [])
+                _check_names(header)
                 for row in rows:
                     if any(row[len(header) :]):
                         report.skip("row with more cells than columns", example=row[0])
@@ -415,6 +409,12 @@ def rows_in(path: Path, report: ReadReport) -> Iterator[Mapping[str, Any]]:
             f"{path.name}: not readable, got {str(error)!r:.200} against a table in UTF-8 "
             "expected. Mend it, or give another file."
         ) from error
+
+
+def _check_names(columns: Sequence[str]) -> None:
+    """Raise ValueError if two columns have one name."""
+    if twice := [name for name in columns if name and columns.count(name) > 1]:
+        raise ValueError(f"the column {twice[0]!r} twice")
 
 
 def _json_rows(file: IO[bytes], report: ReadReport) -> Iterator[Mapping[str, Any]]:

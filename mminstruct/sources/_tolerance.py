@@ -58,8 +58,11 @@ def loads(data: bytes | bytearray | memoryview) -> Any:
     """
     try:
         return msgspec.json.decode(data)
-    except msgspec.DecodeError:
-        return json.loads(bytes(data), parse_constant=lambda _: None, strict=False)
+    except msgspec.DecodeError as error:
+        try:
+            return json.loads(bytes(data), parse_constant=lambda _: None, strict=False)
+        except json.JSONDecodeError:
+            raise error from None  # which names the byte
 
 
 def tidy(
@@ -85,6 +88,9 @@ def tidy(
         ValueError: it is no list.
     """
     if not isinstance(entries, list):
+        if harmless:
+            report.skip(f"{noun} table that is no list", harmless=True)
+            return []
         raise ValueError(f"got {_shape(entries)} against a list of each {noun} expected")
     found: list[_Struct] = []
     for number, entry in enumerate(entries):
@@ -190,30 +196,24 @@ def _shape(value: Any) -> str:
 
 
 def kind_of(document: Any) -> str:
-    """What a JSON file is, in words, from its keys and its first annotation."""
+    """What a JSON file is, in words, from its keys and those of its first annotation."""
     if isinstance(document, list):
-        first = next(iter(document), None)
-        return f"a list, whose first entry is {_shape(first)}"
+        return f"a list, whose first entry is {_shape(next(iter(document), None))}"
     if not isinstance(document, dict):
         return _shape(document)
-    if {"imgs", "anns"} <= document.keys():
-        return "a file of COCO-Text (imgs, anns, cats)"
-    if any(str(key).startswith("_via_") for key in document):
-        return "a project of the VGG Image Annotator"
-    if "shapes" in document:
-        return "a file of labelme"
     annotations = document.get("annotations")
     first = next(iter(annotations), None) if isinstance(annotations, list) else None
-    return kind_of_annotation(first) if isinstance(first, dict) else _shape(document)
-
-
-def kind_of_annotation(first: Mapping[str, Any]) -> str:
-    """What a file with that annotation is, in words."""
-    known = (words for key, words in _KINDS.items() if key in first)
-    return next(known, f"annotations of which each is {_shape(first)}")
+    other = f"annotations of which each is {_shape(first)}"
+    if not isinstance(first, dict):
+        first, other = {}, _shape(document)
+    known = (words for key, words in _KINDS.items() if key in document or key in first)
+    return next(known, other)
 
 
 _KINDS = {
+    "imgs": "a file of COCO-Text (imgs, anns, cats)",
+    **dict.fromkeys(("_via_settings", "_via_img_metadata"), "a project of the VGG Image Annotator"),
+    "shapes": "a file of labelme",
     "segments_info": "a file of panoptic segmentation",
     "caption": "a file of captions",
     "keypoints": "a file of keypoints",
@@ -287,6 +287,8 @@ class BoxFormat(NamedTuple):
 
     def to_xywh(self, boxes: FloatColumns) -> FloatColumns:
         """(N, 4) left, top, width and height, in the same unit."""
+        if self.order == "xywh":
+            return boxes
         a, b, c, d = boxes.T
         if self.order == "yxyx":
             a, b, c, d = b, a, d, c
@@ -321,15 +323,17 @@ def _order_by_area(boxes: FloatColumns, area: FloatColumns) -> Order | None:
 COCOS = BoxFormat("xywh", "pixels")
 
 
-@np.errstate(over="ignore", invalid="ignore")
-def check_pixels(boxes: FloatColumns, area: FloatColumns, size: FloatColumns, where: str) -> None:
-    """Raise SourceError if most boxes of a file aren't left, top, width and height in pixels.
+def check_pixels(
+    boxes: FloatColumns, area: FloatColumns, size: FloatColumns, where: str
+) -> BoxFormat:
+    """As `find_format`, but raise SourceError if most boxes are written in another way than COCO's.
 
-    The arguments are as in `find_format`.
+    That is left, top, width and height in pixels.
     """
     found = find_format(boxes, area, size, where)
     if len(boxes) and found != COCOS:
         raise _doubt(where, "boxes that are written in another way", str(found))
+    return COCOS
 
 
 @np.errstate(over="ignore", invalid="ignore")

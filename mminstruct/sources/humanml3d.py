@@ -117,7 +117,6 @@ class HumanML3DSource:
                 "redistribution."
             ),
             splits=tuple(_FILE_SPLIT),
-            version="1.0.0",
             fitted=False,
             prompt_config="motion",
             modality="motion",
@@ -339,13 +338,10 @@ def _descriptions(lines: Sequence[str], owner: str, report: ReadReport) -> Itera
     found: dict[timed.Item, None] = {}
     for line in filter(str.strip, lines):
         # The caption may have a # of its own.
-        parts = line.strip().rsplit("#", 3)
-        if len(parts) < 4:
-            report.skip("line that isn't a description", example=owner)
-            continue
-        text = " ".join(parts[0].split())
+        caption, *parts = line.strip().rsplit("#", 3)
+        text = " ".join(caption.split())
         try:
-            start_s, end_s = (_seconds(part) for part in parts[2:])
+            start_s, end_s = map(_seconds, parts[1:])
         except ValueError:
             report.skip("line that isn't a description", example=owner)
             continue

@@ -45,7 +45,6 @@ class CocoNarrativesSource:
             "narratives don't say which."
         ),
         splits=tuple(_FILE_SPLIT),
-        version="1.0.0",
         fitted=False,
         prompt_config="llava_joined",
     )

@@ -15,7 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from mminstruct.annotations import labels
+from mminstruct.checks.vocabulary import Vocabulary
 from mminstruct.schema import Context
 from mminstruct.sources._annotation_file import (
     AnnotationFile,
@@ -90,6 +93,25 @@ class _File(AnnotationFile, kw_only=True, gc=False):
     licenses: list[License] = []
 
 
+class _Called(Category, gc=False):
+    synonyms: list[str] = []
+
+
+class _Passed(msgspec.Struct, gc=False):
+    """An annotation of which nothing is read."""
+
+
+class _NoColumns:
+    def add(self, annotations: list[_Passed]) -> None:
+        """Keep nothing."""
+
+
+class _CategoriesFile(AnnotationFile, kw_only=True, gc=False):
+    annotations: list[_Passed]
+    categories: list[_Called]
+
+
+_CATEGORIES = Layout(_CategoriesFile, _NoColumns, "box", "bbox", "caption")
 _LAYOUT = Layout(_File, Instances, "box", "bbox", "caption")
 
 
@@ -116,7 +138,6 @@ class LvisSource:
         ),
         media_license="The images are COCO's, from Flickr, each under a licence of its own.",
         splits=tuple(_FILE_SPLIT),
-        version="1.0.0",
         fitted=False,
         prompt_config="llava_joined",
         alike=_ALIKE,
@@ -168,6 +189,16 @@ class LvisSource:
                 annotations={"labels": agreeing} if agreeing else {},
             )
 
+    def vocabulary(self, files: Files) -> Vocabulary:
+        """The categories with the synonyms that the file has for them.
+
+        Raises:
+            SourceError: the file is damaged.
+        """
+        file, _ = decode(files.paths["instances"], _CATEGORIES, ReadReport())
+        words = {_label(c.name): [_plain(word) for word in c.synonyms] for c in file.categories}
+        return Vocabulary.of(words)
+
     def file_names(self, split: str) -> dict[str, str]:
         """Role -> name."""
         return {"instances": f"lvis_v1_{word_for(split, self.info.name, _FILE_SPLIT)}.json"}
@@ -177,5 +208,9 @@ SOURCE = LvisSource()
 
 
 def _label(name: str) -> str:
-    """COCO's name, or LVIS's own without underscores, as in ``bat_(animal)``."""
-    return COCO_NAMES.get(name) or " ".join(name.replace("_", " ").split())
+    """COCO's name, or LVIS's own without underscores, as in ``bat (animal)``."""
+    return COCO_NAMES.get(name) or _plain(name)
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").split())

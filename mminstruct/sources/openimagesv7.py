@@ -14,7 +14,7 @@ Images: listed as CC BY 2.0, each with its author.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
@@ -26,12 +26,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mminstruct.annotations import labels, narratives, relations
+from mminstruct.checks.vocabulary import Vocabulary
 from mminstruct.errors import SourceError
 from mminstruct.resources import shown
 from mminstruct.schema import Box, Context, Media, Option
 from mminstruct.sources import _narratives
 from mminstruct.sources._annotation_file import files_of, find_first, folders
 from mminstruct.sources._base import Download, Files, ReadReport, SourceInfo, word_for
+from mminstruct.sources._classes import vocabulary_in
 from mminstruct.sources._image_licenses import spdx_of
 from mminstruct.sources._tables import (
     ID_FORM,
@@ -121,7 +123,6 @@ class OpenImagesSource:
             "check each on its landing page."
         ),
         splits=tuple(_FILE_SPLIT),
-        version="1.0.0",
         fitted=False,
         prompt_config="openimagesv7",
     )
@@ -164,6 +165,14 @@ class OpenImagesSource:
         """
         return read_files(files.paths, report)
 
+    def vocabulary(self, files: Files) -> Vocabulary:
+        """The boxed classes, each with those that it is a kind of, if the hierarchy is there.
+
+        Raises:
+            SourceError: a file is damaged.
+        """
+        return vocabulary_in(files.paths)
+
     def file_names(self, split: str) -> dict[str, str]:
         """Role -> name."""
         return {role: PurePosixPath(url).name for role, url in self.urls(split).items()}
@@ -184,6 +193,7 @@ class OpenImagesSource:
             "classes": f"{_URL}/v7/oidv7-class-descriptions.csv",
             "attributes": f"{_URL}/v6/oidv6-attributes-description.csv",
             "predicates": f"{_URL}/v6/oidv6-relationships-description.csv",
+            "hierarchy": f"{_URL}/2018_04/bbox_labels_600_hierarchy.json",
         }
         if self.machine_labels:
             urls["machine"] = f"{_URL}/v7/oidv7-{short}-annotations-machine-imagelabels.csv"
@@ -211,46 +221,40 @@ def read_files(
     ids = np.array(sorted(texts), dtype=np.uint64) if spoken else _ids_in(paths)
     called = {id: (renamed or {}).get(name, name) for id, name in names(paths["classes"]).items()}
     classes = _Names(called)
-    media = _media(paths.get("images"), ids, report)
-
-    def read(
-        role: str, reader: Callable[..., Rows], *arguments: Any, **options: Any
-    ) -> Rows | None:
-        there = paths.get(role)
-        return reader(there, *arguments, report, **options) if there else None
-
-    boxes = read("boxes", _boxes, ids, classes, media.rotation_deg)
-    checked = read("labels", _labels, ids, classes, by_people=True)
-    guessed = read("machine", _labels, ids, classes, by_people=False)
-    related = _relations(dict(paths), ids, classes, report) if "relations" in paths else None
-    for role in _OPTIONAL:
+    rotation_deg, facts = _media(paths.get("images"), ids, report)
+    readers = {
+        "boxes": partial(_boxes, rotation_deg),
+        "labels": partial(_labels, True),
+        "machine": partial(_labels, False),
+        "relations": partial(_relations, paths),
+    }
+    tables = [
+        read(paths[role], ids, classes, report) if role in paths else None
+        for role, read in readers.items()
+    ]
+    for role in _OPTIONAL.keys() - _UNREAD:
         if role not in paths:
             report.skip(f"file of {role} that isn't there", harmless=True)
     for start in range(0, len(ids), _IMAGES_PER_PIECE):
         stop = min(start + _IMAGES_PER_PIECE, len(ids))
-        pieces = zip(
-            ids[start:stop].tolist(),
-            media.piece(start, stop),
-            *(
-                rows.piece(start, stop) if rows else repeat([], stop - start)
-                for rows in (boxes, checked, guessed, related)
-            ),
-            strict=True,
-        )
-        for number, medium, own_boxes, own_labels, own_guesses, own_relations in pieces:
+        piece = slice(start, stop)
+        media = _records(facts.slice(start, stop - start), rotation_deg[piece], ids[piece])
+        found = (rows.piece(start, stop) if rows else repeat([], stop - start) for rows in tables)
+        for number, medium, own_boxes, checked, guessed, related in zip(
+            ids[piece].tolist(), media, *found, strict=True
+        ):
             report.contexts += 1
-            own_guesses = sorted(own_guesses, key=lambda item: -(item.score or 0.0))
-            own_labels = [*own_labels, *own_guesses]
-            found = {
+            own_labels = [*checked, *sorted(guessed, key=lambda item: -(item.score or 0.0))]
+            items = {
                 "narratives": tuple(map(narratives.Item, texts.get(number, ()))),
                 "labels": report.agreeing(own_labels, own_boxes, example=f"{number:016x}"),
-                "relations": tuple(own_relations),
+                "relations": tuple(related),
             }
             yield Context(
                 f"{number:016x}",
                 medium,
                 boxes=tuple(own_boxes),
-                annotations={kind: items for kind, items in found.items() if items},
+                annotations={kind: own for kind, own in items.items() if own},
             )
 
 
@@ -268,14 +272,17 @@ def _ids_of(batch: pa.RecordBatch) -> Ids:
     return np.unique(found if readable is None else found[readable])
 
 
-_SHARED_ROLES = {"classes", "attributes", "predicates"}
+_SHARED_ROLES = {"classes", "attributes", "predicates", "hierarchy"}
 # Role that rows can do without -> whichever of its kind is there, all have to be.
 _OPTIONAL: dict[str, set[str]] = {
     "labels": set(),
     "relations": {"relations"},
     "attributes": {"relations"},
     "predicates": {"relations"},
+    "hierarchy": set(),
 }
+# Contexts don't need it: it only says what answers may call a class.
+_UNREAD = {"hierarchy"}
 
 
 def _find(places: Iterable[Path], url: str) -> Path | None:
@@ -317,7 +324,7 @@ def _by_index(column: pa.DictionaryArray, values: list[Any], dtype: Any) -> Colu
 
 
 def _boxes(
-    path: Path, ids: Ids, classes: _Names, rotation_deg: NDArray[np.int16], report: ReadReport
+    rotation_deg: NDArray[np.int16], path: Path, ids: Ids, classes: _Names, report: ReadReport
 ) -> Rows:
     """Columns: label code, corners of the upright image (N, 4) xyxy 0..1, flags (N, 5)."""
     seen: list[tuple[int, int, int]] = []
@@ -329,18 +336,11 @@ def _boxes(
 
     def judge(owners: NDArray[np.int32], rows: pa.RecordBatch) -> Judged:
         codes = classes.codes(rows.column("LabelName"))
-        corners = np.stack(
-            [
-                rows.column(name).to_numpy(zero_copy_only=False)
-                for name in ("XMin", "YMin", "XMax", "YMax")
-            ],
-            axis=1,
-        )
+        corners = _matrix(rows.column(name) for name in ("XMin", "YMin", "XMax", "YMax"))
         far = np.count_nonzero((corners > _FAR).any(axis=1))
         corners = turn_upright(np.clip(corners, 0.0, 1.0), rotation_deg[owners])
         # 1, 0, and -1 for unknown, as an empty field is.
-        found = (rows.column(name).fill_null(-1) for name in _FLAGS)
-        flags = np.stack([flag.to_numpy(zero_copy_only=False) for flag in found], axis=1)
+        flags = _matrix(rows.column(name).fill_null(-1) for name in _FLAGS)
         odd = flags != np.clip(flags, -1, 1)
         seen.append((len(owners), int(far), int(np.count_nonzero(odd))))
         whole = (corners[:, 0] < corners[:, 2]) & (corners[:, 1] < corners[:, 3])
@@ -362,12 +362,15 @@ def _boxes(
         "box", path, columns, ids, judge, as_items, report, check=check, optional=_FLAGS
     )
     again = find_repeated(found.owners, *found.columns)
-    if count := int(np.count_nonzero(again)):
-        example = f"{ids[found.owners[again.argmax()]]:016x}"
-        report.skip("box that is there twice", count, example=example, harmless=True)
-        kept = tuple(column[~again] for column in found.columns)
-        found = Rows(found.owners[~again], kept, as_items)
-    return found
+    if not again.any():
+        return found
+    example = f"{ids[found.owners[again.argmax()]]:016x}"
+    report.skip("box that is there twice", int(again.sum()), example=example, harmless=True)
+    return Rows(found.owners[~again], tuple(c[~again] for c in found.columns), as_items)
+
+
+def _matrix(columns: Iterable[pa.Array]) -> Column:
+    return np.stack([column.to_numpy(zero_copy_only=False) for column in columns], axis=1)
 
 
 def _objects(values: list[Any]) -> Column:
@@ -405,7 +408,7 @@ def _as_boxes(texts: Column, codes: Column, corners: Column, flags: Column) -> l
     return list(map(Box, texts[codes].tolist(), corners_xyxy, *_TRI_STATE[flags.T].tolist()))
 
 
-def _labels(path: Path, ids: Ids, classes: _Names, report: ReadReport, *, by_people: bool) -> Rows:
+def _labels(by_people: bool, path: Path, ids: Ids, classes: _Names, report: ReadReport) -> Rows:
     """Columns: label code, confidence, which of people is 1 for present and 0 for absent."""
     # Images share what people say.
     absent, present = (
@@ -436,7 +439,9 @@ def _labels(path: Path, ids: Ids, classes: _Names, report: ReadReport, *, by_peo
     return rows_of("label", path, columns, ids, judge, as_items, report)
 
 
-def _relations(paths: dict[str, Path], ids: Ids, classes: _Names, report: ReadReport) -> Rows:
+def _relations(
+    paths: Mapping[str, Path], path: Path, ids: Ids, classes: _Names, report: ReadReport
+) -> Rows:
     """Columns: codes of the first and the second label, predicate in words."""
     # Some of them are classes, too: /m/083vt is the class "Wood" and the attribute "Wooden".
     # (made of)Textile -> made of textile, Wooden -> wooden
@@ -468,7 +473,7 @@ def _relations(paths: dict[str, Path], ids: Ids, classes: _Names, report: ReadRe
         columns = (texts[first].tolist(), spoken.tolist(), texts[second].tolist())
         return list(map(relations.Item, *columns))
 
-    return rows_of("relation", paths["relations"], columns, ids, judge, as_items, report)
+    return rows_of("relation", path, columns, ids, judge, as_items, report)
 
 
 # The release's own names of relations, most of them bare verbs, as they are read in a sentence.
@@ -487,52 +492,36 @@ def _words(predicate: str) -> str:
     return _SPOKEN.get(predicate, predicate.replace("_", " "))
 
 
-@dataclass(frozen=True, slots=True)
-class _Media:
-    """What the table of images says about the wanted ones, by number of the image.
-
-    Attributes:
-        facts: texts, null where the table lacks the image.
-        rotation_deg: counter-clockwise.
-        ids: of the images.
-    """
-
-    facts: pa.Table
-    rotation_deg: NDArray[np.int16]
-    ids: Ids
-
-    def piece(self, start: int, stop: int) -> Iterator[Media]:
-        """The records of some images."""
-        facts = self.facts.slice(start, stop - start).to_pydict()
-        licenses = {url: spdx_of(url) for url in set(facts["License"])}
-        rows = zip(
-            self.ids[start:stop].tolist(),
-            self.rotation_deg[start:stop].tolist(),
-            *(facts[name] for name in _TEXTS),
-            strict=True,
+def _records(facts: pa.Table, rotation_deg: NDArray[np.int16], ids: Ids) -> Iterator[Media]:
+    """What the table of images says about some of them."""
+    columns = facts.to_pydict()
+    licenses = {url: spdx_of(url) for url in set(columns["License"])}
+    texts = (columns[name] for name in _TEXTS)
+    for number, turn, subset, landing_url, license_url, author_url, author, title in zip(
+        ids.tolist(), rotation_deg.tolist(), *texts, strict=True
+    ):
+        name = f"{number:016x}.jpg"
+        yield Media(
+            name,
+            url=f"{_IMAGES_URL}/{subset}/{name}" if subset else None,
+            landing_url=landing_url,
+            license=licenses[license_url],
+            license_url=license_url,
+            author=_clean(author),
+            author_url=author_url,
+            title=_clean(title),
+            rotation_deg=turn,
         )
-        for number, turn, subset, landing_url, license_url, author_url, author, title in rows:
-            name = f"{number:016x}.jpg"
-            yield Media(
-                name,
-                url=f"{_IMAGES_URL}/{subset}/{name}" if subset else None,
-                landing_url=landing_url,
-                license=licenses[license_url],
-                license_url=license_url,
-                author=_clean(author),
-                author_url=author_url,
-                title=_clean(title),
-                rotation_deg=turn,
-            )
 
 
 _TEXTS = ("Subset", "OriginalLandingURL", "License", "AuthorProfileURL", "Author", "Title")
 
 
-def _media(path: Path | None, ids: Ids, report: ReadReport) -> _Media:
+def _media(path: Path | None, ids: Ids, report: ReadReport) -> tuple[NDArray[np.int16], pa.Table]:
+    """For each image the degrees to turn it by, and texts, null where the table lacks it."""
+    rotation_deg = np.zeros(len(ids), dtype=np.int16)
     if path is None:
-        unknown = {name: pa.nulls(len(ids), pa.string()) for name in _TEXTS}
-        return _Media(pa.table(unknown), np.zeros(len(ids), dtype=np.int16), ids)
+        return rotation_deg, pa.table({n: pa.nulls(len(ids), pa.string()) for n in _TEXTS})
     seen: list[tuple[int, int]] = []
     columns = {"ImageID": pa.string(), **dict.fromkeys(_TEXTS, pa.string()), "Rotation": _CODES}
 
@@ -549,17 +538,16 @@ def _media(path: Path | None, ids: Ids, report: ReadReport) -> _Media:
     for reason, count in zip(reasons, map(sum, zip(*seen, strict=True)), strict=True):
         if count:
             report.skip(reason, count, example=path.name, harmless=True)
-    owners = np.concatenate([part[0] for part in parts])
-    turns = np.concatenate([part[1] for part in parts])
-    facts = pa.Table.from_batches([part[2] for part in parts])
+    all_owners, all_turns, batches = zip(*parts, strict=True)
+    owners, turns = np.concatenate(all_owners), np.concatenate(all_turns)
+    facts = pa.Table.from_batches(batches)
     row = np.full(len(ids), -1, dtype=np.int64)
     row[owners] = np.arange(len(owners))
     if repeated := len(owners) - int(np.count_nonzero(row >= 0)):
         _check_repeated(path, ids, owners, facts.append_column("Rotation", pa.array(turns)))
         report.skip("repeated row about an image", repeated)
-    rotation_deg = np.zeros(len(ids), dtype=np.int16)
     rotation_deg[owners] = turns
-    return _Media(facts.take(pa.array(row, mask=row < 0)), rotation_deg, ids)
+    return rotation_deg, facts.take(pa.array(row, mask=row < 0))
 
 
 def _check_repeated(path: Path, ids: Ids, owners: NDArray[np.int32], facts: pa.Table) -> None:

@@ -25,12 +25,14 @@ from pydantic import Field, model_validator
 
 from mminstruct import strict_yaml
 from mminstruct.annotations import narratives
-from mminstruct.errors import SourceError, UsageError, did_you_mean, lacking
+from mminstruct.checks.vocabulary import Vocabulary
+from mminstruct.errors import SourceError, UsageError, lacking
 from mminstruct.resources import shown
 from mminstruct.schema import Context, Media, Option, decode_context, digest, encode_context
 from mminstruct.sources import _narratives, openimagesv7
 from mminstruct.sources._annotation_file import fingerprint, open_text
-from mminstruct.sources._base import Download, Files, ReadReport, SourceInfo
+from mminstruct.sources._base import Download, Files, ReadReport, SourceInfo, word_for
+from mminstruct.sources._classes import vocabulary_in
 from mminstruct.sources._coco import make_contexts
 from mminstruct.sources._datasets import digest_of, plain_rows, rows_of, splits_of
 from mminstruct.sources._records import Columns, Parts, read_own, read_tables, rows_in
@@ -96,6 +98,7 @@ class Description(Strict):
     box_format: Order | None = None
     box_unit: Unit | None = None
     categories: dict[str, str] = {}
+    synonyms: dict[str, tuple[str, ...]] = {}
     image_folder: str = ""
     image_url: str = ""
     join_on: Literal["id", "image"] = "id"
@@ -151,7 +154,6 @@ class OwnSource:
             attribution=own.attribution or f"Annotations are from {title}, {licensed}.",
             media_license=f"The images of {title} that name no licence of their own are {images}.",
             splits=own.splits or tuple(own.files),
-            version="1.0.0",
             prompt_config=own.prompt_config,
             declared=tuple(filter(None, (own.license, own.image_license))),
         )
@@ -165,7 +167,21 @@ class OwnSource:
     def chosen(self) -> dict[str, Any]:
         """All that contexts depend on besides the content of files."""
         places = {"files", "captions", "dataset", "image_folder"}
+        places |= set() if self.described.synonyms else {"synonyms"}
         return self.described.model_dump(mode="json", exclude=places)
+
+    def vocabulary(self, files: Files) -> Vocabulary:
+        """What is described of labels' names.
+
+        Raises:
+            SourceError: a file is damaged.
+        """
+        own = self.described
+        described = Vocabulary.of(own.synonyms)
+        if own.format != "open_images":
+            return described
+        roles = {role.partition(":")[2]: path for role, path in files.paths.items()}
+        return described | vocabulary_in(roles, own.categories)
 
     def downloads(self, split: str) -> tuple[Download, ...]:
         """None: what is named is read, and nothing in its place."""
@@ -212,7 +228,10 @@ class OwnSource:
         else:
             if own.format == "datasets":
                 rows = rows_of(self._dataset, own.subset, own.revision, split)
-                tables: Iterable[tuple[str, Any]] = [(own.name, rows)]
+                where, folder = own.name, Path(self._dataset)
+                if folder.is_dir() and not _files_by_split(folder):
+                    where += f" (no {', '.join(_TABLES)} or .json in it, so load_dataset read it)"
+                tables: Iterable[tuple[str, Any]] = [(where, rows)]
             else:
                 tables = ((path.name, rows_in(path, report)) for path in paths)
             parts, order, columns = read_tables(tables, own.columns, split, report)
@@ -222,9 +241,7 @@ class OwnSource:
 
     @property
     def _dataset(self) -> str:
-        """A folder, or the name of a dataset of the Hub."""
-        folder = self.base / Path(self.described.dataset).expanduser()
-        return str(folder) if folder.exists() else self.described.dataset
+        return _find_dataset(self.base, self.described.dataset)
 
     def _paths(self, split: str) -> dict[str, Path]:
         """Split and role -> file.
@@ -234,8 +251,7 @@ class OwnSource:
             SourceError: there is no such file.
         """
         own = self.described
-        if split not in self.info.splits:
-            raise UsageError(f"{own.name} has no split {split!r}{did_you_mean(split, own.files)}")
+        word_for(split, own.name, dict.fromkeys(self.info.splits, ""))
         if own.format == "datasets":
             return {f"{split}:dataset": Path(own.dataset)}
         given = own.files[split]
@@ -292,7 +308,7 @@ class OwnSource:
                 "expected. Say what they mean (categories: {0: dog})."
             )
 
-        def find(boxes: Any, area: Any, size: Any) -> BoxFormat:
+        def find(boxes: Any, area: Any, size: Any, where: str) -> BoxFormat:
             found = find_format(boxes, area, size, where, own.box_format or order, own.box_unit)
             self.found.update(box_format=found.order, box_unit=found.unit)
             is_usual = own.format == "coco" and found == COCOS
@@ -399,10 +415,15 @@ def describe(name: str, chosen: Mapping[str, Any]) -> tuple[dict[str, Any], Path
             is_path = option in ("captions", "image_folder")
             data[_KEYS.get(option, option)] = str(Path(value).absolute()) if is_path else value
     if data.get("format") == "datasets" and data.get("dataset") and not data.get("splits"):
-        folder = base / Path(data["dataset"]).expanduser()
-        found = str(folder) if folder.exists() else data["dataset"]
+        found = _find_dataset(base, data["dataset"])
         data["splits"] = splits_of(found, data.get("subset"), data.get("revision"))
     return data, base.absolute()
+
+
+def _find_dataset(base: Path, name: str) -> str:
+    """A folder, or the name of a dataset of the Hub."""
+    folder = base / Path(name).expanduser()
+    return str(folder) if folder.exists() else name
 
 
 def look(path: Path, name: str) -> dict[str, Any]:
@@ -515,9 +536,10 @@ def of_rows(
             lines.append(encode({name: _without_bytes(value) for name, value in row.items()}))
     if not lines:
         raise UsageError("rows: expected at least one, got none")
-    table = f"{xxhash.xxh3_128_hexdigest(b''.join(lines))}.jsonl"
-    data = {"name": "own", **description}
-    data |= {"format": "contexts" if kinds == {True} else "table", "files": {"train": table}}
+    # Errors name it.
+    table = f"what generate was given.{xxhash.xxh3_64_hexdigest(b''.join(lines))}.jsonl"
+    data = {"name": "own", **description, "files": {"train": table}}
+    data["format"] = "contexts" if kinds == {True} else "table"
     strict_yaml.validate(Description, data, where="description")
     text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True).encode()
     folder = cache_dir / "mminstruct" / "own"
@@ -538,9 +560,11 @@ def _without_bytes(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of NumPy as Python's."""
+    """Numbers of NumPy as Python's, and paths as texts."""
     if hasattr(value, "tolist"):
         return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     raise UsageError(
         f"rows: expected texts, numbers and lists of them, got {type(value).__name__}; of an image "
         "give the name, or a Dataset with the images in it"

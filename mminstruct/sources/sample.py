@@ -12,6 +12,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from mminstruct.checks.vocabulary import Vocabulary, common_things
 from mminstruct.schema import Context
 from mminstruct.sources._annotation_file import files_of
 from mminstruct.sources._base import Download, Files, ReadReport, SourceInfo
@@ -41,9 +42,14 @@ class SampleSource:
         f"domain under CC0 1.0 ({_LICENSE_URL}).",
         media_license=f"The images are drawings by mminstruct, {_LICENSE}.",
         splits=("train",),
-        version="1.0.0",
         fitted=False,
+        exhaustive=True,
     )
+
+    def vocabulary(self, files: Files) -> Vocabulary:
+        """The scenes' categories, of which every object has a box."""
+        drawn = {box.label for context in self.read(files, ReadReport()) for box in context.boxes}
+        return Vocabulary.of(dict.fromkeys(drawn, ()), exhaustive={*drawn, *common_things()})
 
     def downloads(self, split: str) -> tuple[Download, ...]:
         """None: it ships with the package."""

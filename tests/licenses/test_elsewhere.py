@@ -14,7 +14,7 @@ import pytest
 
 from mminstruct import cli, licenses
 from mminstruct.errors import UsageError
-from mminstruct.licenses import Verdict, elsewhere
+from mminstruct.licenses import Verdict, elsewhere, services
 
 REGISTRY = licenses.load()
 TURNS = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A cat."}]
@@ -64,6 +64,29 @@ def card(folder: Path, **front: Any) -> Path:
         ({"model": "nobody/such-7b"}, None),
         ({"reward_model": "gpt-4"}, None),
         ({"caption": "gpt-4"}, None),
+        # Beside a model that is free.
+        *(
+            ({"model": QWEN3, **more}, False)
+            for more in (
+                {"annotator": "gpt-4o"},
+                {"captioner": "claude-3-haiku"},
+                {"annotated_by": "gemini-1.5-pro"},
+                {"source": "gpt-4o"},
+                {"source": "vicgalle/alpaca-gpt4"},
+                {"dataset": "llava_instruct_150k"},
+                {"metadata": json.dumps({"model": "gpt-4"})},
+                {"meta": json.dumps([{"steps": {"llm": LLAMA2}}])},
+                {"extra_info": json.dumps({"license": "cc-by-nc-4.0"})},
+                {"metadata": {"license": "cc-by-nc-4.0"}},
+                {"info": {"origin": {"id": "x", "licence": "CC-BY-NC-4.0", "engine": "gpt-4"}}},
+                {"licenses": ["cc-by-nc-4.0"]},
+                {"license_link": "https://creativecommons.org/licenses/by-nc/4.0/deed.en"},
+            )
+        ),
+        ({"model": QWEN3, "captioner": "nobody/such-7b"}, None),
+        ({"model": QWEN3, "annotator": "A17", "source": "coco/train2017"}, True),
+        ({"model": QWEN3, "text": "{not JSON", "images": [{"license": "cc-by-nc-4.0"}]}, True),
+        ({"model": QWEN3, "metadata": json.dumps({"source": "page 3"})}, True),
     ],
 )
 def test_a_field_of_rows_tells_who_wrote_them_whatever_the_form(
@@ -126,6 +149,30 @@ def test_the_top_of_a_file_tells_it_of_all_rows(tmp_path: Path) -> None:
         ({"license": "apache-2.0", "license_name": "cc-by-nc-4.0", "model": QWEN3}, False),
         ({"license": "apache-2.0", "license_name": "my-own", "model": QWEN3}, None),
         ({"license": "mit", "model": QWEN3, "source_datasets": ["nobody/knows"]}, None),
+        *(
+            ({"license": "cc-by-4.0", "model": QWEN3, **more}, expected)
+            for more, expected in (
+                ({"license_link": "https://creativecommons.org/licenses/by-nc/4.0/"}, False),
+                (
+                    {"license_link": "http://creativecommons.org/licenses/by-nc-sa/4.0/legalcode"},
+                    False,
+                ),
+                ({"license-link": "https://acme.example/terms-nc"}, None),
+                ({"license_link": "https://creativecommons.org/licenses/by/4.0/deed.de"}, True),
+                ({"license_link": "LICENSE.md"}, True),
+                ({"licence": "cc-by-nc-4.0"}, False),
+                ({"annotator": "gpt-4o"}, False),
+                ({"captioner": "gemini"}, False),
+                ({"source": "gpt-4o"}, False),
+                ({"datasets": ["tatsu-lab/alpaca"]}, False),
+                ({"datasets": ["nobody/knows"]}, None),
+                ({"description": "Answers by GPT-4 about images."}, False),
+                ({"tags": ["non-commercial"]}, None),
+                ({"extra_gated_fields": {"I agree to non-commercial use ONLY": "checkbox"}}, None),
+                ({"extra_gated_prompt": "For research purposes only."}, None),
+                ({"description": "Boxes with names", "task_categories": ["other"]}, True),
+            )
+        ),
         ({"license": "mit", "tags": [QWEN3]}, None),
         ({"license": "mit", "tags": ["alpaca", "sharegpt"]}, None),
         ({"license": "mit"}, None),
@@ -165,6 +212,20 @@ def test_a_folder_is_its_card_and_its_rows(tmp_path: Path) -> None:
     assert judged(folder).commercial is False
     write(folder / "train.parquet", [{"model": QWEN3}] * 3)  # the same rows, converted
     assert licenses.read_data_set(folder).rows == 3
+
+
+def test_words_against_some_use_do_not_hide_the_licence_that_says_so(tmp_path: Path) -> None:
+    for tags in ([], ["non-commercial"]):
+        found = judged(card(tmp_path, license="cc-by-nc-4.0", model=QWEN3, tags=tags))
+        assert (found.license, found.commercial) == ("cc-by-nc-4.0", False)
+
+
+def test_a_field_of_ever_new_sources_leaves_free_rows_unknown(tmp_path: Path) -> None:
+    for more, commercial in (("", None), ("https://acme.example/", True)):
+        rows = [{**FREE, "source": f"{more}{n}"} for n in range(1200)] + [FREE]
+        assert judged(write(tmp_path / "a.jsonl", rows)).commercial is commercial
+        rows += [{**FREE, "source": "gpt-4o"}]
+        assert judged(write(tmp_path / "a.jsonl", rows[-20:])).commercial is False
 
 
 def test_our_own_release_is_judged_as_when_it_was_made(tmp_path: Path) -> None:
@@ -288,7 +349,9 @@ def test_a_wrong_question_about_a_file_exits_2(
     except SystemExit as ended:
         code = int(ended.code or 0)
     assert code == 2
-    assert message in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert message in " ".join(said.split())
+    assert all(len(line) <= 80 for line in said.splitlines())
 
 
 @pytest.mark.parametrize(
@@ -303,7 +366,7 @@ def test_a_wrong_question_about_a_file_exits_2(
     ],
 )
 def test_a_closed_family_is_known_by_its_words(name: str, family: str | None) -> None:
-    found = elsewhere.find_family(REGISTRY, name)
+    found = services.find_family(REGISTRY, name)
     assert (found.title.partition("'")[0] if found else None) == family
 
 

@@ -193,6 +193,82 @@ def test_a_folders_names_and_configurations_bar_what_its_card_frees(
     assert len(declared) == 1, "what was contradicted is quoted, too"
 
 
+LLAMA2, ABSENT = "meta-llama/Llama-2-7b-hf", "acme/nobody-knows"
+GATE = {"I agree to use this model for non-commercial use ONLY": "checkbox"}
+
+
+@pytest.mark.parametrize(
+    ("front", "expected"),
+    [
+        # Words against some use name no licence: unknown, as the card says two things.
+        *(({"tags": [tag]}, "unknown") for tag in ("non-commercial", "Non Commercial")),
+        *(({"tags": [tag]}, "unknown") for tag in ("cc-by-nc", "research-only", "非商用")),
+        ({"tags": ["x", "for_research_use_only"]}, "unknown"),
+        ({"merged_models": [ABSENT]}, "unknown"),
+        *(({"tags": [tag]}, "research-only") for tag in ("cc-by-nc-4.0", "CC-BY-NC-4.0")),
+        ({"tags": ["llama2"]}, "same-family-only"),
+        ({"extra_gated_fields": GATE}, "unknown"),
+        ({"extra_gated_prompt": "You agree not to use it commercially."}, "unknown"),
+        ({"license_details": "Free for academic purposes only"}, "unknown"),
+        ({"license_url": "https://creativecommons.org/licenses/by-nc/4.0/"}, "unknown"),
+        # Another spelling of a key, or another key.
+        *(({key: LLAMA2}, "same-family-only") for key in ("base_models", "base-model")),
+        *(({key: [ABSENT]}, "unknown") for key in ("baseModel", "Base Model", "base_modle")),
+        *(({key: ABSENT}, "unknown") for key in ("parent_model", "finetuned_from")),
+        *(({key: "cc-by-nc-4.0"}, "research-only") for key in ("licence", "License", "licenses")),
+        ({"licence_name": "acme"}, "unknown"),
+        ({"Tags": ["llama-2"]}, "same-family-only"),
+        ({"model-name": "Llama 2 13B tune"}, "same-family-only"),
+        ({"description": "Made from Llama 2 7b by me/us."}, "same-family-only"),
+        ({"model-index": [{"name": "llama-2-7b-tune", "results": []}]}, "same-family-only"),
+        # What is about something else, or against no use.
+        ({"tags": ["commercial", "research", "gemma", "not-for-all-audiences"]}, "allowed"),
+        ({"description": "No restrictions on commercial use. Not by Meta."}, "allowed"),
+        ({"datasets": ["acme/llama-2-7b"], "widget": [{"text": "Is Llama 2 7b good?"}]}, "allowed"),
+        ({"new_version": LLAMA2, "language": ["en"], "pipeline_tag": "text-generation"}, "allowed"),
+        ({"model-index": [{"name": "x", "results": [{"name": "llama-2-7b"}]}]}, "allowed"),
+    ],
+)  # fmt: skip
+def test_all_that_a_card_says_beside_a_free_licence_may_bar(
+    front: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    found = verdict(folder(tmp_path / "model", license="mit", **front))
+    assert found.output_training == expected
+    if expected != "allowed":
+        assert "licence mit" in str(found.reasons), "what was contradicted is quoted, too"
+
+
+def test_words_against_some_use_are_quoted_and_add_nothing_to_a_licence_that_bars(
+    tmp_path: Path,
+) -> None:
+    found = verdict(folder(tmp_path / "a", license="mit", tags=["non-commercial"]))
+    assert "model, with 'non-commercial' in a/README.md: the terms are not" in str(found.reasons)
+    barred = [
+        verdict(folder(tmp_path / f"b{len(tags)}" / "m", license="cc-by-nc-4.0", tags=tags))
+        for tags in ([], ["non-commercial"])
+    ]
+    assert barred[0] == barred[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("LICENSE", "LLAMA 2 COMMUNITY LICENSE AGREEMENT\n", "same-family-only"),
+        ("LICENSE.txt", "Creative Commons Attribution-NonCommercial 4.0", "unknown"),
+        ("Licence.md", "# Acme Research License\n", "unknown"),
+        ("LICENSE", "MIT License\n\nCopyright (c) 2026 Acme", "allowed"),
+        ("LICENSE", "Apache License\nVersion 2.0, January 2004", "allowed"),
+        ("licensing", "non-commercial", "allowed"),
+    ],
+)
+def test_the_text_of_a_licence_in_a_folder_may_bar(
+    name: str, text: str, expected: str, tmp_path: Path
+) -> None:
+    where = folder(tmp_path / "m", license="mit")
+    (where / name).write_text(text)
+    assert verdict(where).output_training == expected
+
+
 @pytest.mark.parametrize(
     ("where", "way"),
     [
@@ -250,6 +326,19 @@ def test_a_card_that_says_two_things_under_one_key_is_refused(tmp_path: Path) ->
          "research-only"),
         ("x.gguf", {"repo_url": f"{HUB}Qwen/Qwen3-8B"}, "allowed"),
         ("x.gguf", {"repo_url": f"{HUB}nobody/knows"}, "unknown"),
+        ("x.gguf", {"license": "mit", "description": "For non-commercial use."}, "unknown"),
+        ("x.gguf", {"license": "mit", "description": "Llama 2 13B, tuned"}, "same-family-only"),
+        ("x.gguf", {"license": "mit", "author": "Acme (research only)"}, "unknown"),
+        ("x.gguf", {"license": "mit", "tags": ["non-commercial"]}, "unknown"),
+        ("x.gguf", {"license": "mit", "licence": "cc-by-nc-4.0"}, "research-only"),
+        ("x.gguf", {"license": "mit", "license__names": "acme"}, "unknown"),
+        ("x.gguf", {"license": "mit", "base_models__0__repo_url": f"{HUB}nobody/knows"}, "unknown"),
+        ("x.gguf", {"license": "mit", "parent": "lmsys/vicuna-7b-v1.5"}, "same-family-only"),
+        ("x.gguf", {"license": "mit", "base_model__0__repo_url": f"{HUB}Qwen/Qwen3-8B",
+                    "base_model__0__description": "research purposes only"}, "unknown"),
+        ("x.gguf", {"license": "mit", "base_model__0__repo_url": f"{HUB}Qwen/Qwen3-8B",
+                    "base_model__0__doi": "10.1/x", "datasets": ["a/llama-2-7b"],
+                    "description": "A chat model", "author": "Acme"}, "allowed"),
     ],
 )  # fmt: skip
 def test_a_gguf_file_is_as_free_as_its_strictest_key(

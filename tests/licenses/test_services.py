@@ -393,3 +393,35 @@ def test_an_accounts_own_host_goes_into_no_release() -> None:
     assert (
         REGISTRY.endpoint_name("https://api.groq.com/openai/v1") == "https://api.groq.com/openai/v1"
     )
+
+
+ALL_THEIRS = {
+    url: service.id
+    for service in REGISTRY.endpoints.values()
+    if service.own_models
+    for url in [f"https://{service.hosts[0].replace('*', 'x')}/v1"]
+}
+
+
+@pytest.mark.parametrize("url", ALL_THEIRS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("gpt-4o", "gpt-4o-2031-01-01", "openai/gpt-4.1-mini", "gpt-5.9-nova", "o3-mini"),
+        *("claude-sonnet-4-5", "claude-next", "gemini-2.5-pro", "models/gemini-9", "grok-4"),
+        *("command-r-plus", "sonar-pro", "qwen-max", "kimi-latest"),
+        *("meta-llama/Llama-2-70b-chat-hf", "llama-2-70b", "codestral-22b-v0.1", "vicuna-13b-v1.5"),
+    ],
+)
+def test_a_closed_models_name_at_a_service_of_its_own_models_frees_nothing(
+    url: str, name: str
+) -> None:
+    assert verdict(parts_at(url, name)) not in ("allowed", "conditional")
+
+
+@pytest.mark.parametrize(
+    "name", ["deepseek-chat", "deepseek-reasoner", "deepseek-v4-pro", "any-name", "DeepSeek-V3.1"]
+)
+def test_a_service_of_its_own_models_is_judged_by_its_terms_for_all_other_names(name: str) -> None:
+    (part,) = parts_at("https://api.deepseek.com", name)
+    assert (part.role, part.output_training) == ("service", "allowed")

@@ -17,6 +17,7 @@ from mminstruct.sources.openimagesv7 import SOURCE, OpenImagesSource, turn_uprig
 
 ONE, TWO, THREE = "000000000000aaaa", "000000000000bbbb", "ffffffffffff0001"
 DOG, CAT, TABLE, GEESE, PERSON = "/m/0bt9lr", "/m/01yrx", "/m/04bcr3", "/g/1geese", "/m/01g317"
+ANIMAL = "/m/0jbk"
 WOODEN, MADE_OF = "/m/083vt", "/m/0dnr7"
 
 CLASSES = "\n".join(
@@ -27,6 +28,7 @@ CLASSES = "\n".join(
         f"{TABLE},Table",
         f'{GEESE},"Ducks, geese and ""others"""',
         f"{PERSON},Persoña",
+        f"{ANIMAL},Animal",
     ]
 )
 BOXES_HEAD = (
@@ -42,6 +44,10 @@ IMAGES_HEAD = (
     "ImageID,Subset,OriginalURL,OriginalLandingURL,License,AuthorProfileURL,Author,Title,"
     "OriginalSize,OriginalMD5,Thumbnail300KURL,Rotation"
 )
+HIERARCHY = {
+    "LabelName": "/m/0bl9f",
+    "Subcategory": [{"LabelName": ANIMAL, "Subcategory": [{"LabelName": DOG}, {"LabelName": CAT}]}],
+}
 BY = "https://creativecommons.org/licenses/by/2.0/"
 
 
@@ -60,6 +66,7 @@ def write(folder: Path, **changed: Any) -> Path:
         "classes": CLASSES,
         "attributes": f"{WOODEN},Wooden\n{MADE_OF},(made of)Textile\n",
         "predicates": "at,at\ninside_of,inside_of\n",
+        "hierarchy": json.dumps(HIERARCHY),
         "machine": [],
     } | changed
     heads = {
@@ -489,3 +496,26 @@ def test_a_damaged_file_is_an_error_that_names_it(
     with pytest.raises(SourceError, match=message) as error:
         read(tmp_path, **{role: content})
     assert name in str(error.value)
+
+
+def test_classes_are_kinds_of_others_as_the_hierarchy_says(tmp_path: Path) -> None:
+    files = SOURCE.locate([write(tmp_path)], "validation")
+    assert files is not None
+    vocabulary = SOURCE.vocabulary(files)
+    assert vocabulary.parents == {"dog": ("animal",), "cat": ("animal",)}
+    assert set(vocabulary.labels) == {"dog", "cat", "animal"}
+
+
+def test_a_folder_without_the_hierarchy_is_read_as_before(tmp_path: Path) -> None:
+    (write(tmp_path) / "bbox_labels_600_hierarchy.json").unlink()
+    files, report = SOURCE.locate([tmp_path], "validation"), ReadReport()
+    assert files is not None and SOURCE.vocabulary(files).labels == {}
+    assert len(list(SOURCE.read(files, report))) == 1
+    assert not any("hierarchy" in reason for reason in report.skipped)
+
+
+def test_a_damaged_hierarchy_is_told(tmp_path: Path) -> None:
+    files = SOURCE.locate([write(tmp_path, hierarchy="[]")], "validation")
+    assert files is not None
+    with pytest.raises(SourceError, match="no tree of classes"):
+        SOURCE.vocabulary(files)

@@ -10,6 +10,8 @@ from typing import Any
 
 import datasets
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import coco_files
@@ -625,6 +627,8 @@ def test_a_table_that_contradicts_itself_is_told(photos: list[dict[str, Any]], w
         (b"image,text\na.jpg,caf\xe9\n", "photos.csv: not readable, got .*utf-8"),
         (b'image,text\r\na.jpg,"a\r\nb"\r\n', None),
         (b"", "no column with the image's name"),
+        (b"image,text,text\na.jpg,x,y\n", "photos.csv: not readable, got .*column 'text' twice"),
+        (b",image,text,\n0,a.jpg,a b,\n", None),
     ],
 )
 def test_a_table_that_cannot_be_read_is_told(content: bytes, words: str | None) -> None:
@@ -634,6 +638,13 @@ def test_a_table_that_cannot_be_read_is_told(content: bytes, words: str | None) 
         return
     with pytest.raises(SourceError, match=words):
         read("photos.csv")
+
+
+def test_a_column_that_is_there_twice_is_told_in_parquet_too() -> None:
+    columns = [pa.array(["a.jpg"]), pa.array(["x"]), pa.array(["y"])]
+    pq.write_table(pa.table(columns, names=["image", "text", "text"]), "photos.parquet")
+    with pytest.raises(SourceError, match="photos.parquet: not readable, got .*'text' twice"):
+        read("photos.parquet")
 
 
 def test_what_cannot_be_used_of_a_table_is_left_out_and_counted() -> None:
@@ -780,6 +791,13 @@ def test_a_given_path_is_never_replaced_by_a_download(monkeypatch: pytest.Monkey
     assert sources.get("SAMPLE").downloads("train") == ()
     lines("photos.jsonl", PHOTOS)
     assert sources.get("./photos.jsonl").downloads("train") == ()
+
+
+def test_a_folder_of_images_alone_is_told_what_was_looked_for_in_it() -> None:
+    Path("pictures").mkdir()
+    Image.new("RGB", (8, 8)).save("pictures/0.png")
+    with pytest.raises(SourceError, match=r"^pictures \(no \.jsonl, .* so load_dataset .* caption"):
+        read("./pictures")
 
 
 def test_two_of_one_name_are_not_taken_for_one(capsys: pytest.CaptureFixture[str]) -> None:

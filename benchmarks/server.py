@@ -40,7 +40,7 @@ def body(*, labelled: bool) -> bytes:
                     "finish_reason": "stop",
                 }
             ],
-            "usage": {"prompt_tokens": 1500, "completion_tokens": 250, "total_tokens": 1750},
+            "usage": {"prompt_tokens": 2300, "completion_tokens": 250, "total_tokens": 2550},
         }
     ).encode()
 

@@ -40,14 +40,14 @@ def body(*, labelled: bool) -> bytes:
                     "finish_reason": "stop",
                 }
             ],
-            "usage": {"prompt_tokens": 1500, "completion_tokens": 250, "total_tokens": 1750},
+            "usage": {"prompt_tokens": 2300, "completion_tokens": 250, "total_tokens": 2550},
         }
     ).encode()
 
 
 def _names(n: int) -> list[str]:
-    """Ten made-up words that no other part has."""
-    return [f"{a}{b}{n}" for a in ("bra", "cli", "dro", "fle", "gru") for b in ("mel", "tor")]
+    """Ten things that no other part has; a quarter of the words are English ones, as is usual."""
+    return [f"the {a}{b}{n}" for a in ("bra", "cli", "dro", "fle", "gru") for b in ("mel", "tor")]
 
 
 def main() -> None:

@@ -118,7 +118,7 @@ def test_threads_that_load_at_once_all_get_their_rows_and_leave_nothing_changed(
     )
     monkeypatch.chdir(tmp_path)
     name = "MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL"
-    before = getattr(datasets.config, name)
+    before = getattr(datasets.config, name), gc.get_threshold(), 0
     load("builders/slow", "conversation", limit=1, cache=tmp_path / "first")
 
     def rows(number: int) -> int:
@@ -128,7 +128,8 @@ def test_threads_that_load_at_once_all_get_their_rows_and_leave_nothing_changed(
 
     with ThreadPoolExecutor(6) as threads:
         assert list(threads.map(rows, range(12))) == [1, 2, 3] * 4
-    assert getattr(datasets.config, name) == before
+    now = getattr(datasets.config, name), gc.get_threshold(), gc.get_freeze_count()
+    assert now == before
 
 
 def test_a_misspelt_builder_is_answered_with_the_nearest_one() -> None:
@@ -332,7 +333,7 @@ def test_the_store_alone_gives_the_same_rows_and_counts_again(
 
 def test_more_rows_than_one_write_takes_come_out_whole_and_in_order(tmp_path: Path) -> None:
     data_dir = str(coco_files(tmp_path / "coco", 700))
-    kinds = TYPES[:2]
+    kinds, looks_for_garbage = TYPES[:2], gc.get_threshold()
     settings = {"split": "train", "data_dir": data_dir, "types": kinds, "cache": tmp_path}
     asked = load(COCO, **settings)
     shutil.rmtree(tmp_path / "cache")
@@ -345,7 +346,7 @@ def test_more_rows_than_one_write_takes_come_out_whole_and_in_order(tmp_path: Pa
     assert load(COCO, num_proc=2, **settings).to_list() == asked.to_list()
     shutil.rmtree(tmp_path / "cache")
     assert list(load(COCO, streaming=True, **settings)) == asked.to_list()
-    assert gc.get_freeze_count() == 0
+    assert (gc.get_freeze_count(), gc.get_threshold()) == (0, looks_for_garbage)
 
 
 def test_a_builder_is_found_from_any_directory(

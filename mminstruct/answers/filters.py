@@ -247,7 +247,7 @@ def _reject_language(turns: Sequence[Turn]) -> Rejected | None:
     words = text.lower().split()
     if text.isascii() and (
         len(text) < _LEAST_LANGUAGE_CHARACTERS
-        or sum(word in _ENGLISH for word in words) > len(words) * _MUCH_ENGLISH
+        or sum(map(_ENGLISH.__contains__, words)) > len(words) * _MUCH_ENGLISH
     ):
         return None
     import py3langid

@@ -1,14 +1,17 @@
-"""What backends at a server share: addresses, bounded bodies, redirects, and silences."""
+"""What backends at a server share: addresses, POSTs, bounded bodies, redirects, and silences."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from urllib.parse import SplitResult, parse_qsl, unquote, urljoin, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+import httpx2
 
 from mminstruct.errors import BackendUnusable, TransientError, UsageError
 from mminstruct.transport import public_url
@@ -17,6 +20,9 @@ MOST_BYTES = 32 * 2**20
 """No answer is longer: a long one has a megabyte."""
 MOST_LESSONS = 8
 """Redirects and refused fields that one request may teach."""
+CONNECT_TIMEOUT_S = 30.0
+# Servers close what is idle, most of them after this time or later.
+_IDLE_S = 5.0
 # Shorter values of a query are hardly secret, and would blot out ordinary words.
 _SHORTEST_SECRET = 6
 _NO_CONNECTION = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
@@ -99,6 +105,57 @@ def redirect_of(asked: str, location: str) -> str:
             "that is meant, give that server's URL instead"
         )
     return led
+
+
+class Answer(NamedTuple):
+    """What a server answers, of whatever status."""
+
+    status: int
+    headers: Mapping[str, str]  # names in any case
+    body: bytes
+
+
+class Post(NamedTuple):
+    """All of a POST but its body."""
+
+    url: str
+    headers: Mapping[str, str]
+    proxy: str | None
+
+    @classmethod
+    def to(cls, url: str, headers: Mapping[str, str]) -> Post:
+        """One to an address, through the proxy that the environment names for it."""
+        parts, proxies = urlsplit(url), getproxies()
+        proxy = proxies.get(parts.scheme) or proxies.get("all")
+        if not proxy or proxy_bypass(parts.hostname or ""):
+            return cls(url, headers, None)
+        return cls(url, headers, proxy if "://" in proxy else f"http://{proxy}")
+
+    async def send(self, session: aiohttp.ClientSession, body: bytes) -> Answer:
+        """What is answered; aiohttp's errors, and those of `bounded`."""
+        url, headers, proxy = self
+        async with session.post(
+            url, data=body, headers=headers, proxy=proxy, allow_redirects=False
+        ) as response:
+            whole = await bounded(response.content.iter_any(), public_url(url))
+            return Answer(response.status, response.headers, whole)
+
+
+def open_session(connections: int, timeout_s: float) -> aiohttp.ClientSession:
+    """A session for `Post`, with the certificates that the SDKs' clients trust.
+
+    A proxy is told with each POST, as a session that looks it up reads ``.netrc`` every time.
+
+    Args:
+        connections: open at most.
+        timeout_s: of a whole answer.
+    """
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(
+            limit=connections, keepalive_timeout=_IDLE_S, ssl=httpx2.create_ssl_context()
+        ),
+        timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S),
+    )
 
 
 async def bounded(chunks: AsyncIterable[bytes], where: str) -> bytes:

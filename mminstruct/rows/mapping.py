@@ -92,14 +92,10 @@ def map_requests(
         cache_file_name=str(cache_file),
         new_fingerprint=fingerprint,
     )
-    # What is there now will stay. Looking through it for garbage, again and again while requests
-    # come and go, would take a fifth of a rerun from the store.
-    gc.freeze()
     try:
         with _allow_tasks(len(requests) // size + 2):
             mapped = _run_in_thread(map_all, client)
     finally:
-        gc.unfreeze()
         for loop in loops:
             close_loop(loop)  # `map` makes one and leaves it open
     return mapped.with_format(None)
@@ -107,8 +103,10 @@ def map_requests(
 
 # `_allow_tasks` alone writes these, in the threads of all maps that run, and holds the lock.
 _bounds: list[int] = []
-_usual_bound = 0
+_usual: tuple[int, tuple[int, int, int]]
 _bounding = threading.Lock()
+# Objects that are made before the youngest are looked through.
+_MADE_BETWEEN = 5_000  # more takes memory: 140 MB at 50,000
 
 
 @contextmanager
@@ -117,12 +115,17 @@ def _allow_tasks(tasks: int) -> Iterator[None]:
 
     At its own bound it spins: it waits for the first of all its tasks, done ones included. So the
     bound is ours, and a task that waits for it holds a slice of a memory-mapped table.
+
+    What is there now will stay, and requests come and go without a cycle. To look through all that
+    for garbage as often as usual takes a fifth of a rerun from the store.
     """
-    global _usual_bound
+    global _usual
     config = datasets.config
     with _bounding:
         if not _bounds:
-            _usual_bound = config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL
+            _usual = config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL, gc.get_threshold()
+            gc.freeze()
+            gc.set_threshold(_MADE_BETWEEN, *_usual[1][1:])
         _bounds.append(tasks)
         config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL = max(_bounds)
     try:
@@ -130,8 +133,11 @@ def _allow_tasks(tasks: int) -> Iterator[None]:
     finally:
         with _bounding:
             _bounds.remove(tasks)
-            most = max(_bounds, default=_usual_bound)
+            most = max(_bounds, default=_usual[0])
             config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL = most
+            if not _bounds:
+                gc.unfreeze()
+                gc.set_threshold(*_usual[1])
 
 
 def _run_in_thread(work: Callable[[], datasets.Dataset], client: Client) -> datasets.Dataset:

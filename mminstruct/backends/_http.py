@@ -8,10 +8,10 @@ from collections.abc import AsyncIterable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import SplitResult, parse_qsl, unquote, urljoin, urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import httpx2
+from httpx2._utils import URLPattern, get_environment_proxies
 
 from mminstruct.errors import BackendUnusable, TransientError, UsageError
 from mminstruct.transport import public_url
@@ -107,6 +107,13 @@ def redirect_of(asked: str, location: str) -> str:
     return led
 
 
+def proxy_of(url: str) -> str | None:
+    """The proxy that the environment names for an address, as the SDKs' clients read it."""
+    proxies = sorted((URLPattern(name), it) for name, it in get_environment_proxies().items())
+    there = httpx2.URL(url)
+    return next((proxy for pattern, proxy in proxies if pattern.matches(there)), None)
+
+
 class Answer(NamedTuple):
     """What a server answers, of whatever status."""
 
@@ -125,11 +132,7 @@ class Post(NamedTuple):
     @classmethod
     def to(cls, url: str, headers: Mapping[str, str]) -> Post:
         """One to an address, through the proxy that the environment names for it."""
-        parts, proxies = urlsplit(url), getproxies()
-        proxy = proxies.get(parts.scheme) or proxies.get("all")
-        if not proxy or proxy_bypass(parts.hostname or ""):
-            return cls(url, headers, None)
-        return cls(url, headers, proxy if "://" in proxy else f"http://{proxy}")
+        return cls(url, headers, proxy_of(url))
 
     async def send(self, session: aiohttp.ClientSession, body: bytes) -> Answer:
         """What is answered; aiohttp's errors, and those of `bounded`."""

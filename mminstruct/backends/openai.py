@@ -19,6 +19,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -77,7 +78,7 @@ _OURS = {
     "max_completion_tokens": "--max_tokens",
     "seed": "--seed",
 }
-# Headers that whoever sends a request writes itself.
+# Headers that whoever sends a request writes itself, unless a user does.
 _OF_CONNECTIONS = ("host", "connection", "accept-encoding", "content-length")
 _SECRET_NAME = re.compile(r"key|token|auth|secret|cookie|password|credential", re.IGNORECASE)
 
@@ -319,7 +320,6 @@ class OpenAIBackend(Opened):
         # Reads or even fetches a file, which would hold up all others later.
         await asyncio.to_thread(_tokens.openai_counter, self._served_model)
         connections = self._options.max_concurrency
-        self._session = open_session(connections, self.timeout_s)
         self._client = openai.AsyncOpenAI(
             # The SDK insists on a key; which one is sent, if any, is in our own header.
             api_key="unused",
@@ -336,6 +336,7 @@ class OpenAIBackend(Opened):
                 event_hooks={"response": [self._read]},
             ),
         )
+        self._session = open_session(connections, self.timeout_s)
         return self
 
     async def close(self) -> None:
@@ -350,13 +351,14 @@ class OpenAIBackend(Opened):
         """One answer; errors as in `mminstruct.backends.Backend.complete`."""
         for _ in range(MOST_LESSONS):
             before = self._dialect, self._path
-            answer = await self._post(request)
+            post = self._posts.get(self._path) or await self._draw(self._path)
+            answer = await self._send(post, request)
             if 200 <= answer.status < 300:
                 return self._read_answer(answer, request)
             refusal = read_refusal(answer.status, answer.body, self._server.redacted)
             location = answer.headers.get("location")
             if 300 <= answer.status < 400 and location:
-                self._path = redirect_of(self._posts[before[1]].url, location)
+                self._path = redirect_of(post.url, location)
             self._learn(refusal, request)
             if before == (self._dialect, self._path):
                 raise self._make_error(refusal, answer.headers, request)
@@ -370,9 +372,8 @@ class OpenAIBackend(Opened):
             news = self._dialect.news(before)
             _log.info(f"{self._server.url}: {news} (it answered: {refusal.words[:_NEWS_SHOWN]})")
 
-    async def _post(self, request: Request) -> Answer:
+    async def _send(self, post: Post, request: Request) -> Answer:
         body = payload(self._served_model, request, dialect=self._dialect, extra=self.extra_body)
-        post = self._posts.get(self._path) or await self._draw(self._path)
         try:
             return await post.send(self._session, _encoder.encode(body))
         except _FAILURES as error:
@@ -386,13 +387,16 @@ class OpenAIBackend(Opened):
 
         def keep(request: httpx2.Request) -> httpx2.Response:
             drawn.append(request)
-            return httpx2.Response(200)
+            raise httpx2.ConnectError("nothing is sent from here")
 
         async with httpx2.AsyncClient(transport=httpx2.MockTransport(keep)) as nowhere:
             sdk = self._client.with_options(http_client=nowhere)
             options: Any = {"headers": self._headers}
-            await sdk.post(path, content=b"{}", cast_to=httpx2.Response, options=options)
-        headers = {n: it for n, it in drawn[0].headers.items() if n not in _OF_CONNECTIONS}
+            with suppress(openai.APIConnectionError):
+                await sdk.post(path, content=b"{}", cast_to=httpx2.Response, options=options)
+        own = {name.lower() for name in self._headers}
+        sent = drawn[0].headers.items()
+        headers = {name: it for name, it in sent if name in own or name not in _OF_CONNECTIONS}
         self._posts[path] = Post.to(str(drawn[0].url), headers)
         return self._posts[path]
 

@@ -18,6 +18,7 @@ from mminstruct.transport import public_url
 
 MOST_BYTES = 32 * 2**20
 """No answer is longer: a long one has a megabyte."""
+REDIRECTS = (301, 302, 303, 307, 308)
 MOST_LESSONS = 8
 """Redirects and refused fields that one request may teach."""
 CONNECT_TIMEOUT_S = 30.0
@@ -96,8 +97,12 @@ def redirect_of(asked: str, location: str) -> str:
     Raises:
         BackendUnusable: it is another one, which gets no prompt that nobody meant for it.
     """
-    led = urljoin(asked, location)
-    here, there = urlsplit(asked), urlsplit(led)
+    try:
+        location.encode()
+        led = urljoin(asked, location)
+        here, there = urlsplit(asked), urlsplit(led)
+    except ValueError as error:  # half an IPv6 address, bytes that are no text
+        raise BackendUnusable(f"{public_url(asked)} redirects to what is no address") from error
     is_upgrade = (here.scheme, there.scheme) == ("http", "https")
     if here.hostname != there.hostname or not (here[:2] == there[:2] or is_upgrade):
         raise BackendUnusable(

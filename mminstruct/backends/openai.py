@@ -35,6 +35,7 @@ from mminstruct.backends._chat import read_body
 from mminstruct.backends._http import (
     CONNECT_TIMEOUT_S,
     MOST_LESSONS,
+    REDIRECTS,
     Answer,
     Endpoint,
     Post,
@@ -357,7 +358,7 @@ class OpenAIBackend(Opened):
                 return self._read_answer(answer, request)
             refusal = read_refusal(answer.status, answer.body, self._server.redacted)
             location = answer.headers.get("location")
-            if 300 <= answer.status < 400 and location:
+            if answer.status in REDIRECTS and location:
                 self._path = redirect_of(post.url, location)
             self._learn(refusal, request)
             if before == (self._dialect, self._path):

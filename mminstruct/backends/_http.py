@@ -51,8 +51,7 @@ class Endpoint:
         found += [value for _, value in parse_qsl(parts.query) if len(value) >= _SHORTEST_SECRET]
         header = f"Bearer {api_key}" if api_key else None
         if parts.username is not None:
-            pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-            header = f"Basic {base64.b64encode(pair.encode()).decode()}"
+            header = _basic(unquote(parts.username), unquote(parts.password or ""))
         hidden = sorted(filter(None, found), key=len, reverse=True)
         return cls(public_url(url), header, tuple(hidden))
 
@@ -61,6 +60,10 @@ class Endpoint:
         for secret in self.secrets:
             text = text.replace(secret, "***")
         return text
+
+
+def _basic(user: str, password: str) -> str:
+    return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
 
 
 def split_url(url: str, what: str, example: str, *, takes_query: bool = True) -> SplitResult:
@@ -112,11 +115,12 @@ def redirect_of(asked: str, location: str) -> str:
     return led
 
 
-def proxy_of(url: str) -> str | None:
+def proxy_of(url: str) -> httpx2.Proxy | None:
     """The proxy that the environment names for an address, as the SDKs' clients read it."""
     proxies = sorted((URLPattern(name), it) for name, it in get_environment_proxies().items())
     there = httpx2.URL(url)
-    return next((proxy for pattern, proxy in proxies if pattern.matches(there)), None)
+    found = next((proxy for pattern, proxy in proxies if pattern.matches(there)), None)
+    return httpx2.Proxy(found) if found else None
 
 
 class Answer(NamedTuple):
@@ -132,18 +136,30 @@ class Post(NamedTuple):
 
     url: str
     headers: Mapping[str, str]
-    proxy: str | None
+    proxy: str | None = None  # without its password, which errors would show
+    proxy_headers: Mapping[str, str] | None = None  # for the tunnel to a server with TLS
 
     @classmethod
     def to(cls, url: str, headers: Mapping[str, str]) -> Post:
         """One to an address, through the proxy that the environment names for it."""
-        return cls(url, headers, proxy_of(url))
+        proxy = proxy_of(url)
+        if proxy is None:
+            return cls(url, headers)
+        access = {"Proxy-Authorization": _basic(*proxy.auth)} if proxy.auth else {}
+        if url.startswith("https:"):
+            return cls(url, headers, str(proxy.url), access)
+        return cls(url, {**headers, **access}, str(proxy.url))
 
     async def send(self, session: aiohttp.ClientSession, body: bytes) -> Answer:
         """What is answered; aiohttp's errors, and those of `bounded`."""
-        url, headers, proxy = self
+        url, headers, proxy, proxy_headers = self
         async with session.post(
-            url, data=body, headers=headers, proxy=proxy, allow_redirects=False
+            url,
+            data=body,
+            headers=headers,
+            proxy=proxy,
+            proxy_headers=proxy_headers,
+            allow_redirects=False,
         ) as response:
             whole = await bounded(response.content.iter_any(), public_url(url))
             return Answer(response.status, response.headers, whole)

@@ -426,7 +426,7 @@ class TGIBackend(Opened):
         """Take the place that a request was sent on to, and go without a system prompt."""
         if 300 <= refusal.status < 400:
             led = redirect_of(self._chat.url, headers.get("location", ""))
-            self._chat = Post.to(led, self._chat.headers)
+            self._chat = Post.to(led, _headers(self._server))
         learned = self._dialect.learn(refusal, request.sampling)
         if learned.system != self._dialect.system:
             _log.info(f"{self._server.url}: {learned.news(self._dialect)}")

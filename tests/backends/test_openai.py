@@ -14,7 +14,7 @@ from loopback import LoopbackServer
 from mminstruct.backends import BackendOptions
 from mminstruct.backends._http import proxy_of, redirect_of
 from mminstruct.backends.openai import OpenAIBackend
-from mminstruct.errors import BackendUnusable, TransientError
+from mminstruct.errors import BackendUnusable, RequestRefused, TransientError
 from mminstruct.schema import Completion, Message, Request, Sampling
 
 REQUEST = Request((Message("user", "Wie heißt du?"),), Sampling(0.5))
@@ -95,6 +95,35 @@ def test_the_proxy_that_the_environment_names_is_asked_with_its_password(
     assert server.headers[0]["Authorization"] == "Bearer sk-planted"
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_that_refuses_gets_its_password_and_nobody_else(
+    server: LoopbackServer, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    heads: list[bytes] = []
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 407 Who are you?\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        writer.close()
+
+    async def run() -> None:
+        proxy = await asyncio.start_server(refuse, "127.0.0.1", 0)
+        port = proxy.sockets[0].getsockname()[1]
+        monkeypatch.setenv("ALL_PROXY", f"http://user:proxy%2Dsecret@127.0.0.1:{port}")
+        try:
+            async with backend(f"{scheme}://llm.example/v1") as asked:
+                await asked.complete(REQUEST)
+        finally:
+            proxy.close()
+
+    with pytest.raises((TransientError, RequestRefused), match="407") as caught:
+        asyncio.run(run())
+    assert heads[0].startswith(b"CONNECT" if scheme == "https" else b"POST")
+    assert heads[0].count(b"\r\nProxy-Authorization: Basic dXNlcjpwcm94eS1zZWNyZXQ=\r\n") == 1
+    assert (b"sk-planted" in heads[0]) == (scheme == "http")
+    assert "secret" not in str(caught.value)
+
+
 def test_a_proxy_that_is_down_is_told_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", NOBODY)
     with pytest.raises(TransientError, match="^http://llm.example/v1: Cannot connect") as caught:
@@ -132,7 +161,8 @@ def test_an_address_has_the_proxy_that_the_sdks_clients_take(
     monkeypatch.setenv("http_proxy", "plain:1")
     monkeypatch.setenv("https_proxy", "http://safe:2")
     monkeypatch.setenv("no_proxy", "*.lab.example,own.example,::1,localhost,10.0.0.0/8")
-    assert proxy_of(url) == proxy
+    found = proxy_of(url)
+    assert (str(found.url) if found else None) == proxy
 
 
 def test_a_backend_answers_in_one_event_loop_after_another_and_leaves_nothing_open(

@@ -51,31 +51,23 @@ def read_quotas(headers: Mapping[str, str], now_s: float) -> Quotas | None:
         headers: of a response.
         now_s: seconds since the epoch, for resets that are points in time.
     """
-    found = {kind: _quota(headers, kind, now_s) for kind in _SPELLINGS}
+    found = {kind: _quota(headers, kind, now_s) for kind in ("requests", "tokens")}
     return Quotas(**found) if any(found.values()) else None
 
 
-_SPELLINGS = {
-    kind: [tuple(spelling.format(n) for n in ("limit", "remaining", "reset")) for spelling in some]
-    for kind, some in {
-        "requests": (
-            *("x-ratelimit-{}-requests", "anthropic-ratelimit-requests-{}"),
-            "x-ratelimit-{}",
-        ),
-        "tokens": ("x-ratelimit-{}-tokens", "anthropic-ratelimit-tokens-{}"),
-    }.items()
-}
-
-
 def _quota(headers: Mapping[str, str], kind: str, now_s: float) -> Quota | None:
-    for names in _SPELLINGS[kind]:
-        limit, remaining, reset = map(headers.get, names)
-        if limit is None:
+    spellings = [f"x-ratelimit-{{}}-{kind}", f"anthropic-ratelimit-{kind}-{{}}"]
+    if kind == "requests":
+        spellings.append("x-ratelimit-{}")
+    for spelling in spellings:
+        if spelling.format("limit") not in headers:
             continue
-        most, left = _number(limit), _number(remaining)
-        reset_s = read_seconds(reset, now_s)
-        if most and left is not None and reset_s is not None:
-            return Quota(most, min(left, most), reset_s)
+        limit, remaining = (
+            _number(headers.get(spelling.format(n))) for n in ("limit", "remaining")
+        )
+        reset_s = read_seconds(headers.get(spelling.format("reset")), now_s)
+        if limit and remaining is not None and reset_s is not None:
+            return Quota(limit, min(remaining, limit), reset_s)
     return None
 
 

@@ -193,6 +193,7 @@ def _origin_of(
             **identity,
             "model": plan.model,
             "seed": _seed_of(plan),
+            **({} if plan.check == "report" else {"check": plan.check}),
             "mminstruct": __version__,
         },
         skipped=skipped,
@@ -292,6 +293,7 @@ def _describe(recipes: Sequence[Recipe]) -> replacing.Made:
         "prompt_configs": list(dict.fromkeys(recipe.prompts.hash for recipe in recipes)),
         "prompt_names": {r.prompts.hash: f"{r.prompts.name} {r.prompts.version}" for r in recipes},
         "sampling": replacing.sampling(values, _seed_of(plan)),
+        "check": plan.check,
         "types": sorted({name for recipe in recipes for name in recipe.types}),
         "splits": sorted({split for recipe in recipes for split in recipe.splits}),
     }

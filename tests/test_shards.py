@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,13 +21,13 @@ from test_kill import mark, wait_until
 import mminstruct
 from mminstruct import cli
 from mminstruct.cli.arguments import USAGE
-from mminstruct.cli.console import DONE, INCOMPLETE
+from mminstruct.cli.console import DONE
 from mminstruct.cli.runs import find_shard
-from mminstruct.errors import RunStopped, UsageError
+from mminstruct.errors import UsageError
 from mminstruct.releases import repository
 from mminstruct.rows.columns import FEATURES
 
-SMALL = 3 * (8 + 5 + 8)  # requests to two splits of COCO and one of SAMPLE
+SMALL = 3 * (4 + 2 + 4)  # requests to two splits of COCO and one of SAMPLE
 
 
 def answer(server: LoopbackServer, body: dict[str, Any]) -> Any:
@@ -59,13 +58,13 @@ def server(running: LoopbackServer, monkeypatch: pytest.MonkeyPatch) -> Loopback
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "coco"
-    coco_files(folder, 9)
+    coco_files(folder, 5)
 
     def edit(captions: Any, instances: Any) -> None:
         for entry in captions["annotations"]:
             entry["caption"] = f"Once more: {entry['caption']}"
 
-    return coco_files(folder, 5, split="val", edit=edit)
+    return coco_files(folder, 2, split="val", edit=edit)
 
 
 def generate(folder: Path, server: LoopbackServer, data: Path, **more: Any) -> Any:
@@ -74,7 +73,7 @@ def generate(folder: Path, server: LoopbackServer, data: Path, **more: Any) -> A
         ["COCO2017", "SAMPLE"],
         splits=["all"],
         **{
-            "limit": 8,
+            "limit": 4,
             "seed": 5,
             "backend": "openai",
             "model": "m",
@@ -182,7 +181,123 @@ def test_merge_says_which_parts_lack_overlap_are_unfinished_or_of_another_run(
     lacking = refused("merge out.parts/0-of-3 out.parts/2-of-3 out")
     assert "images 2 to 5 of 8 are in none of them: shard 1/3 lacks; merge them all" in lacking
 
-    # The same run in another number of shards would ask about some again.
-    beside = refused("generate SAMPLE --limit 8 --shard 1/4 --output_path out")
-    assert "0-of-3 beside it has 0 of its" not in beside
-    assert beside == "", beside
+    # Another number of shards, of which one would ask about the same images again.
+    beside = refused("generate SAMPLE --limit 8 --shard 3/4 --output_path out")
+    assert "2-of-3 beside it has 2 of its 2 images of SAMPLE, split 'train', which" in beside
+    other = refused("generate SAMPLE --limit 8 --shard 2/3 --output_path out --seed 7")
+    assert "one of another run is there: its sampling {" in other
+    assert dry("generate SAMPLE --limit 8 --shard 1/2 --output_path out --overwrite") == DONE
+    twice = refused("merge out.parts/0-of-3 out.parts/1-of-2 out.parts/2-of-3 out")
+    assert "1-of-2 and out.parts/2-of-3 both have images 5 to 8 of SAMPLE" in twice
+    shutil.rmtree(tmp_path / "out.parts" / "1-of-2")
+
+    # Shards of different sizes are fine where they are next to each other.
+    assert dry("generate SAMPLE --limit 8 --shard 3/8 --output_path out") == DONE
+    assert dry("generate SAMPLE --limit 8 --shard 4/8 --output_path out") == DONE
+    assert dry("generate SAMPLE --limit 8 --shard 2/8 --output_path out --seed 7") == DONE
+    those = "out.parts/0-of-3 out.parts/2-of-3 out.parts/3-of-8 out.parts/4-of-8"
+    lacking = refused(f"merge {those} out")
+    assert "images 2 to 3 of 8 are in none of them; merge them all" in lacking
+    other = refused(f"merge {those} out.parts/2-of-8 out")
+    assert "part out.parts/2-of-8: expected one of the same run as out.parts/0-of-3, got" in other
+    assert (
+        'another: its sampling {"temperature":0.7,"top_p":1.0,"max_tokens":1024,"seed":7}' in other
+    )
+    again = "generate SAMPLE --limit 8 --shard 2/8 --output_path out"
+    assert "--overwrite" in refused(again)
+    assert dry(f"{again} --overwrite") == DONE
+
+    note = tmp_path / "out.parts" / "2-of-8" / "part.json"
+    whole = note.read_text("utf-8")
+    note.write_text(whole.replace('"finished":true', '"finished":false'), "utf-8")
+    unfinished = refused(f"merge {those} out.parts/2-of-8 out")
+    assert "parts that are not finished: out.parts/2-of-8; run their shards again" in unfinished
+    note.write_text(whole[:50], "utf-8")
+    assert "part out.parts/2-of-8: expected the folder of a shard, got" in refused(
+        f"merge {those} out.parts/2-of-8 out"
+    )
+    note.write_text(whole, "utf-8")
+    assert dry(f"merge out.parts/2-of-8 {those} out") == DONE
+    merged = datasets.load_dataset("parquet", data_dir=str(tmp_path / "out"), split="train")
+    assert len(merged["id"]) == len(set(merged["id"])) == 8
+
+
+def test_a_killed_shard_goes_on_two_share_a_store_and_one_is_not_made_twice_at_once(
+    tmp_path: Path, server: LoopbackServer
+) -> None:
+    place = Place(tmp_path / "place", coco_files(tmp_path / "coco", 40))
+    flags = ("--max_concurrency", "10", "--response_store", str(tmp_path / "shared.sqlite"))
+
+    def shard(index: int) -> tuple[str, ...]:
+        return ("--shard", f"{index}/4", *flags)
+
+    async def answer_some(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        if len(server.bodies) > 15:
+            await asyncio.Event().wait()
+        return chat_completion(turns_for(body))
+
+    server.answer = answer_some
+    process = place.start(server.url, *shard(1))
+    wait_until(lambda: server.in_flight == 10, process)
+    again = place.run(server.url, *shard(1))
+    assert again.code == USAGE
+    assert "1-of-4: another run is making it; wait for its end" in again.err
+    process.kill()
+    finish(process)
+    assert len(server.bodies) == 25
+
+    server.answer = lambda server, body: chat_completion(turns_for(body))
+    server.bodies.clear()
+    both = [place.start(server.url, *shard(index)) for index in (0, 1)]
+    assert [finish(process).code for process in both] == [DONE, DONE]
+    assert len(server.bodies) == 30 + 30 - 15  # but for what was in flight
+    for index in (2, 3):
+        assert place.run(server.url, *shard(index)).code == DONE
+    assert Counter(map(mark, server.bodies)).most_common(1)[0][1] == 1
+    assert len(server.bodies) == 120 - 15
+    folders = [tmp_path / "place" / "out.parts" / f"{index}-of-4" for index in range(4)]
+    merged = mminstruct.merge(folders, place.output)
+    digests = place.output_digest()
+    server.bodies.clear()
+
+    # The run in one piece finds all answers in the store, and writes the same.
+    shutil.rmtree(place.output)
+    assert place.run(server.url, *flags).code == DONE
+    assert server.bodies == []
+    assert len(merged) == 120
+    assert place.output_digest() == digests
+
+
+def test_a_shard_without_an_answer_stops_and_one_with_some_is_named_when_merged(
+    tmp_path: Path, server: LoopbackServer, data: Path
+) -> None:
+    """"""
+
+
+def test_a_shard_is_found_in_a_slurm_array_and_among_ranks() -> None:
+    def array(**values: int) -> dict[str, str]:
+        return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in values.items()}
+
+    assert find_shard(array(ID=2, COUNT=4, MIN=0, MAX=3, STEP=1)) == "2/4"
+    assert find_shard(array(ID=4, COUNT=4, MIN=1, MAX=4)) == "3/4"
+    assert find_shard(array(ID=4, COUNT=3, MIN=0, MAX=4, STEP=2)) == "2/3"
+    assert find_shard({"RANK": "7", "WORLD_SIZE": "8"}) == "7/8"
+    assert find_shard({**array(ID=0, COUNT=2, MIN=0, MAX=1), "RANK": "0", "WORLD_SIZE": "1"})
+    for environment, found in (
+        ({}, "got neither"),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, "got neither"),
+        ({**array(ID=0, COUNT=2, MIN=0, MAX=1), "RANK": "0", "WORLD_SIZE": "2"}, "array's and"),
+        (array(ID=2, COUNT=1, MIN=2, MAX=2), "got 1 of them, 2 to 2"),  # run again by itself
+        (array(ID=2, COUNT=2, MIN=2, MAX=5), "got 2 of them, 2 to 5"),
+    ):
+        with pytest.raises(UsageError, match=found):
+            find_shard(environment)
+
+
+@pytest.mark.parametrize("given", ["4/4", "1", "a/b", (1, 2, 3), 5, "-1/4", "auto"])
+def test_what_is_no_shard_is_refused_before_anything_is_sent(
+    given: Any, tmp_path: Path, server: LoopbackServer, data: Path
+) -> None:
+    with pytest.raises(UsageError, match="shard: expected I/N"):
+        generate(tmp_path, server, data, shard=given)
+    assert server.bodies == []

@@ -21,9 +21,10 @@ from test_kill import mark, wait_until
 import mminstruct
 from mminstruct import cli
 from mminstruct.cli.arguments import USAGE
-from mminstruct.cli.console import DONE
+from mminstruct.cli.console import DONE, INCOMPLETE
 from mminstruct.cli.runs import find_shard
-from mminstruct.errors import UsageError
+from mminstruct.completions.store import ResponseStore
+from mminstruct.errors import NoRows, RunStopped, UsageError
 from mminstruct.releases import repository
 from mminstruct.rows.columns import FEATURES
 
@@ -131,6 +132,8 @@ def test_merged_parts_are_the_release_of_the_run_in_one_piece_and_nothing_is_ask
     assert merged.report.requests == SMALL
     assert contents(tmp_path / "out") == in_one_piece
 
+    if count != 3:
+        return
     # Another run with the answers of all parts asks for those alone that were refused.
     whole = generate(tmp_path, server, data, response_store=str(tmp_path / "all.sqlite"))
     assert len(server.bodies) == whole.report.failures["refused"] > 0
@@ -138,13 +141,13 @@ def test_merged_parts_are_the_release_of_the_run_in_one_piece_and_nothing_is_ask
 
 
 def test_a_release_is_the_same_in_whichever_pieces_its_rows_were_made(tmp_path: Path) -> None:
-    rows = [row(n, image_url=None if n % 900 == 7 else f"http://{n}.org") for n in range(2500)]
+    rows = [row(n, image_url=None if n % 400 == 7 else f"http://{n}.org") for n in range(900)]
     for some in rows[::3]:
         some["messages"][1]["content"] = f"{some['id']} " * 200  # pages of over a megabyte
     whole = datasets.Dataset.from_list(rows, features=FEATURES)
     pieces = [
         datasets.Dataset.from_list(rows[start:stop], features=FEATURES)
-        for start, stop in ((0, 8), (8, 1201), (1201, 1202), (1202, 2500))
+        for start, stop in ((0, 8), (8, 401), (401, 402), (402, 900))
     ]
     for name, made in (("a", whole), ("b", datasets.concatenate_datasets(pieces))):
         repository.write({"train": made}, tmp_path / name / "out", origin())
@@ -223,13 +226,17 @@ def test_merge_says_which_parts_lack_overlap_are_unfinished_or_of_another_run(
 
 
 def test_a_killed_shard_goes_on_two_share_a_store_and_one_is_not_made_twice_at_once(
-    tmp_path: Path, server: LoopbackServer
+    tmp_path: Path, server: LoopbackServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     place = Place(tmp_path / "place", coco_files(tmp_path / "coco", 40))
-    flags = ("--max_concurrency", "10", "--response_store", str(tmp_path / "shared.sqlite"))
+    store = str(tmp_path / "shared.sqlite")
+    flags = ("--max_concurrency", "10", "--response_store", store)
+    there = ("--dataset_storage_path", str(place.data), "--output_path", str(place.output))
+    model = ("--model_source", "openai", "--model", "m", "--openai_base_url", server.url)
 
-    def shard(index: int) -> tuple[str, ...]:
-        return ("--shard", f"{index}/4", *flags)
+    def run(*more: str) -> int:
+        """What `Place.run` does, in this process."""
+        return cli.run(["generate", "COCO2017", *model, *there, *flags, *more])
 
     async def answer_some(server: LoopbackServer, body: dict[str, Any]) -> Any:
         if len(server.bodies) > 15:
@@ -237,24 +244,25 @@ def test_a_killed_shard_goes_on_two_share_a_store_and_one_is_not_made_twice_at_o
         return chat_completion(turns_for(body))
 
     server.answer = answer_some
-    process = place.start(server.url, *shard(1))
-    wait_until(lambda: server.in_flight == 10, process)
-    again = place.run(server.url, *shard(1))
-    assert again.code == USAGE
-    assert "1-of-4: another run is making it; wait for its end" in again.err
+    process = place.start(server.url, *flags, "--shard", "1/4")
+    wait_until(lambda: len(server.bodies) == 25, process)
+    assert run("--shard", "1/4") == USAGE
+    assert "1-of-4: another run is making it; wait for its end" in capfd.readouterr().err
     process.kill()
     finish(process)
-    assert len(server.bodies) == 25
+    with ResponseStore(Path(store), read_only=True) as answers:
+        stored = len(answers)
+    assert 5 <= stored <= 15  # others were on their way to the disk
 
     server.answer = lambda server, body: chat_completion(turns_for(body))
     server.bodies.clear()
-    both = [place.start(server.url, *shard(index)) for index in (0, 1)]
-    assert [finish(process).code for process in both] == [DONE, DONE]
-    assert len(server.bodies) == 30 + 30 - 15  # but for what was in flight
-    for index in (2, 3):
-        assert place.run(server.url, *shard(index)).code == DONE
+    process = place.start(server.url, *flags, "--shard", "1/4")
+    assert run("--shard", "0/4") == DONE
+    assert finish(process).code == DONE
+    assert len(server.bodies) == 30 + 30 - stored
+    assert run("--shard", "2/4") == run("--shard", "3/4") == DONE
     assert Counter(map(mark, server.bodies)).most_common(1)[0][1] == 1
-    assert len(server.bodies) == 120 - 15
+    assert len(server.bodies) == 120 - stored
     folders = [tmp_path / "place" / "out.parts" / f"{index}-of-4" for index in range(4)]
     merged = mminstruct.merge(folders, place.output)
     digests = place.output_digest()
@@ -262,16 +270,37 @@ def test_a_killed_shard_goes_on_two_share_a_store_and_one_is_not_made_twice_at_o
 
     # The run in one piece finds all answers in the store, and writes the same.
     shutil.rmtree(place.output)
-    assert place.run(server.url, *flags).code == DONE
+    assert run() == DONE
     assert server.bodies == []
     assert len(merged) == 120
     assert place.output_digest() == digests
 
 
-def test_a_shard_without_an_answer_stops_and_one_with_some_is_named_when_merged(
-    tmp_path: Path, server: LoopbackServer, data: Path
+@pytest.mark.filterwarnings("ignore:.*Load again")
+def test_a_shard_may_have_no_row_but_not_no_answer(
+    tmp_path: Path, server: LoopbackServer, data: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """"""
+    server.answer = lambda server, body: (400, {}, {"error": {"message": "no"}})
+    with pytest.raises(RunStopped):
+        generate(tmp_path, server, data, shard="0/2")
+    folders = [tmp_path / "out.parts" / f"{index}-of-2" for index in (0, 1)]
+    with pytest.raises(UsageError, match="not finished: .*0-of-2; run their shards again"):
+        mminstruct.merge(folders[:1], tmp_path / "out")
+
+    server.answer = lambda server, body: chat_completion("I'm sorry, but I can't help with that.")
+    none = generate(tmp_path, server, data, shard="0/2")
+    assert (len(none), dict(none.rows)) == (0, {})
+    generate(tmp_path, server, data, shard="1/2", response_store=str(tmp_path / "bad.sqlite"))
+    with pytest.raises(NoRows, match="30 rejected"):
+        mminstruct.merge(folders, tmp_path / "out")
+    assert not (tmp_path / "out" / "README.md").exists()
+
+    server.answer = answer
+    generate(tmp_path, server, data, shard="1/2")
+    words = ["merge", *map(str, folders), str(tmp_path / "out")]
+    assert cli.run([*words, "--response_store", str(tmp_path / "all.sqlite")]) == INCOMPLETE
+    said = capfd.readouterr().err
+    assert "some requests have no answer; run again shard 1/2, and merge again" in said
 
 
 def test_a_shard_is_found_in_a_slurm_array_and_among_ranks() -> None:

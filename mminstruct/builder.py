@@ -296,7 +296,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             )
         if not generators:
             total, kind = sum(one.total for one in read.values()), self.recipe.source.info.modality
-            raise UsageError(f"shard: {self.config.shard} of {total} {kind}s is none; take fewer")
+            raise UsageError(f"shard: {self.recipe.shard} of {total} {kind}s is none; take fewer")
         if self.stats.total is None:
             self.stats.total = sum(len(g.gen_kwargs["requests"]) for g in generators)
         if not self.announced:

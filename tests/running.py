@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Bounds hangs, nothing else.
-PATIENCE_S = 60
+PATIENCE_S = 240
 COMMAND = (sys.executable, "-c", "from mminstruct.cli import main; main()")
 
 

@@ -104,7 +104,7 @@ def read_json(text: str) -> Iterator[Named]:
 
 def _read_yaml(text: str) -> Iterator[Named]:
     try:
-        document = strict_yaml.load(text)
+        document = strict_yaml.load(text, keys_once=False)
     except (yaml.YAMLError, ValueError):
         return
     yield from _walk(document)

@@ -26,6 +26,8 @@ from server import serve
 # Tokens of an answer, as the mean of the logarithm's distribution, by turns in the examples.
 LENGTHS = {"conversation": 190, "detail_description": 130, "complex_reasoning": 150}
 SPREAD = 0.3
+COUNTS = ("requests", "asked", "in_flight", "answered", "errors", "dropped", "prompt_tokens",
+          "completion_tokens")  # fmt: skip
 BROKEN, DROPPED = 0.004, 0.002
 CUT, REFUSED, UNLABELLED, INVENTED = 0.004, 0.003, 0.004, 0.03
 _OPENINGS = ("Overall it", "To the eye it", "In this light it", "At a glance it", "From here it",
@@ -107,7 +109,7 @@ def main() -> None:
     parser.add_argument("--outage_after", type=int, default=0, help="requests")
     parser.add_argument("--outage_s", type=float, default=60, help="divided by --speed, too")
     args = parser.parse_args()
-    counts: Counter[str] = Counter()
+    counts = Counter(dict.fromkeys(COUNTS, 0))
     seen: set[int] = set()
     of_examples: dict[str, int] = {}
     chances = random.Random(7)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -35,11 +35,13 @@ from mminstruct.rows.contexts import (
     read_media,
     read_vocabulary,
 )
-from mminstruct.rows.plan import Plan
+from mminstruct.rows.plan import Plan, code_version
 from mminstruct.rows.requests import requests_dataset
 from mminstruct.schema import Sampling, digest
 from mminstruct.sources import Files, ReadReport, Source, SourceInfo
 from mminstruct.sources._annotation_file import not_found
+from mminstruct.splits import Shard
+from mminstruct.version import __version__
 
 if TYPE_CHECKING:
     import datasets
@@ -55,12 +57,18 @@ class Read(NamedTuple):
         key: digest of what they depend on.
         report: what was left out.
         vocabulary: how the labels are called.
+        whole_key: digest of what the requests of all shards depend on.
+        contexts: which of so many this run asks about.
+        total: how many there are.
     """
 
     requests: datasets.Dataset
     key: str
     report: ReadReport
     vocabulary: Vocabulary
+    whole_key: str
+    contexts: range
+    total: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,6 +258,26 @@ class Recipe:
         """The store's path if one was given: whoever gives a new one wants to ask again."""
         return [str(self.store.resolve())] if self.config.response_store else []
 
+    @property
+    def shard(self) -> Shard | None:
+        """Which part of each split is asked about; None is all of it."""
+        return None if self.config.shard is None else Shard.of(self.config.shard)
+
+    def describe(self) -> dict[str, Any]:
+        """What the rows depend on besides annotations, by name, for people."""
+        plan, prompt = self.plan, self.prompts
+        return {
+            "version": f"{__version__} (code {code_version()})",
+            "prompt config": f"{prompt.name} {prompt.version} ({prompt.hash})",
+            "model": self.backend.identity(),
+            "sampling": asdict(plan.sampling),
+            "types": self.types,
+            "splits": self.splits,
+            "options": [sources.chosen_options(self.source), self.config.context_window],
+            "check": plan.check,
+            "rest": plan.digest(),
+        }
+
     def digest(self, custom_features: datasets.Features | None = None) -> str:
         """Digest of everything that changes rows, and of nothing else."""
         return digest(
@@ -263,6 +291,7 @@ class Recipe:
                 [self.config.context_window, self.config.limit, self.config.commercial],
                 *self._exclusion,
                 *self.own_store,
+                *([] if self.shard is None else [str(self.shard)]),
                 None if custom_features is None else custom_features.to_dict(),
             ]
         )[:16]
@@ -331,10 +360,14 @@ class Recipe:
             files = self.fetch(split, downloads, sending=sending)
             contexts, report = self.read_contexts(files, split, cache_dir)
             read = contexts_key(self.source, files)
-            key = digest([read, len(contexts), self.types, kept, *self._exclusion])[:16]
+            whole = digest([read, len(contexts), self.types, kept, *self._exclusion])[:16]
             vocabulary = read_vocabulary(self.source, files, split, cache_dir)
+            total, mine, key = len(contexts), range(len(contexts)), whole
+            if self.shard is not None:
+                mine = self.shard.cut(total)
+                contexts, key = contexts.select(mine), f"{whole}-{mine.start}-{mine.stop}"
             requests = requests_dataset(contexts, self.types, key)
-            found[split] = Read(requests, key, report, vocabulary)
+            found[split] = Read(requests, key, report, vocabulary, whole, mine, total)
         return found
 
     def read_contexts(

@@ -85,7 +85,11 @@ def _generate(args: argparse.Namespace) -> int:
             if print_text(_sample(row)) != DONE:
                 break
         code = _tell(args, generated)
-        _tell_look(generated.written, output_format)
+        if args.shard is None:
+            _tell_look(generated.written, output_format)
+        elif generated.written is not None:
+            parts = f"{shlex.quote(str(generated.written.path.parent))}/*-of-*"
+            say(f"when all shards are there: mminstruct merge {parts} {shlex.quote(str(path))}")
         return code
 
 
@@ -201,6 +205,8 @@ def _public(flag: str, value: str, registry: licenses.Registry) -> str:
 
 def _first_rows(splits: Mapping[str, datasets.Dataset], count: int) -> Iterator[dict[str, Any]]:
     """Some rows of the first split, of as many types as there are."""
+    if not splits:  # of a shard
+        return
     rows = next(iter(splits.values()))
     by_type: dict[str, list[int]] = {}
     for index, name in enumerate(rows["type"][:]):

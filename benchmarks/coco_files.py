@@ -4,8 +4,6 @@ Numbers of images, captions, boxes, groups, empty images and of each category's 
 the real files; ids, boxes and texts are drawn at random, the same each time. A caption names what
 has a box in its image.
 
-    python benchmarks/coco_files.py FOLDER [--share 0.01] [--year 2017]
-
 **Source:** images and annotations of each file as COCO's website counts them; boxes that are no
 groups by category, https://github.com/facebookresearch/detectron2/issues/1134 (849,949, as in
 https://github.com/cocodataset/cocoapi/issues/117); 1,021 images without any,
@@ -15,7 +13,6 @@ shares are rounded from a hundred real images.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -183,12 +180,3 @@ def _write(target: Path, head: dict[str, Any], annotations: Iterator[str]) -> No
         file.writelines(f", {entry}" for entry in annotations)
         file.write("]}")
     part.replace(target)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--share", type=float, default=1.0, help="of the full size")
-    parser.add_argument("--year", type=int, default=2017, choices=SIZES)
-    arguments = parser.parse_args()
-    write(arguments.folder, arguments.year, arguments.share)

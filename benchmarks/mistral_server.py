@@ -28,6 +28,7 @@ LENGTHS = {"conversation": 190, "detail_description": 130, "complex_reasoning": 
 SPREAD = 0.3
 COUNTS = ("requests", "asked", "in_flight", "answered", "errors", "dropped", "prompt_tokens",
           "completion_tokens")  # fmt: skip
+OUTAGE_S = 60
 BROKEN, DROPPED = 0.004, 0.002
 CUT, REFUSED, UNLABELLED, INVENTED = 0.004, 0.003, 0.004, 0.03
 _OPENINGS = ("Overall it", "To the eye it", "In this light it", "At a glance it", "From here it",
@@ -74,9 +75,7 @@ def answer(kind: str, shown: str) -> tuple[str, str]:
     else:
         text = " ".join(sentences)
         if kind == "complex_reasoning":
-            text = (
-                f"Question: What can be said about the {(labels or ['scene'])[0]}?\nAnswer: {text}"
-            )
+            text = f"Question: What can be said of the {(labels or ['scene'])[0]}?\nAnswer: {text}"
     if chance < REFUSED + CUT:
         return text[: len(text) // 2], "length"
     if chance < REFUSED + CUT + UNLABELLED:
@@ -107,7 +106,6 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--speed", type=float, default=10)
     parser.add_argument("--outage_after", type=int, default=0, help="requests")
-    parser.add_argument("--outage_s", type=float, default=60, help="divided by --speed, too")
     args = parser.parse_args()
     counts = Counter(dict.fromkeys(COUNTS, 0))
     seen: set[int] = set()
@@ -118,7 +116,7 @@ def main() -> None:
     def is_out() -> bool:
         nonlocal ends
         if not ends and args.outage_after and counts["requests"] >= args.outage_after:
-            ends = time.monotonic() + args.outage_s / args.speed
+            ends = time.monotonic() + OUTAGE_S / args.speed
         return time.monotonic() < ends
 
     async def chat(request: web.Request) -> web.StreamResponse:
@@ -126,7 +124,7 @@ def main() -> None:
         counts["requests"] += 1
         *examples, last = body["messages"]
         kind = kind_of(body)
-        key = zlib.crc32(last["content"].encode()) * 3 + list(LENGTHS).index(kind)
+        key = hash((kind, last["content"]))
         counts["asked"] += key not in seen
         seen.add(key)
         chance = chances.random()
@@ -151,21 +149,11 @@ def main() -> None:
             return _drop(request, counts)
         counts["answered"] += 1
         counts.update(used)
-        choice = {
-            "index": 0,
-            "message": {"role": "assistant", "content": text},
-            "finish_reason": reason,
-        }
-        return web.json_response(
-            {
-                "id": "chatcmpl-1",
-                "object": "chat.completion",
-                "created": 1,
-                "model": body["model"],
-                "choices": [choice],
-                "usage": {**used, "total_tokens": sum(used.values())},
-            }
-        )
+        message = {"role": "assistant", "content": text}
+        choice = {"index": 0, "message": message, "finish_reason": reason}
+        usage = {**used, "total_tokens": sum(used.values())}
+        told = {"id": "chatcmpl-1", "object": "chat.completion", "model": body["model"]}
+        return web.json_response({**told, "choices": [choice], "usage": usage})
 
     asyncio.run(serve(chat, counts, lambda port: print(port, flush=True)))
 

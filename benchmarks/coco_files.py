@@ -8,7 +8,7 @@ has a box in its image.
 groups by category, https://github.com/facebookresearch/detectron2/issues/1134 (849,949, as in
 https://github.com/cocodataset/cocoapi/issues/117); 1,021 images without any,
 https://github.com/cocodataset/cocoapi/issues/76. Of image licences no count is published: their
-shares are rounded from a hundred real images.
+shares are rounded from 86 real images.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from mminstruct import benchmarks
-from mminstruct.answers.filters import FILTERS
+from mminstruct.answers.filters import find_suspects, reject_form
 from mminstruct.checks.findings import Finding
 from mminstruct.reports.rows import Row
 from mminstruct.schema import Turn
@@ -268,7 +268,8 @@ class _Tally:
         self.answers[said] += 1
         if self.answers[said] == 2:
             self.repeated[said] = " ".join(turn.answer for turn in turns)[:_LONGEST_SHOWN]
-        self.flaws.update({n for n in _FLAWS if any(FILTERS[n](t, frozenset()) for t in turns)})
+        for name in find_suspects(turns, _FLAWS):
+            self.flaws[name] += any(reject_form(turn, (name,), frozenset()) for turn in turns)
         self.sample.add(turns)
         if judged.findings is not None:
             self._add_findings(judged.findings, judged.boxes)

@@ -300,9 +300,7 @@ def _origin_of(
 ) -> Origin:
     """How the rows of prepared builders came about."""
     recipes = [builder.recipe for builder in builders]
-    plan, identity = recipes[0].plan, recipes[0].backend.identity()
-    if plan.endpoint is not None:
-        identity["endpoint"] = plan.endpoint
+    plan = recipes[0].plan
     skipped: Counter[str] = Counter()
     for report in (report for builder in builders for report in builder.read_report.values()):
         skipped.update(report.skipped)
@@ -315,7 +313,7 @@ def _origin_of(
         verdict=verdict,
         registry=recipes[0].registry,
         settings={
-            **identity,
+            **recipes[0].identity,
             "model": plan.model,
             "seed": _seed_of(plan),
             "mminstruct": __version__,

@@ -158,6 +158,12 @@ class Recipe:
         """What is asked about the model; never opened."""
         return self.like.backend if self.like else self._create_backend(1.0)
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What the model is, for others to read: of a private server no address."""
+        endpoint = {} if self.plan.endpoint is None else {"endpoint": self.plan.endpoint}
+        return self.backend.identity() | endpoint
+
     def make_backend(self, share: float = 1.0) -> Backend:
         """One to be opened, with a share of the concurrency for one of several processes.
 
@@ -269,7 +275,7 @@ class Recipe:
         return {
             "version": f"{__version__} (code {code_version()})",
             "prompt config": f"{prompt.name} {prompt.version} ({prompt.hash})",
-            "model": self.backend.identity(),
+            "model": self.identity,
             "sampling": asdict(plan.sampling),
             "types": self.types,
             "splits": self.splits,

@@ -44,7 +44,7 @@ bench: $(STAMP)  ## start-up, requests/s, stored reruns, annotation reading, eac
 	$(BIN)/python benchmarks/gguf_engines.py
 	$(BIN)/python benchmarks/transformers_engines.py
 
-rehearse: $(STAMP)  ## a full release of COCO's size against stand-ins: within an hour, 3 GB of memory
+rehearse: $(STAMP)  ## a full release of COCO train2017 against stand-ins, which may take an hour
 	$(BIN)/python benchmarks/rehearse.py
 
 compat: $(STAMP)  ## supported lines of datasets and the extra tgi, each by itself; the network on uvloop

@@ -135,7 +135,7 @@ def _images(ids: Any, year: int, rng: np.random.Generator) -> list[dict[str, Any
 def _captions(
     ids: Any, labels: list[list[str]], count: int, rng: np.random.Generator
 ) -> Iterator[str]:
-    """About ten words each, no two of an image alike."""
+    """About ten words each, of an image hardly two alike."""
     picks = rng.integers(0, 2**30, count).tolist()
     for number, pick in enumerate(picks):
         turn, place = divmod(number, len(ids))

@@ -54,6 +54,7 @@ class Ended(NamedTuple):
     step: str
     out: str
     wall_s: float
+    cpu_s: float
     peak_mib: float
 
 
@@ -86,8 +87,10 @@ class Place(NamedTuple):
             if process.returncode != (-signal.SIGKILL if kill_when else 0):
                 sys.exit(f"{' '.join(words)}: exit code {process.returncode}\n{log.read()}")
             step = f"{words[0]}, killed" if kill_when else words[0]
-            took = (time.monotonic() - start, waited[2].ru_maxrss * RSS_UNIT / MIB)
-            self.ended.append(Ended(step, out.read(), *took))
+            usage = waited[2]
+            took = (time.monotonic() - start, usage.ru_utime + usage.ru_stime)
+            peak_mib = usage.ru_maxrss * RSS_UNIT / MIB
+            self.ended.append(Ended(step, out.read(), *took, peak_mib))
             return self.ended[-1].out
 
 
@@ -166,8 +169,9 @@ def rehearse(folder: Path, share: float, speed: float) -> dict[str, str]:
         "cost": f"${cost:,.2f}; estimate {_between(estimated['cost_usd'], '$', '.2f')}, at "
         f"${prices[0]} and ${prices[1]} a million tokens",
         "verdict": verdict["said"],
-        "time": f"{time.monotonic() - begun:,.0f} s; "
-        + ", ".join(f"{ended.step} {ended.wall_s:,.0f}" for ended in place.ended),
+        "time, seconds (of a CPU)": f"{time.monotonic() - begun:,.0f} "
+        f"({sum(ended.cpu_s for ended in place.ended):,.0f} without stand-ins): "
+        + ", ".join(f"{e.step} {e.wall_s:,.0f} ({e.cpu_s:,.0f})" for e in place.ended),
         "peak memory, MiB": ", ".join(
             f"{step} {max(e.peak_mib for e in place.ended if e.step == step):,.0f}"
             for step in steps

@@ -45,7 +45,7 @@ from mminstruct.reports.estimate import Estimate
 from mminstruct.resources import shown, write_lines
 from mminstruct.rows.assembly import has_failures, row_from, rows_from
 from mminstruct.rows.columns import FEATURES
-from mminstruct.rows.mapping import map_requests, stream_requests
+from mminstruct.rows.mapping import WholeStream, map_requests, stream_requests
 from mminstruct.rows.plan import Plan
 from mminstruct.rows.processes import end_in_order, end_with_this, watch_parent
 from mminstruct.rows.report import LEFT_OUT, REJECTED, Report, is_unfinished, summary
@@ -279,7 +279,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
                 found.report.write(Path(self._output_dir) / f"read-{split}.json")
             if not len(found.requests):  # of a shard
                 continue
-            shards: Any = _ranges(len(found.requests), SHARDS)
+            shards = _ranges(len(found.requests), SHARDS)
             generators.append(
                 datasets.SplitGenerator(
                     name=split,
@@ -288,8 +288,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
                         "key": found.key,
                         "vocabulary": found.vocabulary,
                         "requests": found.requests,
-                        # A list is what `datasets` deals out to processes; a stream is one piece.
-                        "ranges": tuple(shards) if dl_manager.is_streaming else shards,
+                        "ranges": shards,  # a list is what `datasets` deals out to processes
                         "total": len(shards),
                         "streaming": dl_manager.is_streaming,
                     },
@@ -297,7 +296,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             )
         if not generators:
             total, kind = sum(one.total for one in read.values()), self.recipe.source.info.modality
-            raise UsageError(f"shard: {self.config.shard} of {total} {kind}s is none; take fewer")
+            raise UsageError(f"shard: {self.recipe.shard} of {total} {kind}s is none; take fewer")
         if self.stats.total is None:
             self.stats.total = sum(len(g.gen_kwargs["requests"]) for g in generators)
         if not self.announced:
@@ -307,6 +306,10 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         if self.config.batch_api:
             self._requests = [g.gen_kwargs["requests"] for g in generators]
         return generators
+
+    def _get_examples_iterable_for_split(self, split: datasets.SplitGenerator) -> WholeStream:
+        """As in `datasets`, of what isn't dealt out to nodes."""
+        return WholeStream(self._generate_examples, split.gen_kwargs)
 
     def _prepare_split(self, *args: Any, **kwargs: Any) -> None:
         """As in `datasets`; batches are answered before, for all splits and processes at once."""
@@ -345,7 +348,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         key: str,
         vocabulary: Vocabulary,
         requests: datasets.Dataset,
-        ranges: list[tuple[int, int]] | tuple[tuple[int, int], ...],
+        ranges: list[tuple[int, int]],
         total: int,
         streaming: bool,
     ) -> Iterator[tuple[str, dict[str, Any]]]:

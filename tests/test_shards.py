@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 import pytest
 from conftest import coco_files
+from datasets.distributed import split_dataset_by_node
 from instruct_rows import row
 from loopback import LoopbackServer, chat_completion, turns_for
 from origins import origin
@@ -301,6 +302,38 @@ def test_a_shard_may_have_no_row_but_not_no_answer(
     assert cli.run([*words, "--response_store", str(tmp_path / "all.sqlite")]) == INCOMPLETE
     said = capfd.readouterr().err
     assert "some requests have no answer; run again shard 1/2, and merge again" in said
+
+
+def test_a_stream_is_split_by_shards_and_not_so_that_each_node_pays_for_all(
+    server: LoopbackServer, tmp_path: Path
+) -> None:
+    def load(**more: Any) -> Any:
+        return datasets.load_dataset(
+            "builders/sample_llava",
+            split="train",
+            limit=5,
+            cache_dir=str(tmp_path / "cache"),
+            response_store=str(tmp_path / "r.sqlite"),
+            types=["conversation"],
+            base_url=server.url,
+            model="m",
+            streaming=True,
+            **more,
+        )
+
+    server.answer = lambda server, body: chat_completion(turns_for(body))
+    for dealt in (load(), load().shuffle(seed=1, buffer_size=2)):
+        with pytest.raises(UsageError, match=r"give load_dataset shard=\(rank, 2\) instead"):
+            next(iter(split_dataset_by_node(dealt, rank=0, world_size=2)))
+    assert server.bodies == []
+
+    ids = [[row["id"] for row in load(shard=(rank, 2))] for rank in range(2)]
+    assert [len(some) for some in ids] == [2, 3]
+    assert len(server.bodies) == 5
+    assert sum(ids, []) == [row["id"] for row in load()]
+    assert len(server.bodies) == 5
+    with pytest.raises(UsageError, match="shard: 0/7 of 5 images is none; take fewer"):
+        load(shard=(0, 7))
 
 
 def test_a_shard_is_found_in_a_slurm_array_and_among_ranks() -> None:

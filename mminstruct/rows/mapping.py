@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,13 +20,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
+from datasets.iterable_dataset import ExamplesIterable
 
 from mminstruct.completions.client import Client, close_loop
+from mminstruct.errors import UsageError
 from mminstruct.rows.assembly import make_results
 from mminstruct.rows.columns import RESULT
 from mminstruct.rows.judging import ask
@@ -162,6 +166,37 @@ def _join(thread: ThreadPoolExecutor) -> None:
             interrupt = again
     if interrupt is not None:
         raise interrupt
+
+
+class WholeStream(ExamplesIterable):
+    """The rows of a stream, which nobody takes a part of.
+
+    Of what can't be dealt out `split_dataset_by_node` has each node take all, and keep one row of
+    so many. It asks how many pieces there are when the first row is wanted.
+    """
+
+    @property
+    def num_shards(self) -> int:
+        """One.
+
+        Raises:
+            UsageError: several nodes would ask for all rows.
+        """
+        frame: FrameType | None = sys._getframe()
+        while frame is not None:
+            nodes = getattr(frame.f_locals.get("self"), "_distributed", None)
+            if nodes is not None and nodes.world_size > 1:
+                raise UsageError(
+                    f"split_dataset_by_node: each of {nodes.world_size} nodes would ask for all "
+                    f"rows, and pay for them; give load_dataset shard=(rank, {nodes.world_size}) "
+                    "instead"
+                )
+            frame = frame.f_back
+        return 1
+
+    def shuffle_data_sources(self, generator: Any) -> WholeStream:
+        """The same: a single piece has no other order."""
+        return self
 
 
 def stream_requests(

@@ -4,7 +4,7 @@ Numbers of images, captions, boxes, groups, empty images and of each category's 
 the real files; ids, boxes and texts are drawn at random, the same each time. A caption names what
 has a box in its image.
 
-**Source:** images and annotations of each file as COCO's website counts them; boxes that are no
+**Source:** images, captions and boxes of each file as its readers count them; boxes that are no
 groups by category, https://github.com/facebookresearch/detectron2/issues/1134 (849,949, as in
 https://github.com/cocodataset/cocoapi/issues/117); 1,021 images without any,
 https://github.com/cocodataset/cocoapi/issues/76. Of image licences no count is published: their

@@ -144,7 +144,7 @@ def test_a_rehearsal_ends_with_every_row_and_nothing_asked_twice(tmp_path: Path)
     benchmarks = Path(__file__).parents[1] / "benchmarks"
     command = [sys.executable, str(benchmarks / "rehearse.py"), "--share", "0.003"]
     done = subprocess.run(
-        [*command, "--speed", "50"],
+        [*command, "--speed", "20"],
         env={**os.environ, "TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,

@@ -259,14 +259,16 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
         notes.show()
         splits.check_whole(self._split)
-        if self.config.batch_api and dl_manager.is_streaming:
+        if dl_manager.is_streaming and (self.config.batch_api or self.config.engine == "ray"):
+            how = "batch_api" if self.config.batch_api else "engine ray"
             raise UsageError(
-                "batch_api: answers come in batches after hours, which is no stream; "
-                "leave out streaming or batch_api"
+                f"{how}: answers don't come one by one to this process, which is no stream; "
+                f"leave out streaming or {how}"
             )
         downloads = Path(
             dl_manager.download_config.cache_dir or datasets.config.DOWNLOADED_DATASETS_PATH
         )
+        in_one_piece = dl_manager.is_streaming or self.config.engine == "ray"
         generators = []
         read = self._read_once(downloads, sending=not self.config.partial)
         for split, (requests, key, read_report, vocabulary) in read.items():
@@ -282,7 +284,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
                         "vocabulary": vocabulary,
                         "requests": requests,
                         # A list is what `datasets` deals out to processes; a stream is one piece.
-                        "ranges": tuple(shards) if dl_manager.is_streaming else shards,
+                        "ranges": tuple(shards) if in_one_piece else shards,
                         "total": len(shards),
                         "streaming": dl_manager.is_streaming,
                     },
@@ -370,6 +372,19 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             if not has_failures(results):
                 return results
             cache_file.unlink()  # what failed is asked for again
+        if self.config.engine == "ray" and self._failures is None:
+            from mminstruct import cluster
+
+            with end_in_order():
+                return cluster.map_requests(
+                    requests,
+                    plan,
+                    recipe,
+                    policy=self.policy or self.config.retry_policy(),
+                    budget=self.budget,
+                    stats=self.stats,
+                    cache_file=cache_file,
+                )
         with end_in_order(), self._client(share) as client:
             return map_requests(
                 requests, plan, client, fingerprint=fingerprint, cache_file=cache_file

@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import pyarrow as pa
@@ -31,6 +31,8 @@ from mminstruct.rows.columns import RESULT
 from mminstruct.rows.judging import ask
 from mminstruct.rows.plan import Plan
 from mminstruct.rows.requests import jobs, read_chunk
+
+_T = TypeVar("_T")
 
 _MAX_CHUNK = 32
 _STORED_CHUNK = 1000
@@ -77,14 +79,14 @@ def map_requests(
     under_way = asyncio.Semaphore(window(client.backend.parallel, size))
     loops: set[asyncio.AbstractEventLoop] = set()
 
-    async def complete(table: pa.Table) -> pa.Table:
+    async def complete_here(table: pa.Table) -> pa.Table:
         loops.add(asyncio.get_running_loop())
         async with under_way:
-            return await _complete(table, plan, client)
+            return await complete(table, plan, client)
 
     map_all = partial(
         requests.with_format("arrow").map,
-        complete,
+        complete_here,
         batched=True,
         batch_size=size,
         features=RESULT,
@@ -97,7 +99,7 @@ def map_requests(
     gc.freeze()
     try:
         with _allow_tasks(len(requests) // size + 2):
-            mapped = _run_in_thread(map_all, client)
+            mapped = run_in_thread(map_all, client.stop)
     finally:
         gc.unfreeze()
         for loop in loops:
@@ -134,8 +136,8 @@ def _allow_tasks(tasks: int) -> Iterator[None]:
             config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL = most
 
 
-def _run_in_thread(work: Callable[[], datasets.Dataset], client: Client) -> datasets.Dataset:
-    """The result of some work in a thread of its own; whatever ends the wait ends the work.
+def run_in_thread(work: Callable[[], _T], stop: Callable[[], None]) -> _T:
+    """The result of some work in a thread of its own; whatever ends the wait stops the work.
 
     `map` runs an event loop. In this thread a notebook may run one already, and a KeyboardInterrupt
     would hit it between any two of its steps, after which `map` may wait for a task forever.
@@ -145,7 +147,7 @@ def _run_in_thread(work: Callable[[], datasets.Dataset], client: Client) -> data
     try:
         return future.result()
     except BaseException:
-        client.stop()
+        stop()
         raise
     finally:
         _join(thread)
@@ -173,14 +175,14 @@ def stream_requests(
     ahead = window(client.backend.parallel, size)
     under_way: deque[Future[pa.Table]] = deque()
     for table in requests.with_format("arrow").iter(size):
-        under_way.append(client.start(_complete(table, plan, client)))
+        under_way.append(client.start(complete(table, plan, client)))
         while under_way and (len(under_way) >= ahead or under_way[0].done()):
             yield from under_way.popleft().result().to_pylist()
     while under_way:
         yield from under_way.popleft().result().to_pylist()
 
 
-async def _complete(table: pa.Table, plan: Plan, client: Client) -> pa.Table:
+async def complete(table: pa.Table, plan: Plan, client: Client) -> pa.Table:
     """The results of some requests."""
     chunk = read_chunk(table, plan)
     return make_results(chunk, await ask(chunk, plan, client), plan, client)

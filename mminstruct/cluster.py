@@ -250,7 +250,6 @@ def _connect() -> Iterator[None]:
     """Ray, as the environment says or as the caller has it; started here, it is stopped here."""
     import ray
 
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
     if ray.is_initialized():
         yield
         return
@@ -340,7 +339,10 @@ def _deal_out(
         max(_LEAST_RANGE, work.options.max_concurrency),
         math.ceil(len(requests) / (_CALLS * actors)),
     )
+    # What an actor that died had reserved of a budget, nobody gives back.
+    again = 0 if budget.bounded else -1
     tables = list(requests.with_format("arrow").iter(size))
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # the import has set it
     found = ray.data.from_arrow(tables)
     found.context.execution_options.preserve_order = True
     found.context.enable_progress_bars = False
@@ -353,10 +355,12 @@ def _deal_out(
             size=min(actors, len(tables)), max_tasks_in_flight_per_actor=2 * _CALLS
         ),
         num_gpus=1 if gpus else None,
-        max_concurrency=_CALLS,
-        scheduling_strategy="SPREAD",
-        # What an actor that died had reserved of a budget, nobody gives back.
-        max_restarts=0 if budget.bounded else -1,
+        ray_remote_args_fn=lambda: {
+            "max_concurrency": _CALLS,
+            "scheduling_strategy": "SPREAD",
+            "max_restarts": again,
+            "max_task_retries": again,
+        },
     )
 
 

@@ -145,9 +145,7 @@ class Answers(Protocol):
         """The lower max_tokens of a scope's kind that there are."""
         ...
 
-    async def put(
-        self, key: bytes, completion: Completion, scope: Scope | None = None, /
-    ) -> None:
+    async def put(self, key: bytes, completion: Completion, scope: Scope | None = None, /) -> None:
         """Return once it is on disk."""
         ...
 

@@ -44,8 +44,7 @@ bench: $(STAMP)  ## start-up, requests/s, stored reruns, annotation reading, eac
 	$(BIN)/python benchmarks/transformers_engines.py
 
 compat: $(STAMP)  ## supported lines of datasets and the extra tgi, each by itself; the network on uvloop
-	$(BIN)/nox -s compat
-	$(BIN)/python -m pytest -q -n 2 --uvloop tests/test_client.py tests/test_faults.py
+	$(BIN)/nox -s compat uvloop
 
 clean:
 	rm -rf $(VENV) demo_out bench_out dist

@@ -1,4 +1,8 @@
-"""`make compat`: what can't be installed beside the newest of everything."""
+"""`make compat`: what can't be installed beside the newest of everything, and another event loop."""
+
+import re
+import sys
+from pathlib import Path
 
 import nox
 
@@ -41,3 +45,19 @@ def compat(session: nox.Session, requirements: tuple[str, ...], tests: tuple[str
     )  # fmt: skip
     session.run(python, "-m", "pip", "check", external=True)
     session.run(python, "-m", "pytest", "-q", *tests, external=True)
+
+
+@nox.session(python=False)
+def uvloop(session: nox.Session) -> None:
+    """Run every test that talks to a server, in this environment, on the event loop that Ray has."""
+    talks = re.compile(
+        r"^from (\w+_server|loopback) import|HTTPServer|TCPSite|start_server|import llmock|Client\(",
+        re.MULTILINE,
+    )
+    files = [
+        str(f) for f in sorted(Path("tests").rglob("test_*.py")) if talks.search(f.read_text())
+    ]
+    session.run(
+        sys.executable, "-m", "pytest", "-q", "-n", "2", "--uvloop", *files, *session.posargs,
+        external=True,
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""`make compat`: what can't be installed beside the newest of everything, and another event loop."""
+"""`make compat`: what can't be installed beside the newest of all, and another event loop."""
 
 import re
 import sys
@@ -49,9 +49,9 @@ def compat(session: nox.Session, requirements: tuple[str, ...], tests: tuple[str
 
 @nox.session(python=False)
 def uvloop(session: nox.Session) -> None:
-    """Run every test that talks to a server, in this environment, on the event loop that Ray has."""
+    """Run every test that talks to a server, here, on the event loop that Ray has."""
     talks = re.compile(
-        r"^from (\w+_server|loopback) import|HTTPServer|TCPSite|start_server|import llmock|Client\(",
+        r"^from (\w+_server|loopback) import|HTTPServer|TCPSite|start_server|llmock|Client\(",
         re.MULTILINE,
     )
     files = [

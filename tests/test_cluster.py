@@ -35,7 +35,8 @@ PATIENCE_S = 300
 def cluster() -> Iterator[tuple[dict[str, str], psutil.Process]]:
     """The environment of its drivers, and the process that is above all of its nodes."""
     script = Path(__file__).parent / "ray_cluster.py"
-    env = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    # Workers are at the lowest priority otherwise, which waits for all other tests.
+    env = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     with subprocess.Popen(
         [sys.executable, str(script)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,

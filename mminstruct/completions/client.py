@@ -32,7 +32,7 @@ from mminstruct.completions.limiter import Limiter
 from mminstruct.completions.sending import Sender, Start
 from mminstruct.completions.stats import Stats
 from mminstruct.completions.stopping import Ending, RowRules, StopRules
-from mminstruct.completions.store import Answers, Scope, key_of
+from mminstruct.completions.store import ResponseStore, Scope, key_of
 from mminstruct.errors import (
     ContextTooLong,
     MMInstructError,
@@ -135,7 +135,7 @@ class Client:
     def __init__(
         self,
         backend: Backend,
-        store: Answers,
+        store: ResponseStore,
         *,
         policy: RetryPolicy | None = None,
         stats: Stats | None = None,
@@ -458,7 +458,7 @@ def identities_of(backend: Backend) -> list[dict[str, str]]:
 
 
 def find_stored(
-    store: Answers, attempts: Sequence[Attempt], identities: Sequence[Mapping[str, str]]
+    store: ResponseStore, attempts: Sequence[Attempt], identities: Sequence[Mapping[str, str]]
 ) -> list[Completion | None]:
     """What a store has for some attempts, under their keys or under others that are as good.
 

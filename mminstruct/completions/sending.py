@@ -30,7 +30,7 @@ from mminstruct.completions.stopping import (
     StopRules,
     too_long_a_pause,
 )
-from mminstruct.completions.store import Answers, Scope
+from mminstruct.completions.store import ResponseStore, Scope
 from mminstruct.errors import (
     BackendUnusable,
     ContextTooLong,
@@ -353,7 +353,7 @@ class Start:
     """
 
     sender: Sender
-    store: Answers
+    store: ResponseStore
 
     def __post_init__(self) -> None:
         self._rules = self.sender.rules

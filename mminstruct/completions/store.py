@@ -27,7 +27,7 @@ from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import xxhash
@@ -118,36 +118,6 @@ def default_path() -> Path:
     from huggingface_hub.constants import HF_HOME
 
     return Path(HF_HOME) / "mminstruct" / "responses.sqlite"
-
-
-class Answers(Protocol):
-    """Finished completions, in a file here or wherever else; as `ResponseStore` has them."""
-
-    def __enter__(self) -> Answers: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-        /,
-    ) -> None: ...
-
-    def get_many(self, keys: Sequence[bytes], /) -> dict[bytes, Completion]:
-        """Those that are there and whole, by key."""
-        ...
-
-    def lengths(self, scope: Scope, /) -> Lengths:
-        """How long those of a scope are."""
-        ...
-
-    def lower_limits(self, scope: Scope, /) -> list[int]:
-        """The lower max_tokens of a scope's kind that there are."""
-        ...
-
-    async def put(self, key: bytes, completion: Completion, scope: Scope | None = None, /) -> None:
-        """Return once it is on disk."""
-        ...
 
 
 class ResponseStore:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
 import subprocess
@@ -126,7 +127,12 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
 
 def workers(nodes: psutil.Process) -> list[psutil.Process]:
     """The processes that ask."""
-    return [p for p in nodes.children(recursive=True) if "_Asker" in "".join(p.cmdline())]
+    found = []
+    for process in nodes.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may end meanwhile
+            if "_Asker" in "".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def test_rows_report_and_release_are_those_of_a_run_without_ray(

@@ -13,6 +13,8 @@ import contextlib
 import inspect
 import logging
 import math
+import signal
+import threading
 import time
 import uuid
 from collections import Counter
@@ -230,7 +232,10 @@ def map_requests(
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     if not ray.is_initialized():
+        handler = signal.getsignal(signal.SIGTERM)
         ray.init(logging_level=logging.WARNING, log_to_driver=False)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray's own waits for no answer
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     desk = ray.remote(_Desk).options(num_cpus=0, scheduling_strategy=here)
     desk = desk.remote(recipe.store, budget)

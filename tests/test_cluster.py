@@ -220,7 +220,10 @@ def test_a_bound_holds_for_all_nodes_together(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"batch_api": True, "model_source": "openai"}, "leave out engine or batch_api"),
+        (
+            {"batch_api": True, "model_source": "openai", "model": "m"},
+            "leave out engine or batch_api",
+        ),
         ({"streaming": True}, "leave out streaming or engine ray"),
     ],
     ids=["batch_api", "streaming"],

@@ -36,15 +36,17 @@ PATIENCE_S = 300
 def cluster() -> Iterator[tuple[dict[str, str], psutil.Process]]:
     """The environment of its drivers, and the process that is above all of its nodes."""
     script = Path(__file__).parent / "ray_cluster.py"
-    # Workers are at the lowest priority otherwise, which waits for all other tests.
-    env = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    asked = {"RAY_USAGE_STATS_ENABLED": "0"}
+    # Workers have the lowest priority otherwise, and some are started to spare.
+    asked |= {"RAY_worker_niceness": "0", "RAY_prestart_worker_first_driver": "0"}
     with subprocess.Popen(
         [sys.executable, str(script)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        text=True, env=env,
+        text=True, env={**os.environ, **asked},
     ) as process:  # fmt: skip
         assert process.stdout is not None and process.stdin is not None
-        yield {"RAY_ADDRESS": process.stdout.readline().strip()}, psutil.Process(process.pid)
+        address = process.stdout.readline().strip()
+        yield {"RAY_ADDRESS": address, **asked}, psutil.Process(process.pid)
         process.stdin.close()
 
 

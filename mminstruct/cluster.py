@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -54,6 +54,7 @@ class _Desk:
         self.store, self.budget = ResponseStore(store), budget
         self.counts: dict[str, dict[str, Any]] = {}
         self.why: BaseException | None = None
+        self._reserved: defaultdict[str, list[float]] = defaultdict(list)
         self._over = asyncio.Event()
 
     async def open(self) -> None:
@@ -69,6 +70,20 @@ class _Desk:
             found = getattr(found, part)
         found = found(*args) if callable(found) else found
         return await found if inspect.isawaitable(found) else found
+
+    async def begin(self, actor: str) -> None:
+        """Take all for paid that an actor had in flight when it died; a new one has its id."""
+        for most_usd in self._reserved.pop(actor, ()):
+            self.budget.settle(most_usd, most_usd)
+
+    async def admit(self, actor: str, most_usd: float) -> bool:
+        is_in = self.budget.admit(most_usd)
+        self._reserved[actor] += [most_usd] * is_in
+        return is_in
+
+    async def settle(self, actor: str, most_usd: float, paid_usd: float | None) -> None:
+        self._reserved[actor].remove(most_usd)
+        self.budget.settle(most_usd, paid_usd)
 
     async def count(self, actor: str, counts: dict[str, Any]) -> None:
         self.counts[actor] = counts
@@ -130,6 +145,7 @@ class _Budget(Budget):
     """The run's budget, from elsewhere."""
 
     desk: Any
+    actor: str
 
     @property
     def spent(self) -> Spent:
@@ -137,10 +153,10 @@ class _Budget(Budget):
         return found
 
     def admit(self, most_usd: float) -> bool:
-        return bool(_ask(self.desk, "budget.admit", most_usd))
+        return bool(_ask(self.desk, "admit", self.actor, most_usd))
 
     def settle(self, most_usd: float, paid_usd: float | None) -> None:
-        _ask(self.desk, "budget.settle", most_usd, paid_usd)
+        _ask(self.desk, "settle", self.actor, most_usd, paid_usd)
 
 
 class _Asker:
@@ -155,12 +171,15 @@ class _Asker:
         budget: Budget,
         types: Mapping[str, int],
     ) -> None:
+        import ray
+
         self._desk, self._plan, self._name, self._stats = desk, plan, uuid.uuid4().hex, Stats()
         self._is_over = False
         self._client: Client
         bound = (budget.max_requests, budget.max_cost_usd)
         mine = _Budget(*bound, budget.usd_per_prompt_token, budget.usd_per_completion_token)
-        mine.desk = desk
+        mine.desk, mine.actor = desk, ray.get_runtime_context().get_actor_id()
+        _ask(desk, "begin", mine.actor)
         # Whoever opens a client has to close it.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="client")
 
@@ -276,8 +295,12 @@ def _deal_out(
     options = config.backend_options(1 / actors)
     identity = recipe.backend.identity()
     size = min(options.max_concurrency, math.ceil(len(requests) / (_CALLS * actors)))
-    # What an actor that died had reserved of a budget, nobody gives back.
-    again = 0 if budget.bounded else -1
+    compute = {"size": actors, "max_tasks_in_flight_per_actor": 2 * _CALLS}
+    calls = "max_concurrent_calls_per_actor"
+    if calls in inspect.signature(ray.data.ActorPoolStrategy).parameters:
+        compute, actor = {**compute, calls: _CALLS}, {}
+    else:
+        actor = {"max_concurrency": _CALLS}  # before Ray 2.60
     found = ray.data.from_arrow(list(requests.with_format("arrow").iter(size)))
     found.context.execution_options.preserve_order = True
     found.context.enable_progress_bars = False
@@ -293,14 +316,9 @@ def _deal_out(
         ),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2 * _CALLS),
+        compute=ray.data.ActorPoolStrategy(**compute),
         num_gpus=1 if gpus else None,
-        ray_remote_args_fn=lambda: {
-            "max_concurrency": _CALLS,
-            "scheduling_strategy": "SPREAD",
-            "max_restarts": again,
-            "max_task_retries": again,
-        },
+        **actor,
     )
 
 

@@ -204,19 +204,26 @@ def test_what_was_answered_is_asked_by_nobody_again_whoever_is_killed(
     assert len(again) <= IN_FLIGHT // 2
 
 
-def test_a_bound_holds_for_all_nodes_together(
+def test_a_bound_holds_for_all_nodes_together_also_where_a_worker_is_killed(
     tmp_path: Path,
     data: Path,
     server: LoopbackServer,
+    gate: Gate,
     cluster: tuple[dict[str, str], psutil.Process],
 ) -> None:
+    env, nodes = cluster
     place = Place(tmp_path / "place", data)
-    limited = (*RAY, "--max_requests", "90")
-    ended = finish(place.start(server.url, *limited, env=cluster[0]), PATIENCE_S)
+    gate.limit = 40
+    driver = place.start(server.url, *RAY, "--max_requests", "90", env=env)
+    wait_until(lambda: len(server.bodies) > 40 and len(workers(nodes)) == 2, driver)
+    workers(nodes)[0].kill()
+    gate.limit = math.inf
+    ended = finish(driver, PATIENCE_S)
     assert ended.code == 3, ended.err
     assert "max_requests 90" in ended.err
     assert "Traceback" not in ended.err
-    assert place.stored() == 90
+    # What the worker had in flight may be paid for, and counts.
+    assert 90 - IN_FLIGHT // 2 <= place.stored() <= 90
 
 
 @pytest.mark.parametrize(

@@ -295,12 +295,6 @@ def _deal_out(
     options = config.backend_options(1 / actors)
     identity = recipe.backend.identity()
     size = min(options.max_concurrency, math.ceil(len(requests) / (_CALLS * actors)))
-    compute = {"size": actors, "max_tasks_in_flight_per_actor": 2 * _CALLS}
-    calls = "max_concurrent_calls_per_actor"
-    if calls in inspect.signature(ray.data.ActorPoolStrategy).parameters:
-        compute, actor = {**compute, calls: _CALLS}, {}
-    else:
-        actor = {"max_concurrency": _CALLS}  # before Ray 2.60
     found = ray.data.from_arrow(list(requests.with_format("arrow").iter(size)))
     found.context.execution_options.preserve_order = True
     found.context.enable_progress_bars = False
@@ -316,9 +310,12 @@ def _deal_out(
         ),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(**compute),
+        compute=ray.data.ActorPoolStrategy(
+            size=actors,
+            max_tasks_in_flight_per_actor=2 * _CALLS,
+            max_concurrent_calls_per_actor=_CALLS,
+        ),
         num_gpus=1 if gpus else None,
-        **actor,
     )
 
 

@@ -37,6 +37,7 @@ bench: $(STAMP)  ## start-up, requests/s, stored reruns, annotation reading, eac
 	$(BIN)/python benchmarks/coco_reader.py
 	$(BIN)/python benchmarks/own_reader.py
 	$(BIN)/python benchmarks/report.py
+	$(BIN)/python benchmarks/parsing.py
 	$(BIN)/python benchmarks/limits.py
 	$(BIN)/python benchmarks/open_images_reader.py
 	$(BIN)/python benchmarks/annotation_fuzz.py

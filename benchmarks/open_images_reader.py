@@ -95,13 +95,13 @@ def _ours(folder: Path) -> dict[str, Any]:
     """What a run does before its first request; the first time it writes the contexts."""
     started_s = time.perf_counter()
     from mminstruct import sources
-    from mminstruct.rows.contexts import contexts_dataset
+    from mminstruct.rows.contexts import read_contexts
 
     source = sources.get("OPENIMAGESV7")
     files = source.locate([folder], "train")
     if files is None:
         raise SystemExit(f"no files in {folder}")
-    contexts, _ = contexts_dataset(source, files, "train", folder / "cache")
+    contexts = read_contexts(source, files, "train", folder / "cache").dataset()
     return _measured(started_s, len(contexts))
 
 

@@ -1,29 +1,40 @@
-"""How long the command line takes to say what it is, beside the least that it needs.
+"""How long the command line takes to say what it is, and a verdict, beside the least it needs.
 
-Each is the best of several runs of a Python of its own, taken in turns.
+Each is the CPU time of the best of several runs of a Python of its own, taken in turns.
 """
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 
 TURNS = 15
 MAIN = "from mminstruct.cli import main; main()"
+MODEL = ("--model", "Qwen/Qwen3-8B")
 COMMANDS = {
+    "python -c pass": ("-c", "pass"),
     "import argparse, msgspec": ("-c", "import argparse, msgspec"),
     "mminstruct --version": ("-c", MAIN, "--version"),
     "mminstruct --help": ("-c", MAIN, "--help"),
+    # Of a source whose annotations aren't at hand, and of one whose images are counted.
+    "mminstruct license COCO2017": ("-c", MAIN, "license", "COCO2017", *MODEL),
+    "mminstruct license SAMPLE": ("-c", MAIN, "license", "SAMPLE", *MODEL),
 }
-MOST = {"mminstruct --version": 8.0, "mminstruct --help": 10.0}
+MOST = {
+    "mminstruct --version": 8.0,
+    "mminstruct --help": 10.0,
+    "mminstruct license COCO2017": 12.0,
+    "mminstruct license SAMPLE": 17.0,
+}
 
 
 def seconds(words: tuple[str, ...]) -> float:
-    """How long a Python with these arguments runs."""
-    started_s = time.perf_counter()
+    """The CPU time of a Python with these arguments."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - started_s
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def main() -> None:
@@ -36,7 +47,7 @@ def main() -> None:
     least = best["import argparse, msgspec"]
     for name, time_s in best.items():
         bound = f" (at most {MOST[name]:.0f} x)" if name in MOST else ""
-        print(f"{name:<28}{time_s:8.3f} s {time_s / least:6.1f} x{bound}")
+        print(f"{name:<29}{time_s:8.3f} s {time_s / least:6.1f} x{bound}")
     sys.exit(any(best[name] > bound * least for name, bound in MOST.items()))
 
 

@@ -349,7 +349,7 @@ def read_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     fields = [field.name for config in configs for field in dataclasses.fields(config)]
     of_datasets = inspect.signature(datasets.DatasetBuilder).parameters.keys() - _NOT_TAKEN
     for unknown in sorted(found.keys() - {*fields, *of_datasets}):
-        known = [*fields, *ALIASES]
-        known += [name for options in OWN_OPTIONS.values() for name in options()]
+        known = {*fields, *ALIASES}
+        known |= {name for options in OWN_OPTIONS.values() for name in options()}
         raise UsageError(f"unknown argument {unknown!r}{did_you_mean(unknown, known)}")
     return found

@@ -94,7 +94,7 @@ def _read_json(
     rows = [memoryview(text)[text.tell() :]]
     if _start_of(rows[0])[:1] == b"{":
         if path.suffix != ".json" or _OBJECTS.match(text, text.tell()):
-            yield from (decode(line) for line in iter(text.readline, b"") if line.strip())
+            yield from _decode_lines(iter(text.readline, b""))
             return
         views = {key: memoryview(raw) for key, raw in decode(rows[0], type=_FIELDS).items()}
         arrays = {key for key, view in views.items() if _start_of(view) == b"[{"}
@@ -102,6 +102,15 @@ def _read_json(
         rows = [views[key] for key in views if key in arrays]
     for view in rows:
         yield from map(decode, decode(view, type=list[Raw]))
+
+
+def _decode_lines(lines: Iterable[bytes]) -> Iterator[Any]:
+    for number, line in enumerate(lines, 1):
+        try:
+            if line.strip():
+                yield decode(line)
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
 
 
 def _start_of(text: bytes | memoryview) -> bytes:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from importlib.util import find_spec
 from itertools import chain
@@ -19,31 +19,29 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from mminstruct import backends, benchmarks, licenses, prompts, sources, splits
 from mminstruct.backends import Backend
 from mminstruct.checks import Vocabulary
-from mminstruct.completions.budget import Budget
 from mminstruct.completions.prices import Price, price_of
-from mminstruct.completions.store import default_path
 from mminstruct.config import InstructConfig
 from mminstruct.errors import UsageError, did_you_mean
-from mminstruct.fetching.archives import fetch, is_fetched
 from mminstruct.licenses import Part, Registry, Tally, Verdict
 from mminstruct.prompts.config import PromptConfig
 from mminstruct.resources import shown
 from mminstruct.rows.contexts import (
+    Contexts,
     NamedMedia,
-    contexts_dataset,
     contexts_key,
     media_licenses,
-    read_media,
+    read_contexts,
     read_vocabulary,
 )
 from mminstruct.rows.plan import Plan
-from mminstruct.rows.requests import requests_dataset
 from mminstruct.schema import Sampling, digest
 from mminstruct.sources import Files, ReadReport, Source, SourceInfo
 from mminstruct.sources._annotation_file import not_found
 
 if TYPE_CHECKING:
     import datasets
+
+    from mminstruct.completions.budget import Budget
 
 _log = logging.getLogger(__name__)
 
@@ -233,6 +231,8 @@ class Recipe:
         Raises:
             UsageError: a cost is bounded, but nobody knows the price.
         """
+        from mminstruct.completions.budget import Budget  # which takes a while, as those below
+
         price, config = self.price, self.config
         if config.max_cost is not None and price is None:
             raise UsageError(
@@ -247,6 +247,8 @@ class Recipe:
     @property
     def store(self) -> Path:
         """The file of finished answers."""
+        from mminstruct.completions.store import default_path
+
         chosen = self.config.response_store
         return Path(chosen).expanduser() if chosen else default_path()
 
@@ -305,6 +307,8 @@ class Recipe:
         Raises:
             BackendUnusable: answers are going to be asked for, and there is no server.
         """
+        from mminstruct.fetching.archives import fetch, is_fetched
+
         files, source = self.locate(split), self.source
         if files is None:
             places = self.places
@@ -330,48 +334,46 @@ class Recipe:
         Raises:
             BackendUnusable: they are going to be sent, and before a download no server is found.
         """
+        from mminstruct.rows.requests import requests_dataset
+
         found = {}
         kept = self.registry.image_use() if self.config.commercial else None
         for split in self.splits:
             files = self.fetch(split, downloads, sending=sending)
-            contexts, report = self.read_contexts(files, split, cache_dir)
+            found_there = self.choose_contexts(files, split, cache_dir)
+            contexts = found_there.dataset()
             read = contexts_key(self.source, files)
             key = digest([read, len(contexts), self.types, kept, *self._exclusion])[:16]
             vocabulary = read_vocabulary(self.source, files, split, cache_dir)
             requests = requests_dataset(contexts, self.types, key)
-            found[split] = Read(requests, key, report, vocabulary)
+            found[split] = Read(requests, key, found_there.report, vocabulary)
         return found
 
-    def read_contexts(
-        self, files: Files, split: str, cache_dir: Path
-    ) -> tuple[datasets.Dataset, ReadReport]:
-        """The split's contexts that rows are asked for, and what reading left out.
+    def choose_contexts(self, files: Files, split: str, cache_dir: Path) -> Contexts:
+        """The split's contexts that rows are asked for, and what was left out.
 
         Raises:
             UsageError: there is none.
         """
         info = self.source.info
         where = f"{info.name}, split {split!r}"
-        contexts, report = contexts_dataset(self.source, files, split, cache_dir)
+        contexts = read_contexts(self.source, files, split, cache_dir)
+        report = contexts.report
         for reason in report.skipped:
             level = logging.INFO if reason in report.harmless else logging.WARNING
             _log.log(level, f"{where}: left out {report.line(reason)}")
-        if not len(contexts):
+        if not contexts.numbers:
             lines = "; ".join(map(report.line, report.skipped)) or "there is none in the files"
             raise UsageError(f"{where}: no {info.modality} is left to write about: {lines}")
         if self.config.commercial:
-            why = map(self._why_not_commercial, read_media(contexts))
             contexts = _leave_out(
-                where, info.modality, contexts, report, why, "may be used commercially"
+                where, info.modality, contexts, self._why_not_commercial, "may be used commercially"
             )
         if self._excluded:
-            on = map(self._find_list, read_media(contexts))
             contexts = _leave_out(
-                where, info.modality, contexts, report, on, "are on no list to exclude"
+                where, info.modality, contexts, self._find_list, "are on no list to exclude"
             )
-        if self.config.limit is not None:
-            contexts = contexts.select(range(min(self.config.limit, len(contexts))))
-        return contexts, report
+        return replace(contexts, numbers=contexts.numbers[: self.config.limit])
 
     def _why_not_commercial(self, media: NamedMedia) -> str | None:
         if self.registry.allows(media.license):
@@ -406,30 +408,29 @@ class Recipe:
 def _leave_out(
     where: str,
     kind: str,
-    contexts: datasets.Dataset,
-    report: ReadReport,
-    why: Iterable[str | None],
+    contexts: Contexts,
+    find_reason: Callable[[NamedMedia], str | None],
     condition: str,
-) -> datasets.Dataset:
-    """The contexts for which nothing says why they are left out; others are reported.
+) -> Contexts:
+    """The contexts that there is no reason to leave out; others are reported.
 
     Raises:
         UsageError: there is none.
     """
-    reasons = list(why)
-    kept = contexts.select([number for number, reason in enumerate(reasons) if reason is None])
+    reasons = dict(zip(contexts.numbers, map(find_reason, contexts.read_media()), strict=True))
+    kept = [number for number, reason in reasons.items() if reason is None]
     said = []
-    for reason, count in Counter(filter(None, reasons)).most_common():
-        report.skip(f"{kind} {reason}", count, harmless=True)
+    for reason, count in Counter(filter(None, reasons.values())).most_common():
+        contexts.report.skip(f"{kind} {reason}", count, harmless=True)
         said.append(f"{count} {reason}")
     outcome = (
-        f"{where}: {len(kept)} of {len(contexts)} {kind}s {condition}; left out: "
+        f"{where}: {len(kept)} of {len(reasons)} {kind}s {condition}; left out: "
         f"{', '.join(said) or 'none'}"
     )
-    if not len(kept):
+    if not kept:
         raise UsageError(outcome)
     _log.info(outcome)
-    return kept
+    return replace(contexts, numbers=kept)
 
 
 def _list_all(given: str | Sequence[str] | None) -> list[str]:

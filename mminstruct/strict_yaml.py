@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, NoReturn, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -15,7 +15,9 @@ from mminstruct.errors import ConfigError, did_you_mean, lacking
 class Strict(BaseModel):
     """Base of what is read from YAML: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, str_strip_whitespace=True, defer_build=True
+    )
 
 
 _Schema = TypeVar("_Schema", bound=Strict)
@@ -23,35 +25,18 @@ _Schema = TypeVar("_Schema", bound=Strict)
 
 _MOST_CHARACTERS = 4 * 2**20
 _DEEPEST = 100
-_MERGE = "tag:yaml.org,2002:merge"
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_TAG = "tag:yaml.org,2002:"
 
 
-_SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+def load(text: str, *, keys_once: bool = True) -> Any:
+    """The data in a YAML text, whose size is in proportion to the text's.
 
+    It is built while the text is parsed: with PyYAML's nodes in between it takes twice as long.
 
-class UniqueKeyLoader(_SafeLoader):  # type: ignore[misc,valid-type]
-    """SafeLoader that refuses a key given twice, where YAML loaders keep the last one silently."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping, each key of which is there once."""
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == _MERGE:
-                raise yaml.constructor.ConstructorError(
-                    None, None, "'<<' is not supported; write the keys out", key_node.start_mark
-                )
-            key = str(self.construct_object(key_node, deep=True))
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
-        return mapping
-
-
-def load(text: str, loader: Any = _SafeLoader) -> Any:
-    """The data in a YAML text whose size is in proportion to the text's.
+    Args:
+        text: one document.
+        keys_once: whether a key that is given twice is an error; else the last one counts.
 
     Raises:
         yaml.YAMLError: it isn't YAML, too long or deep, or repeats a list or mapping by an alias,
@@ -59,24 +44,81 @@ def load(text: str, loader: Any = _SafeLoader) -> Any:
     """
     if len(text) > _MOST_CHARACTERS:
         raise yaml.YAMLError(f"longer than {_MOST_CHARACTERS:,} characters")
-    depth = 0
-    repeatable: set[str | None] = set()
-    for event in yaml.parse(text, Loader=loader):
-        why = None
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            repeatable.add(event.anchor)
-            why = f"more than {_DEEPEST} lists and mappings in each other" * (depth > _DEEPEST)
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        elif isinstance(event, yaml.AliasEvent) and event.anchor in repeatable:
-            why = f"'*{event.anchor}' repeats a list or mapping; write it out"
-        if why:
-            raise yaml.YAMLError(f"{why}{event.start_mark}")
+    document = _Document(keys_once)
     try:
-        return yaml.load(text, Loader=loader)  # noqa: S506
+        for event in yaml.parse(text, Loader=_LOADER):
+            document.add(event)
     except (ValueError, LookupError, AttributeError, TypeError) as error:  # such as 2026-02-31
         raise yaml.YAMLError(f"a value that makes no sense: {error}") from error
+    return document.top[0] if document.top else None
+
+
+class _Document:
+    """The data of one document, built event by event.
+
+    Attributes:
+        top: a list of it, or of nothing.
+    """
+
+    def __init__(self, keys_once: bool) -> None:
+        self.top: list[Any] = []
+        # What goes on, with its keys so far, and the one whose value comes next.
+        self._open: list[tuple[Any, set[str], list[Any]]] = [(self.top, set(), [])]
+        self._scalars = yaml.constructor.SafeConstructor()
+        self._named: dict[str | None, Any] = {}
+        self._keys_once = keys_once
+
+    def add(self, event: Any) -> None:
+        """Take the next event; errors are as those of `load`, or of a scalar's kind."""
+        if isinstance(event, yaml.ScalarEvent):
+            self._put(self._read_scalar(event), event)
+        elif isinstance(event, yaml.CollectionStartEvent):
+            if event.tag not in (None, "!", f"{_TAG}map", f"{_TAG}seq"):
+                self._fail(event, f"the tag {event.tag!r} is not supported")
+            if len(self._open) > _DEEPEST:
+                self._fail(event, f"more than {_DEEPEST} lists and mappings in each other")
+            value: Any = {} if isinstance(event, yaml.MappingStartEvent) else []
+            self._put(value, event)
+            self._open.append((value, set(), []))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            self._open.pop()
+        elif isinstance(event, yaml.AliasEvent):
+            if event.anchor not in self._named:
+                self._fail(event, f"'*{event.anchor}' stands for nothing")
+            if isinstance(self._named[event.anchor], dict | list):
+                self._fail(event, f"'*{event.anchor}' repeats a list or mapping; write it out")
+            self._put(self._named[event.anchor], event)
+        elif isinstance(event, yaml.DocumentStartEvent) and self.top:
+            self._fail(event, "expected one document, got more")
+
+    def _put(self, value: Any, event: Any) -> None:
+        """Take a value as the next one of a list, or as a key or what it stands for."""
+        if event.anchor is not None:
+            self._named[event.anchor] = value
+        inside, seen, key = self._open[-1]
+        if isinstance(inside, list):
+            inside.append(value)
+        elif key:
+            inside[key.pop()] = value
+        elif self._keys_once and str(value) in seen:
+            self._fail(event, f"key {str(value)!r} is given twice")
+        else:
+            seen.add(str(value))
+            key.append(value)
+
+    def _read_scalar(self, event: yaml.ScalarEvent) -> Any:
+        text, tag = event.value, event.tag
+        if tag in (None, "!"):
+            known = _LOADER.yaml_implicit_resolvers.get(text[:1], ()) if event.implicit[0] else ()
+            tag = next((tag for tag, form in known if form.match(text)), f"{_TAG}str")
+        if tag == f"{_TAG}str":
+            return text
+        if tag == f"{_TAG}merge":
+            self._fail(event, "'<<' is not supported; write the keys out")
+        return self._scalars.construct_object(yaml.ScalarNode(tag, text))
+
+    def _fail(self, event: Any, why: str) -> NoReturn:
+        raise yaml.YAMLError(f"{why}{event.start_mark}")
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -87,7 +129,7 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         with path.open(encoding="utf-8") as file:
-            data = load(file.read(_MOST_CHARACTERS + 1), UniqueKeyLoader)
+            data = load(file.read(_MOST_CHARACTERS + 1))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: there is no such file{lacking(path)}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -116,6 +116,17 @@ def test_a_context_window_shortens_prompts_and_says_so(
     assert all(body["max_tokens"] < 1900 for body in server.bodies)
 
 
+@pytest.mark.parametrize("check", ["drop", "reask"])
+def test_a_dry_run_has_rows_to_look_at_whatever_becomes_of_contradicted_turns(
+    check: str, tmp_path: Path
+) -> None:
+    # What the stand-in names is in no image.
+    out = tmp_path / "o.jsonl"
+    run = ["generate", "SAMPLE", "--dry_run", "--limit", "1", "--output_path", str(out)]
+    assert cli.run([*run, "--check", check]) == DONE
+    assert len(out.read_text("utf-8").splitlines()) == 3
+
+
 def test_a_dry_run_asks_nobody_and_keeps_nothing(folder: Path) -> None:
     assert cli.run(["generate", "COCO2017", "--dry_run", "--output_path", "o.jsonl"]) == 0
     rows = [json.loads(line) for line in (folder / "o.jsonl").read_text().splitlines()]

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -14,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mminstruct import backends, sources, strict_yaml
 from mminstruct.backends import BackendOptions
@@ -170,8 +172,13 @@ LAUGHS = "\n".join(
         ("a: !!timestamp soon", "a value that makes no sense"),
         ("a: !!bool maybe", "a value that makes no sense: 'maybe'"),
         ("a: " + "9" * 5000, "a value that makes no sense: Exceeds the limit"),
+        ("a: {b: 1, b: 2}", "key 'b' is given twice.*line 1, column 11"),
+        ("? [a]\n: 1", "a value that makes no sense: unhashable"),
+        ("a: *b", r"'\*b' stands for nothing.*line 1"),
+        ("--- {a: 1}\n--- {b: 2}", "expected one document, got more.*line 2"),
     ],
-    ids=["laughs", "deep", "long", "date", "timestamp", "bool", "number"],
+    ids=["laughs", "deep", "long", "date", "timestamp", "bool", "number"]
+    + ["twice", "list", "nothing", "documents"],
 )
 def test_a_yaml_file_that_would_take_much_or_makes_no_sense_is_a_config_error(
     text: str, words: str, tmp_path: Path
@@ -186,6 +193,14 @@ def test_a_text_may_be_repeated_by_an_alias(tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
     path.write_text("a: &again some words\nb: *again\nc: &list [1]\n")
     assert strict_yaml.read(path) == {"a": "some words", "b": "some words", "c": [1]}
+
+
+def test_a_text_is_read_as_pyyaml_reads_it() -> None:
+    values = "1 -2.5 .inf 0x1F 1_000 ~ yes Off 2026-11-30 '1' !!str 1 ! 12 1e3 1.5e+3 012 1:30 a#b"
+    lists = "\n".join(f"- {value}" for value in re.split(r"(?<!!str)(?<!!) ", values))
+    blocks = "a: |\n  x\n  y\nb: >-\n  z\n  w\n? c\n: [1, {d: }]\n~: &x 1\ntrue: *x\n2026-01-01:\n"
+    for text in ("", "# nothing", "a", "--- a\n...\n", "a: !!binary aGk=", lists, blocks):
+        assert repr(strict_yaml.load(text)) == repr(yaml.safe_load(text))
 
 
 def test_the_card_of_a_model_that_is_a_bomb_is_named_within_half_a_gigabyte(tmp_path: Path) -> None:

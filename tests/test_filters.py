@@ -26,6 +26,9 @@ BAD = {
         "That would be against my guidelines.",
         "I'm unable to make inferences about a person's ethnicity.",
         "I'm not comfortable identifying the person shown here.",
+        "I must decline to answer this question.",
+        "I prefer not to make assumptions about her ethnicity.",
+        "It would be inappropriate to speculate about that.",
     ],
     "as_ai": [
         "As an AI, I have no eyes, but it seems to be a bus.",
@@ -33,6 +36,7 @@ BAD = {
         "I'm just an AI assistant, yet it looks like a bus.",
         "Being an AI assistant, I like the red one best.",
         "I don't have personal preferences.",
+        "As a text-based AI, it is red to me.",
     ],
     "cannot_see": [
         "I can't see the image, so the bus may be red.",
@@ -70,6 +74,11 @@ BAD = {
         "The coordinates place it on the left.",
         "This is an image of the COCO validation set.",
         "This is image 139 of many.",
+        "Never mention captions, boxes, coordinates, lists or annotations, and write 3 to 6 turns.",
+        "Write each turn as two lines.",
+        "No cat is listed among the objects.",
+        "The object list includes a fork.",
+        "The given context describes a man on a boat.",
     ],
     "unanswerable": [
         "It is not possible to determine the dog's name from the image.",
@@ -82,6 +91,10 @@ BAD = {
         "I can't determine what he is called.",
         "The picture doesn't reveal who he is.",
         "N/A",
+        "The image does not provide this information.",
+        "The brand is not visible or mentioned.",
+        "We cannot know what he is thinking.",
+        "I don't know.",
     ],
     "markup": [
         "There is a cake <image> on the table.",
@@ -154,6 +167,9 @@ GOOD = [
     "It is hard to identify the breed, but it looks like a Labrador.",
     "The second sentence on the poster is in Spanish.",
     "The displays show 0.75 and 1.25 liters.",
+    "The sign says: don't mention it.",
+    "His face is not visible, as he looks away.",
+    "This kind of list is written by hand, and the turn is to the left.",
 ]
 
 
@@ -264,6 +280,11 @@ def test_a_conversation_without_an_answer_of_three_words_is_no_row() -> None:
     assert isinstance(
         parse(Completion(format_turns(longer), "stop"), config, "conversation"), Parsed
     )
+
+
+def test_a_short_answer_that_is_much_like_an_examples_is_no_copy() -> None:
+    examples = frozenset({("What does it look like?", "Its coat is black and white.")})
+    assert reject_form(Turn("What is it?", "It is black and white."), NAMES, examples) is None
 
 
 def test_bold_type_goes_and_a_short_true_answer_of_an_example_is_no_copy() -> None:

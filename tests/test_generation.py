@@ -14,6 +14,7 @@ from mminstruct import cli
 from mminstruct.cli.console import DONE
 from mminstruct.errors import NoRows, RunStopped, UsageError
 from mminstruct.reports.estimate import Estimate
+from mminstruct.rows.report import summary
 
 
 @pytest.fixture
@@ -135,6 +136,28 @@ def test_answers_of_which_none_gives_a_row_are_where_the_error_says(
     with pytest.raises(NoRows, match=r"The answers are in out.jsonl.rejected.jsonl"):
         mminstruct.generate("SAMPLE", limit=1, output_path="out.jsonl", **asked)
     assert Path("out.jsonl.rejected.jsonl").is_file()
+
+
+def test_a_model_that_always_says_the_same_is_told_and_stopped_before_it_is_paid_for_more(
+    settings: dict[str, Any],
+    server: LoopbackServer,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    same = "Question: What is there in the image?\nAnswer: A red bus stands in a wide street."
+    server.answer = lambda server, body: chat_completion(same)
+    asked = {**settings, "backend": "openai", "model": "m", "base_url": server.url}
+    asked |= {"data_dir": str(coco_files(tmp_path / "coco", 1000)), "types": ["conversation"]}
+    with pytest.raises(NoRows, match="of type 'conversation' have another row's answers, word for"):
+        mminstruct.generate("COCO2017", **asked)
+    sent = len(server.bodies)
+    assert 200 <= sent < 1000
+    caplog.clear()
+    made = mminstruct.generate("COCO2017", limit=200, **asked)
+    assert len(server.bodies) == sent  # all are stored: told, and not ended
+    assert sum("look at them before you pay" in line for line in caplog.messages) == 1
+    assert made.report.repeated == {"conversation": {"questions": 199, "answers": 199}}
+    assert summary(made.report) == "200 rows, 100% of 'conversation' with another row's answers"
 
 
 def test_rows_that_were_changed_do_not_go_to_the_hub_under_the_verdict_of_the_run(

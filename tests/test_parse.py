@@ -192,6 +192,7 @@ def test_emphasis_around_a_whole_line_goes(text: str, expected: tuple[str, str])
         "It reads 'Q & A' in large letters.",
         "It says:\nConversation over coffee.",
         "A bus -- red, I think -- stands there.",
+        ">\nThis arrow is painted on the road.",
         "The sign says Question: is it red? Answer: yes.",
         'The card reads: "Is it red? Answer: Yes. Question: Why?"',
         "It ends with a riddle. Question: what is red, and why.",
@@ -435,6 +436,8 @@ REMARKS = [
     "Hope that helps!",
     "I hope this description meets your expectations!",
     "(Word count: 120)",
+    "(67 words)",
+    "[END]",
     "**Word count:** 120",
     "[End of conversation]",
     "Note: I kept it short.\n\nI hope this helps!",
@@ -1155,7 +1158,14 @@ def test_rules_at_the_end_of_an_answer_are_cut(rule: str) -> None:
     assert turns_of(read(f"{TEXT}\n\n{rule}", "text")) == [(ASKED, TEXT)]
 
 
-@pytest.mark.parametrize("template", ["Question: ...\nAnswer: ...", "Question: **\nAnswer: \u2026"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "Question: ...\nAnswer: ...",
+        "Question: **\nAnswer: \u2026",
+        "Question: [your question]\nAnswer: [the answer]",
+    ],
+)
 def test_a_template_that_was_echoed_is_no_turn(template: str) -> None:
     expected = Parsed((Turn(*BUS), Turn(*STREET)), ("stray_text",))
     assert read(f"{template}\n\n{PLAIN}") == expected
@@ -1269,6 +1279,17 @@ FORMS = {
     "JSON with numbers in its keys": ('"question_{n}": "{q}", "answer_{n}": "{a}"', ", ", "{{{}}}"),
     "JSON from questions to answers": ('"{q}": "{a}"', ",\n", "{{{}}}"),
     "JSON of pairs": ('["{q}", "{a}"]', ", ", "[{}]"),
+    "speakers by number": ("Speaker 1: {q}\nSpeaker 2: {a}", "\n\n", ""),
+    "Hindi": (
+        "\u092a\u094d\u0930\u0936\u094d\u0928: {q}\n\u0909\u0924\u094d\u0924\u0930: {a}",
+        "\n\n",
+        "",
+    ),
+    "roles as headings": ("**User**\n{q}\n\n**Assistant**\n{a}", "\n\n", ""),
+    "tags with numbers": ("<q{n}>{q}</q{n}>\n<a{n}>{a}</a{n}>", "\n", ""),
+    "blocks of YAML": ("- question: >-\n    {q}\n  answer: |-\n    {a}", "\n", ""),
+    "a string of JSON": ("Question: {q}\\nAnswer: {a}", "\\n\\n", '"{}"'),
+    "JSON that never ends": ('{{"question": "{q}", "answer": "{a}"}}', ", ", '[{}, {{"question": '),
     "newlines that are spelled out": ("Question: {q}\\nAnswer: {a}", "\\n\\n", ""),
     "titled separators": (
         "Question: {q}\n===\nAnswer: {a}",
@@ -1353,6 +1374,11 @@ def test_what_asks_nothing_or_answers_nothing_is_no_form(text: str) -> None:
         "I tried to ask questions of different kinds.",
         "This conversation covers colours and places.",
         "All of these questions can be answered from the picture.",
+        "Please note that these questions follow the instructions.",
+        "**Notes on my choices:**\n\n* I kept it short.",
+        "**Key considerations in crafting this conversation:**\n* Variety",
+        "**Evaluation:** it follows all rules.",
+        "Exercise 2:\nWrite another conversation.",
     ],
 )
 @pytest.mark.parametrize("between", [True, False])

@@ -449,9 +449,7 @@ def test_a_key_that_is_given_twice_is_an_error(tmp_path: Path, twice: str, key: 
 def test_a_merge_key_of_yaml_is_said_not_to_be_supported(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("a: &a {x: 1}\nb: {<<: *a, y: 2}\n")
-    with pytest.raises(
-        ConfigError, match=r"'\*a' repeats a list or mapping; write it out"
-    ) as caught:
+    with pytest.raises(ConfigError, match="'<<' is not supported; write the keys out") as caught:
         strict_yaml.read(path)
     assert "line 2" in str(caught.value)
     path.write_text("b: {<<: {x: 1}, y: 2}\n")

@@ -84,6 +84,15 @@ def test_rows_that_were_said_before_are_counted_and_the_most_frequent_named() ->
     assert (found.repeated_rows, found.most_repeated) == (2, ("A cat. Yes.", 3))
 
 
+def test_what_is_said_before_in_a_row_of_another_type_is_named_too() -> None:
+    meter = Meter()
+    for kind in ("conversation", "complex_reasoning"):
+        meter.add(Judged.of(row(("What is it?", "A cat."), kind=kind)))
+    found = meter.read({})
+    assert quality_text.find_worst(found) == "rows said before: 50.0 % (2 x 'A cat.')"
+    assert {m.most_repeated for m in found.types.values()} == {("", 0)}
+
+
 def test_distinct_pairs_of_words_are_a_share_of_all() -> None:
     # a b, b a, a b
     assert measured(row(("What?", "A b a b."))).distinct_2 == 0.667
@@ -203,12 +212,20 @@ def test_what_rows_say_is_held_against_annotations_that_are_named(
     assert sum(found["all"]["objects"].values()) == 1
 
 
-def test_a_source_option_without_annotations_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--machine_labels", "--machine_labels is an option of OPENIMAGESV7, got no such source"),
+        ("--splits train", "add --annotations SOURCE, or leave them out"),
+        ("--dataset_storage_path coco", "add --annotations SOURCE, or leave them out"),
+    ],
+)
+def test_what_is_said_of_annotations_without_naming_any_is_refused(
+    flags: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = str(write_rows(tmp_path / "one.json"))
-    assert cli.run(["report", path, "--machine_labels"]) == 2
-    assert "machine_labels" in capsys.readouterr().err
+    assert cli.run(["report", path, *flags.split()]) == 2
+    assert words in capsys.readouterr().err
 
 
 def made(folder: Path, **more: Any) -> Any:

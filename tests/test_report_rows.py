@@ -119,8 +119,9 @@ def test_a_list_of_credits_beside_rows_is_left_alone(tmp_path: Path) -> None:
     [
         (
             '[{"qid": 1, "answer": "x"}]',
-            "rows with messages or conversations, got qid",
+            "row 1: expected messages or conversations with a list of messages, got qid",
         ),
+        (f"[{json.dumps(LLAVA)}, {{}}]", "a.json: can't be read: row 2: .*, got nothing"),
         ("[]", "with a conversation in messages or conversations; got none"),
         ("{", "can't be read"),
     ],
@@ -131,9 +132,40 @@ def test_files_without_conversations_are_refused(text: str, words: str, tmp_path
         list(read_rows(tmp_path / "a.json"))
 
 
-def test_a_path_that_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="got no such file or folder"):
-        list(read_rows(tmp_path / "nothing"))
+def test_a_row_that_is_none_among_rows_is_never_the_end_of_them(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(f'{json.dumps(LLAVA)}\n{{"text": 1}}\n', "utf-8")
+    (tmp_path / "b.jsonl").write_text(json.dumps(LLAVA), "utf-8")
+    with pytest.raises(UsageError, match=r"a\.jsonl, row 2: .* got text"):
+        list(read_rows(tmp_path))
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(f'{json.dumps(LLAVA)}\n{{"mess', "utf-8")
+    with pytest.raises(UsageError, match="line 2: Input data was truncated"):
+        list(read_rows(tmp_path / "a.jsonl"))
+
+
+def test_a_conversation_in_which_nothing_is_said_is_a_row_without_turns(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps([LLAVA, {"id": "2", "conversations": []}, LLAVA]), "utf-8")
+    assert [len(row.turns) for row in read_rows(file)] == [2, 0, 2]
+
+
+def test_roles_are_read_in_any_case() -> None:
+    said = [{"from": "USER", "value": "What is it?"}, {"from": "Assistant", "value": "A cat."}]
+    found = to_row({"conversations": said})
+    assert found is not None
+    assert found.turns == (ONE,)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("nothing", "got no such file or folder"), ("rows.txt", "got a file with another name")],
+)
+def test_a_path_without_rows_is_said(name: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.txt").write_text("What is it? A cat.", "utf-8")
+    with pytest.raises(UsageError, match=words):
+        list(read_rows(tmp_path / name))
 
 
 def test_contexts_are_found_by_the_images_of_rows(tmp_path: Path) -> None:

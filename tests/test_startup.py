@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -26,10 +27,14 @@ except mminstruct.errors.UsageError as error:
 """
 
 
-def python(code: str, *arguments: str) -> str:
+def python(code: str, *arguments: str, **environment: str) -> str:
     """What a Python of its own prints at last."""
     ended = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **environment},
     )
     return ended.stdout.splitlines()[-1]
 
@@ -53,11 +58,23 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 )
 def test_a_verdict_needs_none_of_what_makes_rows(question: list[str]) -> None:
     heavy = ("datasets", "openai", "torch", "transformers", "mminstruct.builder")
+    heavy += ("numpy", "pyarrow", "asyncio", "filelock", "httpx2", "sqlite3")
     code = (
         "import sys; from mminstruct import cli; cli.run(['license', *sys.argv[1:]]);"
         f"print([m for m in {heavy!r} if m in sys.modules])"
     )
     assert python(code, *question) == "[]"
+
+
+def test_images_are_counted_where_datasets_has_its_cache_without_importing_it() -> None:
+    code = (
+        "import sys; from mminstruct import cli; from mminstruct.cli.license import _find_cache;"
+        "cli.run('license SAMPLE --model Qwen/Qwen3-8B'.split());"
+        "assert 'datasets' not in sys.modules; import datasets;"
+        "print(str(_find_cache()) == str(datasets.config.HF_DATASETS_CACHE))"
+    )
+    for given in ({}, {"HF_DATASETS_CACHE": "there"}, {"HF_HOME": "~/there"}):
+        assert python(code, **given) == "True"
 
 
 @pytest.mark.parametrize(

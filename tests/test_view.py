@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from dummy_data import write_all
+from loopback import LoopbackServer
 
 from mminstruct import cli
 from mminstruct.cli.console import DONE
@@ -114,13 +115,18 @@ def test_rows_of_others_are_shown_with_the_annotations_that_are_named() -> None:
     assert image["rows"][0]["turns"][0]["question"] == "What?"
 
 
-def test_without_annotations_the_page_says_what_would_show_them() -> None:
+def test_without_annotations_and_images_the_page_says_what_would_show_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     row = sample_row(source="COCO2017", media="000000000001.jpg")
     view(write_rows(row), "--dataset_storage_path", "nowhere")
-    assert (
-        "of COCO2017: --annotations SOURCE --dataset_storage_path DIR"
-        in Path("page.html").read_text()
-    )
+    told = capsys.readouterr().err
+    for words in (
+        "of COCO2017: --annotations SOURCE --dataset_storage_path DIR",
+        "1 images are not at hand: --images DIR says where they are.",
+    ):
+        assert words in told
+        assert words in Path("page.html").read_text()
 
 
 def test_a_column_of_others_called_checks_is_no_verdict() -> None:
@@ -308,6 +314,21 @@ def test_a_run_ends_with_the_command_that_shows_its_rows(
         assert len(view(path)["images"]) == 1
 
 
+def test_a_run_names_no_command_that_could_not_read_its_rows(
+    server: LoopbackServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = f"--model_source openai --model m --openai_base_url {server.url}"
+    run = f"generate SAMPLE --limit 1 --types conversation {asked}".split()
+    run += ["--response_store", "r.sqlite"]
+    for name, is_read in (("rows.json", True), ("rows", False)):
+        arguments = ["--output_format", "llava-instruct", "--output_path", name]
+        assert cli.run([*run, *arguments]) == DONE
+        said = capsys.readouterr().err
+        assert "checks: " in said
+        assert (f"mminstruct report {name}" in said) is is_read
+        assert (f"mminstruct view {name}" in said) is is_read
+
+
 def test_a_page_of_older_rows_does_not_outlive_them() -> None:
     run = ["generate", "SAMPLE", "--dry_run", "--output_path", "out"]
     assert cli.run([*run, "--limit", "1"]) == DONE
@@ -323,6 +344,7 @@ def test_a_page_of_older_rows_does_not_outlive_them() -> None:
         (["--images", "nowhere"], "images: expected a folder, got nowhere"),
         (["--output_path", "rows.jsonl"], "expected a file with the end .html, got rows.jsonl"),
         (["--annotations", "COCO2018"], "unknown source 'COCO2018' (did you mean 'COCO2017'?)"),
+        (["--machine_labels"], "--machine_labels is an option of OPENIMAGESV7, got SAMPLE"),
     ],
 )
 def test_wrong_arguments_are_refused(

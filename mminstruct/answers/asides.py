@@ -33,13 +33,14 @@ _REMARK = re.compile(
           |answer|response|turn|caption|annotation|instruction)s?)\b)
         |(?<=[(\[]).{0,120}\b(?:captions?|descriptions?|annotations?|bounding\ box(?:es)?)\b
           .{0,120}[)\]]\W*$
-        |word\ count\b[*_:\s]*[~\d]
-        |(?:the\ )?end\ of\ (?:the\ )?(?:conversation|dialogue|description|turns?)\W*$)""",
+        |word\ count\b[*_:\s]*[~\d]|[~\d]\d+\ words\W*$
+        |(?:the\ )?end(?:\ of\ (?:the\ )?(?:conversation|dialogue|description|turns?))?\W*$)""",
     re.IGNORECASE | re.VERBOSE,
 )
 # What is said about an answer: "Explanation: ...", "**Check:**", with all that follows.
 _COMMENTARY = re.compile(
-    r"^[^\w\n\"'\u201c]*(?:explanation|reasoning|rationale|justification"
+    r"^[^\w\n\"'\u201c]*(?:explanation|evaluation|exercise|instruction|notes\ on\b[^:\n]{1,40}"
+    r"|key\ considerations\b[^:\n]{0,40}|reasoning|rationale|justification"
     r"|(?:question\ )?type|category|confidence|difficulty|(?:self-?)?check|summary"
     r"|revised\ (?:version|answer)|evidence|topic)"
     r"(?:\ \d+)?[*_\s]*(?:\([^()\n]{1,40}\)[*_\s]*)?[:\uff1a]",
@@ -47,8 +48,9 @@ _COMMENTARY = re.compile(
 )
 # A paragraph about the questions and answers themselves.
 _ABOUT_ITSELF = re.compile(
-    r"^[\W_]*(?:(?:I|we)(?:['\u2019]ve|\ have)?\ (?:tried|made|kept|avoided|focus\w+|aimed|included"
-    r"|wrote|used|based|asked)|(?:this|these|all|both|my|the\ above)(?:\ [\w-]+){0,3}?)"
+    r"^[\W_]*(?:(?:please\ )?note\ that\ )?(?:(?:I|we)(?:['\u2019]ve|\ have)?\ (?:tried|made"
+    r"|kept|avoided|focus\w+|aimed|included|wrote|used|based|asked)"
+    r"|(?:this|these|all|both|my|the\ above)(?:\ [\w-]+){0,3}?)"
     r"\ (?:[\w-]+\ ){0,4}?(?:questions|answers|turns|conversation|dialogue|instructions)\ \w",
     re.IGNORECASE,
 )

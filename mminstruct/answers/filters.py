@@ -7,22 +7,22 @@ true of the image is not theirs to say.
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
-from mminstruct.answers.flaws import Rejected, is_long
+from mminstruct.answers.flaws import REPEATS, Rejected, is_long
 from mminstruct.schema import Turn
 
 Examples = frozenset[tuple[str, str]]
 """The (question, answer) pairs of a type's examples."""
-Filter = Callable[[Turn, Examples], str | None]
 
 _NOT_ABLE = (
     r"(?:not (?:able|allowed|comfortable)|unable|cannot|can['\u2019]t|can not|won['\u2019]t"
     r"|will not|do(?:es)?(?:n['\u2019]t| not)|no way)(?: to)?"
 )
 _AN_AI = (
-    r"an? (?:AI\b|artificial|(?:large |text[- ]based |visual )?language model|chatbot"
+    r"an? (?:(?:[\w-]+ )?AI\b|artificial|(?:large |text[- ]based |visual )?language model|chatbot"
     r"|(?:virtual |AI )?assistant\b)"
 )
 _PICTURE = r"(?:image|picture|photo(?:graph)?)s?\b"
@@ -41,28 +41,36 @@ _SAYS = (
     r"|specif(?:y|ies|ied)|gives?|given|provided|note[sd]?|do(?:es)?(?:n['\u2019]t| not) \w+)\b"
 )
 _FRACTION = r"(?<![\d.:$\u20ac\u00a3])0?\.\d{2,}"
-# Name of a filter -> what it finds, and words of which a text with that has at least one.
+_DIGITS = "0 1 2 3 4 5 6 7 8 9"
+# To find these costs a tenth of what it takes to try all patterns.
+_TOKEN = re.compile(r"[a-z]+|[0-9<\[#@%`|]")
+# Name of a filter -> tokens of which a text has at least one, and the pattern tried in such a text.
 _PATTERNS: dict[str, tuple[tuple[str, str], ...]] = {
     "refusal": (
         ("sorry", r"\bI(?:['\u2019]m| am) sorry,? but\b"),
-        ("sorry|apolog", rf"\b(?:sorry|apologi[sz]e)\b[^.!?]{{0,40}}\b{_NOT_ABLE}\b"),
+        ("sorry apologize apologise", rf"\b(?:sorry|apologi[sz]e)\b[^.!?]{{0,40}}\b{_NOT_ABLE}\b"),
         (
-            "i'm|i\u2019m|i am|i can|i won|i will|i do",
+            "i",
             rf"\bI(?:['\u2019]m| am)? {_NOT_ABLE} (?:help|assist|answer|provide|identify|comply"
             r"|discuss|comment|share|fulfil|(?:make|draw) (?:\w+ )?inferences|infer|speculat|engage"
             r"|recogni[sz]e)",
         ),
+        (
+            "i appropriate inappropriate",
+            r"\bI (?:(?:must|have to|will) (?:\w+ )?decline|(?:would )?(?:prefer|rather) not)\b"
+            r"|\b(?:in|not )appropriate (?:for me )?to (?:speculat|guess|identify|comment|answer)",
+        ),
         ("against", r"\bagainst (?:my|the) (?:guidelines|polic\w+|programming)"),
     ),
     "as_ai": (
-        ("as a|being a", rf"\b(?:as|being) {_AN_AI}"),
-        ("have", r"\bI do(?:n['\u2019]t| not) have (?:any )?(?:personal |feelings|opinions)"),
-        ("i'm |i\u2019m |i am ", rf"\bI(?:['\u2019]m| am) (?:just |only )?{_AN_AI}"),
+        ("ai artificial language chatbot assistant", rf"\b(?:as|being) {_AN_AI}"),
+        ("i", r"\bI do(?:n['\u2019]t| not) have (?:any )?(?:personal |feelings|opinions)"),
+        ("i", rf"\bI(?:['\u2019]m| am) (?:just |only )?{_AN_AI}"),
         ("training", r"\bmy training data\b"),
     ),
     "cannot_see": (
         (
-            "image|picture|photo",
+            "i being way",
             rf"\b(?:(?:I(?:['\u2019]m| am)?|being) {_NOT_ABLE}|no way to)"
             r" (?:actually |directly |physically )?(?:have (?:the ability to )?)?"
             r"(?:see|view|look at|access(?: to)?|open)"
@@ -70,7 +78,7 @@ _PATTERNS: dict[str, tuple[tuple[str, str], ...]] = {
         ),
         ("please", rf"\bplease (?:provide|upload|share)(?: me with)? (?:the|an|your) {_PICTURE}"),
         (
-            "no image|no pic|no photo",
+            "provided attached given shared included",
             rf"\bno {_PICTURE} (?:is|was|has been|were)"
             r" (?:provided|attached|given|shared|included)",
         ),
@@ -82,27 +90,28 @@ _PATTERNS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "leak": (
         (
-            "x=|y=|x =|y =|x:|y:|x_|y_|n=|r=|e=|e =|r =|n =",
+            "x y xmin ymin xmax ymax xcenter ycenter xcentre ycentre",
             r"\b[xy](?:_?(?:min|max|cent(?:er|re)))? ?[=:] ?-?\d*\.\d+",
         ),
         (
-            "0.|.0|.1|.2|.3|.4|.5|.6|.7|.8|.9",
+            _DIGITS,
             rf"{_FRACTION}\s*(?:,|and|to|by|-|\u2013|x|\u00d7)\s*(?:[xy]\s*)?0?\.\d{{2,}}",
         ),
         (
-            "%|percent",
+            "% percent",
             r"\d\s*(?:%|percent) (?:of the way|from the|(?:in|down|across) from"
             r"|(?:of|across|down) the (?:image|picture|photo\w*|frame)(?:['\u2019]s)?"
             r" (?:width|height|from))",
         ),
-        ("normali", r"\bnormali[sz]ed (?:coordinates?|units?|position)"),
+        ("normalized normalised", r"\bnormali[sz]ed (?:coordinates?|units?|position)"),
         (
-            "bounding|box data|box coord|object data",
+            "bounding box object",
             r"\b(?:bounding[- ]box(?:es)?|object data|box (?:data|coordinates))\b",
         ),
-        ("detect", r"\b(?:detected objects?|detections? (?:show|list))"),
+        ("detected detection detections", r"\b(?:detected objects?|detections? (?:show|list))"),
         (
-            "caption|description|sentence|annotation|label| list|data|input|text",
+            "caption captions description descriptions sentence sentences annotation annotations"
+            " label labels list lists data metadata input text",
             rf"\b{_WHICH} {_WRITTEN}(?: (?:above|provided|given))? {_SAYS}"
             rf"|\b(?:mentioned|described|stated|noted|listed|specified|given) (?:in|by) {_WHICH}"
             rf" (?:sentence|{_WRITTEN})\b"
@@ -112,7 +121,7 @@ _PATTERNS: dict[str, tuple[tuple[str, str], ...]] = {
         ),
         # On a screen or under a picture there may be captions, too.
         (
-            "caption|annotation",
+            "caption captions annotation annotations",
             r"\b(?:captions?|annotations?) (?:#|no\. ?)?(?:\d+|one|two|three|four|five)\b"
             r"|\b(?:one|two|three|four|five|both|all|each|every|several|multiple|various|different"
             r"|another|most|first|second|third|fourth|fifth|last|other)(?: of)?(?: the| these)?"
@@ -134,11 +143,20 @@ _PATTERNS: dict[str, tuple[tuple[str, str], ...]] = {
             r"|\bthe coordinates (?:show|say|tell|indicate|suggest|place|put|of)\b",
         ),
         (
-            "coco|lvis|open images|openimages|visual genome|localized narr|humanml",
+            "coco lvis images openimages genome narratives humanml",
             r"\b(?-i:COCO|LVIS|Open ?Images|Visual Genome|Localized Narratives|HumanML3D)\b",
         ),
-        (" set| split", r"\b(?:(?:training|validation) set|(?:train|validation|test) split)\b"),
-        ("image", r"\bimage(?: id)? #?\d{2,}\b"),
+        (
+            "mention turn turns list listed given provided",
+            r"\b(?:never|do(?:n['\u2019]t| not)) mention (?!it\b)|\bobject list\b"
+            r"|\bwrite (?:each|\d+(?: to \d+)?) turns?\b|\blisted among the (?:objects|items)\b"
+            r"|\b(?:given|provided) (?:context|information|details)\b",
+        ),
+        ("set split", r"\b(?:(?:training|validation) set|(?:train|validation|test) split)\b"),
+        (
+            _DIGITS,
+            r"\bimage(?: id)? #?\d{2,}\b",
+        ),
     ),
     "markup": (
         ("<", r"<image\d*>|<\|?image[\w ]*\|?>|<img\b"),
@@ -147,86 +165,83 @@ _PATTERNS: dict[str, tuple[tuple[str, str], ...]] = {
             r"</?(?:p|div|span|br|b|i|em|strong|a|ul|ol|li|h[1-6]|table|tr|td|code|pre)\b[^<>]*>",
         ),
         ("[", r"\[/?(?:IMG|IMAGE)\]|!?\[[^\[\]\n]*\]\([^()\n]+\)"),
-        ("http|www.", r"\bhttps?://|\bwww\.\w"),
+        ("http https www", r"\bhttps?://|\bwww\.\w"),
         ("#", r"(?m:^\s{0,3}#{1,6} +\S)"),
-        ("```", "```"),
-        (" | ", r"(?m:^\s*\|.*\|\s*$)"),
+        ("`", "```"),
+        ("|", r"(?m:^\s*\|.*\|\s*$)"),
     ),
     "personal_data": (
         ("@", r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}\b"),
         (
-            "0|1|2|3|4|5|6|7|8|9",
-            r"(?<![\d.,])(?:\+\d{1,3}[ .-])?(?:\(\d{2,4}\)[ .-]?|\d{2,4}[ .-])\d{3,4}[ .-]\d{3,4}"
-            r"(?![\d.,]\d)",
+            _DIGITS,
+            # To begin with the digit is ten times as fast.
+            r"\d(?<![\d.,]\d)\d{1,3}(?:\)[ .-]?|[ .-])\d{3,4}[ .-]\d{3,4}(?![\d.,]\d)",
         ),
         (
-            "0|1|2|3|4|5|6|7|8|9",
-            r"\b\d{1,5} (?-i:[A-Z])[\w.]+ (?:(?-i:[A-Z])\w+ )?(?:street|avenue|road|lane|drive"
-            r"|boulevard|st\.|ave\.|rd\.),? (?-i:[A-Z])\w+",
+            _DIGITS,
+            r"\d(?<!\w\d)\d{0,4} (?-i:[A-Z])[\w.]+ (?:(?-i:[A-Z])\w+ )?(?:street|avenue|road|lane"
+            r"|drive|boulevard|st\.|ave\.|rd\.),? (?-i:[A-Z])\w+",
         ),
     ),
+    # Of the first sentence of an answer alone: the others may well say what isn't known.
+    "unanswerable": (
+        (
+            "possible impossible",
+            r"\b(?:not|n['\u2019]t|im)\s?possible to (?:determine|tell|say|know|identify|see)\b",
+        ),
+        (
+            "determined known seen identified inferred answered told",
+            r"\b(?:can(?:not|['\u2019]t| not)|could(?: not|n['\u2019]t)) be (?:determined|known"
+            r"|seen|identified|inferred|answered|told)\b",
+        ),
+        (
+            "clear known specified stated mentioned given provided indicated described",
+            r"\b(?:is|are|was)(?: not|n['\u2019]t)(?: \w+ or)? (?:clear|known|specified|stated"
+            r"|mentioned|given|provided|indicated|described)\b"
+            r"|\bnot (?:stated|specified|mentioned|given)(?=[.,;]| (?:from|in|whether|what|how)\b)",
+        ),
+        (
+            "unclear unknown unspecified",
+            r"\b(?:unclear|unknown|unspecified)(?=[.,;]| from| in| whether| what| how| who)",
+        ),
+        (
+            "information context mention indication",
+            r"(?:\bno|(?:\bnot|n['\u2019]t)(?: \w+){0,2}? (?:enough|this|that)|insufficient"
+            r"|not sufficient) (?:information|context|mention|indication)\b",
+        ),
+        (
+            "way i we does doesn",
+            r"\b(?:no way to|(?:I|we) can(?:not|['\u2019]t)) (?:determine|know|identify)\b"
+            r"|(?m:^\W*I do(?:n['\u2019]t| not) know\b)"
+            r"|\b(?:image|picture|photo) does(?:n['\u2019]t| not) (?:say|state|specify|reveal"
+            r"|mention)\b",
+        ),
+        ("n", r"(?m:^\W*n/a\W*$)"),
+    ),
 }
-_UNANSWERABLE = re.compile(
-    r"\b(?:not|n['\u2019]t|im)\s?possible to (?:determine|tell|say|know|identify|see)\b"
-    r"|\b(?:cannot|can['\u2019]t|can not|could not|couldn['\u2019]t) be (?:determined|known|seen"
-    r"|identified|inferred|answered|told)\b"
-    r"|\b(?:is|are|was)(?: not|n['\u2019]t) (?:clear|known|specified|stated|mentioned"
-    r"|given|provided|indicated|described)\b"
-    r"|\b(?:unclear|unknown|unspecified|not (?:stated|specified|mentioned|given))\b"
-    r"(?=[.,;]| from| in| whether| what| how| who)"
-    r"|(?:\bno|(?:\bnot|n['\u2019]t)(?: \w+)? enough|insufficient|not sufficient)"
-    r" (?:information|context|mention|indication)\b"
-    r"|\b(?:no way to|I can(?:not|['\u2019]t)) (?:determine|know|identify)\b"
-    r"|\b(?:image|picture|photo) does(?:n['\u2019]t| not) (?:say|state|specify|reveal|mention)\b"
-    r"|^\W*n/a\W*$",
-    re.IGNORECASE,
-)
-# What finds something there has one of these.
-_DENIALS = ("no", "n't", "n\u2019t", "possible", "unclear", "unspecified", "insufficient", "n/a")
 _EMPHASIS = re.compile(r"(\*\*|__)(?=\S)((?:(?!\1).)+)(?<=\S)\1", re.DOTALL)
 _MEANT = re.compile(r"[\w\s]+")
+_PLAIN = f"{string.ascii_letters}{string.digits}{string.whitespace}".encode()
+_MARKS = string.punctuation + string.whitespace
 _LETTERS = re.compile(r"\w+")
 _FIRST_SENTENCE = re.compile(r"[^.!?\n]*[.!?\n]?")
 # Of a hundred: how alike a copy is, and a question that is only repeated.
 _COPY = 85
+# "It is black and white." is like "Its coat is black and white." by chance.
+_WORDS_OF_A_COPY = 10
 # A conversation in which nobody says more teaches nothing.
 _FEWEST_WORDS = 3
 _LEAST_LANGUAGE_CHARACTERS = 40
 _MOST_LANGUAGE_CHARACTERS = 400
 # Words of no other language; most English texts have a quarter.
 _ENGLISH = frozenset(
-    "the and are of with that there their from which this what how who its".split()  # noqa: SIM905
+    """the and are of with that there their from which this what how who its has have can be been
+    while behind near
+    """.split()  # noqa: SIM905
 )
 _MUCH_ENGLISH = 0.12
 _SURE = 15.0  # of log probabilities; English beats the next language by more in 40 characters
 _LONGEST_WORD = 45
-
-
-def _search(rules: Iterable[tuple[str, str]]) -> Filter:
-    """A filter by patterns, each of which is tried where one of its words occurs."""
-    ready = [(words.split("|"), re.compile(rule, re.IGNORECASE)) for words, rule in rules]
-
-    def look(turn: Turn, examples: Examples) -> str | None:
-        text = f"{turn.answer}\n{turn.question}"
-        lower = text.lower()
-        for words, pattern in ready:
-            for word in words:
-                if word in lower:
-                    if found := pattern.search(text):
-                        return repr(found.group())
-                    break
-        return None
-
-    return look
-
-
-def _find_unanswered(turn: Turn, examples: Examples) -> str | None:
-    """An answer whose first sentence says that there is none."""
-    if not any(map(turn.answer.lower().__contains__, _DENIALS)):
-        return None
-    first = _FIRST_SENTENCE.match(turn.answer)
-    found = _UNANSWERABLE.search(first.group()) if first else None
-    return repr(found.group()) if found else None
 
 
 def reject_whole(turns: Sequence[Turn], names: Iterable[str]) -> Rejected | None:
@@ -247,7 +262,7 @@ def _reject_language(turns: Sequence[Turn]) -> Rejected | None:
     words = text.lower().split()
     if text.isascii() and (
         len(text) < _LEAST_LANGUAGE_CHARACTERS
-        or sum(word in _ENGLISH for word in words) > len(words) * _MUCH_ENGLISH
+        or sum(map(_ENGLISH.__contains__, words)) > len(words) * _MUCH_ENGLISH
     ):
         return None
     import py3langid
@@ -259,51 +274,94 @@ def _reject_language(turns: Sequence[Turn]) -> Rejected | None:
     return Rejected("language", f"{best} rather than en")
 
 
-def _find_copy(turn: Turn, examples: Examples) -> str | None:
-    """A long answer that is an example's, but for a few words."""
-    from rapidfuzz import fuzz
+@lru_cache(maxsize=64)
+def _compare_with(examples: Examples) -> Callable[[str], tuple[str, float, int] | None]:
+    """Finds which long answer of the examples a text is, but for a few words."""
+    from rapidfuzz import fuzz, process
 
-    for _, answer in examples:
-        if fuzz.ratio(turn.answer, answer, score_cutoff=_COPY) and is_long(answer):
-            return f"it is an example's, nearly word for word: {answer[:60]!r}"
-    return None
+    answers = [answer for _, answer in examples if len(answer.split()) > _WORDS_OF_A_COPY]
+    return partial(process.extractOne, choices=answers, scorer=fuzz.ratio, score_cutoff=_COPY)
+
+
+def _find_copy(turn: Turn, examples: Examples) -> str | None:
+    copied = _compare_with(examples)(turn.answer)
+    return copied and f"it is an example's, nearly word for word: {copied[0][:60]!r}"
 
 
 def _find_echo(turn: Turn, examples: Examples) -> str | None:
-    if len(turn.answer) > 2 * len(turn.question):
+    # Most differ in their last letter.
+    asked, said = (text.strip(_MARKS).lower() for text in (turn.question, turn.answer))
+    if asked[-1:] != said[-1:] or _LETTERS.findall(asked) != _LETTERS.findall(said):
         return None
-    asked, said = (_LETTERS.findall(text.lower()) for text in (turn.question, turn.answer))
-    return "the answer is the question" if asked and asked == said else None
+    return "the answer is the question" if asked else None
 
 
 def _find_gibberish(turn: Turn, examples: Examples) -> str | None:
     text = turn.answer
     if "\ufffd" in text:
         return "it has characters that could not be decoded"
-    longest = max(text.split(), key=len, default="")
-    if len(longest) > _LONGEST_WORD and longest.isascii():
-        return f"a word of {len(longest)} characters"
-    meant = len(_MEANT.sub("", text)) if len(text) > _LONGEST_WORD else 0
-    if meant * 10 > len(text) * 3:
-        return f"{meant} of {len(text)} characters are no letters, digits or blanks"
+    longest = max(map(len, text.split()), default=0)
+    if longest > _LONGEST_WORD and text.isascii():
+        return f"a word of {longest} characters"
+    few = len(text) * 0.3
+    # Bytes are counted ten times as fast, and are no fewer.
+    if len(text) <= _LONGEST_WORD or len(text.encode().translate(None, _PLAIN)) <= few:
+        return None
+    if (marks := len(_MEANT.sub("", text))) > few:
+        return f"{marks} of {len(text)} characters are no letters, digits or blanks"
     return None
 
 
-FILTERS: dict[str, Filter] = {
-    **{name: _search(rules) for name, rules in _PATTERNS.items()},
-    "unanswerable": _find_unanswered,
+_CHECKS: dict[str, Callable[[Turn, Examples], str | None]] = {
     "copied_example": _find_copy,
     "echoed_question": _find_echo,
     "gibberish": _find_gibberish,
 }
-"""By name, of a turn by itself; ``repeated_question`` is `asks_again`, the others are in
-`reject_whole`."""
+_RULES: list[tuple[str, list[str], re.Pattern[str]]] = [
+    (name, hints.split(), re.compile(rule, re.IGNORECASE))
+    for name, rules in _PATTERNS.items()
+    for hints, rule in rules
+]
+_BY_TOKEN: dict[str, list[int]] = {}
+for _number, _rule in enumerate(_RULES):
+    for _hint in _rule[1]:
+        _BY_TOKEN.setdefault(_hint, []).append(_number)
+FILTERS = (*_PATTERNS, *_CHECKS)
+"""Of a turn by itself; ``repeated_question`` is `asks_again`, the others are in `reject_whole`."""
+
+
+def find_suspects(turns: Iterable[Turn], names: Iterable[str]) -> tuple[str, ...]:
+    """The filters that have to look at each of some turns: most find nothing in all of them."""
+    found = _search("\n".join([f"{turn.answer}\n{turn.question}" for turn in turns]))
+    return tuple(name for name in names if name in _CHECKS or name in found)
+
+
+def _search(text: str) -> dict[str, str]:
+    """The names of the filters whose patterns find something in a text, and what."""
+    found: dict[str, str] = {}
+    tokens = _BY_TOKEN.keys() & set(_TOKEN.findall(text.lower()))
+    for number in sorted({number for token in tokens for number in _BY_TOKEN[token]}):
+        name, _, pattern = _RULES[number]
+        if name not in found and (match := pattern.search(text)):
+            found[name] = repr(match.group())
+    return found
 
 
 def reject_form(turn: Turn, names: Iterable[str], examples: Examples) -> Rejected | None:
     """A rejection by the first of some filters that finds something in a turn, or None."""
+    patterns: dict[str, str] | None = None
     for name in names:
-        if name in FILTERS and (detail := FILTERS[name](turn, examples)):
+        detail: str | None
+        if name in _CHECKS:
+            detail = _CHECKS[name](turn, examples)
+        elif name == "unanswerable":
+            first = _FIRST_SENTENCE.match(turn.answer)
+            detail = _search(first.group()).get(name) if first else None
+        else:
+            if patterns is None:
+                patterns = _search(f"{turn.answer}\n{turn.question}")
+            detail = patterns.get(name)
+        if detail:
             return Rejected(name, detail)
     return None
 
@@ -313,6 +371,7 @@ def drop_emphasis(text: str) -> str:
     return _EMPHASIS.sub(r"\2", text) if "**" in text or "__" in text else text
 
 
+_QUESTION_WORD = re.compile(r"[\w'\u2019]+")
 _QUESTION_WORDS = frozenset(
     """a an and any are at be can could describe did do does for has have image in is it its me of
     on or photo picture please scene see shown tell than that the their there these they this to
@@ -322,16 +381,34 @@ _QUESTION_WORDS = frozenset(
 
 
 @lru_cache(maxsize=4096)
-def _content_of(question: str) -> frozenset[str]:
-    words = (w.removesuffix("'s") for w in re.findall(r"[\w'\u2019]+", question.lower()))
-    return frozenset(word.rstrip("s") for word in words if word not in _QUESTION_WORDS)
+def _read_question(question: str) -> tuple[str, frozenset[str]]:
+    """A question in lower case, and its words that matter."""
+    lower = " ".join(question.lower().split())
+    words = (word.removesuffix("'s") for word in _QUESTION_WORD.findall(lower))
+    return lower, frozenset(word.rstrip("s") for word in words if word not in _QUESTION_WORDS)
 
 
-def asks_again(question: str, asked: Sequence[str]) -> bool:
-    """Whether a question has the same words that matter as one of those before it."""
-    words = _content_of(question)
-    if not words:
-        return False
-    return any(
-        len(words & other) * 3 >= len(words | other) * 2 for other in map(_content_of, asked)
-    )
+def asks_again(question: str, asked: Iterable[str], *, alike: bool = True) -> bool:
+    """Whether a question is one of those before it, or has the same words that matter if alike."""
+    mine, words = _read_question(question)
+    for other, others in map(_read_question, asked):
+        is_alike = alike and words and len(words & others) * 3 >= len(words | others) * 2
+        if mine == other or is_alike:
+            return True
+    return False
+
+
+def reject_again(turn: Turn, before: Sequence[Turn], *, alike: bool) -> Rejected | None:
+    """A rejection of a turn that one before it has said.
+
+    Args:
+        turn: to look at.
+        before: in the same conversation.
+        alike: a question with the same words that matter is the same.
+    """
+    if asks_again(turn.question, [other.question for other in before], alike=alike):
+        return Rejected("repetition", f"question asked twice: {turn.question!r}")
+    again = sum(turn.answer == other.answer for other in before)
+    if again >= (1 if is_long(turn.answer) else REPEATS - 1):
+        return Rejected("repetition", f"answer given again: {turn.answer!r}")
+    return None

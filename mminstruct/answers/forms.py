@@ -25,19 +25,22 @@ Named = tuple[str, str]
 """A name, and what is said under it."""
 
 # A label is one to three words in whatever dress: "> **Ans:**", "Q1.1)", "[Q]:", "Frage:".
+_WORD = r"(?:[^\W\d_]|[\u0900-\u109f])+"  # vowels of Indic scripts are no letters to `re`
 _LABEL = re.compile(
-    r"""^[^\w"'\u201c\u2018]*?(?:\d+[.)]\s*[^\w"']*)?
-        (?P<name>[^\W\d_]+(?:[ .'-][^\W\d_]+){0,2})\.?
+    rf"""^[^\w"'\u201c\u2018]*?(?:\d+[.)]\s*[^\w"']*)?
+        (?P<name>{_WORD}(?:[ .'-]{_WORD}){{0,2}})\.?
         \s*\#?(?:\d+(?:\.\d+)*)?[^\w\s"':\uff1a)\]]*\s?
         [:\uff1a)\]](?!//)[^\w\s"'(\u201c\u2018]*\s?""",
     re.VERBOSE,
 )
+_HEADED_LABEL = re.compile(r"^(?:#{1,6} +|(?=\*\*|__))[*_]*(?P<name>[A-Za-z]+)[*_]*:?$")
+BLOCK_OF_YAML = re.compile(r"[>|]-?\n[ \t]+\S")
 _QUOTED = re.compile(r"^(?:\s*>)+ ?")
 _JOINT = re.compile(
     r"(?<![ \t])[ \t]+[\u2014\u2013|/]+[ \t]+(?=\W{0,3}[^\W\d_]{1,12}\W{0,3}[:\uff1a])"
 )
 _COUNTED = re.compile(rf"\s(?:{NUMBERS})$")
-_OPENING = re.compile(r"^[ \t]*([\[{])", re.MULTILINE)
+_OPENING = re.compile(r"(?:^|(?<=[\[,]))[ \t]*([\[{])", re.MULTILINE)
 _JSON = json.JSONDecoder(strict=False)
 _TAG = re.compile(r"<(?P<name>[A-Za-z]\w*)>(?P<words>[^<]*)</(?P=name)>")
 _MARKUP = re.compile(r"</?(?:p|div|li|ul|ol|dl|dt|dd|h[1-6]|br)\b[^<>]*>", re.IGNORECASE)
@@ -101,7 +104,7 @@ def read_json(text: str) -> Iterator[Named]:
 
 def _read_yaml(text: str) -> Iterator[Named]:
     try:
-        document = strict_yaml.load(text)
+        document = strict_yaml.load(text, keys_once=False)
     except (yaml.YAMLError, ValueError):
         return
     yield from _walk(document)
@@ -140,14 +143,16 @@ def _read_table(text: str) -> Iterator[Named]:
 
 def _read_tags(text: str) -> Iterator[Named]:
     for tag in _TAG.finditer(text):
-        yield tag["name"].casefold(), html.unescape(tag["words"]).strip()
+        yield tag["name"].casefold().rstrip("0123456789"), html.unescape(tag["words"]).strip()
 
 
 def _read_labels(text: str) -> Iterator[Named]:
     """Lines that begin with a label, and what follows up to the next one."""
     lines = _JOINT.sub("\n", _drop_markup(text)).split("\n")
-    labels = [_LABEL.match(line) for line in lines]
+    labels = [_LABEL.match(line) or _HEADED_LABEL.match(line) for line in lines]
     names = [_COUNTED.sub("", label["name"].casefold()) if label else "" for label in labels]
+    if len({*names} - {""}) == 1:  # "Speaker 1:", "Speaker 2:"
+        names = [label.group() if label else "" for label in labels]
     uses = Counter(filter(None, names))
     speaker, words = "", [""]
     for line, label, name in zip(lines, labels, names, strict=True):

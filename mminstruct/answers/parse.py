@@ -6,18 +6,18 @@ one are left out as well, since they may refer to it.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 from mminstruct.answers.asides import PREAMBLE, TEXT_LABEL, drop_tail, find_title, split_parts
 from mminstruct.answers.filters import (
-    asks_again,
     drop_emphasis,
+    find_suspects,
+    reject_again,
     reject_form,
     reject_whole,
 )
-from mminstruct.answers.flaws import REPEATS, Rejected, find_flaw, is_long, reject_cut, reject_leak
-from mminstruct.answers.forms import read_form, read_json
+from mminstruct.answers.flaws import Rejected, find_flaw, reject_cut, reject_leak
+from mminstruct.answers.forms import BLOCK_OF_YAML, read_form, read_json
 from mminstruct.answers.turns import (
     DOUBTFUL_LABEL,
     find_certain,
@@ -74,7 +74,9 @@ def parse(
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     if "\\n" in text and "\n" not in text:
-        text = text.replace("\\n", "\n")
+        text = text.replace("\\n", "\n").replace('\\"', '"')
+        if text[0] == text[-1] == '"':
+            text = text[1:-1]  # a string of JSON
     if "\ufeff" in text or "\u200b" in text:
         text = INVISIBLE.sub("", text)
     notes: list[str] = []
@@ -142,18 +144,22 @@ def _parse_text(
         return Rejected("empty", "nothing but a preamble")
     if _has_turns(body):
         return Rejected("wrong_form", "questions and answers where a text was asked for")
-    turn = _clean(Turn(question, body), config)
-    flaw = reject_leak(config, body) or find_flaw(body, kind) or reject_cut(body)
-    flaw = flaw or reject_form(turn, config.filters, kind.example_turns)
+    turns = _clean([Turn(question, body)], config)
     return (
-        flaw or reject_whole([turn], config.filters) or Parsed((turn,), tuple(dict.fromkeys(notes)))
+        reject_leak(config, body)
+        or find_flaw(body, kind)
+        or reject_cut(body)
+        or reject_form(turns[0], find_suspects(turns, config.filters), kind.example_turns)
+        or reject_whole(turns, config.filters)
+        or Parsed(tuple(turns), tuple(dict.fromkeys(notes)))
     )
 
 
-def _clean(turn: Turn, config: PromptConfig) -> Turn:
+def _clean(turns: list[Turn], config: PromptConfig) -> list[Turn]:
+    """The turns without bold type, unless the prompt config lets markup through."""
     if "markup" not in config.filters:
-        return turn
-    return Turn(drop_emphasis(turn.question), drop_emphasis(turn.answer))
+        return turns
+    return [Turn(drop_emphasis(turn.question), drop_emphasis(turn.answer)) for turn in turns]
 
 
 def _has_turns(text: str) -> bool:
@@ -176,7 +182,9 @@ def _parse_turns(
     """``whole`` is the text with the tags that were around it."""
     segments, noted = read_segments(text)
     # Labels as asked for come first; an answer in another form hasn't both of them.
-    is_labelled = len({role for role, _ in segments}) == 2
+    is_labelled = len({role for role, _ in segments}) == 2 and not any(
+        BLOCK_OF_YAML.match(words) for _, words in segments
+    )
     if not is_labelled and (other := read_form(text) or read_form(whole)):
         segments, noted = other, ["other_form"]
     notes += noted
@@ -189,32 +197,22 @@ def _parse_turns(
         words[0] == words[-1] == '"' for turn in turns for words in (turn.question, turn.answer)
     ):
         turns = [Turn(turn.question[1:-1], turn.answer[1:-1]) for turn in turns]  # YAML
+    turns = _clean(turns, config)
     leaky = config.find_leak(text) is not None
+    suspects = find_suspects(turns, config.filters)
     kept: list[Turn] = []
-    seen: list[str] = []
-    answers: Counter[str] = Counter()
-    for turn in [_clean(turn, config) for turn in turns]:
-        problem = reject_leak(config, f"{turn.question}\n{turn.answer}") if leaky else None
-        problem = problem or find_flaw(turn.answer, kind, question=turn.question)
-        if problem is None and len(kept) == len(turns) - 1:
-            problem = reject_cut(turn.answer)
-        problem = problem or reject_form(turn, config.filters, kind.example_turns)
-        normal = " ".join(turn.question.lower().split())
-        if problem is None and "repeated_question" in config.filters:
-            is_again = asks_again(normal, seen)
-        else:
-            is_again = normal in seen
-        if problem is None and is_again:
-            problem = Rejected("repetition", f"question asked twice: {turn.question!r}")
-        again = answers[turn.answer]
-        if problem is None and again >= (1 if is_long(turn.answer) else REPEATS - 1):
-            problem = Rejected("repetition", f"answer given again: {turn.answer!r}")
+    for turn in turns:
+        problem = (
+            (reject_leak(config, f"{turn.question}\n{turn.answer}") if leaky else None)
+            or find_flaw(turn.answer, kind, question=turn.question)
+            or (reject_cut(turn.answer) if len(kept) == len(turns) - 1 else None)
+            or reject_form(turn, suspects, kind.example_turns)
+            or reject_again(turn, kept, alike="repeated_question" in config.filters)
+        )
         if problem is not None:
             notes.append(problem.reason)
             flaw = problem  # comes before what ended the pairing
             break
-        seen.append(normal)
-        answers[turn.answer] += 1
         kept.append(turn)
     if not kept:
         return flaw or Rejected("no_complete_turn", "no question has an answer")

@@ -46,6 +46,7 @@ _INLINE_LABEL = re.compile(
         (?:[ ]?\#?\d+)?(?P<close>[*_]{0,3}:[*_]{0,3})""",
     re.VERBOSE,
 )
+_TEMPLATE = re.compile(r"[\[<{](?:\w+ )?(?:question|answer)\b[^\]>}\n]*[\]>}]", re.IGNORECASE)
 _EMPHASISED = re.compile(r"(\*{1,3})(?=\S)([^*]+)(?<=\S)\1")
 
 
@@ -231,7 +232,8 @@ def _drop_emphasis(opened: str, text: str) -> str:
         text = text.replace(opened, "", 1).strip()
     if text.startswith("*") and (whole := _EMPHASISED.fullmatch(text)):
         text = whole.group(2)
-    return text if any(map(str.isalnum, text)) else ""  # "..." is a template's
+    # "..." and "[your question]" are a template's.
+    return "" if _TEMPLATE.fullmatch(text) or not any(map(str.isalnum, text)) else text
 
 
 def pair_turns(

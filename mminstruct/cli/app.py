@@ -27,7 +27,15 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from mminstruct.cli.arguments import USAGE, Parser
-from mminstruct.cli.console import HUNG_UP, INTERRUPTED, STOPPED, TERMINATED, print_text, say
+from mminstruct.cli.console import (
+    HUNG_UP,
+    INTERRUPTED,
+    STOPPED,
+    TERMINATED,
+    find_width,
+    print_text,
+    say,
+)
 from mminstruct.errors import (
     BackendError,
     DownloadError,
@@ -96,7 +104,7 @@ def run(arguments: Sequence[str]) -> int:
         known = to_tell(error)
         if known is None:
             raise
-        say(fit(f"error: {known}", getattr(args, "width", None)))
+        say(fit(f"error: {known}", find_width(sys.stderr) or getattr(args, "width", None)))
         if isinstance(known, NoRows | StoreUnusable):
             return USAGE
         if isinstance(known, DownloadError):  # which says how to go on

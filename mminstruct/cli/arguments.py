@@ -12,12 +12,14 @@ import difflib
 import importlib
 import re
 import shlex
+import sys
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
+from mminstruct.cli.console import find_width
 from mminstruct.errors import UsageError, did_you_mean
 from mminstruct.resources import fit, printable
 
@@ -66,7 +68,8 @@ class Parser(argparse.ArgumentParser):
         """Say in a line what is wrong, and where to read on; exit."""
         message = re.sub(r"^argument ([-\w]+)[^:]*: ", r"\1: ", printable(message))
         text = f"{self.prog}: error: {message}; see {self.prog} --help"
-        self.exit(USAGE, fit(text, self.get_default("width"), name="") + "\n")
+        width = find_width(sys.stderr) or self.get_default("width")
+        self.exit(USAGE, fit(text, width, name="") + "\n")
 
     def commands(self) -> dict[str, Parser]:
         """The parsers of its commands."""

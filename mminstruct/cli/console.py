@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
+from typing import TextIO
 
 from mminstruct.reports import notes
 from mminstruct.reports.notes import say as say
@@ -13,6 +15,11 @@ from mminstruct.resources import printable
 DONE, INCOMPLETE, STOPPED, INTERRUPTED, TERMINATED, HUNG_UP = 0, 1, 3, 130, 143, 129
 # As a shell has it for what a broken pipe ends.
 UNREAD = 141
+
+
+def find_width(stream: TextIO | None) -> int | None:
+    """The columns of the terminal that a stream is; None of another one."""
+    return shutil.get_terminal_size().columns if stream and stream.isatty() else None
 
 
 def print_text(text: str) -> int:

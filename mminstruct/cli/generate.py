@@ -84,28 +84,30 @@ def _generate(args: argparse.Namespace) -> int:
         for row in _first_rows(generated.rows, args.show):
             if print_text(_sample(row)) != DONE:
                 break
-        code = _tell(args, generated)
-        _tell_look(generated.written, output_format)
+        readable = _name_readable(generated.written, output_format)
+        code = _tell(args, generated, readable)
+        if readable:
+            say(f"look: mminstruct view {readable}")
         return code
 
 
-def _tell_look(outcome: export.Outcome | None, output_format: str) -> None:
-    """Say by which command rows can be looked at, where they are in a form that it reads."""
+def _name_readable(outcome: export.Outcome | None, output_format: str) -> str:
+    """What was written, as a shell takes it, or nothing if `view` and `report` can't read it."""
     assert outcome is not None  # a path is always given
     name, form = outcome.path.name, export.FORMATS.get(output_format)
-    if form is None or (form.layout != "all" and name.endswith(datafiles.SUFFIXES)):
-        say(f"look: {shlex.join(['mminstruct', 'view', str(outcome.path)])}")
+    is_read = form is None or (form.layout != "all" and name.endswith(datafiles.SUFFIXES))
+    return shlex.quote(str(outcome.path)) if is_read else ""
 
 
-def _tell(args: argparse.Namespace, generated: Generated) -> int:
+def _tell(args: argparse.Namespace, generated: Generated, readable: str) -> int:
     """Say what became of a run; the exit code."""
     report, outcome = generated.report, generated.written
     assert outcome is not None  # a path is always given
     rows = summary(report, export.summary(outcome))
     say(f"{rows}{tell_cost(generated.builders)}; written to {outcome.path}")
     if generated.quality is not None and not args.dry_run:
-        path = shlex.quote(str(outcome.path))
-        for line in quality_text.in_short(generated.quality, f"mminstruct report {path}"):
+        more = f"mminstruct report {readable}" if readable else ""
+        for line in quality_text.in_short(generated.quality, more):
             say(line)
     if args.dry_run:
         say("a dry run: the text is a stand-in's, to look at the form and not to train on")

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
+import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from mminstruct import backends, licenses, resources, sources
 from mminstruct.cli.arguments import Parser
-from mminstruct.cli.console import print_text, say
+from mminstruct.cli.console import find_width, print_text, say
 from mminstruct.cli.flags import (
     CONFIG_FLAG,
     CONTENT_FLAGS,
@@ -33,7 +32,6 @@ from mminstruct.completions.prices import price_of
 from mminstruct.config import InstructConfig
 from mminstruct.errors import UsageError, lacking
 from mminstruct.recipe import Recipe
-from mminstruct.rows.contexts import media_licenses
 from mminstruct.sources import find_infos
 
 
@@ -123,7 +121,7 @@ def _license(args: argparse.Namespace) -> int:
     code = _print(args, verdict, use, {use.kind: images}, others, facts)
     is_asked = by_name and args.model_id is None and not is_known
     if is_asked and (hint := _model_hint(registry, args.model)):
-        say(resources.fit(hint, args.width))
+        say(resources.fit(hint, find_width(sys.stderr) or args.width))
     return code
 
 
@@ -188,8 +186,7 @@ def _print(
     if args.json:
         known = {**verdict.as_json(), "rests_on": licenses.rests_on(verdict)}
         return print_text(json.dumps({**known, **facts, "said": str(use)}, indent=2) + "\n")
-    is_terminal = sys.stdout and sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns if is_terminal else licenses.WIDTH
+    width = find_width(sys.stdout) or licenses.WIDTH
     return print_text(licenses.explanation(verdict, use, found, others, width=width, why=args.why))
 
 
@@ -216,12 +213,12 @@ def _images(recipe: Recipe) -> tuple[Mapping[str | None, int], str, bool]:
     where = f"{source.name}, {' and '.join(splits)}"
     files = {split: recipe.locate(split) for split in splits}
     found = [
-        recipe.read_contexts(f, split, _find_cache())[0]
+        recipe.choose_contexts(f, split, _find_cache())
         for split, f in files.items()
         if f is not None
     ]
     if len(found) == len(splits):
-        counts = Counter(chain.from_iterable(map(media_licenses, found)))
+        counts = Counter(media.license for one in found for media in one.read_media())
         shares = ", ".join(f"{name or 'not known'} {n:,}" for name, n in counts.most_common())
         return counts, f"{where}: {shares}, counted in the annotation files", True
     first = (source.parts or (source,))[0]
@@ -238,9 +235,10 @@ def _images(recipe: Recipe) -> tuple[Mapping[str | None, int], str, bool]:
 
 
 def _find_cache() -> Path:
-    import datasets  # which takes a second
+    """Where `datasets` has its cache; it isn't asked, as importing it takes half a second."""
+    from huggingface_hub.constants import HF_HOME
 
-    return Path(datasets.config.HF_DATASETS_CACHE)
+    return Path(os.environ.get("HF_DATASETS_CACHE") or Path(HF_HOME, "datasets"))
 
 
 def _check_model_file(model: str) -> None:

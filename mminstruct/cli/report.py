@@ -11,8 +11,9 @@ from typing import Any
 from mminstruct import sources
 from mminstruct.cli.arguments import Parser
 from mminstruct.cli.console import print_text, quiet_libraries
-from mminstruct.cli.flags import CONTENT_FLAGS, add_flags, flags_of_options
+from mminstruct.cli.flags import CONTENT_FLAGS, DEFAULT_DIR, add_flags, flags_of_options
 from mminstruct.cli.runs import check_source_options, choose_source_options, name_places
+from mminstruct.errors import UsageError
 from mminstruct.reports import quality_text
 from mminstruct.reports.contexts import Contexts, open_contexts
 from mminstruct.reports.quality import Judged, Meter, Quality
@@ -59,6 +60,11 @@ def _open_annotations(args: argparse.Namespace) -> Contexts | None:
     named = [args.annotations] if args.annotations else []
     check_source_options(args, named)
     if not named:
+        if args.splits or args.dataset_storage_path != DEFAULT_DIR:
+            raise UsageError(
+                "splits, dataset_storage_path: expected the annotations that are there, got none; "
+                "add --annotations SOURCE, or leave them out"
+            )
         return None
     given: Mapping[str, Any] = {**name_places(args), **choose_source_options(args, *named)}
     given = {**given, "splits": args.splits} if args.splits else given

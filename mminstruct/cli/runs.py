@@ -40,7 +40,8 @@ def config_arguments(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
         for name in ("model", "batch_api", *rates, *backends.engine_options()):
             given[name] = None
         given["response_store"] = str(Path(scratch) / "dry.sqlite")
-        given |= {"backend": "fake", "cache_dir": scratch}
+        # What a stand-in says is false everywhere; without it there would be no rows to look at.
+        given |= {"backend": "fake", "cache_dir": scratch, "check": "report"}
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -51,8 +52,8 @@ def check_source_options(args: argparse.Namespace, wanted: Sequence[str]) -> Non
             option in sources.options_of(name) for name in wanted
         ):
             raise UsageError(
-                f"--{option} is an option of {', '.join(owners)}, got {', '.join(wanted)}; "
-                "leave it out"
+                f"--{option} is an option of {', '.join(owners)}, got "
+                f"{', '.join(wanted) or 'no such source'}; leave it out"
             )
 
 

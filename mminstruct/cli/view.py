@@ -77,12 +77,11 @@ def _view(args: argparse.Namespace) -> int:
     check_writable(output.parent, output)
     sample, told = _draw(path, args.limit)
     contexts, said = _open_annotations(args, {row.source for row in sample.rows})
-    text = page.render(
-        path.absolute().name, [told, *said], sample, contexts, page.Images(output, images, folder)
-    )
+    places = page.Images(output, images, folder)
+    text = page.render(path.absolute().name, [told, *said], sample, contexts, places)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8", newline="\n")
-    for sentence in (told, *said):
+    for sentence in (told, *said, *places.tell_lost()):
         say(sentence)
     address = output.absolute().as_uri()
     if args.open and not webbrowser.open(address):
@@ -136,11 +135,12 @@ def _open_annotations(
         contexts = open_contexts(given, places | choose_source_options(args, given), cache_dir)
         return dict.fromkeys(named, contexts), [f"Boxes and captions are those of {given}."]
     found: dict[str, Contexts] = {}
-    for name in named:
-        # Rows may name a path, too, which nobody has asked to open.
-        if all(part.upper() in sources.names() for part in name.split("+")):
-            at_hand = find_contexts(name, places | choose_source_options(args, name), cache_dir)
-            found |= {name: at_hand} if at_hand else {}
+    # Rows may name a path, too, which nobody has asked to open.
+    known = [n for n in named if all(p.upper() in sources.names() for p in n.split("+"))]
+    check_source_options(args, known)
+    for name in known:
+        at_hand = find_contexts(name, places | choose_source_options(args, name), cache_dir)
+        found |= {name: at_hand} if at_hand else {}
     lost = textwrap.shorten(", ".join(sorted(named - found.keys())), 80) or "the images"
     said = (
         f"Without boxes and captions of {lost}: --annotations SOURCE --dataset_storage_path DIR "

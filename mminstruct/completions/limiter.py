@@ -62,9 +62,9 @@ class _Latencies:
         tuning = self._tuning
         self._all_s.append(latency_s)
         if len(self._all_s) < tuning.least_answers:
-            if self.best is not None:
+            if self.median_s:
                 return None
-            self.best = (latency_s, 1 / latency_s, 1.0)
+            self.median_s = latency_s  # no measure: it may be of another kind than all that follow
             return "first"
         seconds = now - self.since_s
         median_s = statistics.median(self._all_s)
@@ -74,7 +74,7 @@ class _Latencies:
         width = per_s * sum(self._all_s) / len(self._all_s)
         self._all_s, self.since_s, self.median_s = [], now, median_s
         self.width = max(tuning.start_in_flight, width)
-        if self.best is None:  # all answers until now were to requests sent one by one
+        if self.best is None:
             self.best = (median_s, per_s, width)
         best_s, best_per_s, best_width = self.best
         slow, self._slow = self._slow, None
@@ -83,11 +83,9 @@ class _Latencies:
                 self.best = (min(median_s, best_s), per_s, width)
             return "well"
         more, gain = width / best_width, per_s / best_per_s
-        # The first answer, alone, was of another kind if many at once are not half as fast.
-        unlike = best_width == 1.0 and gain < 0.5
-        if unlike or (more > 1.1 and gain > more**0.5):  # many at once are worth their latency
+        if more > 1.1 and gain > more**0.5:  # many at once are worth their latency
             self.best = (median_s, per_s, width)
-            return "well"
+            return "well" if slow is None else "no sooner"
         for then_per_s, then_width in ((best_per_s, best_width), slow or (per_s, width)):
             more, gain = width / then_width, per_s / then_per_s
             if more < 0.9 and gain < more**0.5:  # fewer at once don't help against it
@@ -203,7 +201,8 @@ class Limiter:
             return
         # While nothing is known neither holds up the search for the other, and each goes no
         # further than twice what the other lets through.
-        latency_s = self._latencies.best[0] if self._latencies.best is not None else math.inf
+        best = self._latencies.best
+        latency_s = (best[0] if best is not None else self._latencies.median_s) or math.inf
         most_per_s = max(self._tuning.start_per_s, 2 * window.value / latency_s)
         for bound, most in ((window, 2 * self._latencies.width), (pace, most_per_s)):
             if bound.value < most if bound.known is None else bound is self._in_the_way:

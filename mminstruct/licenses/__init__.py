@@ -1,6 +1,7 @@
 """Licences that compose: facts, what a model is, and what rows made of them may be used for.
 
     names        ids, addresses and names, and models' names inside other names
+    prose        what sentences say against some use, or of what a model was made from
     hosts        whose server a host is, and patterns of hosts
     registry     entries by id, strictly read; a user's own over ours
     cards        what a model's own files, or its card on the Hub, say about it

@@ -8,6 +8,8 @@ words may bar, and frees nothing.
 **Source:** https://huggingface.co/docs/hub/model-cards (``license``, ``license_name``,
 ``license_link``, ``base_model``, ``base_model_relation``, ``tags``);
 https://huggingface.co/docs/peft/developer_guides/checkpoint (``adapter_config.json``);
+https://github.com/arcee-ai/mergekit (``mergekit_config.yml``);
+https://docs.ollama.com/modelfile (``Modelfile``);
 https://huggingface.co/docs/huggingface_hub/package_reference/file_download.
 """
 
@@ -16,7 +18,7 @@ from __future__ import annotations
 import json
 import mmap
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
@@ -27,6 +29,7 @@ from mminstruct import strict_yaml
 from mminstruct.errors import UsageError
 from mminstruct.licenses._gguf import MAGIC, gguf_metadata
 from mminstruct.licenses.names import cached_id, hub_id, is_packed, nearest_key, split_words
+from mminstruct.licenses.prose import list_claims
 
 _BASE = re.compile(r"base_model\.(\d+)\.")
 _FRONT_MATTER = re.compile(r"\A\ufeff?---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)
@@ -35,8 +38,12 @@ _KEYS = ("license", "license_name", "license_link", "base_model", "tags", "model
 _ORIGINS = {"base", "parent", "parents", "source", "from", "backbone", "foundation", "merged"}
 _OTHER_THINGS = {"dataset", "datasets", "widget", "metrics", "results", "version", "doi"}
 _LONGEST_SHOWN, _LONGEST_TEXT, _START = 80, 1000, 300
-_LICENCE_FILES = re.compile(r"(?:licen[cs]e|notice)(?:[-_.].*)?", re.IGNORECASE)
-_CARD = "README.md"
+_CARD, _ADAPTER = "README.md", "adapter_config.json"
+_MERGED = ("model", "models", "base_model", "source_model", "path")
+# A line of a Modelfile, which may go on to three quotation marks; and what is a file in it.
+_INSTRUCTION = re.compile(r'^[ \t]*(\w+)[ \t]+(?:"""(.*?)"""|([^\n]*))', re.DOTALL | re.MULTILINE)
+_PATH = re.compile(r"[./~]|.*\.(?:gguf|bin|safetensors)$", re.IGNORECASE)
+_HUB_HOSTS = ("hf.co/", "huggingface.co/")
 # In the address of a file on the Hub.
 _REPO_OF_FILE = re.compile(r"/([^/]+/[^/]+)/resolve/")
 _PATIENCE_S = 2.0
@@ -90,7 +97,8 @@ def declared(path: Path) -> Declared:
 def _read_file(path: Path) -> Declared:
     with path.open("rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
-            return Declared(path.name)
+            is_modelfile = path.name.startswith("Modelfile")
+            return _read_modelfile(path) if is_modelfile else Declared(path.name)
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return _read_gguf(dict(gguf_metadata(content, path.name)), path.name)
 
@@ -168,64 +176,135 @@ def _describe(error: Exception, repo_id: str, revision: str | None) -> str:
 
 
 def _read_folder(folder: Path) -> Declared:
-    """Of adapters and configurations no more than what they were made from, or are called."""
-    card, called = folder / _CARD, dict[str, list[str]]()
-    for file, key in (
-        ("adapter_config.json", "base_model_name_or_path"),
-        ("config.json", "_name_or_path"),
-    ):
-        if (folder / file).is_file() and (found := _find_texts(_read_json(folder / file), key)):
-            called[file] = [_clean(t if hub_id(t) else _name_of_path(t)) for t in found]
-    texts = {f.name: _read_start(f) for f in sorted(folder.iterdir()) if _is_licence(f)}
-    files = " and ".join([*([_CARD] if card.is_file() else []), *called, *texts])
-    where = f"{folder.name}/{files or f' (without a {_CARD})'}"
+    """What all its files say together; a copy is of one model, which one of them names."""
+    card, files = folder / _CARD, [file for file in sorted(folder.iterdir()) if file.is_file()]
+    found = {
+        file.name: read(file)
+        for form, read in _OTHERS.items()
+        for file in files
+        if re.fullmatch(form, file.name, re.IGNORECASE)
+    }
+    names = [name for name, said in found.items() if said != Declared(said.where)]
+    if card.is_file():
+        names.insert(0, _CARD)
+    where = f"{folder.name}/{' and '.join(names) or f' (without a {_CARD})'}"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
-    said = _read_card(text, where, name=folder.name)
-    said = replace(
-        said,
-        names=(*said.names, *(name for some in called.values() for name in some)),
-        tags=(*said.tags, *texts.values()),
+    parts = [_read_card(text, where, name=folder.name), *found.values()]
+    parents, unnamed, called, tags = (
+        tuple(dict.fromkeys(text for part in parts for text in getattr(part, field)))
+        for field in ("parents", "unnamed_parents", "names", "tags")
     )
-    bases = called.get("adapter_config.json")
-    if bases is None:
-        return said
-    parents = tuple(dict.fromkeys((*said.parents, *_exact_ids(bases))))
-    unnamed = () if parents else tuple(bases)
+    adapted = found[_ADAPTER].names if _ADAPTER in found else ()
+    origins = [part for part in parts if part.parents or part.unnamed_parents]
     return replace(
-        said,
+        parts[0],
         parents=parents,
-        unnamed_parents=(*said.unnamed_parents, *unnamed),
-        is_copy=False,
+        # Where an adapter's base is a path, it is the one that the card names.
+        unnamed_parents=unnamed if parents else (*unnamed, *adapted),
+        names=called,
+        tags=tags,
+        is_copy=not adapted and [part.is_copy for part in origins] == [True],
     )
 
 
-def _is_licence(file: Path) -> bool:
-    return bool(_LICENCE_FILES.fullmatch(file.name)) and file.is_file()
+def _read_adapter(file: Path) -> Declared:
+    bases = _find_names(_read_mapping(file, json.loads), ["base_model_name_or_path"])
+    return Declared(file.name, parents=tuple(_exact_ids(bases)), names=bases)
 
 
-def _read_start(file: Path) -> str:
+def _read_configuration(file: Path) -> Declared:
+    return Declared(
+        file.name, names=_find_names(_read_mapping(file, json.loads), ["_name_or_path"])
+    )
+
+
+def _read_merge(file: Path) -> Declared:
+    return _made_from(file.name, _find_names(_read_mapping(file, strict_yaml.load), _MERGED))
+
+
+def _read_modelfile(file: Path) -> Declared:
+    """What Ollama made it from: a name in its library, an address on the Hub, or a file."""
+    said: dict[str, list[str]] = {"FROM": [], "ADAPTER": [], "LICENSE": []}
+    for line in _INSTRUCTION.finditer(file.read_text(encoding="utf-8")):
+        said.get(line[1].upper(), []).append((line[2] or line[3]).strip().strip('"'))
+    bases, paths = list[str](), list[str]()
+    for name in map(_clean, said["FROM"]):
+        if _PATH.match(name):
+            paths.append(name)
+        elif name.startswith(_HUB_HOSTS):
+            bases.append(name.partition(":")[0])  # a quantisation is behind
+        else:
+            bases.append(f"ollama.com/{'' if '/' in name else 'library/'}{name}")
+    names = [_clean(_name_of_path(path)) for path in (*paths, *said["ADAPTER"])]
+    licences = (_clean(text, _START) for text in said["LICENSE"])
+    return _made_from(
+        file.name, bases, names=names, tags=licences, is_copy=not said["ADAPTER"] and not paths
+    )
+
+
+def _made_from(
+    where: str,
+    bases: Iterable[str],
+    *,
+    names: Iterable[str] = (),
+    tags: Iterable[str] = (),
+    is_copy: bool = False,
+) -> Declared:
+    """A model of these bases alone, each by its exact id or not."""
+    exact = {base: hub_id(base) for base in bases}
+    return Declared(
+        where,
+        parents=tuple(found[0] for found in exact.values() if found),
+        unnamed_parents=tuple(base for base, found in exact.items() if not found),
+        names=tuple(name for name in names if name not in (".", "")),
+        tags=tuple(tags),
+        is_copy=is_copy,
+    )
+
+
+def _read_licence(file: Path) -> Declared:
     """What a text begins with: a licence with its name."""
     with file.open(encoding="utf-8", errors="replace") as content:
-        return _clean(content.read(_START), _START)
+        return Declared(file.name, tags=tuple(_list_words(content.read(_START), _START)))
 
 
-def _find_texts(data: Mapping[str, Any], key: str) -> list[str]:
-    """What a key has in an object, and in those in it: a model of images names that of its text."""
-    inside = [data]
-    for part in inside:  # grows
-        inside += [value for value in part.values() if isinstance(value, dict)]
-    return [str(part[key]) for part in inside if part.get(key)]
+def _find_names(data: Mapping[str, Any], keys: Collection[str]) -> tuple[str, ...]:
+    """The models under some keys in an object, and in all in it, by ids or the names of paths.
+
+    A model of images names that of its text further down, and mergekit an adapter behind a plus.
+    """
+    inside, found = [("", data)], list[str]()
+    for key, value in inside:  # grows
+        if isinstance(value, dict):
+            inside += value.items()
+        elif isinstance(value, list):
+            inside += [(key, inner) for inner in value]
+        elif key in keys and value:
+            found += str(value).split("+")
+    names = (_clean(text if hub_id(text) else _name_of_path(text)) for text in found)
+    return tuple(dict.fromkeys(names))
 
 
-def _read_json(path: Path) -> Mapping[str, Any]:
+def _read_mapping(path: Path, read: Callable[[str], Any]) -> Mapping[str, Any]:
     where = f"{path.parent.name}/{path.name}"
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where}: not readable as JSON: {error}") from error
+        data = read(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        kind = "YAML" if read is strict_yaml.load else "JSON"
+        raise UsageError(f"{where}: not readable as {kind}: {error}") from error
     if not isinstance(data, dict):
         raise UsageError(f"{where}: expected an object, got {type(data).__name__}")
     return data
+
+
+# Beside the card, by the forms of their names.
+_OTHERS: dict[str, Callable[[Path], Declared]] = {
+    _ADAPTER: _read_adapter,
+    r"mergekit.*\.ya?ml": _read_merge,
+    r"Modelfile.*": _read_modelfile,
+    r"config\.json": _read_configuration,
+    r"(?:licen[cs]e|notice)(?:[-_.].*)?": _read_licence,
+}
 
 
 def _read_gguf(metadata: Mapping[str, Any], where: str) -> Declared:
@@ -283,7 +362,7 @@ def front_matter(text: str, where: str) -> dict[str, Any]:
     """
     front = _FRONT_MATTER.match(text)
     try:
-        data = (strict_yaml.load(front[1], strict_yaml.UniqueKeyLoader) if front else None) or {}
+        data = (strict_yaml.load(front[1]) if front else None) or {}
     except yaml.YAMLError as error:
         raise UsageError(f"{where}: its front matter is not readable as YAML: {error}") from error
     if not isinstance(data, dict):
@@ -292,9 +371,10 @@ def front_matter(text: str, where: str) -> dict[str, Any]:
 
 
 def _read_card(text: str, where: str, name: str) -> Declared:
-    """What a card's front matter says of the model of that name."""
+    """What a card says of the model of that name: by its front matter, and in its sentences."""
     front = front_matter(text, where)
     data, origins, texts = sort_keys(front)
+    texts += (_clean(each, _LONGEST_TEXT) for each in list_claims(text))
     tags = _list_words(data["tags"])
     said = [*_list_words(data["base_model"]), *_list_tagged(tags, "base_model"), *origins]
     bases = list(dict.fromkeys(said))

@@ -25,7 +25,8 @@ from mminstruct.licenses.cards import front_matter, sort_keys
 from mminstruct.licenses.composition import EVIDENCE, Part
 from mminstruct.licenses.entries import License, MadeElsewhere, Terms
 from mminstruct.licenses.lineage import find_terms, find_terms_at, model_parts
-from mminstruct.licenses.names import bare_address, cached_id, find_limit, nearest_key, plain_words
+from mminstruct.licenses.names import bare_address, cached_id, nearest_key, plain_words
+from mminstruct.licenses.prose import WRITES, drop_comparisons, find_limit, list_claims
 from mminstruct.licenses.registry import ENDPOINTS_JOINT, Registry
 from mminstruct.licenses.services import find_family
 
@@ -41,7 +42,7 @@ _ABOUT = {"metadata", "meta", "info", "provenance", "extra", "details", "generat
 _LICENSES = ("license", "license_name", "license_link")
 _NESTED = (dict, list)
 _MOST_NAMES = 1000
-_LONGEST_NAME = 120
+_LONGEST_NAME, _LONGEST_TEXT = 120, 2000
 
 
 class Writer(NamedTuple):
@@ -136,12 +137,16 @@ class DataSet:
                 inside += [(is_about, inner) for inner in part if isinstance(inner, _NESTED)]
                 continue
             for key, inner in part.items():
-                if isinstance(inner, str) and inner[:1] in ("{", "["):
-                    inner = _decode_text(inner)
                 kind = _kind_of(str(key))
+                if isinstance(inner, str):
+                    if inner[:1] in ("{", "["):
+                        inner = _decode_text(inner)
+                    elif kind is None:  # as most are
+                        continue
                 texts = _list_texts(inner) if kind else []
                 if kind == "writer":
-                    endpoint = next(iter(_list_texts(part.get("endpoint"))), None)
+                    place = part.get("endpoint")
+                    endpoint = next(iter(_list_texts(place)), None) if place else None
                     writers |= {Writer(name, f"{where}{key}", endpoint): None for name in texts}
                 elif kind == "hint":
                     self._add_hints(texts, f"{where}the field {key}")
@@ -174,7 +179,9 @@ def read_data_set(path: Path) -> DataSet:
             found.hints[file.name.partition(".")[0]] = "the file's name"
             add_facts = partial(found.add_facts, where=file.name)
             if file.suffix == ".md":
-                add_facts(front_matter(file.read_text("utf-8"), file.name))
+                text = file.read_text("utf-8")
+                add_facts(front_matter(text, file.name))
+                found.hints |= dict.fromkeys(list_claims(text, WRITES), file.name)
                 continue
             for row in read_file(file, add_facts, _is_telling):
                 found.add_row(row)
@@ -214,8 +221,8 @@ def parts_of(registry: Registry, found: DataSet) -> Iterator[Part]:
         said = f"; {where} says {text}"
         if known := _find_data_set(registry, text):
             yield from _describe(registry, known, said)
-        elif registry.named(text) or find_family(registry, text):
-            yield from _trace(registry, Writer(text, where), said)
+        elif registry.named(text) or find_family(registry, drop_comparisons(text)):
+            yield from _trace(registry, Writer(drop_comparisons(text), where), said)
         elif is_free and (limit := find_limit(text)):
             yield Part("annotations", f"{what}, with {limit!r} in {where}", None)
 
@@ -235,7 +242,8 @@ def _trace(registry: Registry, who: Writer, said: str) -> Iterator[Part]:
     family = None if ids else find_family(registry, who.name)
     if family:
         terms = registry.terms[family.terms]
-        yield Part("model", f"model {who.name}", terms, f"; one of {family.title}{said}")
+        called = f"model {who.name[:_LONGEST_NAME]}"
+        yield Part("model", called, terms, f"; one of {family.title}{said}")
         return
     endpoints = who.endpoint.split(ENDPOINTS_JOINT) if who.endpoint else ()
     own = who.name if who.name.count("/") == 1 else None
@@ -307,8 +315,14 @@ def _list_texts(value: Any) -> list[str]:
     """The texts in a value that is one, several, or has a name: a line each, and a short one."""
     values = value if isinstance(value, list) else [value]
     values = [v.get("name") or v.get("id") if isinstance(v, dict) else v for v in values]
-    lines = (re.sub(r"[^\S ]+|[^ -~\w]+", " ", v).strip() for v in values if isinstance(v, str))
-    return [line[:_LONGEST_NAME] for line in lines if line]
+    lines = (_write_line(v[:_LONGEST_TEXT]) for v in values if isinstance(v, str))
+    return [line for line in lines if line]
+
+
+@lru_cache(maxsize=10_000)
+def _write_line(text: str) -> str:
+    """A text in a line, and a short one."""
+    return re.sub(r"[^\S ]+|[^ -~\w]+", " ", text).strip()[:_LONGEST_NAME]
 
 
 def _is_telling(names: list[str]) -> bool:

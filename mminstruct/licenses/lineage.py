@@ -18,15 +18,15 @@ from mminstruct.licenses.entries import Terms
 from mminstruct.licenses.names import (
     Words,
     bare_address,
-    find_limit,
     find_phrases,
     hub_id,
     is_finer,
     licence_words,
     split_words,
 )
+from mminstruct.licenses.prose import drop_comparisons, find_limit
 from mminstruct.licenses.registry import Model, Registry
-from mminstruct.licenses.services import find_services
+from mminstruct.licenses.services import find_local, find_services
 
 _UNREGISTERED = "no entry has this exact id"
 # How far bases are followed from card to card, and how many models in all.
@@ -219,6 +219,9 @@ class _Trace:
         for parent in files.parents:
             self.follow(parent, said, "base ", path)
         for unnamed in files.unnamed_parents:
+            if found := find_local(registry, unnamed):
+                self.follow(found, f"{said}, which has {unnamed}", "base ", path)
+                continue
             self.add(f"base model {unnamed}", None, f"{said}, which is no exact id")
             self.names[unnamed] = files.where
         if not (granted or made_from):
@@ -247,7 +250,8 @@ class _Trace:
             called = f"{shown[:_LONGEST]!r}{f' in {where}' if where else ''}"
             exact = self.registry.find_model(name)
             meant = [[exact]] if exact else []
-            for phrase in find_phrases(shown, self.registry.phrases):
+            said = shown if name in self.names else drop_comparisons(shown)
+            for phrase in find_phrases(said, self.registry.phrases):
                 if name in self.names or not self._is_coarse(phrase):
                     meant.append(self.registry.phrases[phrase])
             for models in meant:

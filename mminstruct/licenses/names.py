@@ -20,6 +20,7 @@ _WORD = re.compile(r"[A-Za-z]+|\d+(?:\.\d+)*")
 # `llama_3_1-8b` and `phi-3-5-mini` write a point otherwise; `llama-2-7b` doesn't.
 _POINT = re.compile(r"(?<=\d)[-_](?=\d(?:[-_]|$))")
 _VERSION = re.compile(r"(?<![A-Za-z])[Vv](?=\d)")  # `llama-v2` is `llama-2`
+_MOST_WORDS = 24  # of a name that are looked at
 _HUMP = re.compile(r"(?<=[a-z])(?=([A-Z].*))")
 # What is put behind a model's name where it is packed anew and not trained, piece by piece.
 _PACKING = re.compile(
@@ -38,21 +39,6 @@ _FILLERS = {"a", "the", "license", "licence", "agreement", "community", "terms",
 _AROUND = re.compile(
     r"^https?://(?:www\.)?|(?:/legalcode|/deed)?(?:\.(?:[a-z]{2}|txt|html|md|pdf))?/*(?:[?#].*)?$"
 )
-# Words that keep some use out: "CC BY-NC", "for research purposes only". A blank here is whatever
-# stands between two words of a sentence, and WORD is any word.
-_LIMIT = re.compile(
-    r"(?<!WORD)(?:non ?commercial(?:ly)?|nc|(?:no|without) commercial|"
-    r"not (?:WORD+ ){0,4}commercial(?:ly)?|"
-    r"commercial(?: WORD+){0,4} (?:not|prohibited|forbidden|excluded|disallowed)|"
-    r"research preview|research(?: WORD+)? licen[cs]e|"
-    r"(?:research|academic|educational|scientific|evaluation|personal)(?: WORD+){0,4} only|"
-    r"only (?:WORD+ ){0,3}(?:research|academic|educational|scientific|evaluation|personal))"
-    r"(?!WORD)|非商|禁止商|仅供(?:学术|研究)".replace("WORD", r"[^\W_]")
-    .replace(" ?", r"(?:[^\w.;!?]|_)*")
-    .replace(" ", r"(?:[^\w.;!?]|_)+"),
-    re.IGNORECASE,
-)
-
 # us.anthropic.claude-sonnet-4-5-20250929-v1:0, publishers/google/models/gemini-2.0-flash-001
 _LAST_PART = re.compile(r"(?:.*/)?(?:[a-z-]+\.(?=[a-z]))*(.*)")
 _DATED = re.compile(
@@ -87,12 +73,6 @@ def plain_words(name: str) -> Words:
 def bare_address(link: str) -> str:
     """An address without what may stand around it."""
     return _AROUND.sub("", link)
-
-
-def find_limit(text: str, around: int = 20) -> str | None:
-    """What a text says against some use, with characters around it, or None."""
-    found = _LIMIT.search(text)
-    return text[max(0, found.start() - around) : found.end() + around].strip() if found else None
 
 
 def nearest_key(key: str, known: Iterable[str]) -> str | None:
@@ -160,7 +140,7 @@ def _phrases_of(name: str, *, with_family: bool) -> Iterator[Words]:
     """
     words = _split(_POINT.sub(".", name))
     whole = _plain(words)
-    for count in range(2, len(words) + 1):
+    for count in range(2, min(len(words), _MOST_WORDS) + 1):
         has_number = words[count - 1].ends and any(word[0].isdigit() for word in whole[1:count])
         if count == len(words) or (has_number and with_family):
             yield whole[:count]
@@ -197,8 +177,8 @@ def find_phrases(name: str, known: Mapping[Words, object]) -> list[Words]:
 def _find(words: list[_Word], known: Mapping[Words, object]) -> Iterator[Words]:
     start = 0
     while start < len(words):
-        after = start + 1
-        ends = (end for end in range(len(words), start, -1) if words[end - 1].ends)
+        after, last = start + 1, min(start + _MOST_WORDS, len(words))
+        ends = (end for end in range(last, start, -1) if words[end - 1].ends)
         for end, form in product(ends if words[start].begins else (), words[start].forms):
             phrase = (form, *_plain(words[after:end]))
             if phrase in known:

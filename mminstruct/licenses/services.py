@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from mminstruct.licenses.composition import Part
 from mminstruct.licenses.entries import Endpoint, Family
 from mminstruct.licenses.hosts import is_public
-from mminstruct.licenses.names import find_phrases, plain_name, plain_words
+from mminstruct.licenses.names import bare_address, find_phrases, plain_name, plain_words
 from mminstruct.licenses.registry import PUBLIC, UNREGISTERED, Registry
 
 _ENTER_IT = (
@@ -85,6 +85,15 @@ def name_at(registry: Registry, service: Endpoint | None, name: str) -> str | No
     if model := next(filter(None, map(registry.find_model, forms)), None):
         return model.repo_id
     return None if service else registry.barred.get(plain_name(name))
+
+
+def find_local(registry: Registry, address: str) -> str | None:
+    """The exact id behind an address in a library of models for local servers, or None."""
+    for entry in registry.endpoints.values():
+        library, asked = bare_address(entry.source_url), bare_address(address)
+        if not entry.hosts and asked.startswith(f"{library}/"):
+            return name_at(registry, entry, asked.removeprefix(f"{library}/"))
+    return None
 
 
 def _read_name(

@@ -248,7 +248,7 @@ def _drop_answers(rejected: Path) -> bytes:
 def _front_matter(card: Path) -> dict[str, Any]:
     try:
         found = _FRONT_MATTER.match(card.read_text(encoding="utf-8"))
-        data = strict_yaml.load(found[1]) if found else None
+        data = strict_yaml.load(found[1], keys_once=False) if found else None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"{card}: can't be read: {error}") from error
     if not isinstance(data, dict):

@@ -19,7 +19,7 @@ from mminstruct.errors import SourceError
 from mminstruct.recipe import Recipe
 from mminstruct.reports.quality import Judged
 from mminstruct.reports.rows import Row
-from mminstruct.rows.contexts import contexts_dataset, read_vocabulary
+from mminstruct.rows.contexts import read_contexts, read_vocabulary
 from mminstruct.schema import Context, decode_context
 
 
@@ -104,7 +104,7 @@ def _read(recipe: Recipe, names: Iterable[str], cache_dir: Path) -> Contexts:
     for name in names:
         files = recipe.fetch(name, Path(datasets.config.DOWNLOADED_DATASETS_PATH))
         vocabulary |= read_vocabulary(recipe.source, files, name, cache_dir)
-        found.append(contexts_dataset(recipe.source, files, name, cache_dir)[0])
+        found.append(read_contexts(recipe.source, files, name, cache_dir).dataset())
     return Contexts(Checker(vocabulary), found)
 
 

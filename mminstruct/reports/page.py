@@ -117,11 +117,19 @@ class Images:
         folder: where they were said to be, or None: then they are beside the rows, come with the
             package, or are where their publisher serves them.
         beside: the folder of the rows.
+        lost: names of those that `address` looked for in vain.
     """
 
     page: Path
     folder: Path | None
     beside: Path
+    lost: set[str] = field(default_factory=set)
+
+    def tell_lost(self) -> list[str]:
+        """A sentence, if any are lost."""
+        count = len(self.lost)
+        told = f"{count:,} images are not at hand: --images DIR says where they are."
+        return [told] if count else []
 
     def address(self, media: Media, source: str) -> str | None:
         """What the page asks for, or None."""
@@ -133,7 +141,10 @@ class Images:
         for file in found if is_inside(name) else ():
             if os.path.isfile(file):  # noqa: PTH113 (is_file() raises for a name that is too long)
                 return self._link(file)
-        return None if self.folder else _web(media.url) or _web(name)
+        found_on_web = None if self.folder else _web(media.url) or _web(name)
+        if name and found_on_web is None:
+            self.lost.add(name)
+        return found_on_web
 
     def _link(self, file: Path) -> str:
         try:
@@ -170,6 +181,7 @@ def render(
     )
     environment.filters["csp"] = _hash_source
     data = {"images": shown, "noun": nouns.pop() if len(nouns) == 1 else "item"}
+    told = [*told, *images.tell_lost()]
     return environment.get_template(VIEW).render(title=title, told=told, data=data)
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from mminstruct import benchmarks
-from mminstruct.answers.filters import FILTERS
+from mminstruct.answers.filters import find_suspects, reject_form
 from mminstruct.checks.findings import Finding
 from mminstruct.reports.rows import Row
 from mminstruct.schema import Turn
@@ -169,6 +169,7 @@ class Meter:
 
     def __init__(self) -> None:
         self._types: dict[str, _Tally] = {}
+        self._seen: set[int] = set()
         self._sample = _Sample()
         self._images: set[str] = set()
         self._lost = 0
@@ -177,7 +178,7 @@ class Meter:
         """Count a row."""
         row = judged.row
         if row.type not in self._types:
-            self._types[row.type] = _Tally()
+            self._types[row.type] = _Tally(seen=self._seen)
         self._types[row.type].add(judged)
         self._sample.add(row.turns)
         self._lost += judged.is_lost
@@ -243,7 +244,7 @@ def _share_of_distinct_pairs(rows: Iterable[Sequence[Turn]]) -> float | None:
 
 @dataclass(slots=True)
 class _Tally:
-    """Counts of rows; those of several are added up."""
+    """Counts of rows; those of several are added up, and share what was ``seen`` before."""
 
     counts: Counter[str] = field(default_factory=Counter)
     words: Counter[int] = field(default_factory=Counter)
@@ -256,6 +257,7 @@ class _Tally:
     verdicts: Counter[tuple[str, str]] = field(default_factory=Counter)
     named: Counter[str] = field(default_factory=Counter)
     sample: _Sample = field(default_factory=_Sample)
+    seen: set[int] = field(default_factory=set)
 
     def add(self, judged: Judged) -> None:
         """Count a row."""
@@ -266,9 +268,11 @@ class _Tally:
             self._add_turn(turn)
         said = hash(tuple(turn.answer for turn in turns))
         self.answers[said] += 1
-        if self.answers[said] == 2:
+        if said in self.seen and said not in self.repeated:
             self.repeated[said] = " ".join(turn.answer for turn in turns)[:_LONGEST_SHOWN]
-        self.flaws.update({n for n in _FLAWS if any(FILTERS[n](t, frozenset()) for t in turns)})
+        self.seen.add(said)
+        for name in find_suspects(turns, _FLAWS):
+            self.flaws[name] += any(reject_form(turn, (name,), frozenset()) for turn in turns)
         self.sample.add(turns)
         if judged.findings is not None:
             self._add_findings(judged.findings, judged.boxes)
@@ -311,7 +315,8 @@ class _Tally:
     def measures(self) -> Measures:
         """What the rows are like."""
         counts = self.counts
-        most = max(self.repeated, key=lambda said: self.answers[said], default=None)
+        repeated = [said for said in self.repeated if self.answers[said] > 1]
+        most = max(repeated, key=lambda said: self.answers[said], default=None)
         kinds = {kind for kind, _ in self.verdicts} - {"object"}
         return Measures(
             rows=counts["rows"],

@@ -191,7 +191,7 @@ def in_short(quality: Quality, more: str) -> list[str]:
 
     Args:
         quality: of its rows.
-        more: the command that tells more.
+        more: the command that tells more, if one can.
     """
     kinds = quality.types or {ALL: quality.all}
     lengths = (f"{kind} {m.rows:,} of {m.words[1]} words" for kind, m in kinds.items())
@@ -205,7 +205,7 @@ def in_short(quality: Quality, more: str) -> list[str]:
     return [
         f"rows: {', '.join(lengths)}",
         f"checks: {', '.join(truth) or 'nothing was checked'}",
-        f"{look}; more: {more}",
+        f"{look}; more: {more}" if more else look,
     ]
 
 

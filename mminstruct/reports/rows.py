@@ -77,24 +77,26 @@ def read_rows(
     files = list_files(path)
     with as_usage_errors(path):
         for file in files:
-            for columns in read_file(file, is_wanted=is_wanted):
+            for number, columns in enumerate(read_file(file, is_wanted=is_wanted), 1):
                 row = to_row(columns)
-                if row is None and file.parent == path and len(files) > 1:
+                if row is None and number == 1 and file.parent == path and len(files) > 1:
                     break  # a list of credits, or of what was left out
                 if row is None:
-                    raise ValueError(f"{file.name}: {_tell_form(columns)}")
+                    where = "" if file == path else f"{file.name}, "
+                    raise ValueError(f"{where}row {number}: {_tell_form(columns)}")
                 found = True
                 yield row
     if not found:
+        got = "none" if files or path.is_dir() else "a file with another name"
         raise UsageError(
             f"{path}: expected a release, or rows in {', '.join(SUFFIXES)}, with a conversation in "
-            f"{' or '.join(_TURNS)}; got {'none' if path.exists() else 'no such file or folder'}"
+            f"{' or '.join(_TURNS)}; got {got if path.exists() else 'no such file or folder'}"
         )
 
 
 def _tell_form(columns: Any) -> str:
     got = ", ".join(columns) if isinstance(columns, dict) else type(columns).__name__
-    return f"expected rows with {' or '.join(_TURNS)}, got {got or 'nothing'}"
+    return f"expected {' or '.join(_TURNS)} with a list of messages, got {got or 'nothing'}"
 
 
 def read_rejected(path: Path) -> dict[str, dict[str, int]]:
@@ -108,7 +110,8 @@ def read_rejected(path: Path) -> dict[str, dict[str, int]]:
 
 def to_row(columns: Any) -> Row | None:
     """A row as it was read, in the one form; None if it has no conversation."""
-    name = next((n for n in _TURNS if isinstance(columns, dict) and columns.get(n)), "")
+    named = [n for n in _TURNS if isinstance(columns, dict) and columns.get(n) is not None]
+    name = next((n for n in named if columns[n]), named[0] if named else "")
     messages = columns[name] if name else None
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         return None
@@ -138,7 +141,8 @@ def _read_checks(column: Any) -> tuple[Finding, ...] | None:
 def _pair(messages: Sequence[Any], by: str, said: str) -> Iterator[Turn]:
     question = ""
     for message in messages:
-        role, text = message.get(by), _IMAGE_MARK.sub("", _join_parts(message.get(said)))
+        role = _text_of(message.get(by)).lower()
+        text = _IMAGE_MARK.sub("", _join_parts(message.get(said)))
         if role in _ASKS:
             question = f"{question}\n{text}".strip()
         elif role in _ANSWERS:

@@ -6,12 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mminstruct.answers.repeats import Repeats, are_many
 from mminstruct.completions.client import NOT_SENT
 from mminstruct.errors import NoRows, RunStopped, UsageError
 
@@ -24,6 +26,8 @@ LEFT_OUT = "left_out.jsonl"
 VIEW = "view.html"
 """The page of rows and of what gave none, which stays on this machine."""
 
+_BY_TYPE = ("rejected", "failed", "repeated")
+
 
 @dataclass
 class Report:
@@ -35,6 +39,8 @@ class Report:
         contradicted: turns of rows that were left out, as the annotations contradict them.
         rejected: answers that gave no row, by type and reason.
         failed: requests without an answer, by type and cause.
+        repeated: rows with another row's "answers" or "questions", all of them word for word, by
+            type; among those that were counted together. A text's questions are not its writer's.
         files: JSON lines about what gave no row; see `entries`.
     """
 
@@ -43,7 +49,9 @@ class Report:
     contradicted: int = 0
     rejected: dict[str, Counter[str]] = field(default_factory=dict)
     failed: dict[str, Counter[str]] = field(default_factory=dict)
+    repeated: dict[str, Counter[str]] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
+    _repeats: Repeats = field(default_factory=Repeats, repr=False, compare=False)
 
     def count(self, result: dict[str, Any], lines: IO[str] | None = None) -> None:
         """Count one result, and write why it is no row.
@@ -57,6 +65,7 @@ class Report:
             self.rows[kind] += 1
             self.truncated += result["truncated"]
             self.contradicted += result["contradicted"]
+            self._count_repeats(kind, [message["content"] for message in result["messages"]])
             return
         side = self.rejected if result["rejected"] else self.failed
         side.setdefault(kind, Counter())[reason] += 1
@@ -80,6 +89,17 @@ class Report:
             self.rows[kind["values"]] += kind["counts"]
         self.truncated += pc.sum(results.column("truncated"), min_count=0).as_py()
         self.contradicted += pc.sum(results.column("contradicted"), min_count=0).as_py()
+        messages = results.column("messages")
+        contents = iter(pc.struct_field(pc.list_flatten(messages), "content").to_pylist())
+        lengths = pc.list_value_length(messages).to_pylist()
+        for kind, length in zip(results.column("type").to_pylist(), lengths, strict=True):
+            self._count_repeats(kind, list(islice(contents, length)))
+
+    def _count_repeats(self, kind: str, contents: list[str]) -> None:
+        """Count what a row repeats of its questions and answers, which take turns."""
+        for start, side in enumerate(("questions", "answers")):
+            if self._repeats.is_repeat(f"{kind} {side}", "\n".join(contents[start::2])):
+                self.repeated.setdefault(kind, Counter())[side] += 1
 
     @property
     def failures(self) -> Counter[str]:
@@ -106,14 +126,15 @@ class Report:
         self.rows.update(other.rows)
         self.truncated += other.truncated
         self.contradicted += other.contradicted
-        for mine, theirs in ((self.rejected, other.rejected), (self.failed, other.failed)):
-            for kind, counts in theirs.items():
+        for name in _BY_TYPE:
+            mine = getattr(self, name)
+            for kind, counts in getattr(other, name).items():
                 mine.setdefault(kind, Counter()).update(counts)
         self.files.extend(other.files)
 
     def write(self, path: Path) -> None:
         """The counts, as JSON."""
-        counts = ("rows", "truncated", "contradicted", "rejected", "failed")
+        counts = ("rows", "truncated", "contradicted", *_BY_TYPE)
         text = json.dumps({name: getattr(self, name) for name in counts})
         path.write_text(text, encoding="utf-8")
 
@@ -122,14 +143,16 @@ class Report:
         """What `write` wrote, and the lines beside it."""
         data = json.loads(path.read_text(encoding="utf-8"))
         lines = path.with_suffix(".jsonl")
-        return cls(
+        found = cls(
             files=[lines] if lines.is_file() else [],
             rows=Counter(data["rows"]),
             truncated=data["truncated"],
             contradicted=data["contradicted"],
-            rejected={kind: Counter(counts) for kind, counts in data["rejected"].items()},
-            failed={kind: Counter(counts) for kind, counts in data["failed"].items()},
         )
+        for name in _BY_TYPE:
+            counts = getattr(found, name)
+            counts.update((kind, Counter(of_kind)) for kind, of_kind in data[name].items())
+        return found
 
     @classmethod
     def read_all(cls, folder: Path, split: str) -> Report:
@@ -174,6 +197,10 @@ def summary(report: Report, rows: str | None = None) -> str:
         if counts:
             causes = ", ".join(f"{cause} {count}" for cause, count in counts.most_common())
             parts.append(f"{counts.total()} {word} ({causes})")
+    for kind, counts in report.repeated.items():
+        if are_many(counts["answers"], report.rows[kind]):
+            share = counts["answers"] / report.rows[kind]
+            parts.append(f"{share:.0%} of {kind!r} with another row's answers")
     return ", ".join(parts)
 
 

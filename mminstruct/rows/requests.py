@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
 from mminstruct import prompts
 from mminstruct.completions.job import Job
 from mminstruct.completions.store import Scope
@@ -19,6 +17,7 @@ from mminstruct.sources import SourceInfo
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow as pa
 
 
 def requests_dataset(
@@ -27,7 +26,7 @@ def requests_dataset(
     """The contexts once for each type, with a column ``type``; ordered by type, then context.
 
     Args:
-        contexts: as `contexts_dataset` gives them, or the first of them.
+        contexts: as `Contexts.dataset` gives them, or the first of them.
         types: instruction types.
         key: digest of what the contexts depend on, for fingerprints.
     """

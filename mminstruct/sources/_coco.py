@@ -15,14 +15,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from mminstruct.checks.vocabulary import Vocabulary, common_things
 from mminstruct.errors import SourceError
+from mminstruct.late import Late
 from mminstruct.schema import Box, Context
 from mminstruct.sources._annotation_file import (
     AnnotationFile,
@@ -45,7 +44,13 @@ from mminstruct.sources._tolerance import (
     published_name,
 )
 
-IntColumn: TypeAlias = NDArray[np.int64]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+else:
+    np = Late("numpy")
+
+IntColumn: TypeAlias = "NDArray[np.int64]"
 FindFormat: TypeAlias = Callable[[FloatColumns, FloatColumns, FloatColumns, str], BoxFormat]
 """Boxes, their areas as the file says, their images' sizes and the file -> what the numbers are."""
 

@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain, islice, zip_longest
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 
 import msgspec
-import pyarrow as pa
-import pyarrow.parquet
 
 from mminstruct.errors import SourceError, did_you_mean
+from mminstruct.late import Late
 from mminstruct.sources._annotation_file import AnnotationFile, Layout, decode, open_text
 from mminstruct.sources._base import ReadReport
 from mminstruct.sources._coco import (
@@ -37,6 +36,12 @@ from mminstruct.sources._coco import (
 from mminstruct.sources._image_licenses import License, Licenses, spdx_of
 from mminstruct.sources._tolerance import Numbers, Order, convert, loads, published_name
 from mminstruct.strict_yaml import Strict
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyarrow import parquet
+else:
+    pa, parquet = Late("pyarrow"), Late("pyarrow.parquet")
 
 _HEAD = 1000  # rows that say which columns there are
 _CHUNK = 2000
@@ -303,7 +308,13 @@ def read_tables(
                 boxes.xywh.extend((left, top, right, low))
     boxes.areas.extend([math.nan] * len(boxes.image_ids))
     boxes.is_group.extend(bytes(len(boxes.image_ids)))
-    known = usable_images([*images.values(), *contradicting], where, report, any_size=True)
+    if contradicting:
+        raise SourceError(
+            f"{where}: got {len(contradicting)} rows that tell another size, licence, address or "
+            f"author of an image than one before, such as of {contradicting[0].file_name!r}, "
+            "against the same in all rows of an image expected. Put one of them right."
+        )
+    known = usable_images(list(images.values()), where, report, any_size=True)
     named = {n: " ".join(str(label).split()) for label, n in labels.items() if n is not None}
     return Parts(known, said, boxes, named, Licenses(licenses), id_of), order, columns
 
@@ -386,7 +397,7 @@ def rows_in(path: Path, report: ReadReport) -> Iterator[Mapping[str, Any]]:
     try:
         with open_text(path) as file:
             if name.endswith(".parquet"):
-                table = pyarrow.parquet.ParquetFile(file)
+                table = parquet.ParquetFile(file)
                 _check_names(table.schema_arrow.names)
                 for batch in table.iter_batches(_CHUNK):
                     yield from batch.to_pylist()

@@ -18,20 +18,24 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.csv
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from mminstruct.errors import SourceError
+from mminstruct.late import Late
 from mminstruct.sources._annotation_file import open_text
 from mminstruct.sources._base import ReadReport
 from mminstruct.sources._tolerance import Mask
 
-Ids: TypeAlias = NDArray[np.uint64]
-Column: TypeAlias = NDArray[Any]
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.csv as arrow_csv
+    from numpy.typing import NDArray
+else:
+    np, pa, arrow_csv = Late("numpy"), Late("pyarrow"), Late("pyarrow.csv")
+
+Ids: TypeAlias = "NDArray[np.uint64]"
+Column: TypeAlias = "NDArray[Any]"
 
 _Kept = TypeVar("_Kept")
 
@@ -94,11 +98,11 @@ def scan(
 
 
 def _parse(piece: bytes, columns: Mapping[str, pa.DataType]) -> pa.Table:
-    return pyarrow.csv.read_csv(
+    return arrow_csv.read_csv(
         pa.BufferReader(piece),
-        read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
-        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-        convert_options=pyarrow.csv.ConvertOptions(
+        read_options=arrow_csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
+        parse_options=arrow_csv.ParseOptions(newlines_in_values=True),
+        convert_options=arrow_csv.ConvertOptions(
             include_columns=list(columns),
             include_missing_columns=True,
             column_types=dict(columns),
@@ -217,7 +221,7 @@ def select_wanted(batch: pa.RecordBatch, ids: Ids) -> tuple[NDArray[np.int32], p
 
 
 # Reason -> which rows are left out for it, and the columns of all.
-Judged: TypeAlias = tuple[dict[str, NDArray[np.bool_]], tuple[Column, ...]]
+Judged: TypeAlias = "tuple[dict[str, NDArray[np.bool_]], tuple[Column, ...]]"
 
 
 def rows_of(

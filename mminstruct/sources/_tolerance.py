@@ -16,18 +16,23 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import PurePosixPath
-from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 from urllib.parse import unquote, urlsplit
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from mminstruct.errors import SourceError
+from mminstruct.late import Late
 from mminstruct.sources._base import ReadReport
 
-FloatColumns: TypeAlias = NDArray[np.float64]
-Mask: TypeAlias = NDArray[np.bool_]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+else:
+    np = Late("numpy")
+
+FloatColumns: TypeAlias = "NDArray[np.float64]"
+Mask: TypeAlias = "NDArray[np.bool_]"
 
 OWN_DATA = (
     "Data of your own goes by its own name: give its path in the place of the source, and see what "
@@ -300,11 +305,12 @@ class BoxFormat(NamedTuple):
 
     def fits(self, boxes: FloatColumns, size: FloatColumns) -> float:
         """Which share of the boxes lies in their images, read so."""
-        x, y, width, height = self.to_xywh(boxes).T
         # In fractions there is less to round.
         scale = 1.0 if self.unit == "pixels" else 100.0
-        room = size * 1.01 + 1 if self.unit == "pixels" else np.full_like(size, scale + 1)
-        fit = _inside(x * scale, y * scale, (x + width) * scale, (y + height) * scale, room)
+        with np.errstate(over="ignore", invalid="ignore"):
+            x, y, width, height = self.to_xywh(boxes).T
+            room = size * 1.01 + 1 if self.unit == "pixels" else np.full_like(size, scale + 1)
+            fit = _inside(x * scale, y * scale, (x + width) * scale, (y + height) * scale, room)
         if self.order in ("xyxy", "yxyx"):
             fit &= (width > 0) & (height > 0)
         return float(fit.mean()) if len(fit) else 0.0
@@ -314,8 +320,10 @@ def _order_by_area(boxes: FloatColumns, area: FloatColumns) -> Order | None:
     """What the boxes' numbers are by most of the areas that the file says, or None."""
     orders: tuple[Order, ...] = ("xywh", "xyxy")
     for order in orders if len(boxes) else ():
-        sides = BoxFormat(order, "pixels").to_xywh(boxes)[:, 2:]
-        if np.isclose(area, sides.prod(axis=1), rtol=0.01).mean() > _MOST:
+        with np.errstate(over="ignore", invalid="ignore"):
+            sides = BoxFormat(order, "pixels").to_xywh(boxes)[:, 2:]
+            is_so = np.isclose(area, sides.prod(axis=1), rtol=0.01)
+        if is_so.mean() > _MOST:
             return order
     return None
 
@@ -336,7 +344,6 @@ def check_pixels(
     return COCOS
 
 
-@np.errstate(over="ignore", invalid="ignore")
 def find_format(
     boxes: FloatColumns,
     area: FloatColumns,

@@ -20,19 +20,24 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 from mminstruct.annotations import facts, timed
 from mminstruct.errors import SourceError
+from mminstruct.late import Late
 from mminstruct.resources import shown
 from mminstruct.schema import Context, Media, Option
 from mminstruct.sources._annotation_file import folders, reader, text_of, wrap_errors
 from mminstruct.sources._base import Download, Files, ReadReport, SourceInfo, word_for
 from mminstruct.sources._tolerance import OWN_DATA
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+else:
+    np = Late("numpy")
 
 OPTIONS = {
     "motion_facts": Option(
@@ -72,7 +77,7 @@ _STEPS = (
     "HumanML3D/new_joints as its README says (this needs an AMASS account) before that"
 )
 
-Joints = NDArray[np.floating[Any]]
+Joints: TypeAlias = "NDArray[np.floating[Any]]"
 
 
 @dataclass(frozen=True, slots=True)

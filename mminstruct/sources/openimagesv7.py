@@ -19,15 +19,12 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from mminstruct.annotations import labels, narratives, relations
 from mminstruct.checks.vocabulary import Vocabulary
 from mminstruct.errors import SourceError
+from mminstruct.late import Late
 from mminstruct.resources import shown
 from mminstruct.schema import Box, Context, Media, Option
 from mminstruct.sources import _narratives
@@ -51,6 +48,13 @@ from mminstruct.sources._tables import (
 )
 from mminstruct.sources._tolerance import check_fractions, find_repeated
 
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+else:
+    np, pa = Late("numpy"), Late("pyarrow")
+
 OPTIONS = {
     "machine_labels": Option(
         bool, "also labels that only a program found, with its score (up to 7.4 GB more)"
@@ -64,13 +68,9 @@ _SPLIT_MD5 = {("boxes", "train"): (2_258_447_590, "3c3e70cfaba5757ea5c2604b19cac
 _IMAGES_PER_PIECE = 4096
 # In the order of `Box`.
 _FLAGS = ("IsGroupOf", "IsOccluded", "IsTruncated", "IsDepiction", "IsInside")
-# 0, 1 and, from the end, -1: nobody said.
-_TRI_STATE = np.array([False, True, None], dtype=object)
 _ATTRIBUTE = "is"
 # No corner is so far beyond the image; many have 1.000001.
 _FAR = 1.5
-
-_CODES = pa.dictionary(pa.int32(), pa.string())
 
 _CITATION = (
     """\
@@ -329,7 +329,7 @@ def _boxes(
     """Columns: label code, corners of the upright image (N, 4) xyxy 0..1, flags (N, 5)."""
     seen: list[tuple[int, int, int]] = []
     columns = {
-        "LabelName": _CODES,
+        "LabelName": _codes(),
         **dict.fromkeys(("XMin", "XMax", "YMin", "YMax"), pa.float32()),
         **dict.fromkeys(_FLAGS, pa.int8()),
     }
@@ -405,7 +405,14 @@ def _plain(column: NDArray[np.float32]) -> Column:
 def _as_boxes(texts: Column, codes: Column, corners: Column, flags: Column) -> list[Box]:
     # Called from C for each of millions, with values that are in columns up to then.
     corners_xyxy = zip(*_plain(corners).T.tolist(), strict=True)
-    return list(map(Box, texts[codes].tolist(), corners_xyxy, *_TRI_STATE[flags.T].tolist()))
+    # 0, 1 and, from the end, -1: nobody said.
+    said = np.array([False, True, None], dtype=object)[flags.T]
+    return list(map(Box, texts[codes].tolist(), corners_xyxy, *said.tolist()))
+
+
+def _codes() -> pa.DataType:
+    """The type of a column of words that come again and again."""
+    return pa.dictionary(pa.int32(), pa.string())
 
 
 def _labels(by_people: bool, path: Path, ids: Ids, classes: _Names, report: ReadReport) -> Rows:
@@ -435,7 +442,7 @@ def _labels(by_people: bool, path: Path, ids: Ids, classes: _Names, report: Read
         pairs = zip(codes.tolist(), _plain(scores).tolist(), strict=True)
         return [labels.Item(classes.texts[code], score=score) for code, score in pairs]
 
-    columns = {"LabelName": _CODES, "Confidence": pa.float32()}
+    columns = {"LabelName": _codes(), "Confidence": pa.float32()}
     return rows_of("label", path, columns, ids, judge, as_items, report)
 
 
@@ -454,7 +461,7 @@ def _relations(
     # The file mostly repeats the label for a name.
     named_in_file = names(paths["predicates"]).items()
     words = {label: _SPOKEN.get(label) or _words(text) for label, text in named_in_file}
-    columns = dict.fromkeys(("LabelName1", "LabelName2", "RelationshipLabel"), _CODES)
+    columns = dict.fromkeys(("LabelName1", "LabelName2", "RelationshipLabel"), _codes())
 
     def judge(_: NDArray[np.int32], rows: pa.RecordBatch) -> Judged:
         first, second = (classes.codes(rows.column(f"LabelName{n}")) for n in (1, 2))
@@ -523,7 +530,7 @@ def _media(path: Path | None, ids: Ids, report: ReadReport) -> tuple[NDArray[np.
     if path is None:
         return rotation_deg, pa.table({n: pa.nulls(len(ids), pa.string()) for n in _TEXTS})
     seen: list[tuple[int, int]] = []
-    columns = {"ImageID": pa.string(), **dict.fromkeys(_TEXTS, pa.string()), "Rotation": _CODES}
+    columns = {"ImageID": pa.string(), **dict.fromkeys(_TEXTS, pa.string()), "Rotation": _codes()}
 
     def keep(batch: pa.RecordBatch) -> tuple[NDArray[np.int32], NDArray[np.int16], pa.RecordBatch]:
         owners, rows, unreadable = select_wanted(batch, ids)

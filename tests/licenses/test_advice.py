@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mminstruct import cli, licenses
+from mminstruct.cli.arguments import USAGE
 from mminstruct.licenses import Part, Use, Verdict
 from mminstruct.licenses.advice import decisive_lines
 
@@ -139,3 +141,24 @@ def test_text_that_may_not_be_passed_on_says_so() -> None:
     assert verdict.redistribution is False
     said = licenses.explanation(verdict, Use(False), {}, ())
     assert "; it may not be passed on" in " ".join(said.split())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "export nowhere --format jsonl",
+        "generate COCO2017 --model_source fake --types no_such_type",
+        "license COCO2017 --model ./no/such/model.gguf",
+        "estimate COCO2017 --no_such_flag_of_any_command",
+    ],
+)
+def test_an_error_fits_the_terminal_that_it_is_shown_on(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "50")
+    with contextlib.suppress(SystemExit):
+        assert cli.run(command.split()) == USAGE
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > 1
+    assert max(map(len, lines)) <= 50

@@ -328,7 +328,7 @@ def read_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
         UsageError: one is unknown, or given by two names.
     """
     found = dict(given)
-    if "engine" in found and not isinstance(found["engine"], str):
+    if isinstance(found.get("engine"), dict):
         found["engine_options"] = found.pop("engine")
     for field, options in OWN_OPTIONS.items():
         known_here = options()

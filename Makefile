@@ -48,8 +48,7 @@ rehearse: $(STAMP)  ## a full release of COCO train2017 against stand-ins, which
 	$(BIN)/python benchmarks/rehearse.py
 
 compat: $(STAMP)  ## supported lines of datasets and the extra tgi, each by itself; the network on uvloop
-	$(BIN)/nox -s compat
-	$(BIN)/python -m pytest -q -n 2 --uvloop tests/test_client.py tests/test_faults.py
+	$(BIN)/nox -s compat uvloop
 
 clean:
 	rm -rf $(VENV) demo_out bench_out dist

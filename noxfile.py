@@ -1,4 +1,6 @@
-"""`make compat`: what can't be installed beside the newest of everything."""
+"""`make compat`: what can't be installed beside the newest of all, and another event loop."""
+
+import sys
 
 import nox
 
@@ -7,6 +9,14 @@ nox.options.default_venv_backend = "venv"
 _TEST_TOOLS = ("bpe-openai>=0.1.4,<0.2", "pytest>=8", "pytest-socket>=0.7")
 # What depends on the versions of datasets and huggingface-hub.
 _BY_VERSION = ("tests/test_builders.py", "tests/test_hub.py", "tests/test_release.py")
+# What has servers, answers and images come by way of an event loop.
+_ON_THE_NETWORK = (
+    *("tests/test_client.py", "tests/test_limits.py", "tests/test_faults.py"),
+    *("tests/test_money.py", "tests/test_reask.py", "tests/test_servers.py"),
+    *("tests/test_generation.py", "tests/test_shipped_images.py", "tests/test_llmock.py"),
+    *("tests/test_batch.py", "tests/test_kill.py", "tests/test_stale.py"),
+    "tests/backends/test_tgi.py",
+)
 
 
 @nox.session(python=False)
@@ -41,3 +51,12 @@ def compat(session: nox.Session, requirements: tuple[str, ...], tests: tuple[str
     )  # fmt: skip
     session.run(python, "-m", "pip", "check", external=True)
     session.run(python, "-m", "pytest", "-q", *tests, external=True)
+
+
+@nox.session(python=False)
+def uvloop(session: nox.Session) -> None:
+    """Run all tests of what is sent, fetched and stopped, here, on the event loop that Ray has."""
+    session.run(
+        sys.executable, "-m", "pytest", "-q", "-n", "2", "--uvloop", *_ON_THE_NETWORK,
+        external=True,
+    )  # fmt: skip

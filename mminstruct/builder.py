@@ -264,10 +264,11 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
         notes.show()
         splits.check_whole(self._split)
-        if self.config.batch_api and dl_manager.is_streaming:
+        if dl_manager.is_streaming and (self.config.batch_api or self.config.engine == "ray"):
+            how = "batch_api" if self.config.batch_api else "engine ray"
             raise UsageError(
-                "batch_api: answers come in batches after hours, which is no stream; "
-                "leave out streaming or batch_api"
+                f"{how}: answers don't come one by one to this process, which is no stream; "
+                f"leave out streaming or {how}"
             )
         downloads = Path(
             dl_manager.download_config.cache_dir or datasets.config.DOWNLOADED_DATASETS_PATH
@@ -288,7 +289,8 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
                         "key": found.key,
                         "vocabulary": found.vocabulary,
                         "requests": found.requests,
-                        "ranges": shards,  # a list is what `datasets` deals out to processes
+                        # A list is what `datasets` deals out to processes.
+                        "ranges": tuple(shards) if self.config.engine == "ray" else shards,
                         "total": len(shards),
                         "streaming": dl_manager.is_streaming,
                     },
@@ -348,7 +350,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         key: str,
         vocabulary: Vocabulary,
         requests: datasets.Dataset,
-        ranges: list[tuple[int, int]],
+        ranges: Sequence[tuple[int, int]],
         total: int,
         streaming: bool,
     ) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -386,6 +388,19 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             if not has_failures(results):
                 return results
             cache_file.unlink()  # what failed is asked for again
+        if self.config.engine == "ray" and self._failures is None:
+            from mminstruct import cluster
+
+            with end_in_order():
+                return cluster.map_requests(
+                    requests,
+                    plan,
+                    recipe,
+                    policy=self.policy or self.config.retry_policy(),
+                    budget=self.budget,
+                    stats=self.stats,
+                    cache_file=cache_file,
+                )
         with end_in_order(), self._client(share) as client:
             return map_requests(
                 requests, plan, client, fingerprint=fingerprint, cache_file=cache_file

@@ -84,8 +84,9 @@ class InstructConfig:
         licenses: YAML with licences and terms of your own, over those that are known here.
         context_window: room for prompt and answer together (default: the model's, as far as it is
             known).
-        engine: the backend's own options (its ``OPTIONS``); each is an argument by itself, too, but
-            for ``trust_remote_code``, which `load_dataset` keeps to itself.
+        engine_options: the backend's own options (its ``OPTIONS``), also to be given as ``engine``;
+            each is an argument by itself, too, but for ``trust_remote_code``, which `load_dataset`
+            keeps to itself.
         source_options: the source's own options (its ``OPTIONS``); each is an argument, too.
         prompt_config: name or YAML file (default: the source's own; llava for COCO).
         types: instruction types (default: all).
@@ -114,6 +115,8 @@ class InstructConfig:
         max_retries: tries after the first (default: 8).
         max_pause_s: longest pause a server may ask for in seconds; a longer one ends the run
             (default: 3600).
+        engine: where requests are sent from and models run: local (this process; default), or ray:
+            every node of the Ray cluster that RAY_ADDRESS names, or every GPU of it.
         batch_api: openai: through the Batch API, half the price, within a day; may be stopped and
             run again at any time.
         partial: send nothing: write what is complete by now; the same command without it makes the
@@ -162,7 +165,7 @@ class InstructConfig:
     model_id: str | None = _field(None, "model", "ORG/NAME")
     licenses: str | None = _field(None, "model", "FILE")
     context_window: int | None = _field(None, "model", "TOKENS", least=1)
-    engine: dict[str, Any] = dataclasses.field(default_factory=dict)
+    engine_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     source_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     prompt_config: str = _field("", "content", "NAME")
     types: list[str] | None = _field(None, "content", "TYPE")
@@ -183,6 +186,7 @@ class InstructConfig:
     timeout_s: float = _field(600.0, "runtime", "S", least=0.001)
     max_retries: int = _field(8, "runtime", "N", least=0)
     max_pause_s: float = _field(LONGEST_WAIT_S, "runtime", "S", least=0)
+    engine: Literal["local", "ray"] = _field("local", "runtime")
     batch_api: bool = _field(False, "runtime")
     partial: bool = _field(False, "runtime")
     shard: str | tuple[int, int] | None = _field(None, "runtime", "I/N")
@@ -248,7 +252,7 @@ class InstructConfig:
             context_window=self.context_window,
             timeout_s=self.timeout_s,
             max_concurrency=max(1, math.floor(self.max_concurrency * share)),
-            engine=self.engine,
+            engine=self.engine_options,
         )
 
 
@@ -312,7 +316,7 @@ def _check_type(name: str, value: Any, kinds: Iterable[type]) -> None:
 
 # Arguments that backends and sources declare, and the field of the config that collects them.
 OWN_OPTIONS: dict[str, Callable[[], Mapping[str, tuple[Option, tuple[str, ...]]]]] = {
-    "engine": backends.engine_options,
+    "engine_options": backends.engine_options,
     "source_options": sources.options,
 }
 
@@ -330,6 +334,8 @@ def read_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
         UsageError: one is unknown, or given by two names.
     """
     found = dict(given)
+    if isinstance(found.get("engine"), dict):
+        found["engine_options"] = found.pop("engine")
     for field, options in OWN_OPTIONS.items():
         known_here = options()
         own = {name: found.pop(name) for name in given if name in known_here}

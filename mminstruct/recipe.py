@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -115,6 +116,8 @@ class Recipe:
         found._check_declared()
         if config.batch_api:
             found._check_batch_api()
+        if config.engine == "ray":
+            found._check_ray()
         return found
 
     def _check_declared(self) -> None:
@@ -147,6 +150,15 @@ class Recipe:
                     f"leave out {field} or batch_api"
                 )
 
+    def _check_ray(self) -> None:
+        if self.config.batch_api:
+            raise UsageError(
+                "engine: the Batch API answers at the provider, and there is nothing for ray to "
+                "do; leave out engine or batch_api"
+            )
+        if find_spec("ray") is None:
+            raise UsageError("engine: ray is not installed; pip install 'mminstruct[ray]'")
+
     def __getstate__(self) -> dict[str, Any]:
         """All but the backend: another process makes its own, and for its share of requests."""
         return {**{n: v for n, v in vars(self).items() if n != "backend"}, "like": None}
@@ -154,7 +166,9 @@ class Recipe:
     @cached_property
     def backend(self) -> Backend:
         """What is asked about the model; never opened."""
-        return self.like.backend if self.like else self._create_backend(1.0)
+        if self.like:
+            return self.like.backend
+        return backends.create(self.config.backend, self.config.backend_options())
 
     @property
     def identity(self) -> dict[str, str]:
@@ -168,17 +182,8 @@ class Recipe:
         Raises:
             UsageError: server or environment have changed, and rows would name another model.
         """
-        made = self._create_backend(share)
-        before, now = self.backend.identity(), made.identity()
-        if changed := [name for name in {**before, **now} if before.get(name) != now.get(name)]:
-            raise UsageError(
-                f"model source {made.name!r}: {' and '.join(changed)} changed since it was looked "
-                "up; load again"
-            )
-        return made
-
-    def _create_backend(self, share: float) -> Backend:
-        return backends.create(self.config.backend, self.config.backend_options(share))
+        name, options = self.config.backend, self.config.backend_options(share)
+        return backends.create_again(name, options, self.backend.identity())
 
     @cached_property
     def text_parts(self) -> list[Part]:

@@ -42,6 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--uvloop"):
         import uvloop
 
+        os.environ["TESTS_ON_UVLOOP"] = "1"  # for `running`, which starts others
         with warnings.catch_warnings():  # policies go from Python 3.16 on
             warnings.simplefilter("ignore", DeprecationWarning)
             asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())

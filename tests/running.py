@@ -14,7 +14,13 @@ from pathlib import Path
 
 # Bounds hangs, nothing else.
 PATIENCE_S = 240
-COMMAND = (sys.executable, "-c", "from mminstruct.cli import main; main()")
+# On the event loop that the tests themselves are on.
+_LOOP = (
+    "import asyncio, uvloop; asyncio.set_event_loop_policy(uvloop.EventLoopPolicy()); "
+    if "TESTS_ON_UVLOOP" in os.environ
+    else ""
+)
+COMMAND = (sys.executable, "-c", f"{_LOOP}from mminstruct.cli import main; main()")
 
 
 @dataclass(frozen=True)

@@ -527,7 +527,7 @@ def test_a_wrong_argument_says_what_is_right(
         ({"model": 7}, "model: expected text, got 7"),
         ({"max_cost": [1]}, "max_cost: expected a number, got [1]"),
         ({"source_options": {"mirrored": 1}}, "mirrored: expected True or False, got 1"),
-        ({"engine": 3}, "engine: expected a dict of options, got 3"),
+        ({"engine": 3}, "engine 3; choose from: local, ray"),
         ({"types": 5}, "types: expected a list of texts, got 5"),
         ({"types": [5]}, "types: expected a list of texts, got [5]"),
         ({"splits": {"a": 1}}, "splits: expected a list of texts, got {'a': 1}"),

@@ -364,7 +364,7 @@ def test_an_option_of_a_source_takes_effect_in_a_cache_that_was_filled_without_i
 # or here.
 MAKES_NO_ROWS = {
     *("__init__.py", "__main__.py", "version.py", "errors.py", "resources.py", "loading.py"),
-    *("plugins.py", "testing.py", "datafiles.py", "benchmarks/"),
+    *("plugins.py", "testing.py", "datafiles.py", "cluster.py", "late.py", "benchmarks/"),
     *("config.py", "generation.py", "transport.py", "backends/", "cli/", "completions/", "export/"),
     *("fetching/", "licenses/", "releases/", "reports/"),
 }

@@ -219,6 +219,22 @@ def create(name: str, options: BackendOptions) -> Backend:
     return backend
 
 
+def create_again(name: str, options: BackendOptions, before: Mapping[str, str]) -> Backend:
+    """`create`, where another process or an earlier look knows the backend's identity.
+
+    Raises:
+        UsageError: server or environment have changed, and rows would name another model.
+    """
+    made = create(name, options)
+    now = made.identity()
+    if changed := [name for name in {**before, **now} if before.get(name) != now.get(name)]:
+        raise UsageError(
+            f"model source {made.name!r}: {' and '.join(changed)} changed since it was looked "
+            "up; load again"
+        )
+    return made
+
+
 def check(name: str, options: BackendOptions) -> None:
     """Raise UsageError for what a run lacks that no server has to be asked for, such as a key."""
     missing: Callable[[BackendOptions], None] | None

@@ -22,7 +22,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import pyarrow as pa
@@ -35,7 +35,9 @@ from mminstruct.rows.assembly import make_results
 from mminstruct.rows.columns import RESULT
 from mminstruct.rows.judging import ask
 from mminstruct.rows.plan import Plan
-from mminstruct.rows.requests import jobs, read_chunk
+from mminstruct.rows.requests import Chunk, jobs, read_chunk
+
+_T = TypeVar("_T")
 
 _MAX_CHUNK = 32
 _STORED_CHUNK = 1000
@@ -94,7 +96,7 @@ def map_requests(
         new_fingerprint=fingerprint,
     )
     with _look_for_garbage_less_often():
-        mapped = _run_in_thread(map_all, client)
+        mapped = run_in_thread(map_all, client.stop)
     return mapped.with_format(None)
 
 
@@ -130,8 +132,8 @@ def _look_for_garbage_less_often() -> Iterator[None]:
                 gc.set_threshold(*_usual)
 
 
-def _run_in_thread(work: Callable[[], datasets.Dataset], client: Client) -> datasets.Dataset:
-    """The result of some work in a thread of its own; whatever ends the wait ends the work.
+def run_in_thread(work: Callable[[], _T], stop: Callable[[], None]) -> _T:
+    """The result of some work in a thread of its own; whatever ends the wait stops the work.
 
     In this thread a KeyboardInterrupt would hit `map` between any two of its steps.
     """
@@ -140,7 +142,7 @@ def _run_in_thread(work: Callable[[], datasets.Dataset], client: Client) -> data
     try:
         return future.result()
     except BaseException:
-        client.stop()
+        stop()
         raise
     finally:
         _join(thread)
@@ -217,16 +219,23 @@ def _answer(
     under_way = asyncio.Semaphore(window(_UNDER_WAY * parallel, size))
     reading = asyncio.Lock()
 
-    async def complete(table: pa.Table) -> pa.Table:
+    async def complete_in_turn(table: pa.Table) -> pa.Table:
         async with under_way:
             async with reading:  # one by one, so that requests are sent meanwhile
                 await asyncio.sleep(0)
                 chunk = read_chunk(table, plan)
-            return make_results(chunk, await ask(chunk, plan, client), plan, client)
+            return await complete(chunk, plan, client)
 
-    begun = (client.start(complete(table)) for table in requests.with_format("arrow").iter(size))
+    begun = (
+        client.start(complete_in_turn(table)) for table in requests.with_format("arrow").iter(size)
+    )
     chunks = deque(islice(begun, window(ahead * parallel, size)))
     while chunks:
         results = chunks.popleft().result()
         chunks.extend(islice(begun, 1))
         yield results
+
+
+async def complete(chunk: Chunk, plan: Plan, client: Client) -> pa.Table:
+    """The results of some requests; on the client's loop."""
+    return make_results(chunk, await ask(chunk, plan, client), plan, client)

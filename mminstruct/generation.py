@@ -316,7 +316,7 @@ def _origin_of(
             **recipes[0].identity,
             "model": plan.model,
             "seed": _seed_of(plan),
-            **({} if plan.check == "report" else {"check": plan.check}),
+            **_name_check(plan),
             "mminstruct": __version__,
         },
         skipped=skipped,
@@ -416,10 +416,15 @@ def _describe(recipes: Sequence[Recipe]) -> replacing.Made:
         "prompt_configs": list(dict.fromkeys(recipe.prompts.hash for recipe in recipes)),
         "prompt_names": {r.prompts.hash: f"{r.prompts.name} {r.prompts.version}" for r in recipes},
         "sampling": replacing.sampling(values, _seed_of(plan)),
-        "check": plan.check,
+        **_name_check(plan),
         "types": sorted({name for recipe in recipes for name in recipe.types}),
         "splits": sorted({split for recipe in recipes for split in recipe.splits}),
     }
+
+
+def _name_check(plan: Plan) -> dict[str, str]:
+    """What becomes of contradicted turns, where it isn't the usual."""
+    return {} if plan.check == "report" else {"check": plan.check}
 
 
 def _seed_of(plan: Plan) -> str:

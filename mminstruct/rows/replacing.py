@@ -46,7 +46,7 @@ def made(noted: Mapping[str, Any]) -> Made:
                 for config in noted["prompt_configs"]
             },
             "sampling": sampling(noted["generation"], seed),
-            "check": noted["settings"].get("check", "report"),
+            **{name: value for name, value in noted["settings"].items() if name == "check"},
             "types": sorted({*noted["rows"], *(kind for counts in counted for kind in counts)}),
             "splits": sorted({found[1] for f in noted["files"] if (found := _SPLIT.match(f))}),
             "requests": sum(noted["rows"].values())

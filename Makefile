@@ -15,7 +15,7 @@ server (put its address and model in):
 endef
 export NEXT
 
-.PHONY: demo test check bench compat clean
+.PHONY: demo test check bench rehearse compat clean
 
 demo: $(DEMO)  ## four drawn scenes, three instruction types, SmolLM2-135M on the CPU
 	$(BIN)/mminstruct generate SAMPLE --limit 4 --max_tokens 320 --seed 1 --show 3 --output_path demo_out
@@ -43,6 +43,9 @@ bench: $(STAMP)  ## start-up, requests/s, stored reruns, annotation reading, eac
 	$(BIN)/python benchmarks/annotation_fuzz.py
 	$(BIN)/python benchmarks/gguf_engines.py
 	$(BIN)/python benchmarks/transformers_engines.py
+
+rehearse: $(STAMP)  ## a full release of COCO train2017 against stand-ins, which may take an hour
+	$(BIN)/python benchmarks/rehearse.py
 
 compat: $(STAMP)  ## supported lines of datasets and the extra tgi, each by itself; the network on uvloop
 	$(BIN)/nox -s compat uvloop

@@ -14,85 +14,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import resource
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import IO
 
-from mminstruct.sources._coco_own import CATEGORIES
+import coco_files
 
-IMAGES, INSTANCES, CAPTIONS = 82_783, 604_907, 414_113
-SKIPPED_CATEGORY_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
-CATEGORY_IDS = [n for n in range(1, 91) if n not in SKIPPED_CATEGORY_IDS]
-WORDS = ["a", "the", "red", "old", "small", "dog", "tram", "sofa", "stands", "near", "beside"]
 TARGET_TIME, TARGET_MEMORY = 1 / 4, 1 / 3
-
-
-def generate(folder: Path) -> None:
-    """Writes the pair, unless it is there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = random.Random(2014)
-    ids = rng.sample(range(1, 600_000), IMAGES)
-    for name, write in (("captions", write_captions), ("instances", write_instances)):
-        target = folder / f"{name}_train2014.json"
-        if target.exists():
-            continue
-        part = target.with_suffix(".part")
-        with part.open("w", encoding="ascii") as file:
-            file.write('{"info": {"description": "invented"}, "images": ')
-            json.dump([image(i) for i in ids], file)
-            file.write(', "licenses": [], "annotations": [')
-            write(file, ids, random.Random(name))
-            file.write("]")
-            if name == "instances":
-                file.write(', "categories": ')
-                named = zip(CATEGORY_IDS, sorted(CATEGORIES), strict=True)
-                json.dump([{"id": i, "name": name} for i, name in named], file)
-            file.write("}")
-        part.replace(target)
-
-
-def image(image_id: int) -> dict[str, object]:
-    """An entry of ``images``."""
-    file_name = f"COCO_train2014_{image_id:012d}.jpg"
-    return {
-        "license": image_id % 8 + 1,
-        "file_name": file_name,
-        "coco_url": f"http://images.cocodataset.org/train2014/{file_name}",
-        "height": 480,
-        "width": 640,
-        "date_captured": "2013-11-14 16:28:13",
-        "flickr_url": f"http://farm1.staticflickr.com/1/{image_id}_{image_id:010x}_z.jpg",
-        "id": image_id,
-    }
-
-
-def write_captions(file: IO[str], ids: list[int], rng: random.Random) -> None:
-    """Five captions or a few more for each image."""
-    for n in range(CAPTIONS):
-        caption = " ".join(rng.choices(WORDS, k=10)).capitalize()
-        entry = {"image_id": ids[n % IMAGES], "id": n + 1, "caption": f"{caption} {n}."}
-        file.write((", " if n else "") + json.dumps(entry))
-
-
-def write_instances(file: IO[str], ids: list[int], rng: random.Random) -> None:
-    """One outline of 4 to 43 points for each box, as long on average as in the real file."""
-    pool = [f"{rng.uniform(0, 640):.2f}" for _ in range(100_000)]
-    for n in range(INSTANCES):
-        start, length = rng.randrange(len(pool) - 100), 2 * rng.randint(4, 43)
-        x, y = rng.uniform(0, 400), rng.uniform(0, 300)
-        w, h = rng.uniform(5, 240), rng.uniform(5, 180)
-        file.write(
-            f'{", " if n else ""}{{"segmentation": [[{", ".join(pool[start : start + length])}]], '
-            f'"area": {w * h:.5f}, "iscrowd": {int(n % 80 == 0)}, '
-            f'"image_id": {ids[rng.randrange(IMAGES)]}, '
-            f'"bbox": [{x:.2f}, {y:.2f}, {w:.2f}, {h:.2f}], '
-            f'"category_id": {rng.choice(CATEGORY_IDS)}, "id": {n + 1}}}'
-        )
 
 
 def read_with_ours(folder: Path) -> tuple[float, tuple[int, int, int]]:
@@ -166,7 +97,7 @@ def main() -> None:
     if arguments.only:
         measure_here(arguments.only, arguments.folder)
         return
-    generate(arguments.folder)
+    coco_files.write(arguments.folder, 2014, 1.0)
     medians = {}
     # Alternating, so that both meet the same page cache and the same neighbours.
     runs = [{r: measure(r, arguments.folder) for r in READERS} for _ in range(arguments.runs)]

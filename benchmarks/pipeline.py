@@ -1,9 +1,10 @@
 """Requests/s and CPU of the whole pipeline, beside what it is built on, in one run.
 
-All four go to the same loopback server (200 ms latency) with 500 requests in flight and send the
-same prompts: bare aiohttp, the OpenAI SDK's typed call over its aiohttp transport, the pipeline
-(annotations to a prepared dataset, response store on), and the pipeline again with 1 % of the
-answers taking 5 s. Then it is rerun from the store. Each runs in a process of its own.
+All four go to the same loopback server (200 ms latency, or ``--latency_s``) with 500 requests in
+flight (or ``--in_flight``) and send the same prompts: bare aiohttp, the OpenAI SDK's typed call
+over its aiohttp transport, the pipeline (annotations to a prepared dataset, response store on), and
+the pipeline again with 1 % of the answers taking 5 s. Then it is rerun from the store. Each runs in
+a process of its own.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-IN_FLIGHT = 500
 
 
 def main() -> None:
     """Measure everything and print it."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--requests", type=int, default=40_000)
+    parser.add_argument("--in_flight", type=int, default=500)
+    parser.add_argument("--latency_s", type=float, default=0.2)
     parser.add_argument("--only", choices=sorted(_PARTS), help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -38,21 +40,22 @@ def main() -> None:
         print(json.dumps(_PARTS[args.only](args)))
         return
     with tempfile.TemporaryDirectory(prefix="mminstruct-bench-") as folder:
-        _report(_measure(args.requests, Path(folder)))
+        _report(_measure(args, Path(folder)))
 
 
-def _measure(requests: int, folder: Path) -> dict[str, dict[str, Any]]:
-    _annotations(folder / "coco", -(-requests // 3))
+def _measure(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, Any]]:
+    _annotations(folder / "coco", -(-args.requests // 3))
     results: dict[str, dict[str, Any]] = {}
-    with _server() as port:
+    latency = ("--latency_s", str(args.latency_s))
+    with _server(*latency) as port:
         for part in ("aiohttp", "sdk", "pipeline"):
-            results[part] = _child(part, requests, port, folder / "fast")
+            results[part] = _child(part, args, port, folder / "fast")
         sent = _count(port)
         for part in ("rerun", "rerun_store", "rerun_store_2"):
-            results[part] = _child(part, requests, port, folder / "fast")
+            results[part] = _child(part, args, port, folder / "fast")
             results[part]["sent"] = _count(port) - sent
-    with _server("--slow_share", "0.01") as port:
-        results["slow"] = _child("pipeline", requests, port, folder / "slow")
+    with _server(*latency, "--slow_share", "0.01") as port:
+        results["slow"] = _child("pipeline", args, port, folder / "slow")
     return results
 
 
@@ -77,6 +80,7 @@ def _report(results: dict[str, dict[str, Any]]) -> None:
         a, b = results[one], results[other]
         return (a["requests"] / a["wall_s"]) / (b["requests"] / b["wall_s"])
 
+    print(f"pipeline : bare aiohttp              {ratio('pipeline', 'aiohttp'):.2f}  (aim: 0.55)")
     print(f"pipeline : SDK typed call alone      {ratio('pipeline', 'sdk'):.2f}  (aim: 1)")
     print(f"with slow answers : without          {ratio('slow', 'pipeline'):.2f}  (aim: 0.9)")
     print(f"rerun : run                          {ratio('rerun', 'pipeline'):.1f}  (aim: 20)")
@@ -93,7 +97,7 @@ def _aiohttp(args: argparse.Namespace) -> dict[str, Any]:
     payloads = [json.dumps(p).encode() for p in _payloads(args)]
 
     async def run() -> None:
-        connector = aiohttp.TCPConnector(limit=IN_FLIGHT)
+        connector = aiohttp.TCPConnector(limit=args.in_flight)
         async with aiohttp.ClientSession(connector=connector) as session:
 
             async def ask(payload: bytes) -> None:
@@ -102,12 +106,13 @@ def _aiohttp(args: argparse.Namespace) -> dict[str, Any]:
                 async with session.post(url, data=payload, headers=headers) as response:
                     json.loads(await response.read())
 
-            await _in_flight(ask, payloads)
+            await _in_flight(args.in_flight, ask, payloads)
 
     return _timed(lambda: asyncio.run(run()), len(payloads))
 
 
 def _sdk(args: argparse.Namespace) -> dict[str, Any]:
+    import httpx2
     import openai
 
     payloads = list(_payloads(args))
@@ -117,26 +122,28 @@ def _sdk(args: argparse.Namespace) -> dict[str, Any]:
             api_key="none",
             base_url=f"http://127.0.0.1:{args.port}/v1",
             max_retries=0,
-            http_client=openai.DefaultAioHttpClient(timeout=60),
+            http_client=openai.DefaultAioHttpClient(
+                timeout=60, limits=httpx2.Limits(max_connections=args.in_flight)
+            ),
         ) as client:
 
             async def ask(payload: dict[str, Any]) -> None:
                 await client.chat.completions.create(**payload)
 
-            await _in_flight(ask, payloads)
+            await _in_flight(args.in_flight, ask, payloads)
 
     return _timed(lambda: asyncio.run(run()), len(payloads))
 
 
-async def _in_flight(ask: Any, payloads: list[Any]) -> None:
-    """Ask for all, IN_FLIGHT at a time, as a careful user would write it."""
+async def _in_flight(most: int, ask: Any, payloads: list[Any]) -> None:
+    """Ask for all, so many at a time, as a careful user would write it."""
     waiting = iter(payloads)
 
     async def worker() -> None:
         for payload in waiting:
             await ask(payload)
 
-    await asyncio.gather(*(worker() for _ in range(IN_FLIGHT)))
+    await asyncio.gather(*(worker() for _ in range(most)))
 
 
 def _pipeline(args: argparse.Namespace) -> dict[str, Any]:
@@ -164,7 +171,7 @@ def _load(args: argparse.Namespace, num_proc: int | None = None) -> None:
         model="bench",
         # The port is the endpoint's name: the same in a run and its rerun.
         base_url=f"http://127.0.0.1:{args.port}/v1",
-        max_concurrency=IN_FLIGHT,
+        max_concurrency=args.in_flight,
         limit=args.requests // 3,
         num_proc=num_proc,
     )
@@ -220,10 +227,10 @@ def _cpu_s() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def _child(part: str, requests: int, port: int, folder: Path) -> dict[str, Any]:
+def _child(part: str, args: argparse.Namespace, port: int, folder: Path) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, __file__, "--only", part, "--requests", str(requests)]
-    command += ["--port", str(port), "--folder", str(folder)]
+    command = [sys.executable, __file__, "--only", part, "--requests", str(args.requests)]
+    command += ["--in_flight", str(args.in_flight), "--port", str(port), "--folder", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     if done.returncode:
         raise SystemExit(f"{part} failed:\n{done.stderr}")

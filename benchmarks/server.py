@@ -1,7 +1,8 @@
 """A chat-completion server with a fixed latency, for benchmarks; one process of its own.
 
-It parses nothing and knows two answers, labelled turns and plain text, so that it costs as little
-of the two cores as it can. ``--slow_share`` of the answers take ``--slow_s`` instead.
+It parses nothing and knows two answers, labelled turns and plain text, each time with another
+number in it, so that it costs as little of the two cores as it can. ``--slow_share`` of the answers
+take ``--slow_s`` instead.
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ def body(*, labelled: bool) -> bytes:
                     "finish_reason": "stop",
                 }
             ],
-            "usage": {"prompt_tokens": 1500, "completion_tokens": 250, "total_tokens": 1750},
+            "usage": {"prompt_tokens": 2300, "completion_tokens": 250, "total_tokens": 2550},
         }
     ).encode()
 
 
 def _names(n: int) -> list[str]:
-    """Ten made-up words that no other part has."""
-    return [f"{a}{b}{n}" for a in ("bra", "cli", "dro", "fle", "gru") for b in ("mel", "tor")]
+    """Ten things that no other part has; a quarter of the words are English ones, as is usual."""
+    return [f"the {a}{b}{n}" for a in ("bra", "cli", "dro", "fle", "gru") for b in ("mel", "tor")]
 
 
 def main() -> None:
@@ -65,6 +66,7 @@ def main() -> None:
     async def chat(request: web.Request) -> web.Response:
         answer = turns if b"Question:" in await request.read() else text
         counts["requests"] += 1
+        answer = answer.replace(b"everybody", b"visitor %d" % counts["requests"])
         slow = every and next(numbers) % every == 0
         await asyncio.sleep(args.slow_s if slow else args.latency_s)
         return web.Response(body=answer, content_type="application/json")

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 from mminstruct.loading import register
 
 if TYPE_CHECKING:
-    from mminstruct.generation import generate
+    from mminstruct.generation import generate, merge
     from mminstruct.releases.hub import push_to_hub
     from mminstruct.version import __version__
 
-__all__ = ["__version__", "generate", "push_to_hub"]
+__all__ = ["__version__", "generate", "merge", "push_to_hub"]
 
 register()
 
 # What is imported when it is asked for, as it takes a while.
-_HOMES = {"__version__": "version", "generate": "generation", "push_to_hub": "releases.hub"}
+_HOMES = {"__version__": "version", "push_to_hub": "releases.hub"}
+_HOMES |= {"generate": "generation", "merge": "generation"}
 _MODULES = {"annotations", "backends", "builder", "errors", "export", "licenses", "prompts"}
 _MODULES |= {"schema", "sources"}
 

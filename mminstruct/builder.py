@@ -34,6 +34,7 @@ from mminstruct.completions.store import ResponseStore
 from mminstruct.config import InstructConfig, read_arguments
 from mminstruct.errors import (
     MMInstructError,
+    NoRows,
     UsageError,
     did_you_mean,
     to_tell,
@@ -44,7 +45,7 @@ from mminstruct.reports.estimate import Estimate
 from mminstruct.resources import shown, write_lines
 from mminstruct.rows.assembly import has_failures, row_from, rows_from
 from mminstruct.rows.columns import FEATURES
-from mminstruct.rows.mapping import map_requests, stream_requests
+from mminstruct.rows.mapping import WholeStream, map_requests, stream_requests
 from mminstruct.rows.plan import Plan
 from mminstruct.rows.processes import end_in_order, end_with_this, watch_parent
 from mminstruct.rows.report import LEFT_OUT, REJECTED, Report, is_unfinished, summary
@@ -98,6 +99,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         policy: retries of a run in this process; None takes ``max_retries`` of the config.
         batch_limits: what a batch may hold, and how often to look at it; None is as OpenAI has it.
         report: what became of the requests, once prepared.
+        reports: the same by split.
         read_report: what reading the annotations left out, by split, once read.
         announced: whether it has been said what the run will ask for.
         tells: whether to say at the end what became of the requests, as the command line does.
@@ -145,6 +147,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         # If known, nothing is sent: what the store lacks fails as it says here, or is unsent.
         self._failures: dict[bytes, Failed] | None = None
         self.report = Report()
+        self.reports: dict[str, Report] = {}
         self.read_report: dict[str, ReadReport] = {}
         if kwargs.get("data_files") is not None:
             raise UsageError(
@@ -231,7 +234,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
     def _read_reports(self, folder: Path) -> None:
         parts = {split: Report.read_all(folder, split) for split in self.recipe.splits}
         empty = {s: part.explain_no_row(s) for s, part in parts.items() if not part.rows.total()}
-        self.report = Report()
+        self.report, self.reports = Report(), parts
         for split, part in parts.items():
             self.report.add(part)
             self.read_report[split] = ReadReport.read(folder / f"read-{split}.json")
@@ -242,7 +245,9 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         self.report.files = [rejected] if rejected.is_file() else []
         if not self.report.rows.total():
             where = f" The answers are in {shown(rejected)}." if self.tells else ""
-            raise self.report.stop("; ".join(empty.values()), where)
+            stop = self.report.stop("; ".join(empty.values()), where)
+            if self.recipe.shard is None or not isinstance(stop, NoRows):  # others may have rows
+                raise stop
         for split, words in empty.items():
             _log.warning(f"{words}; the split is left out")
             if self.info.splits is not None:
@@ -268,28 +273,33 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         downloads = Path(
             dl_manager.download_config.cache_dir or datasets.config.DOWNLOADED_DATASETS_PATH
         )
-        in_one_piece = dl_manager.is_streaming or self.config.engine == "ray"
+        in_one_piece = self.config.engine == "ray"
         generators = []
         read = self._read_once(downloads, sending=not self.config.partial)
-        for split, (requests, key, read_report, vocabulary) in read.items():
+        for split, found in read.items():
             if not dl_manager.is_streaming:
-                read_report.write(Path(self._output_dir) / f"read-{split}.json")
-            shards: Any = _ranges(len(requests), SHARDS)
+                found.report.write(Path(self._output_dir) / f"read-{split}.json")
+            if not len(found.requests):  # of a shard
+                continue
+            shards = _ranges(len(found.requests), SHARDS)
             generators.append(
                 datasets.SplitGenerator(
                     name=split,
                     gen_kwargs={
                         "split": split,
-                        "key": key,
-                        "vocabulary": vocabulary,
-                        "requests": requests,
-                        # A list is what `datasets` deals out to processes; a stream is one piece.
+                        "key": found.key,
+                        "vocabulary": found.vocabulary,
+                        "requests": found.requests,
+                        # A list is what `datasets` deals out to processes.
                         "ranges": tuple(shards) if in_one_piece else shards,
                         "total": len(shards),
                         "streaming": dl_manager.is_streaming,
                     },
                 )
             )
+        if not generators:
+            total, kind = sum(one.total for one in read.values()), self.recipe.source.info.modality
+            raise UsageError(f"shard: {self.recipe.shard} of {total} {kind}s is none; take fewer")
         if self.stats.total is None:
             self.stats.total = sum(len(g.gen_kwargs["requests"]) for g in generators)
         if not self.announced:
@@ -300,6 +310,10 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             self._requests = [g.gen_kwargs["requests"] for g in generators]
         return generators
 
+    def _get_examples_iterable_for_split(self, split: datasets.SplitGenerator) -> WholeStream:
+        """As in `datasets`, of what isn't dealt out to nodes."""
+        return WholeStream(self._generate_examples, split.gen_kwargs)
+
     def _prepare_split(self, *args: Any, **kwargs: Any) -> None:
         """As in `datasets`; batches are answered before, for all splits and processes at once."""
         if self.config.batch_api and self._failures is None:
@@ -307,15 +321,18 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             self._failures = _answer_in_batches(self, requests)
         super()._prepare_split(*args, **kwargs)
 
-    def requests(self, *, sending: bool = False) -> dict[str, datasets.Dataset]:
+    def read(self, *, sending: bool = False) -> dict[str, Read]:
         """The requests of each split, in their order; fetches annotation files that are missing.
 
         Raises:
             UsageError: they are going to be sent, and there is no key.
             BackendUnusable: likewise, and before a download no server is found.
         """
-        read = self._read_once(Path(datasets.config.DOWNLOADED_DATASETS_PATH), sending=sending)
-        return {split: found.requests for split, found in read.items()}
+        return self._read_once(Path(datasets.config.DOWNLOADED_DATASETS_PATH), sending=sending)
+
+    def requests(self) -> dict[str, datasets.Dataset]:
+        """The requests of each split, as `read` finds them."""
+        return {split: found.requests for split, found in self.read().items()}
 
     def _read_once(self, downloads: Path, *, sending: bool) -> dict[str, Read]:
         """What `Recipe.read` gives, kept until the run begins."""

@@ -35,9 +35,12 @@ from mminstruct.completions.stats import Stats
 from mminstruct.completions.store import ResponseStore
 from mminstruct.errors import MMInstructError, RunStopped, StoreError, to_tell
 from mminstruct.recipe import Recipe
+from mminstruct.rows.assembly import make_results
 from mminstruct.rows.columns import RESULT_SCHEMA
-from mminstruct.rows.mapping import complete, run_in_thread
+from mminstruct.rows.judging import ask
+from mminstruct.rows.mapping import run_in_thread
 from mminstruct.rows.plan import Plan
+from mminstruct.rows.requests import read_chunk
 from mminstruct.transport import RetryPolicy
 
 _CALLS = 8  # ranges that an actor has in hand, so that the slow answers of one hold up no other
@@ -205,7 +208,9 @@ class _Asker:
     async def __call__(self, requests: pa.Table) -> pa.Table:
         try:
             if not self._is_over:
-                return await complete(requests, self._plan, self._client)
+                chunk = read_chunk(requests, self._plan)
+                outcomes = await ask(chunk, self._plan, self._client)
+                return make_results(chunk, outcomes, self._plan, self._client)
         except MMInstructError as error:
             self._is_over = True
             await self._desk.end.remote(to_tell(error))

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from mminstruct import backends, sources
+from mminstruct import backends, sources, splits
 from mminstruct.backends import BackendOptions
 from mminstruct.completions.buckets import Rates
 from mminstruct.errors import UsageError, did_you_mean
@@ -121,6 +121,9 @@ class InstructConfig:
             run again at any time.
         partial: send nothing: write what is complete by now; the same command without it makes the
             rest.
+        shard: only images of part I of N of each split, counted from 0, such as 2/4; on the command
+            line a part of a release, which merge puts together, and auto takes both from a Slurm
+            array or from RANK and WORLD_SIZE.
         response_store: finished answers (default: mminstruct/responses.sqlite in the Hugging Face
             cache).
         max_requests: stop after N paid answers.
@@ -186,6 +189,7 @@ class InstructConfig:
     engine: Literal["local", "ray"] = _field("local", "runtime")
     batch_api: bool = _field(False, "runtime")
     partial: bool = _field(False, "runtime")
+    shard: str | tuple[int, int] | None = _field(None, "runtime", "I/N")
     response_store: str | None = _field(None, "runtime", "FILE")
     max_requests: int | None = _field(None, "budget", "N", least=0)
     max_cost: float | None = _field(None, "budget", "USD", least=0)
@@ -195,6 +199,8 @@ class InstructConfig:
     def validate(self) -> None:
         """Raise UsageError for a value of another type or out of range."""
         self._check_types()
+        if self.shard is not None:
+            splits.Shard.of(self.shard)
         for field in dataclasses.fields(InstructConfig):
             value, bounds = getattr(self, field.name), field.metadata
             choices = choices_of(field)

@@ -11,7 +11,8 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ import datasets
 
 from mminstruct import export, loading, prompts, resources, sources
 from mminstruct.builder import InstructBuilder, announce, count_together, make
+from mminstruct.completions.store import ResponseStore, default_path
 from mminstruct.errors import NoRows, UsageError, did_you_mean
 from mminstruct.licenses import Verdict
-from mminstruct.recipe import Recipe, compose_verdict
-from mminstruct.releases import repository
+from mminstruct.recipe import Read, Recipe, compose_verdict
+from mminstruct.releases import parts, repository
 from mminstruct.releases.contents import measure
 from mminstruct.releases.notices import license_text
 from mminstruct.releases.origin import MadeRows, Origin, name_contents
@@ -32,10 +34,11 @@ from mminstruct.reports.estimate import Estimate
 from mminstruct.reports.quality import Quality
 from mminstruct.rows import columns, replacing
 from mminstruct.rows.plan import Plan
-from mminstruct.rows.report import Report
+from mminstruct.rows.report import Report, summary
 from mminstruct.schema import Context
 from mminstruct.sources import SourceInfo, find_infos
 from mminstruct.sources.own import of_rows
+from mminstruct.splits import Shard
 from mminstruct.version import __version__
 
 # What is worked out here for each builder.
@@ -50,12 +53,14 @@ class Generated(MadeRows):
     Attributes:
         builders: one for each source; their counters say what was sent and paid.
         written: what was written, or None.
-        quality: what the rows are like; None where none were written.
+        quality: what the rows are like; None where none were written, or a part.
+        unfinished: of merged parts the shards that have requests without an answer.
     """
 
     builders: tuple[InstructBuilder, ...]
     written: export.Outcome | None = None
     quality: Quality | None = None
+    unfinished: tuple[str, ...] = ()
 
     @property
     def dataset(self) -> datasets.Dataset:
@@ -106,34 +111,92 @@ def generate(
     for name in sorted(arguments.keys() & _OWN):
         raise UsageError(f"unknown argument {name!r}")
     notes.show()
-    path = None
+    path, shard = None, arguments.get("shard")
     infos = find_infos(_find_names(sources, arguments.get("cache_dir")), arguments)
     if output_path is not None or output_format is not None:
         output_format, path = choose_output(output_path, output_format)
-        _check_output(list(infos.values()), path, output_format)
+        if shard is not None:
+            path = _choose_part(path, output_format, Shard.of(shard))
+            arguments.setdefault("response_store", str(path / parts.STORE))
+        else:
+            _check_output(list(infos.values()), path, output_format)
     day = _read_day()
     builders = make_builders(infos, arguments)
     recipes = [builder.recipe for builder in builders]
-    verdict = compose_verdict(recipes)
-    made, report, parts = _describe(recipes), Report(), []
+    made = _describe(recipes)
 
     def check_replacing() -> None:
-        if path is not None:
+        if path is not None and shard is None:
             module = repository if output_format == "dataset" else export
             replacing.check(path, module.made_at(path), made, overwrite=overwrite)
 
     check_replacing()
-    budget = builders[0].budget
     # What can't be read, fetched or replaced is told before anything is paid for.
-    asked = [b.requests(sending=not b.config.partial) for b in builders]
-    made = {**made, "requests": sum(len(r) for some in asked for r in some.values())}
+    asked = [b.read(sending=not b.config.partial) for b in builders]
+    made = {**made, "requests": sum(len(r.requests) for some in asked for r in some.values())}
     check_replacing()
     estimate = announce(builders)
     if agree is not None:
         agree(estimate)
+    claim: AbstractContextManager[parts.Writer | None] = nullcontext()
+    if path is not None and shard is not None:
+        claim = parts.claim(path, _describe_part(recipes, asked), overwrite=overwrite)
+    with claim as write_part:
+        prepared, report = _prepare(builders, asked, prepare, path)
+        again = None if command is None else command(recipes[0])
+        origin = _origin_of(builders, compose_verdict(recipes), again, day)
+        rows = datasets.DatasetDict(
+            {
+                split: datasets.concatenate_datasets([p[split] for p in prepared if split in p])
+                for split in dict.fromkeys(split for some in prepared for split in some)
+            }
+        )
+        written, quality = None, None
+        if path is not None and write_part is not None:
+            pieces = [
+                (some.get(split), builder.reports.get(split, Report()))
+                for builder, found, some in zip(builders, asked, prepared, strict=True)
+                for split in found
+            ]
+            write_part(origin, pieces)
+            written = export.Outcome(path, report.rows.total())
+        elif path is not None and output_format == "dataset":
+            quality = repository.write(rows, path, origin, report, overwrite=overwrite)
+            written = export.Outcome(path, report.rows.total())
+        elif path is not None and output_format is not None:
+            written = export.write(
+                rows,
+                path,
+                output_format,
+                report,
+                export.Terms(
+                    partial(license_text, origin),
+                    origin.verdict.commercial,
+                    origin.registry.allows,
+                ),
+                {**made, "requests": report.requests},
+                left_out=origin.left_out,
+                overwrite=overwrite,
+            )
+            quality = measure(rows, report)
+    return Generated(rows, report, origin, name_contents(rows), tuple(builders), written, quality)
+
+
+def _prepare(
+    builders: Sequence[InstructBuilder],
+    asked: Sequence[Mapping[str, Read]],
+    prepare: Callable[[InstructBuilder], None] | None,
+    path: Path | None,
+) -> tuple[list[Mapping[str, datasets.Dataset]], Report]:
+    """The rows of each builder by split, and what became of all requests."""
+    budget, report = builders[0].budget, Report()
+    prepared: list[Mapping[str, datasets.Dataset]] = []
     with count_together(builders[0]):
-        for builder in builders:
+        for builder, found in zip(builders, asked, strict=True):
             builder.budget, builder.tells = budget, path is None
+            if not any(len(read.requests) for read in found.values()):  # of a shard
+                prepared.append({})
+                continue
             try:
                 (prepare or InstructBuilder.download_and_prepare)(builder)
             except NoRows as error:
@@ -141,33 +204,95 @@ def generate(
                     raise
                 raise NoRows(f"{error}. {_say_where_answers_are(path, builder.report)}") from None
             report.add(builder.report)
-            parts.append(builder.as_dataset())
-    rows = datasets.DatasetDict(
-        {
-            split: datasets.concatenate_datasets([part[split] for part in parts if split in part])
-            for split in dict.fromkeys(split for part in parts for split in part)
-        }
-    )
-    again = None if command is None else command(recipes[0])
-    origin = _origin_of(builders, verdict, again, day)
-    written, quality = None, None
-    if path is not None and output_format == "dataset":
-        quality = repository.write(rows, path, origin, report, overwrite=overwrite)
-        written = export.Outcome(path, report.rows.total())
-    elif path is not None and output_format is not None:
-        text = partial(license_text, origin)
-        written = export.write(
-            rows,
-            path,
-            output_format,
-            report,
-            export.Terms(text, verdict.commercial, origin.registry.allows),
-            {**made, "requests": report.requests},
-            left_out=origin.left_out,
-            overwrite=overwrite,
+            prepared.append(builder.as_dataset())
+    return prepared, report
+
+
+def _choose_part(path: Path, output_format: str, shard: Shard) -> Path:
+    """The folder of a part of a release.
+
+    Raises:
+        UsageError: another form is asked for, or it can't be written.
+    """
+    if output_format != "dataset":
+        raise UsageError(
+            f"shard: a part of a release, which 'mminstruct merge' puts together, is no "
+            f"{output_format}; leave out the format, and export the release"
         )
-        quality = measure(rows, report)
-    return Generated(rows, report, origin, name_contents(rows), tuple(builders), written, quality)
+    place = parts.find_place(path, shard)
+    resources.check_writable(place, place)
+    return place
+
+
+def _describe_part(recipes: Sequence[Recipe], asked: Sequence[Mapping[str, Read]]) -> parts.Part:
+    """What a shard of a run is a part of, and which."""
+    pieces = [
+        parts.Piece(
+            recipe.source.info.name,
+            split,
+            recipe.types,
+            read.contexts.start,
+            read.contexts.stop,
+            read.total,
+        )
+        for recipe, found in zip(recipes, asked, strict=True)
+        for split, read in found.items()
+    ]
+    plan = {
+        f"{name} of {recipe.source.info.name}" if len(recipes) > 1 else name: value
+        for recipe, found in zip(recipes, asked, strict=True)
+        for name, value in {
+            **recipe.describe(),
+            "annotations": {split: read.whole_key for split, read in found.items()},
+        }.items()
+    }
+    return parts.Part(parts.to_plan(plan), str(recipes[0].shard), tuple(pieces))
+
+
+def merge(
+    folders: Sequence[str | Path],
+    output_path: str | Path,
+    *,
+    response_store: str | Path | None = None,
+    overwrite: bool = False,
+) -> Generated:
+    """Put the parts of a release together that shards of a run made, as ``mminstruct merge`` does.
+
+    The release is the one that the run in one piece would have written, and of this day.
+
+    Args:
+        folders: of all parts, in any order.
+        output_path: of the release.
+        response_store: gets the answers that are in the parts' folders, so that no run that has it
+            asks for them again; None is the usual one.
+        overwrite: replace what another run made there, or has more.
+
+    Raises:
+        UsageError: they are of different runs, are not finished, lack images or have some twice.
+        RunStopped: the store or the folder can't be written; or no part has an answer.
+        NoRows: no answer gave a row.
+    """
+    _, path = choose_output(output_path, "dataset")
+    repository.check_output(path)
+    gathered = parts.gather([Path(folder) for folder in folders])
+    store = Path(response_store).expanduser() if response_store else default_path()
+    report, origin = gathered.report, replace(gathered.origin, written_on=_read_day())
+    if not gathered.rows:
+        raise report.stop(f"no row: {summary(report)}", "")
+    with ResponseStore(store) as answers:
+        for other in gathered.stores:
+            answers.copy(other)
+    quality = repository.write(gathered.rows, path, origin, report, overwrite=overwrite)
+    return Generated(
+        gathered.rows,
+        report,
+        origin,
+        name_contents(gathered.rows),
+        (),
+        export.Outcome(path, report.rows.total()),
+        quality,
+        gathered.unfinished,
+    )
 
 
 def _origin_of(
@@ -175,9 +300,7 @@ def _origin_of(
 ) -> Origin:
     """How the rows of prepared builders came about."""
     recipes = [builder.recipe for builder in builders]
-    plan, identity = recipes[0].plan, recipes[0].backend.identity()
-    if plan.endpoint is not None:
-        identity["endpoint"] = plan.endpoint
+    plan = recipes[0].plan
     skipped: Counter[str] = Counter()
     for report in (report for builder in builders for report in builder.read_report.values()):
         skipped.update(report.skipped)
@@ -190,9 +313,10 @@ def _origin_of(
         verdict=verdict,
         registry=recipes[0].registry,
         settings={
-            **identity,
+            **recipes[0].identity,
             "model": plan.model,
             "seed": _seed_of(plan),
+            **({} if plan.check == "report" else {"check": plan.check}),
             "mminstruct": __version__,
         },
         skipped=skipped,
@@ -292,6 +416,7 @@ def _describe(recipes: Sequence[Recipe]) -> replacing.Made:
         "prompt_configs": list(dict.fromkeys(recipe.prompts.hash for recipe in recipes)),
         "prompt_names": {r.prompts.hash: f"{r.prompts.name} {r.prompts.version}" for r in recipes},
         "sampling": replacing.sampling(values, _seed_of(plan)),
+        "check": plan.check,
         "types": sorted({name for recipe in recipes for name in recipe.types}),
         "splits": sorted({split for recipe in recipes for split in recipe.splits}),
     }

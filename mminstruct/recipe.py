@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from importlib.util import find_spec
 from itertools import chain
@@ -33,10 +33,12 @@ from mminstruct.rows.contexts import (
     read_contexts,
     read_vocabulary,
 )
-from mminstruct.rows.plan import Plan
+from mminstruct.rows.plan import Plan, code_version
 from mminstruct.schema import Sampling, digest
 from mminstruct.sources import Files, ReadReport, Source, SourceInfo
 from mminstruct.sources._annotation_file import not_found
+from mminstruct.splits import Shard
+from mminstruct.version import __version__
 
 if TYPE_CHECKING:
     import datasets
@@ -54,12 +56,18 @@ class Read(NamedTuple):
         key: digest of what they depend on.
         report: what was left out.
         vocabulary: how the labels are called.
+        whole_key: digest of what the requests of all shards depend on.
+        contexts: which of so many this run asks about.
+        total: how many there are.
     """
 
     requests: datasets.Dataset
     key: str
     report: ReadReport
     vocabulary: Vocabulary
+    whole_key: str
+    contexts: range
+    total: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +170,12 @@ class Recipe:
             return self.like.backend
         return backends.create(self.config.backend, self.config.backend_options())
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What the model is, for others to read: of a private server no address."""
+        endpoint = {} if self.plan.endpoint is None else {"endpoint": self.plan.endpoint}
+        return self.backend.identity() | endpoint
+
     def make_backend(self, share: float = 1.0) -> Backend:
         """One to be opened, with a share of the concurrency for one of several processes.
 
@@ -257,6 +271,26 @@ class Recipe:
         """The store's path if one was given: whoever gives a new one wants to ask again."""
         return [str(self.store.resolve())] if self.config.response_store else []
 
+    @property
+    def shard(self) -> Shard | None:
+        """Which part of each split is asked about; None is all of it."""
+        return None if self.config.shard is None else Shard.of(self.config.shard)
+
+    def describe(self) -> dict[str, Any]:
+        """What the rows depend on besides annotations, by name, for people."""
+        plan, prompt = self.plan, self.prompts
+        return {
+            "version": f"{__version__} (code {code_version()})",
+            "prompt config": f"{prompt.name} {prompt.version} ({prompt.hash})",
+            "model": self.identity,
+            "sampling": asdict(plan.sampling),
+            "types": self.types,
+            "splits": self.splits,
+            "options": [sources.chosen_options(self.source), self.config.context_window],
+            "check": plan.check,
+            "rest": plan.digest(),
+        }
+
     def digest(self, custom_features: datasets.Features | None = None) -> str:
         """Digest of everything that changes rows, and of nothing else."""
         return digest(
@@ -270,6 +304,7 @@ class Recipe:
                 [self.config.context_window, self.config.limit, self.config.commercial],
                 *self._exclusion,
                 *self.own_store,
+                *([] if self.shard is None else [str(self.shard)]),
                 None if custom_features is None else custom_features.to_dict(),
             ]
         )[:16]
@@ -343,10 +378,14 @@ class Recipe:
             found_there = self.choose_contexts(files, split, cache_dir)
             contexts = found_there.dataset()
             read = contexts_key(self.source, files)
-            key = digest([read, len(contexts), self.types, kept, *self._exclusion])[:16]
+            whole = digest([read, len(contexts), self.types, kept, *self._exclusion])[:16]
             vocabulary = read_vocabulary(self.source, files, split, cache_dir)
+            total, mine, key = len(contexts), range(len(contexts)), whole
+            if self.shard is not None:
+                mine = self.shard.cut(total)
+                contexts, key = contexts.select(mine), f"{whole}-{mine.start}-{mine.stop}"
             requests = requests_dataset(contexts, self.types, key)
-            found[split] = Read(requests, key, found_there.report, vocabulary)
+            found[split] = Read(requests, key, found_there.report, vocabulary, whole, mine, total)
         return found
 
     def choose_contexts(self, files: Files, split: str, cache_dir: Path) -> Contexts:

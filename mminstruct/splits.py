@@ -1,15 +1,55 @@
-"""What the ``split`` of `load_dataset` stands for: whole splits, or parts of them."""
+"""What the ``split`` of `load_dataset` stands for, and what ``shard`` does: parts of splits."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mminstruct.errors import UsageError
 
 ALL = "all"
 """What `datasets` calls all splits together."""
+
+
+@dataclass(frozen=True, order=True)
+class Shard:
+    """One of so many parts of each split, all of nearly the same size, for a machine of its own.
+
+    Attributes:
+        index: which, counted from 0.
+        count: how many there are.
+    """
+
+    index: int
+    count: int
+
+    @classmethod
+    def of(cls, given: Any) -> Shard:
+        """What ``(2, 4)`` or ``"2/4"`` stands for, the third of four.
+
+        Raises:
+            UsageError: it is neither.
+        """
+        numbers = given.split("/") if isinstance(given, str) else given
+        try:
+            index, count = (int(str(number)) for number in numbers)
+        except (TypeError, ValueError):
+            raise UsageError(f"shard: expected I/N, such as 0/4, got {given!r}") from None
+        if not 0 <= index < count:
+            raise UsageError(
+                f"shard: expected I/N with I from 0 to N - 1, got {given!r}; shards are counted "
+                "from 0"
+            )
+        return cls(index, count)
+
+    def cut(self, length: int) -> range:
+        """Its own of so many things; those of all shards are next to each other."""
+        return range(length * self.index // self.count, length * (self.index + 1) // self.count)
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
 
 
 def specs(split: Any) -> list[str]:

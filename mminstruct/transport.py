@@ -60,6 +60,8 @@ def _quota(headers: Mapping[str, str], kind: str, now_s: float) -> Quota | None:
     if kind == "requests":
         spellings.append("x-ratelimit-{}")
     for spelling in spellings:
+        if spelling.format("limit") not in headers:
+            continue
         limit, remaining = (
             _number(headers.get(spelling.format(n))) for n in ("limit", "remaining")
         )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Bounds hangs, nothing else.
-PATIENCE_S = 60
+PATIENCE_S = 240
 # On the event loop that the tests themselves are on.
 _LOOP = (
     "import asyncio, uvloop; asyncio.set_event_loop_policy(uvloop.EventLoopPolicy()); "

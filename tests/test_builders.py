@@ -8,8 +8,10 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,12 @@ from loopback import LoopbackServer, chat_completion, turns_for
 import mminstruct
 from mminstruct import loading, prompts, resources, sources
 from mminstruct.builder import IncompleteWarning
+from mminstruct.checks import Checker, Vocabulary
+from mminstruct.completions.client import Client
+from mminstruct.completions.store import ResponseStore
 from mminstruct.errors import MMInstructError, RunStopped, UsageError
 from mminstruct.rows.columns import FEATURES
+from mminstruct.rows.mapping import stream_requests
 
 COCO = "builders/coco2017_llava"
 TYPES = ["conversation", "detail_description", "complex_reasoning"]
@@ -117,8 +123,7 @@ def test_threads_that_load_at_once_all_get_their_rows_and_leave_nothing_changed(
         "class Slow(InstructBuilder):\n    SOURCE, PROMPT_CONFIG = 'SAMPLE', 'llava'\n"
     )
     monkeypatch.chdir(tmp_path)
-    name = "MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL"
-    before = getattr(datasets.config, name)
+    looks_for_garbage = gc.get_threshold()
     load("builders/slow", "conversation", limit=1, cache=tmp_path / "first")
 
     def rows(number: int) -> int:
@@ -128,7 +133,7 @@ def test_threads_that_load_at_once_all_get_their_rows_and_leave_nothing_changed(
 
     with ThreadPoolExecutor(6) as threads:
         assert list(threads.map(rows, range(12))) == [1, 2, 3] * 4
-    assert getattr(datasets.config, name) == before
+    assert (gc.get_freeze_count(), gc.get_threshold()) == (0, looks_for_garbage)
 
 
 def test_a_misspelt_builder_is_answered_with_the_nearest_one() -> None:
@@ -332,7 +337,7 @@ def test_the_store_alone_gives_the_same_rows_and_counts_again(
 
 def test_more_rows_than_one_write_takes_come_out_whole_and_in_order(tmp_path: Path) -> None:
     data_dir = str(coco_files(tmp_path / "coco", 700))
-    kinds = TYPES[:2]
+    kinds, looks_for_garbage = TYPES[:2], gc.get_threshold()
     settings = {"split": "train", "data_dir": data_dir, "types": kinds, "cache": tmp_path}
     asked = load(COCO, **settings)
     shutil.rmtree(tmp_path / "cache")
@@ -345,7 +350,63 @@ def test_more_rows_than_one_write_takes_come_out_whole_and_in_order(tmp_path: Pa
     assert load(COCO, num_proc=2, **settings).to_list() == asked.to_list()
     shutil.rmtree(tmp_path / "cache")
     assert list(load(COCO, streaming=True, **settings)) == asked.to_list()
-    assert gc.get_freeze_count() == 0
+    assert (gc.get_freeze_count(), gc.get_threshold()) == (0, looks_for_garbage)
+
+
+def test_a_slow_answer_holds_up_nobody_and_later_rows_wait_for_it(
+    tmp_path: Path, server: LoopbackServer
+) -> None:
+    data_dir = str(coco_files(tmp_path / "coco", 90))
+    others = asyncio.Semaphore(0)
+
+    async def answer(server: LoopbackServer, body: dict[str, Any]) -> dict[str, Any]:
+        if len(server.bodies) == 2:
+            for _ in range(80):
+                await asyncio.wait_for(others.acquire(), 60)
+        others.release()
+        return chat_completion(turns_for(body))
+
+    server.answer = answer
+    rows = load(
+        COCO,
+        "conversation",
+        split="train",
+        data_dir=data_dir,
+        cache=tmp_path,
+        backend="openai",
+        model="m",
+        base_url=server.url,
+        max_concurrency=4,
+        timeout=120.0,
+    )
+    assert list(rows["id"]) == [f"coco2017-{n:012d}-conversation" for n in range(1, 91)]
+    assert len(server.bodies) == 90
+
+
+def test_no_more_is_begun_than_is_to_be_taken_soon(tmp_path: Path) -> None:
+    class Counting(Client):
+        begun = 0
+
+        def start(self, work: Any) -> Any:
+            if threading.current_thread() is threading.main_thread():
+                self.begun += 1
+            return super().start(work)
+
+    builder = datasets.load_dataset_builder(
+        COCO,
+        "conversation",
+        split="train",
+        data_dir=str(coco_files(tmp_path / "coco", 20)),
+        cache_dir=str(tmp_path / "cache"),
+        backend="fake",
+        max_concurrency=1,
+    )
+    plan = replace(builder.recipe.plan, checker=Checker(Vocabulary()))
+    store = ResponseStore(tmp_path / "responses.sqlite")
+    with Counting(builder.recipe.make_backend(1.0), store) as client:
+        rows = stream_requests(builder.requests()["train"], plan, client)
+        begun = [client.begun for _ in rows]
+    assert begun == [*range(9, 21), *[20] * 8]
 
 
 def test_a_builder_is_found_from_any_directory(

@@ -691,14 +691,20 @@ def test_a_run_that_stops_by_itself_waits_for_all_answers_on_their_way(
         async def complete(self, request: Request) -> Completion:
             text = request.messages[-1].content
             if text.startswith("scene"):
-                await asyncio.sleep(1.0)
+                under_way.append(text)
+                if len(under_way) == 6:
+                    all_sent.set()
+                await asyncio.sleep(takes_s)
             if text == "bad":
-                await asyncio.sleep(0.2)
+                await all_sent.wait()
                 raise BackendUnusable("no credit left")
             return await super().complete(request)
 
     jobs = [job("first"), job("bad"), *(job(f"scene {n}") for n in range(6))]
     for finish_s, stored in ((0.1, 1), (30.0, 7)):
+        takes_s = 3600.0 if stored == 1 else 0.5
+        under_way: list[str] = []
+        all_sent = asyncio.Event()
         policy = RetryPolicy(drain_s=0.1, finish_s=finish_s)
         path = store_path.with_name(f"{finish_s}.sqlite")
         backend = SlowBackend(Asked(), parallel=8)

@@ -294,6 +294,13 @@ def test_an_unlimited_server_gets_all_that_may_be_in_flight_soon() -> None:
     assert not course.refused
 
 
+def test_what_is_in_flight_doubles_with_every_latency() -> None:
+    course = simulate(Limiter(2000), Server(latency_s=2.0), until_s=18.0)
+    assert course.per_s(11, 12) >= 0.5 * 1000  # sent up to 10 s
+    assert course.per_s(14, 18) >= 0.95 * 1000
+    assert not course.refused
+
+
 def test_one_slow_answer_in_a_hundred_slows_nothing_else() -> None:
     def latency_s(rng: random.Random) -> float:
         return 5.0 if rng.random() < 0.01 else 0.2

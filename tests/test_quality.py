@@ -15,7 +15,7 @@ from mminstruct.benchmarks import find_images, known
 from mminstruct.checks import Finding
 from mminstruct.errors import UsageError
 from mminstruct.reports import quality_text
-from mminstruct.reports.quality import SAMPLE_ROWS, Checked, Judged, Measures, Meter, kind_of
+from mminstruct.reports.quality import SAMPLE_ROWS, Judged, Measures, Meter, kind_of
 from mminstruct.reports.rows import Row, to_row
 
 
@@ -139,9 +139,12 @@ def test_findings_are_counted_by_kind_and_verdict() -> None:
         Judged(one, is_lost=True),
     )
     assert found.checked_rows == 2
-    assert found.objects == {"supported": 2, "supposed": 1, "contradicted": 1}
+    assert found.verdicts == {
+        "object": {"supported": 2, "supposed": 1, "contradicted": 1},
+        "count": {"contradicted": 1, "supported": 1},
+        "side": {"unknown": 1},
+    }
     assert (found.unknown_rows, found.contradicted_rows) == (1, 1)
-    assert found.checks == {"count": Checked(2, 1), "side": Checked(0, 0)}
     assert found.named == {"cat": 2, "person": 1, "dog": 1}
     assert (found.boxed, found.unmentioned) == (4, 2)
 
@@ -209,7 +212,7 @@ def test_what_rows_say_is_held_against_annotations_that_are_named(
     assert cli.run(["report", path, "--json", *about]) == 0
     found = json.loads(capsys.readouterr().out)[path]
     assert (found["all"]["checked_rows"], found["without_context"]) == (1, 1)
-    assert sum(found["all"]["objects"].values()) == 1
+    assert sum(found["all"]["verdicts"]["object"].values()) == 1
 
 
 @pytest.mark.parametrize(
@@ -278,6 +281,18 @@ def test_what_is_furthest_from_tolerable_is_looked_at_first() -> None:
     for number in range(4):
         distinct.add(Judged.of(row((f"What is {number}?", f"A cat {number}."))))
     assert quality_text.find_worst(distinct.read({})) is None
+
+
+def test_one_case_of_few_is_nothing_to_look_at() -> None:
+    meter = Meter()
+    for number, verdict in enumerate(("contradicted", "supported")):
+        found = [Finding(0, "object", verdict, "cat", "cat")]
+        meter.add(Judged(row((f"What is {number}?", f"A cat {number}.")), found))
+    assert quality_text.find_worst(meter.read({})) is None
+    for number in range(2, 4):
+        found = [Finding(0, "object", "contradicted", "cat", "cat")]
+        meter.add(Judged(row((f"What is {number}?", f"A cat {number}.")), found))
+    assert quality_text.find_worst(meter.read({})) == "contradicted: 75.0 %"
 
 
 def test_rejected_answers_have_their_rates() -> None:

@@ -14,6 +14,7 @@ import mminstruct
 from mminstruct.errors import NoRows, RunStopped, UsageError
 from mminstruct.generation import Generated
 from mminstruct.reports.estimate import Estimate
+from mminstruct.rows.report import summary
 
 PLAIN = "Question: What is the mood?\nAnswer: Everything seems calm on this day."
 WRONG = "\n===\nQuestion: What else is there?\nAnswer: A zebra waits by the fence."
@@ -83,14 +84,32 @@ def test_dropped_turns_are_counted_and_made_of_what_is_stored(
     assert (len(made), made.report.contradicted) == (2, 2)
 
 
-def test_the_turns_after_a_dropped_one_keep_their_findings(
+def test_the_turns_after_a_contradicted_one_go_with_it_and_those_before_keep_their_findings(
     run: Callable[..., Generated], server: LoopbackServer
 ) -> None:
-    last = "\n===\nQuestion: What floats?\nAnswer: A giraffe might come by later."
-    server.answer = server_saying(PLAIN + WRONG + last, "")
-    for row in run(check="drop"):
-        assert row["checks"]["verdicts"] == ["supported", "supposed"]
-        assert {finding["turn"] for finding in row["checks"]["findings"]} == {1}
+    first = "Question: What comes?\nAnswer: A giraffe might come by later."
+    last = "\n===\nQuestion: Why is it there?\nAnswer: Its herd left it behind."
+    server.answer = server_saying(f"{first}\n===\n{PLAIN}{WRONG}{last}", "")
+    made = run(check="drop")
+    for row in made:
+        assert turns_of(row) == ["A giraffe might come by later.", CALM]
+        assert row["checks"]["verdicts"] == ["supposed", "supported"]
+        assert [finding["turn"] for finding in row["checks"]["findings"]] == [0]
+    assert made.report.contradicted == 4
+    assert summary(made.report) == "2 rows, 4 turns left out from a contradicted one on"
+
+
+def test_rows_of_another_choice_of_checks_are_not_replaced_unasked(
+    run: Callable[..., Generated], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run(output_path=out)
+    with pytest.raises(UsageError, match="its check report, got drop"):
+        run(check="drop", output_path=out)
+    for _ in range(2):
+        run(check="drop", output_path=out, overwrite=True)
+    with pytest.raises(UsageError, match="its check drop, got report"):
+        run(output_path=out)
 
 
 def test_an_answer_with_nothing_but_contradictions_is_rejected_by_that_name(

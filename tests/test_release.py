@@ -506,7 +506,7 @@ def test_runs_that_write_one_folder_at_once_leave_a_whole_release_of_one_of_them
 def test_a_folder_that_cannot_be_written_is_named_and_holds_nothing_in_half(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*args: Any) -> None:
+    def fail(*args: Any, **options: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(datasets.Dataset, "to_parquet", fail)

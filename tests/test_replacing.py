@@ -43,6 +43,7 @@ FAKE = {**MADE, "backend": "fake", "model": "scripted"}
         (MADE, {**MADE, "requests": 7, "types": ["conversation", "detail", "more"]}),
         (MADE, {**MADE, "requests": 9, "sources": ["COCO2017", "LVIS"]}),
         (MADE, {name: MADE[name] for name in MADE if name != "requests"}),
+        (MADE, {**MADE, "check": "report"}),
         (FAKE, MADE),
         (FAKE, {**FAKE, "sources": ["LVIS"], "requests": 1}),
     ],
@@ -73,6 +74,7 @@ def test_the_same_or_more_of_it_and_anything_after_a_dry_run_take_the_place(
         ({"requests": 5}, "it was made from 6 requests, and this run has 5"),
         ({"image_licenses": ["commercial"]}, "its image_licenses None, got commercial"),
         ({"max_size": 64}, "its max_size None, got 64"),
+        ({"check": "drop"}, "its check report, got drop"),
     ],
 )
 def test_something_else_or_less_takes_the_place_only_if_asked_for(

@@ -217,6 +217,20 @@ def test_an_answer_that_is_there_already_is_not_counted_again(tmp_path: Path) ->
         assert store.lengths(SCOPE) == Lengths(2, 30, 500)
 
 
+def test_answers_of_other_stores_are_added_once_and_replace_none(tmp_path: Path) -> None:
+    for name, numbers in (("a", (1, 2)), ("b", (2, 3)), ("c", (4,))):
+        with ResponseStore(tmp_path / name) as store:
+            put_scoped(store, [(n, 10 * n, SCOPE) for n in numbers])
+            put_all(store, [(key(9), Completion(f"of {name}"))])
+    with ResponseStore(tmp_path / "all" / "r.sqlite") as store:
+        for name in ("a", "b", "c", "a"):
+            store.copy(tmp_path / name)
+        assert len(store) == 5
+        assert store.get_many([key(9)])[key(9)].text == "of a"
+        # Where some were here already, it isn't known whose lengths are counted.
+        assert store.lengths(SCOPE) == Lengths(2, 30, 500)
+
+
 def older_version(path: Path, version: int, entries: Iterable[tuple[bytes, Completion]]) -> None:
     """Write a store as an older version of its format has it."""
     connection = sqlite3.connect(path, isolation_level=None)

@@ -14,8 +14,8 @@ from conftest import coco_files
 from loopback import LoopbackServer, chat_completion, turns_for
 from running import Ended, Place
 
-from mminstruct import backends
 from mminstruct.backends import BackendOptions
+from mminstruct.backends.openai import create
 from mminstruct.config import InstructConfig
 from mminstruct.schema import Message, Request, Sampling
 
@@ -37,11 +37,13 @@ def test_neither_a_log_nor_a_configs_text_shows_what_is_secret_in_a_url(
     request = Request((Message("user", "A dog."),), Sampling(0.7, 1.0, 10, None))
 
     async def ask() -> None:
-        async with backends.create("openai", options) as backend:
+        async with create(options) as backend:
             await backend.complete(request)
+        await create(options).probe()
 
+    server.answer = lambda server, body: chat_completion("A dog.")
     asyncio.run(ask())
-    assert server.queries == [f"token={QUERY}"]
+    assert server.queries == [f"token={QUERY}"] * 2  # what looks for the API asks without a word
     assert f"HTTP Request: POST http://127.0.0.1:{server.port}/v1/chat/completions" in caplog.text
     config = InstructConfig(source="SAMPLE", prompt_config="llava", base_url=url)
     said = caplog.text + repr(config) + repr(options)

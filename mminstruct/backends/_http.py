@@ -1,22 +1,29 @@
-"""What backends at a server share: addresses, bounded bodies, redirects, and silences."""
+"""What backends at a server share: addresses, POSTs, bounded bodies, redirects, and silences."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from urllib.parse import SplitResult, parse_qsl, unquote, urljoin, urlsplit
 
 import aiohttp
+import httpx2
+from httpx2._utils import URLPattern, get_environment_proxies
 
 from mminstruct.errors import BackendUnusable, TransientError, UsageError
 from mminstruct.transport import public_url
 
 MOST_BYTES = 32 * 2**20
 """No answer is longer: a long one has a megabyte."""
+REDIRECTS = (301, 302, 303, 307, 308)
 MOST_LESSONS = 8
 """Redirects and refused fields that one request may teach."""
+CONNECT_TIMEOUT_S = 30.0
+# Servers close what is idle, most of them after this time or later.
+_IDLE_S = 5.0
 # Shorter values of a query are hardly secret, and would blot out ordinary words.
 _SHORTEST_SECRET = 6
 _NO_CONNECTION = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
@@ -44,8 +51,7 @@ class Endpoint:
         found += [value for _, value in parse_qsl(parts.query) if len(value) >= _SHORTEST_SECRET]
         header = f"Bearer {api_key}" if api_key else None
         if parts.username is not None:
-            pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-            header = f"Basic {base64.b64encode(pair.encode()).decode()}"
+            header = _basic(unquote(parts.username), unquote(parts.password or ""))
         hidden = sorted(filter(None, found), key=len, reverse=True)
         return cls(public_url(url), header, tuple(hidden))
 
@@ -54,6 +60,10 @@ class Endpoint:
         for secret in self.secrets:
             text = text.replace(secret, "***")
         return text
+
+
+def _basic(user: str, password: str) -> str:
+    return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
 
 
 def split_url(url: str, what: str, example: str, *, takes_query: bool = True) -> SplitResult:
@@ -90,8 +100,12 @@ def redirect_of(asked: str, location: str) -> str:
     Raises:
         BackendUnusable: it is another one, which gets no prompt that nobody meant for it.
     """
-    led = urljoin(asked, location)
-    here, there = urlsplit(asked), urlsplit(led)
+    try:
+        location.encode()
+        led = urljoin(asked, location)
+        here, there = urlsplit(asked), urlsplit(led)
+    except ValueError as error:  # half an IPv6 address, bytes that are no text
+        raise BackendUnusable(f"{public_url(asked)} redirects to what is no address") from error
     is_upgrade = (here.scheme, there.scheme) == ("http", "https")
     if here.hostname != there.hostname or not (here[:2] == there[:2] or is_upgrade):
         raise BackendUnusable(
@@ -99,6 +113,73 @@ def redirect_of(asked: str, location: str) -> str:
             "that is meant, give that server's URL instead"
         )
     return led
+
+
+def proxy_of(url: str) -> httpx2.Proxy | None:
+    """The proxy that the environment names for an address, as the SDKs' clients read it."""
+    proxies = sorted((URLPattern(name), it) for name, it in get_environment_proxies().items())
+    there = httpx2.URL(url)
+    found = next((proxy for pattern, proxy in proxies if pattern.matches(there)), None)
+    return httpx2.Proxy(found) if found else None
+
+
+class Answer(NamedTuple):
+    """What a server answers, of whatever status."""
+
+    status: int
+    headers: Mapping[str, str]  # names in any case
+    body: bytes
+
+
+class Post(NamedTuple):
+    """All of a POST but its body."""
+
+    url: str
+    headers: Mapping[str, str]
+    proxy: str | None = None  # without its password, which errors would show
+    proxy_headers: Mapping[str, str] | None = None  # for the tunnel to a server with TLS
+
+    @classmethod
+    def to(cls, url: str, headers: Mapping[str, str]) -> Post:
+        """One to an address, through the proxy that the environment names for it."""
+        proxy = proxy_of(url)
+        if proxy is None:
+            return cls(url, headers)
+        access = {"Proxy-Authorization": _basic(*proxy.auth)} if proxy.auth else {}
+        if url.startswith("https:"):
+            return cls(url, headers, str(proxy.url), access)
+        return cls(url, {**headers, **access}, str(proxy.url))
+
+    async def send(self, session: aiohttp.ClientSession, body: bytes) -> Answer:
+        """What is answered; aiohttp's errors, and those of `bounded`."""
+        url, headers, proxy, proxy_headers = self
+        async with session.post(
+            url,
+            data=body,
+            headers=headers,
+            proxy=proxy,
+            proxy_headers=proxy_headers,
+            allow_redirects=False,
+        ) as response:
+            whole = await bounded(response.content.iter_any(), public_url(url))
+            return Answer(response.status, response.headers, whole)
+
+
+def open_session(connections: int, timeout_s: float) -> aiohttp.ClientSession:
+    """A session for `Post`, with the certificates that the SDKs' clients trust.
+
+    A proxy is told with each POST, as a session that looks it up reads ``.netrc`` every time.
+
+    Args:
+        connections: open at most.
+        timeout_s: of a whole answer.
+    """
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(
+            limit=connections, keepalive_timeout=_IDLE_S, ssl=httpx2.create_ssl_context()
+        ),
+        timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S),
+    )
 
 
 async def bounded(chunks: AsyncIterable[bytes], where: str) -> bytes:

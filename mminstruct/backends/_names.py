@@ -6,6 +6,7 @@ This finds a contradiction, which ends a run; terms are looked up by exact ids a
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 # A family's own names first; fine-tuned models are called by others, and by these besides.
 _FAMILIES = """
@@ -22,6 +23,7 @@ _FAMILY_OF = {
 }
 
 
+@lru_cache
 def families(name: str) -> frozenset[str]:
     """The families that a name has the words of; none for a name that a server made up."""
     words = re.findall(r"[a-z]+", name.lower())

@@ -2,10 +2,8 @@
 
 **Wire format:** https://platform.openai.com/docs/api-reference/chat/create
 
-The SDK runs over its aiohttp transport and without its typed layer (`post(cast_to=Response)`):
-with 500 requests in flight the default transport answers at about half the rate, and the typed
-layer costs as much CPU again as the request itself. Its own retries are off; the client above all
-backends does them.
+The SDK says what a request is like: its address and its headers. It is sent without it, as its
+layers cost four times what the request does. The client above all backends does the retries.
 
 Token counts are OpenAI's own for its models (within 1 %: some add a token or two) and approximate
 for any other. What has to fit a context window is judged by a bound on the high side.
@@ -21,6 +19,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -34,10 +33,15 @@ import openai
 from mminstruct.backends import BackendOptions, Opened, _names, _tokens
 from mminstruct.backends._chat import read_body
 from mminstruct.backends._http import (
+    CONNECT_TIMEOUT_S,
     MOST_LESSONS,
+    REDIRECTS,
+    Answer,
     Endpoint,
+    Post,
     bounded,
     no_answer,
+    open_session,
     redirect_of,
     shown_name,
     split_url,
@@ -62,9 +66,8 @@ from mminstruct.transport import (
 _T = TypeVar("_T")
 
 _OFFICIAL_URL = "https://api.openai.com/v1"
-_CONNECT_TIMEOUT_S = 30.0
 # Longer than connecting may take, which is to be told from a slow answer.
-_PROBE_TIMEOUT_S = _CONNECT_TIMEOUT_S + 10.0
+_PROBE_TIMEOUT_S = CONNECT_TIMEOUT_S + 10.0
 _NEWS_SHOWN = 200
 # What a request says in its own words, and by what flag it is said otherwise.
 _OURS = {
@@ -76,6 +79,8 @@ _OURS = {
     "max_completion_tokens": "--max_tokens",
     "seed": "--seed",
 }
+# Headers that whoever sends a request writes itself, unless a user does.
+_OF_CONNECTIONS = ("host", "connection", "accept-encoding", "content-length")
 _SECRET_NAME = re.compile(r"key|token|auth|secret|cookie|password|credential", re.IGNORECASE)
 
 OPTIONS = {
@@ -256,6 +261,8 @@ class OpenAIBackend(Opened):
         self._path = "/chat/completions"
         self._answers_as: str | None = None
         self._client: openai.AsyncOpenAI | None = None
+        self._session: aiohttp.ClientSession
+        self._posts: dict[str, Post] = {}  # by path
         self._served_model = options.model or ""
         self.model = shown_name(self._served_model)
         # A server of one's own knows models by their Hub id; the official one has terms of its own.
@@ -322,38 +329,40 @@ class OpenAIBackend(Opened):
             default_query=dict(parse_qsl(urlsplit(self._base_url).query, keep_blank_values=True)),
             max_retries=0,
             http_client=openai.DefaultAioHttpClient(
-                follow_redirects=False,  # `_follow` does it, which keeps the POST
-                timeout=httpx2.Timeout(None, connect=_CONNECT_TIMEOUT_S),
+                follow_redirects=False,  # `complete` does it, which keeps the POST
+                timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S),
                 limits=httpx2.Limits(
                     max_connections=connections, max_keepalive_connections=connections
                 ),
                 event_hooks={"response": [self._read]},
             ),
         )
+        self._session = open_session(connections, self.timeout_s)
         return self
 
     async def close(self) -> None:
         """Let go of the connections."""
         if self._client is not None:
             await self._client.close()
+            await self._session.close()
         self._client = None
+        self._posts.clear()
 
     async def complete(self, request: Request) -> Completion:
         """One answer; errors as in `mminstruct.backends.Backend.complete`."""
         for _ in range(MOST_LESSONS):
             before = self._dialect, self._path
-            try:
-                return await self._post(request)
-            except openai.APIStatusError as error:
-                refusal = self._read_refusal(error.response)
-                if error.response.has_redirect_location:
-                    location = error.response.headers["location"]
-                    self._path = redirect_of(str(error.response.url), location)
-                self._learn(refusal, request)
-                if before == (self._dialect, self._path):
-                    raise self._make_error(refusal, error.response.headers, request) from error
-            except _FAILURES as error:
-                raise self._map_error(error) from error
+            post = self._posts.get(self._path) or await self._draw(self._path)
+            answer = await self._send(post, request)
+            if 200 <= answer.status < 300:
+                return self._read_answer(answer, request)
+            refusal = read_refusal(answer.status, answer.body, self._server.redacted)
+            location = answer.headers.get("location")
+            if answer.status in REDIRECTS and location:
+                self._path = redirect_of(post.url, location)
+            self._learn(refusal, request)
+            if before == (self._dialect, self._path):
+                raise self._make_error(refusal, answer.headers, request)
         raise TransientError(f"{self._server.url}: sends requests in a circle", cause="no_api")
 
     def _learn(self, refusal: Refusal, request: Request) -> None:
@@ -364,21 +373,38 @@ class OpenAIBackend(Opened):
             news = self._dialect.news(before)
             _log.info(f"{self._server.url}: {news} (it answered: {refusal.words[:_NEWS_SHOWN]})")
 
-    async def _post(self, request: Request) -> Completion:
+    async def _send(self, post: Post, request: Request) -> Answer:
+        body = payload(self._served_model, request, dialect=self._dialect, extra=self.extra_body)
+        try:
+            return await post.send(self._session, _encoder.encode(body))
+        except _FAILURES as error:
+            raise self._map_error(error) from error
+
+    async def _draw(self, path: str) -> Post:
+        """A POST to a path as the SDK would send it."""
         if self._client is None:
             raise BackendUnusable("the backend is not open")
-        body = payload(self._served_model, request, dialect=self._dialect, extra=self.extra_body)
-        post = self._client.post(
-            self._path,
-            content=_encoder.encode(body),
-            options={"headers": self._headers},
-            cast_to=httpx2.Response,
-        )
-        # Not the transport's timeout: that starts again with every byte.
-        response = await asyncio.wait_for(post, self.timeout_s)
-        self._hear(response.headers)
+        drawn: list[httpx2.Request] = []
+
+        def keep(request: httpx2.Request) -> httpx2.Response:
+            drawn.append(request)
+            raise httpx2.ConnectError("nothing is sent from here")
+
+        async with httpx2.AsyncClient(transport=httpx2.MockTransport(keep)) as nowhere:
+            sdk = self._client.with_options(http_client=nowhere)
+            options: Any = {"headers": self._headers}
+            with suppress(openai.APIConnectionError):
+                await sdk.post(path, content=b"{}", cast_to=httpx2.Response, options=options)
+        own = {name.lower() for name in self._headers}
+        sent = drawn[0].headers.items()
+        headers = {name: it for name, it in sent if name in own or name not in _OF_CONNECTIONS}
+        self._posts[path] = Post.to(str(drawn[0].url), headers)
+        return self._posts[path]
+
+    def _read_answer(self, answer: Answer, request: Request) -> Completion:
+        self._hear(answer.headers)
         completion = read_body(
-            response.content,
+            answer.body,
             redacted=self._server.redacted,
             where=self._server.url,
             lost=self._lost,

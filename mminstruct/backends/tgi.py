@@ -32,11 +32,13 @@ from mminstruct.backends import BackendOptions, Opened
 from mminstruct.backends._chat import read_body
 from mminstruct.backends._http import (
     MOST_LESSONS,
+    Answer,
     Endpoint,
-    bounded,
+    Post,
     check_length,
     is_folder,
     no_answer,
+    open_session,
     redirect_of,
     shown_name,
     split_url,
@@ -73,7 +75,6 @@ if TYPE_CHECKING:
 _INSTALL = "pip install 'mminstruct[tgi]'"
 _HUGGING_FACE = ".endpoints.huggingface.cloud"
 _ASKING_TIMEOUT_S = 30.0
-_CONNECT_TIMEOUT_S = 30.0
 # An estimate counts thousands of prompts; one refusal by a busy server doesn't end it.
 _COUNTING = RetryPolicy(max_retries=4, max_pause_s=_ASKING_TIMEOUT_S)
 _log = logging.getLogger(__name__)
@@ -292,7 +293,7 @@ class TGIBackend(Opened):
         self._count = lru_cache(maxsize=1024)(self._ask_count)
         self._checking: asyncio.Lock | None = None
         self._is_checked = False
-        self._url = f"{self._server.url}/v1/chat/completions"
+        self._chat = Post.to(f"{self._server.url}/v1/chat/completions", _headers(self._server))
         self._dialect = Dialect()
         self._replicas: tuple[TGIBackend, ...] = (self,)
         if own == 0:
@@ -386,14 +387,7 @@ class TGIBackend(Opened):
                 await self._check()
             except TransientError as error:
                 raise BackendUnusable(str(error)) from error
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=parallel),
-            timeout=aiohttp.ClientTimeout(
-                total=self._options.timeout_s, sock_connect=_CONNECT_TIMEOUT_S
-            ),
-            headers=_headers(self._server),
-            trust_env=True,
-        )
+        self._session = open_session(parallel, self._options.timeout_s)
         return self
 
     async def close(self) -> None:
@@ -409,13 +403,13 @@ class TGIBackend(Opened):
             raise BackendUnusable("the backend is not open")
         await self._check()
         for _ in range(MOST_LESSONS):
-            before = self._url, self._dialect
+            before = self._chat, self._dialect
             status, headers, body = await self._post(request)
             if status == 200:
                 break
             refusal = read_refusal(status, body, self._server.redacted)
             self._learn(refusal, headers, request)
-            if before == (self._url, self._dialect):
+            if before == (self._chat, self._dialect):
                 raise error_at(self._server, refusal, headers, request.sampling)
         completion = read_body(
             body,
@@ -431,23 +425,21 @@ class TGIBackend(Opened):
     def _learn(self, refusal: Refusal, headers: Mapping[str, str], request: Request) -> None:
         """Take the place that a request was sent on to, and go without a system prompt."""
         if 300 <= refusal.status < 400:
-            self._url = redirect_of(self._url, headers.get("location", ""))
+            led = redirect_of(self._chat.url, headers.get("location", ""))
+            self._chat = Post.to(led, _headers(self._server))
         learned = self._dialect.learn(refusal, request.sampling)
         if learned.system != self._dialect.system:
             _log.info(f"{self._server.url}: {learned.news(self._dialect)}")
             self._dialect = replace(self._dialect, system=learned.system)
 
-    async def _post(self, request: Request) -> tuple[int, Mapping[str, str], bytes]:
-        """Status, headers and body of an answer."""
+    async def _post(self, request: Request) -> Answer:
         messages = request.messages
         if not self._dialect.system:
             messages = without_system(messages)
         asked = payload(messages, request.sampling).model_dump_json(exclude_none=True).encode()
         assert self._session is not None
         try:
-            async with self._session.post(self._url, data=asked, allow_redirects=False) as response:
-                body = await bounded(response.content.iter_any(), self._server.url)
-                return response.status, response.headers, body
+            return await self._chat.send(self._session, asked)
         except (asyncio.TimeoutError, aiohttp.ClientError) as error:
             failure = no_answer(error, self._server, self._options.timeout_s)
             if failure.cause != "timeout":

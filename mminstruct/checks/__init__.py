@@ -38,14 +38,21 @@ class Checker:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
+        self._last: Known | None = None
+
+    def know(self, context: Context) -> Known:
+        """What a context says; of rows about one image, which follow each other, read once."""
+        if self._last is None or self._last.context != context:
+            self._last = Known.of(context, self.vocabulary)
+        return self._last
 
     def check(self, context: Context, turns: Sequence[Spoken]) -> list[Finding]:
         """What the turns of a row say, in their order, and what the context says to it."""
-        known = Known.of(context, self.vocabulary)
+        known = self.know(context)
         findings: list[Finding] = []
         for number, turn in enumerate(turns):
             mentions = known.find_mentions(turn.answer)
             said = (number, turn.question, turn.answer, mentions)
             findings += check_objects(known, *said)
-            findings += check_places(known, context, *said)
+            findings += check_places(known, *said)
         return findings

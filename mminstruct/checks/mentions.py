@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
+from collections.abc import Container, Iterator, Mapping, Sequence
+from itertools import accumulate, compress, count
+from typing import NamedTuple
 
 import msgspec
 
-from mminstruct.checks.vocabulary import Index, Name, Sense, Vocabulary, english
+from mminstruct.checks.vocabulary import Index, Name, Sense, english
 
-_TOKEN = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*|\d+(?:[.,]\d+)*|[.!?\n,;:()\u2013\u2014%]")
-
-
-_ENDS = frozenset({".", "!", "?", "\n"})
+# Of texts in ASCII, where it is found at half the cost, and of others.
+_TOKENS = {
+    is_ascii: re.compile(rf"({letter}+(?:'{letter}+)*|\d+(?:[.,]\d+)*|[.,;:()\u2013\u2014%])")
+    for is_ascii, letter in ((True, "[a-z]"), (False, r"[^\W\d_]"))
+}
+# All that ends a sentence is a stop, and all apostrophes are straight.
+_ALIKE = (("\u2019", "'"), ("!", "."), ("?", "."), ("\n", "."))
 _MODIFIERS = 5  # words between a name and its article, at most
 _FAR = 8  # words in which what a name's clause says of it is looked for
 
@@ -37,6 +43,7 @@ class Mention(msgspec.Struct, frozen=True, gc=False):
         definite: it has "the", or is somebody's.
         negated: it is said not to be, or not to be so.
         absent: it is said not to be in the picture at all.
+        local: it is said not to be, or to do, what is behind it: "no dog on the couch".
         supposed: it is a guess, or a rule about such things.
         likeness: something only looks like it, shows it, or is named after it.
     """
@@ -53,33 +60,42 @@ class Mention(msgspec.Struct, frozen=True, gc=False):
     definite: bool = False
     negated: bool = False
     absent: bool = False
+    local: bool = False
     supposed: bool = False
     likeness: bool = False
 
 
-def find_mentions(text: str, vocabulary: Vocabulary, extra: Index | None = None) -> list[Mention]:
+def find_mentions(text: str, index: Index) -> list[Mention]:
     """The things that a text names, in its order.
 
     Args:
         text: some sentences.
-        vocabulary: the names that are looked for.
-        extra: more of them, as `Vocabulary.index_of` has them.
+        index: the names that are looked for.
     """
-    return _Reader(text).read(vocabulary.index, extra or {})
+    return _Reader(text).read(index)
 
 
 def find_number(text: str) -> tuple[int, str] | None:
     """The number, and its words, that an answer to "How many ...?" begins with."""
     reader = _Reader(text)
-    for at, word in enumerate(reader.words[:_FAR]):
-        if word in _ENDS:
-            return None
-        ends = at + 1 == len(reader.words) or reader.number_at(at + 1) is None
-        if ends and reader.number_at(at) is not None:
-            number, first = reader._count(at)
-            said = text[reader.matches[first].start() : reader.matches[at].end()]
-            return None if number is None else (number, said)
-    return None
+    at = next((at for at in reader.numbers if at + 1 not in reader.numbers), _FAR)
+    if at >= min([_FAR, *reader.ends]):
+        return None
+    number, first = reader._count(at)
+    return (
+        None
+        if number is None
+        else (number, text[reader.offsets[2 * first] : reader.offsets[2 * at + 1]])
+    )
+
+
+class _Sentence(NamedTuple):
+    """Where one is: its first word, and that behind its last; plain if it has none of the marks."""
+
+    number: int
+    opened: int
+    closed: int
+    is_plain: bool
 
 
 class _Reader:
@@ -87,65 +103,83 @@ class _Reader:
 
     Attributes:
         english: what words do.
-        words: in lower case, punctuation included; a possessive's ending is left out.
-        matches: the same, where they are in the text.
+        words: in lower case, punctuation included; a possessive's ending is left out. A stop that
+            the text doesn't have is the last.
+        offsets: of the first character of each word and behind its last, in turn.
         ends: the positions of the ends of sentences.
+        numbers: position of a number that counts what follows -> the number.
     """
 
     def __init__(self, text: str) -> None:
         self.english = english()
         lower = text.lower()
-        self.text = (lower if len(lower) == len(text) else text).replace("\u2019", "'")
-        self.matches = list(_TOKEN.finditer(self.text))
-        self.words = [match[0] for match in self.matches]
+        self.text = lower if len(lower) == len(text) else text
+        for sign, alike in _ALIKE:
+            self.text = self.text.replace(sign, alike)
+        # What is between words, and words, in turn.
+        parts = _TOKENS[self.text.isascii()].split(self.text)
+        self.offsets = list(accumulate(map(len, parts)))
+        self.words = parts[1::2]
         if "'s" in self.text:
             self.words = [word.removesuffix("'s") for word in self.words]
-        self.ends = [at for at, word in enumerate(self.words) if word in _ENDS]
+        self.words.append(".")
+        self.ends = [self.words.index(".")]
+        while self.ends[-1] < len(self.words) - 1:
+            self.ends.append(self.words.index(".", self.ends[-1] + 1))
+        self.numbers: dict[int, int] = {}
+        if not self.english.counts.keys().isdisjoint(self.words):
+            self.numbers = {
+                at: self.english.counts[self.words[at]]
+                for at in self._find(self.english.counts)
+                if self.words[at + 1] not in self.english.units and not self._is_hyphen(at)
+            }
 
-    def read(self, index: Index, extra: Index) -> list[Mention]:
+    def _find(self, wanted: Container[str]) -> Iterator[int]:
+        """The positions of some words."""
+        return compress(count(), map(wanted.__contains__, self.words))
+
+    def read(self, index: Index) -> list[Mention]:
         """The mentions in the order of the text."""
         found: list[Mention] = []
         last = stop = 0
-        starts = index.keys() | extra.keys() if extra else index
-        for at in [n for n, word in enumerate(self.words) if word in starts]:
-            name = self._name_at(at, index, extra) if at >= stop else None
-            if name is None:
+        sentence = _Sentence(-1, 0, -1, True)
+        for at in self._find(index):
+            if at < stop or (name := self._name_at(at, index[self.words[at]])) is None:
                 continue
             stop = at + len(name.words)
             first = self._start_of(at)
             if name.senses and self._is_noun(first, stop, name):
-                before = found[-1] if found else None
-                found.append(self._mention(at, stop, name, first, before, last))
+                if at > sentence.closed:
+                    sentence = self._sentence_at(at)
+                found.append(self._mention(at, stop, name, first, sentence, found[-1:], last))
                 last = stop
         return found
 
-    def _name_at(self, at: int, index: Index, extra: Index) -> Name | None:
-        word = self.words[at]
-        names = index.get(word, ())
-        if word in extra:
-            names = tuple(sorted((*extra[word], *names), key=lambda name: -len(name.words)))
-        following = self.words[at + 1] if at + 1 < len(self.words) else ""
-        for name in names:
-            wanted = name.words
-            if len(wanted) == 1 or (
-                wanted[1] == following and tuple(self.words[at : at + len(wanted)]) == wanted
-            ):
+    def _sentence_at(self, at: int) -> _Sentence:
+        number = bisect_left(self.ends, at)
+        opened, closed = self.ends[number - 1] + 1 if number else 0, self.ends[number]
+        is_plain = self.english.marks.isdisjoint(self.words[opened:closed])
+        return _Sentence(number, opened, closed, is_plain)
+
+    def _name_at(self, at: int, named: Mapping[str, Sequence[Name]]) -> Name | None:
+        for name in named.get(self.words[at + 1], ()):
+            size = len(name.words)
+            if size == 2 or tuple(self.words[at : at + size]) == name.words:
                 return name
-        return None
+        return named[""][0] if "" in named else None
 
     def _is_noun(self, first: int, stop: int, name: Name) -> bool:
         """Whether a name is a thing here, and no verb, adjective or part of another thing's name.
 
         "A dog sleeps" and "dogs sleep" are, "dog food" and "the dog owner" aren't.
         """
-        said = self.words[first - 1] if first else "."
-        has_article = said in self.english.articles or self.number_at(first - 1) is not None
-        after = self.words[stop] if stop < len(self.words) else "."
+        said, after = self.words[first - 1], self.words[stop]
+        has_article = said in self.english.articles or first - 1 in self.numbers
         follows = after not in self.english.function and after not in self.english.shown
         if name.plural is not True:
             if follows:
                 is_verb = after.endswith(("ing", "ed", "s", "ly"))
-                return is_verb and not name.doubtful and (has_article or said in _ENDS)
+                return is_verb and not name.doubtful and (has_article or said == ".")
             return has_article or not name.doubtful
         if name.doubtful and after not in self.english.articles:
             return has_article or not (follows or said in self.english.subjects)
@@ -153,36 +187,16 @@ class _Reader:
 
     def _start_of(self, at: int) -> int:
         """Where the adjectives before a name begin."""
-        start = at
-        while start > max(0, at - _MODIFIERS):
-            if (
-                self.words[start - 1] in self.english.function
-                or self.number_at(start - 1) is not None
-            ):
-                break
-            start -= 1
-        return start
-
-    def number_at(self, at: int) -> int | None:
-        """The number that ends at a word and counts what follows, or None."""
-        word = self.words[at] if at >= 0 else ""
-        if word.isdecimal() and len(word) < 5:
-            value = int(word)
-        elif word in self.english.numbers:
-            value = self.english.numbers[word]
-        else:
-            return None
-        after = self.words[at + 1] if at + 1 < len(self.words) else ""
-        if after in self.english.units or self.text.startswith(
-            "-", self.matches[at].end()
-        ):  # a two-storey house
-            return None
-        return value
+        words, function, numbers = self.words, self.english.function, self.numbers
+        for start in range(at, max(0, at - _MODIFIERS), -1):
+            if words[start - 1] in function or start - 1 in numbers:
+                return start
+        return max(0, at - _MODIFIERS)
 
     def _count(self, at: int) -> tuple[int | None, int]:
         """How many there are at least by a number that ends at a word, and where it begins."""
-        value, start = self.number_at(at), at
-        before = self.words[at - 1] if at else ""
+        value, start = self.numbers.get(at), at
+        before = self.words[at - 1]
         known = self.english.numbers.get(before, 0)
         if value is not None and value < 10 and 20 <= known < 100:
             value, start = value + known, at - 1
@@ -194,16 +208,23 @@ class _Reader:
             fewer, first = self._count(at - 2)
             if fewer is not None:  # three to five
                 return fewer, first
-        before = self.words[start - 1] if start else ""
+        before = self.words[start - 1]
         if before == "than" and start > 1 and self.words[start - 2] == "more":
             return value, start
         return (None if before in self.english.rough else value), start
 
     def _is_hyphen(self, at: int) -> bool:
-        return at >= 0 and self.text.startswith("-", self.matches[at].end())
+        return at >= 0 and self.text.startswith("-", self.offsets[2 * at + 1])  # a two-storey house
 
     def _mention(
-        self, at: int, stop: int, name: Name, first: int, before: Mention | None, last: int
+        self,
+        at: int,
+        stop: int,
+        name: Name,
+        first: int,
+        sentence: _Sentence,
+        before: Sequence[Mention],
+        last: int,
     ) -> Mention:
         """The name at some words, with what is said around it.
 
@@ -212,53 +233,58 @@ class _Reader:
             stop: behind its last.
             name: what they are.
             first: where its adjectives begin.
+            sentence: which they are in.
             before: the mention before it.
             last: the word behind that.
         """
         adjective, number, start = first, None, first
-        if first and self.number_at(first - 1) is not None:
+        if first - 1 in self.numbers:
             number, start = self._count(first - 1)
-        article = start - 1 if start and self.words[start - 1] in self.english.articles else start
+        article = start - (self.words[start - 1] in self.english.articles)
         said = self.words[article] if article < start else ""
         if not said and number is None:
             start = article = first = at  # "they protect people" has no adjective
-        if number is not None and start and self.words[start - 1] in ("a", "the"):
+        if number is not None and self.words[start - 1] in ("a", "the"):
             start -= 1  # a dozen, the two
         of = article - 1
-        if of > 0 and self.words[of] == "of" and self.number_at(of - 1) is not None:
+        if of - 1 in self.numbers and self.words[of] == "of":
             more, start = self._count(of - 1)  # two of the dogs, a pair of dogs
             number = more if number is None else number
         if name.plural is False or (name.plural is None and name.name.endswith("s")):
             number = None  # a pair of skis is one or two
-        sentence = bisect_left(self.ends, at)
-        opened = self.ends[sentence - 1] + 1 if sentence else 0
-        closed = self.ends[sentence] if sentence < len(self.ends) else len(self.words)
-        negated = absent = False
-        joined = self.words[last:first]
-        if before and before.sentence == sentence and before.negated and joined:
-            negated = all(w in (",", "or", "nor", "and", "any", "a") for w in joined)
-            absent = negated and before.absent
-        if not negated and not self.english.negators.isdisjoint(self.words[opened:closed]):
-            negated, absent = self._negation(opened, article, first, at, stop, closed)
-        likeness = (
-            self.matches[stop - 1][0].endswith("'s")  # "a child's room" has no child in it
-            or not self.english.unreal.isdisjoint(self.words[adjective:at])
-            or self._is_likeness(opened, article, stop, closed)
-        )
+        number_of, opened, closed, is_plain = sentence
+        negated = absent = local = False
+        offsets = self.offsets
+        likeness = self.text.endswith("'s", 0, offsets[2 * stop - 1])  # "a child's room"
+        supposed = self.words[at - 1] == "for"  # "for visitors"
+        if not is_plain:
+            joined = self.words[last:first]
+            if before and before[0].sentence == number_of and before[0].negated and joined:
+                negated = all(w in (",", "or", "nor", "and", "any", "a") for w in joined)
+                absent = negated and before[0].absent
+            if not negated and not self.english.negators.isdisjoint(self.words[opened:closed]):
+                negated, absent, local = self._negation(opened, article, first, at, stop, closed)
+            likeness = (
+                likeness
+                or not self.english.unreal.isdisjoint(self.words[adjective:at])
+                or self._is_likeness(opened, article, stop, closed)
+            )
+            supposed = supposed or self._is_supposed(opened, at, stop, closed)
         return Mention(
             name.senses[0].label,
             name.senses,
             name.name,
-            self.matches[min(start, first)].start(),
-            self.matches[at].start(),
-            self.matches[stop - 1].end(),
-            sentence,
+            offsets[2 * min(start, first)],
+            offsets[2 * at],
+            offsets[2 * stop - 1],
+            number_of,
             number,
             name.plural,
             said in self.english.definite,
             negated,
             absent,
-            self._is_supposed(opened, at, stop, closed),
+            local,
+            supposed,
             likeness,
         )
 
@@ -276,26 +302,26 @@ class _Reader:
 
     def _negation(
         self, opened: int, article: int, first: int, at: int, stop: int, closed: int
-    ) -> tuple[bool, bool]:
-        """Whether something is said not to be, and whether not anywhere in the picture."""
+    ) -> tuple[bool, bool, bool]:
+        """Whether it is negated, absent and local, as `Mention` has it."""
         words = self.words
-        is_other = first < at and words[first] in ("other", "longer")
+        is_other = words[stop] == "else" or (first < at and words[first] in ("other", "longer"))
         bare = not is_other and all(word in self.english.bare for word in words[first:at])
         said = words[article] if article < first else ""
         clause = self._clause(opened, article)
         before = words[clause:article]
-        only = bare and not self._is_local(stop, closed)
-        gone = self._is_gone(stop, closed)
-        if said in ("no", "neither", "zero") or (before and before[-1] in ("neither", "nor")):
+        local = self._is_local(stop, closed)
+        is_none = words[at] in ("nobody", "no") or said in ("no", "neither", "zero")
+        if is_none or (before and before[-1] in ("neither", "nor")):
             owner = before[-1] if before else ""
             elsewhere = owner in self.english.see and not self.english.watchers.intersection(before)
-            return True, only and not elsewhere
+            bare = bare and not elsewhere
+            return True, bare and not local, bare and local
         if before[-1:] == ["without"] or (before[-2:-1] == ["without"] and said == ""):
-            return True, only and said == "any"
-        if before[-1:] == ["of"] and self.english.lacking.intersection(before[-3:]):
-            return True, bare
-        if gone:
-            return True, bare
+            return True, bare and not local and said == "any", False
+        is_lacking = before[-1:] == ["of"] and self.english.lacking.intersection(before[-3:])
+        if is_lacking or self._is_gone(stop, closed):
+            return True, bare, False
         nots = [
             n for n, w in enumerate(before) if w in ("not", "cannot", "never") or w.endswith("n't")
         ]
@@ -304,8 +330,9 @@ class _Reader:
             subject = self.english.watchers.intersection(before[: nots[-1]])
             there = "there" in before[: nots[-1]]
             sees = subject and self.english.see.intersection(around)
-            return True, bool(only and (there or sees))
-        return False, False
+            bare = bool(bare and (there or sees))
+            return True, bare and not local, bare and local
+        return False, False, False
 
     def _is_gone(self, stop: int, closed: int) -> bool:
         """Whether it goes on "is not visible" or "are absent"."""
@@ -340,8 +367,8 @@ class _Reader:
 
     def _is_supposed(self, opened: int, at: int, stop: int, closed: int) -> bool:
         words = self.words
-        if not self.english.guesses.isdisjoint(words[opened:at]) or words[at - 1 : at] == ["for"]:
-            return True  # "for visitors"
+        if not self.english.guesses.isdisjoint(words[opened:at]):
+            return True
         end = self._clause_end(stop, closed)
         return not self.english.supposing.isdisjoint(words[stop:end])
 
@@ -356,4 +383,4 @@ class _Reader:
             if before[-2] in self.english.pictures:
                 return article - opened > _MODIFIERS
         after = self.words[stop : min(closed, stop + 2)]
-        return bool(after) and (after[0] in ("shaped", "themed", "print", "costume", "pattern"))
+        return bool(after) and after[0] in self.english.shaping

@@ -6,29 +6,32 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import zip_longest
 
 from mminstruct.annotations import items, lines
 from mminstruct.checks.findings import Finding, Kind, Verdict
 from mminstruct.checks.mentions import Mention, find_mentions, find_number
-from mminstruct.checks.vocabulary import Index, Vocabulary, name_of
-from mminstruct.schema import Context
+from mminstruct.checks.vocabulary import Index, Vocabulary, english, name_of
+from mminstruct.schema import Box, Context
 
 _YES_NO = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
 _WHETHER = re.compile(
-    r"""(?P<there>(?:is|are)\ (?:there\b|(?=(?:a|an|any)\ )))
+    r"""(?P<there>(?:is|are)\ (?:there\b|(?=(?:an?|any|anyone|anybody)\ )))
         |(?:do|does|can)\ (?P<who>you|the\ (?:image|picture|photo|photograph|scene))
          \ (?P<verb>see|show|contain|have|include|feature)\b""",
     re.IGNORECASE | re.VERBOSE,
 )
 
 
-@dataclass(slots=True)
+@dataclass
 class Known:
     """What the annotations of one image, motion ... say.
 
     Attributes:
+        context: the annotations.
         vocabulary: the names of things.
-        extra: names of labels of this context that it doesn't have.
+        index: the same with those of labels of this context that it doesn't have.
         boxes: label -> how many boxes.
         uncounted: labels of which there may be more than boxes: a group, or not each has a box.
         labels: those of the whole image that are there.
@@ -36,10 +39,13 @@ class Known:
         told: labels that captions and other texts name.
         names: the words that they use.
         numbers: label -> the highest number that a text says.
+        heard: a thing that a text names, and what it says behind it.
+        described: what `describe` said.
     """
 
+    context: Context
     vocabulary: Vocabulary
-    extra: Index
+    index: Index
     boxes: Counter[str] = field(default_factory=Counter)
     uncounted: set[str] = field(default_factory=set)
     labels: set[str] = field(default_factory=set)
@@ -47,6 +53,8 @@ class Known:
     told: set[str] = field(default_factory=set)
     names: set[str] = field(default_factory=set)
     numbers: dict[str, int] = field(default_factory=dict)
+    heard: list[tuple[Mention, str]] = field(default_factory=list)
+    described: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, context: Context, vocabulary: Vocabulary) -> Known:
@@ -54,7 +62,8 @@ class Known:
         checked = items("labels", context.annotations.get("labels", ()))
         called = {label: name_of(label) for label in {b.label for b in context.boxes}}
         named = {item.label: name_of(item.label) for item in checked}
-        known = cls(vocabulary, vocabulary.index_of({*called.values(), *named.values()}))
+        index = vocabulary.index_with({*called.values(), *named.values()})
+        known = cls(context, vocabulary, index)
         for box in context.boxes:
             known.boxes[called[box.label]] += 1
             if box.is_group is not False:
@@ -69,13 +78,15 @@ class Known:
 
     def find_mentions(self, text: str) -> list[Mention]:
         """The things that a text names."""
-        return find_mentions(text, self.vocabulary, self.extra)
+        return find_mentions(text, self.index)
 
     def _listen(self, text: str) -> None:
         """Take in what a text of the annotations says to be there."""
-        for mention in self.find_mentions(text):
+        mentions = self.find_mentions(text)
+        for mention, after in zip_longest(mentions, mentions[1:]):
             if mention.negated:
                 continue
+            self.heard.append((mention, text[mention.end : after.end if after else None]))
             self.names.add(mention.name)
             clear = [s.label for s in mention.senses if s.is_sure]
             if len(mention.senses) == 1:
@@ -83,6 +94,18 @@ class Known:
             self.told.update(clear)
             for label in clear if mention.number else ():
                 self.numbers[label] = max(self.numbers.get(label, 0), mention.number or 0)
+
+    @cached_property
+    def alone(self) -> dict[str, Box]:
+        """Label -> the box of what is there once."""
+        named = {name_of(box.label): box for box in self.context.boxes}
+        return {
+            label: box
+            for label, box in named.items()
+            if self.boxes[label] == 1
+            and label not in self.uncounted
+            and self.numbers.get(label, 1) == 1
+        }
 
     def has(self, label: str) -> bool:
         """Whether a label is there, by boxes, labels or texts."""
@@ -98,6 +121,11 @@ class Known:
 
     def describe(self, label: str) -> str:
         """What is known of a label, in words."""
+        if label not in self.described:
+            self.described[label] = self._describe(label)
+        return self.described[label]
+
+    def _describe(self, label: str) -> str:
         if count := self.boxes.get(label, 0):
             whole = "some of groups, or not all" if label in self.uncounted else "none of a group"
             return f"{count} box{'es' * (count > 1)} of {label}, {whole}"
@@ -154,6 +182,28 @@ def judge_absent(known: Known, mention: Mention) -> tuple[Verdict, str]:
     return "unknown", mention.label
 
 
+def judge_local(known: Known, mention: Mention, after: str) -> tuple[Verdict, str]:
+    """The verdict on a thing that is said not to be where, or do what, is said behind it."""
+    verdict, label = judge_absent(known, mention)
+    if verdict != "contradicted":
+        return verdict, label
+    said = "(?: [a-z]+)? ".join(words := _say_shortly(after))
+    labels = {sense.label for sense in mention.senses if sense.relation in ("same", "wider")}
+    for other, text in known.heard if words and words[-1] not in english().prepositions else ():
+        is_it = any(sense.is_sure and sense.label in labels for sense in other.senses)
+        if is_it and re.search(rf"\b{said}\b", " ".join(_say_shortly(text))):
+            return "contradicted", label
+    return "unknown", label
+
+
+def _say_shortly(text: str) -> list[str]:
+    """The stems of the words up to the next sign, without articles and auxiliaries."""
+    idle = (english().articles | english().shown) - english().prepositions
+    words = re.findall("[a-z]+", re.split(r"[.!?\n,;:]", text, maxsplit=1)[0].lower())
+    stems = (re.sub("(?:ing|es|ed|s|e)$", "", word) for word in words if word not in idle)
+    return [re.sub(r"(.)\1$", r"\1", stem) for stem in stems if stem]
+
+
 def judge_count(known: Known, mention: Mention, number: int) -> tuple[Verdict, str]:
     """The verdict on how many there are, and the label it goes by.
 
@@ -187,7 +237,7 @@ def check_objects(
     """
     stated = restate(question, answer)
     for mention in known.find_mentions(stated) if stated else ():
-        if mention.absent or " not " not in stated:
+        if mention.absent or mention.local or " not " not in stated:
             yield from _judge(known, turn, stated, mention)
     for mention in mentions:
         yield from _judge(known, turn, answer, mention)
@@ -199,26 +249,27 @@ def check_objects(
 
 
 def _judge(known: Known, turn: int, text: str, mention: Mention) -> Iterator[Finding]:
-    def find(kind: Kind, judged: tuple[Verdict, str]) -> Finding:
-        verdict, label = judged
-        is_known = verdict != "unknown" or known.has(label)
-        said = text[mention.start : mention.end]
-        return Finding(turn, kind, verdict, said, label, known.describe(label) if is_known else "")
-
+    judged: list[tuple[Kind, Verdict, str]] = []
     if mention.absent and not mention.supposed:
-        yield find("presence", judge_absent(known, mention))
-    if mention.negated or mention.likeness:
-        return
-    judged = judge_named(known, mention)
-    if judged[0] == "supported" or any(s.is_sure for s in mention.senses):
-        yield find("object", judged)  # of "furniture" alone nothing can be held against boxes
-    if mention.number is not None and mention.number > 1:
-        yield find("count", judge_count(known, mention, mention.number))
+        judged.append(("presence", *judge_absent(known, mention)))
+    if mention.local and not mention.supposed:
+        found = judge_local(known, mention, text[mention.end :])
+        judged += [("presence", *found)] if found[0] != "unknown" else []
+    if not (mention.negated or mention.likeness):
+        verdict, label = judge_named(known, mention)
+        if verdict == "supported" or any(s.is_sure for s in mention.senses):
+            judged.append(("object", verdict, label))  # "furniture" alone may be anything
+        if mention.number is not None and mention.number > 1:
+            judged.append(("count", *judge_count(known, mention, mention.number)))
+    for kind, verdict, label in judged:
+        told = known.describe(label) if verdict != "unknown" or known.has(label) else ""
+        yield Finding(turn, kind, verdict, text[mention.start : mention.end], label, told)
 
 
 def restate(question: str, answer: str) -> str:
     """What a yes or no to a question whether something is there says, as a sentence, or nothing."""
-    answered, asked = _YES_NO.match(answer), _WHETHER.match(question)
+    answered = _YES_NO.match(answer)
+    asked = _WHETHER.match(question) if answered else None
     if not answered or not asked:
         return ""
     is_no, rest = answered[1].lower() == "no", question[asked.end() :]

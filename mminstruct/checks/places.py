@@ -8,13 +8,12 @@ and isn't looked at.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from mminstruct.checks.findings import Finding, Kind, Verdict
 from mminstruct.checks.mentions import Mention
 from mminstruct.checks.objects import Known
-from mminstruct.checks.vocabulary import name_of
-from mminstruct.schema import Box, Context
+from mminstruct.schema import Box
 
 _CLEAR = 0.05  # between two centres, of the image's width or height
 _TWICE = 2.0  # a larger box has at least so many times the area, as near things seem larger
@@ -80,23 +79,17 @@ _FIRST = ("left", "above", "top")  # of their pairs, in the order of pixels
 
 
 def check_places(
-    known: Known,
-    context: Context,
-    turn: int,
-    question: str,
-    answer: str,
-    mentions: Sequence[Mention],
+    known: Known, turn: int, question: str, answer: str, mentions: Sequence[Mention]
 ) -> Iterator[Finding]:
     """What one turn says of where things are and how large, and what their boxes say to it."""
     said = _YES_NO.match(answer)
     restated = bool(said) and _may_tell(question)
-    if not context.boxes or not (restated or _may_tell(answer)):
+    if not known.boxes or not (restated or _may_tell(answer)):
         return
-    boxes = _find_single(known, context)
     asked = known.find_mentions(question) if restated or question[:5].lower() == "where" else []
-    yield from _Claims(known, boxes, turn, answer, mentions, asked).read()
+    yield from _Claims(known, turn, answer, mentions, asked).read()
     if said and restated:
-        for finding in _Claims(known, boxes, turn, question, asked).read():
+        for finding in _Claims(known, turn, question, asked).read():
             yield _turn_round(finding) if said[1].lower() == "no" else finding
 
 
@@ -114,23 +107,11 @@ def _turn_round(finding: Finding) -> Finding:
     )
 
 
-def _find_single(known: Known, context: Context) -> dict[str, Box]:
-    """Label -> the box of what is there once."""
-    return {
-        label: box
-        for box in context.boxes
-        if known.boxes[label := name_of(box.label)] == 1
-        and label not in known.uncounted
-        and known.numbers.get(label, 1) == 1
-    }
-
-
 class _Claims:
     """The claims that one text makes.
 
     Args:
-        known: how many boxes there are.
-        boxes: of labels that are there once.
+        known: the boxes.
         turn: index of the turn.
         text: a question or an answer.
         mentions: in the text.
@@ -140,13 +121,12 @@ class _Claims:
     def __init__(
         self,
         known: Known,
-        boxes: Mapping[str, Box],
         turn: int,
         text: str,
         mentions: Sequence[Mention],
         asked: Sequence[Mention] = (),
     ) -> None:
-        self._known, self._boxes, self._turn, self._asked = known, boxes, turn, asked
+        self._known, self._turn, self._asked = known, turn, asked
         self._named = {chr(_MARKS + n): mention for n, mention in enumerate(mentions)}
         self._said = {mark: text[m.noun_start : m.end] for mark, m in self._named.items()}
         pieces: list[str] = []
@@ -216,14 +196,15 @@ class _Claims:
 
     def _label(self, mention: Mention) -> str:
         """The label of the boxes that a mention is about."""
-        return next((s.label for s in mention.senses if s.label in self._boxes), mention.label)
+        alone = self._known.alone
+        return next((s.label for s in mention.senses if s.label in alone), mention.label)
 
     def _box(self, mention: Mention) -> Box | None:
         """The box of the only thing that a mention can be about."""
         labels = [s.label for s in mention.senses if self._known.boxes[s.label]]
         is_one = len(labels) == 1 and not mention.plural and (mention.number or 1) == 1
         is_there = not (mention.negated or mention.likeness)
-        return self._boxes.get(labels[0]) if is_one and is_there else None
+        return self._known.alone.get(labels[0]) if is_one and is_there else None
 
     def _look(
         self, subject: Mention, words: tuple[str, ...], other: Mention | None

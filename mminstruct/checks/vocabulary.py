@@ -69,6 +69,7 @@ class English(Strict):
     likeness: _Set
     depictions: _Set
     unreal: _Set
+    shaping: _Set
     pictures: _Set
     rough: _Set
     units: _Set
@@ -76,14 +77,25 @@ class English(Strict):
     @cached_property
     def function(self) -> frozenset[str]:
         """Words and signs that end the words that belong to a name."""
-        signs = frozenset(".!?\n%")
+        signs = frozenset(".%")
         words = self.articles | self.prepositions | self.verbs | self.connectives | self.clauses
         return signs | words
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """Numbers in words and in digits."""
+        return {**{str(number): number for number in range(10_000)}, **self.numbers}
 
     @cached_property
     def negators(self) -> frozenset[str]:
         """Words without one of which nothing is denied."""
         return self.nots | self.lacking | self.denying
+
+    @cached_property
+    def marks(self) -> frozenset[str]:
+        """Words without one of which a sentence denies, supposes and likens nothing."""
+        likening = self.likeness | self.depictions | self.pictures | self.unreal | self.shaping
+        return self.negators | self.guesses | likening
 
     @cached_property
     def guesses(self) -> frozenset[str]:
@@ -121,10 +133,11 @@ class Name(NamedTuple):
     senses: tuple[Sense, ...]
 
 
-Index = dict[str, tuple[Name, ...]]
-"""First word -> the names that begin with it, the longest first."""
+Index = dict[str, dict[str, tuple[Name, ...]]]
+"""First word -> second word, or nothing -> the names that begin with these, the longest first."""
 
 
+@lru_cache(1 << 14)
 def name_of(label: str) -> str:
     """A label as it is called here: ``Hard_Hat`` is ``hard hat``, ``bat (animal)`` stays."""
     return " ".join(label.lower().replace("_", " ").split())
@@ -171,24 +184,19 @@ class Vocabulary:
 
     @classmethod
     def of(
-        cls,
-        synonyms: Mapping[str, Iterable[str]],
-        *,
-        parents: Iterable[tuple[str, str]] = (),
-        exhaustive: Iterable[str] = (),
+        cls, synonyms: Mapping[str, Iterable[str]], *, parents: Iterable[tuple[str, str]] = ()
     ) -> Vocabulary:
         """One of labels as a source writes them.
 
         Args:
             synonyms: label -> words that mean the same.
             parents: pairs of a label and one that it is a kind of.
-            exhaustive: labels of which every object in every image has a box.
         """
         above: dict[str, tuple[str, ...]] = {}
         for label, parent in parents:
             above[name_of(label)] = (*above.get(name_of(label), ()), name_of(parent))
         labels = {name_of(label): Words(same=tuple(words)) for label, words in synonyms.items()}
-        return cls(labels, above, frozenset(map(name_of, exhaustive)))
+        return cls(labels, above)
 
     def __or__(self, other: Vocabulary) -> Vocabulary:
         """What both know."""
@@ -222,10 +230,17 @@ class Vocabulary:
         """The names of one label."""
         return _names(label, self.labels.get(label))
 
-    def index_of(self, labels: Iterable[str]) -> Index:
-        """The names of those of some labels that aren't in `index`."""
-        new = (label for label in labels if label not in self._known)
-        return _by_first_word(name for label in new for name in _names(label, None))
+    def index_with(self, labels: Iterable[str]) -> Index:
+        """The names of all labels, and of some more."""
+        new = [label for label in labels if label not in self._known]
+        if not new:
+            return self.index
+        found = dict(self.index)
+        for first, named in _by_first_word(n for label in new for n in _names(label, None)).items():
+            known = found.get(first, {})
+            both = {second: (*names, *known.get(second, ())) for second, names in named.items()}
+            found[first] = {**known, **both}
+        return found
 
     @cached_property
     def _known(self) -> dict[str, None]:
@@ -282,14 +297,13 @@ def _by_first_word(names: Iterable[Name]) -> Index:
             merged[name.words] = known._replace(
                 name=known.name or name.name, senses=known.senses + more
             )
-    index: dict[str, list[Name]] = {}
-    for name in merged.values():
+    index: Index = {}
+    for name in sorted(merged.values(), key=lambda name: -len(name.words)):
         senses = tuple(sorted(name.senses, key=lambda sense: _CLOSEST.index(sense.relation)))
-        index.setdefault(name.words[0], []).append(name._replace(senses=senses))
-    return {
-        first: tuple(sorted(found, key=lambda name: -len(name.words)))
-        for first, found in index.items()
-    }
+        first, second = (*name.words, "")[:2]
+        found = index.setdefault(first, {})
+        found[second] = (*found.get(second, ()), name._replace(senses=senses))
+    return index
 
 
 def _forms(text: str) -> Iterator[tuple[tuple[str, ...], str, bool | None]]:

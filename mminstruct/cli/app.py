@@ -53,6 +53,7 @@ from mminstruct.version import __version__
 
 COMMANDS = {
     "generate": "generate a dataset",
+    "merge": "the parts that generate --shard wrote, to one release",
     "estimate": "what a run would ask for, take and cost",
     "show": "one context, and its messages as a model gets them",
     "license": "what rows may be used for, and why, before any money is spent",

@@ -84,10 +84,13 @@ def _generate(args: argparse.Namespace) -> int:
         for row in _first_rows(generated.rows, args.show):
             if print_text(_sample(row)) != DONE:
                 break
-        readable = _name_readable(generated.written, output_format)
+        readable = "" if args.shard else _name_readable(generated.written, output_format)
         code = _tell(args, generated, readable)
         if readable:
             say(f"look: mminstruct view {readable}")
+        if args.shard and generated.written is not None:
+            parts = f"{shlex.quote(str(generated.written.path.parent))}/*-of-*"
+            say(f"when all shards are there: mminstruct merge {parts} {shlex.quote(str(path))}")
         return code
 
 
@@ -203,6 +206,8 @@ def _public(flag: str, value: str, registry: licenses.Registry) -> str:
 
 def _first_rows(splits: Mapping[str, datasets.Dataset], count: int) -> Iterator[dict[str, Any]]:
     """Some rows of the first split, of as many types as there are."""
+    if not splits:  # of a shard
+        return
     rows = next(iter(splits.values()))
     by_type: dict[str, list[int]] = {}
     for index, name in enumerate(rows["type"][:]):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -34,6 +35,8 @@ def config_arguments(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
     check_source_options(args, args.sources)
     own = (*backends.engine_options(), *sources.options())
     given = {**config_of(args), **{name: getattr(args, name) for name in own}}
+    if given["shard"] == "auto":
+        given["shard"] = find_shard(os.environ)
     given |= {"backend": args.model_source, "base_url": read_base_urls(args), **name_places(args)}
     if args.dry_run:
         rates = ("requests_per_minute", "tokens_per_minute")
@@ -43,6 +46,35 @@ def config_arguments(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
         # What a stand-in says is false everywhere; without it there would be no rows to look at.
         given |= {"backend": "fake", "cache_dir": scratch, "check": "report"}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def find_shard(environment: Mapping[str, str]) -> str:
+    """The shard of a task of a Slurm array, or of a process that has a rank among others.
+
+    Raises:
+        UsageError: this is neither, or both, or not all tasks of an array are there.
+    """
+    of_array = {name: environment.get(f"SLURM_ARRAY_TASK_{name}") for name in _OF_ARRAY}
+    rank, world = environment.get("RANK"), environment.get("WORLD_SIZE")
+    is_array, is_ranked = of_array["ID"] is not None, rank is not None and world not in (None, "1")
+    if is_array == is_ranked:
+        found = "a Slurm array's and RANK" if is_array else "neither"
+        raise UsageError(
+            "--shard auto: expected the variables of a Slurm array (SLURM_ARRAY_TASK_ID) or RANK "
+            f"and WORLD_SIZE, got {found}; give --shard I/N"
+        )
+    if is_ranked:
+        return f"{rank}/{world}"
+    number, count, low, high, step = (int(value or 1) for value in of_array.values())
+    if count < 2 or high - low != (count - 1) * step:
+        raise UsageError(
+            f"--shard auto: expected all tasks of a Slurm array, such as 0-3, got {count} of them, "
+            f"{low} to {high}; to run some again, give --shard I/N as they had it"
+        )
+    return f"{(number - low) // step}/{count}"
+
+
+_OF_ARRAY = ("ID", "COUNT", "MIN", "MAX", "STEP")
 
 
 def check_source_options(args: argparse.Namespace, wanted: Sequence[str]) -> None:

@@ -128,6 +128,11 @@ class Bounds:
         self._proven = (0, 0)
         self._sent_s: deque[float] = deque(maxlen=tuning.sent_kept)
 
+    @property
+    def proven(self) -> int:
+        """Most in flight that was answered."""
+        return max(self._proven)
+
     def note_sent(self, now: float) -> None:
         """Note that a request is sent."""
         self._accepted += 1
@@ -180,7 +185,7 @@ class Bounds:
         enough = max(1, tuning.telling - 2 * self._refusals_in_a_row)
         telling = self._accepted >= (tuning.telling if now - self.since_s < 1.0 else enough)
         # It may be that too many are in flight only if there never were clearly more.
-        crowded = in_flight >= max(4.0, 0.9 * max(self._proven))
+        crowded = in_flight >= max(4.0, 0.9 * self.proven)
         off = abs(in_flight - self._in_flight_then)
         self._proven = (self._proven[1], 0)
         if telling:

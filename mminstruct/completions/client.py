@@ -128,8 +128,7 @@ class Client:
         failures: if given, nothing is sent: what the store lacks fails as it says here, by key.
 
     Attributes:
-        row_rules: of the thread that makes the rows, which tells them what became of answers; of a
-            stream's that is the loop's.
+        row_rules: are told on the loop what became of answers.
     """
 
     def __init__(

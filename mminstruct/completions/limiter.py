@@ -43,7 +43,6 @@ class _Latencies:
         since_s: begin of the time in question.
         best: median latency, answers a second, and how many were in flight for them.
         median_s: of the last ones; 0 before the first.
-        width: how many were in flight for them, and no less than a limiter begins with.
     """
 
     def __init__(self, tuning: Tuning) -> None:
@@ -51,7 +50,6 @@ class _Latencies:
         self.best: tuple[float, float, float] | None = None
         self._slow: tuple[float, float] | None = None  # answers a second, in flight: the last slow
         self.median_s = 0.0
-        self.width = tuning.start_in_flight
         self.since_s = 0.0
         self._all_s: list[float] = []
 
@@ -73,7 +71,6 @@ class _Latencies:
         per_s = len(self._all_s) / seconds
         width = per_s * sum(self._all_s) / len(self._all_s)
         self._all_s, self.since_s, self.median_s = [], now, median_s
-        self.width = max(tuning.start_in_flight, width)
         if self.best is None:
             self.best = (median_s, per_s, width)
         best_s, best_per_s, best_width = self.best
@@ -200,11 +197,12 @@ class Limiter:
         if self._in_the_way is None:
             return
         # While nothing is known neither holds up the search for the other, and each goes no
-        # further than twice what the other lets through.
+        # further than twice what was answered, or what the other lets through.
         best = self._latencies.best
         latency_s = (best[0] if best is not None else self._latencies.median_s) or math.inf
         most_per_s = max(self._tuning.start_per_s, 2 * window.value / latency_s)
-        for bound, most in ((window, 2 * self._latencies.width), (pace, most_per_s)):
+        most_at_once = 2 * max(self._tuning.start_in_flight, self._bounds.proven)
+        for bound, most in ((window, most_at_once), (pace, most_per_s)):
             if bound.value < most if bound.known is None else bound is self._in_the_way:
                 bound.advance(passed_s)
 

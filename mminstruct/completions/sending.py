@@ -15,6 +15,7 @@ import logging
 import math
 import random
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -357,8 +358,8 @@ class Start:
 
     def __post_init__(self) -> None:
         self._rules = self.sender.rules
-        self._turn = asyncio.Lock()
         self._whose: Attempt | None = None
+        self._next: deque[tuple[Attempt, asyncio.Future[None]]] = deque()
         self._hanging = 0
 
     async def send(self, request: Request, attempt: Attempt) -> Completion:
@@ -369,9 +370,12 @@ class Start:
         """
         tries, loop = Tries(self._rules.answers, attempt.wanted), asyncio.get_running_loop()
         while not self._rules.started:
-            if self._whose is not attempt:
-                await self._turn.acquire()
+            if self._whose is None:
                 self._whose = attempt
+            elif self._whose is not attempt:
+                turn = loop.create_future()
+                self._next.append((attempt, turn))
+                await turn
             if self._rules.started:
                 break
             patience = loop.call_later(self.sender.policy.patience_s, self._lose_patience, attempt)
@@ -388,10 +392,15 @@ class Start:
         return await self.sender.send(request, tries)
 
     def pass_on(self, attempt: Attempt | None) -> None:
-        """Let the next request try, if it was this one's turn."""
-        if attempt is not None and self._whose is attempt:
-            self._whose = None
-            self._turn.release()
+        """Let the next request try, or all once one is answered, if it was this one's turn."""
+        if attempt is None or self._whose is not attempt:
+            return
+        self._whose = None
+        while self._next and (self._whose is None or self._rules.started):
+            after, turn = self._next.popleft()
+            if not turn.done():  # cancelled
+                self._whose = after
+                turn.set_result(None)
 
     def _lose_patience(self, attempt: Attempt) -> None:
         """Let another request try beside one that hangs, but no herd of them."""

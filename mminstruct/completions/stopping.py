@@ -162,7 +162,7 @@ class StopRules:
 
 
 class RowRules:
-    """What answers that give no row tell; on the thread alone that makes the rows."""
+    """What answers that give no row tell; on the client's loop alone, once it is expected."""
 
     def __init__(self, stats: Stats, stop: Callable[[NoRows], None]) -> None:
         self._stats, self._answered_before, self._stop = stats, stats.answered, stop

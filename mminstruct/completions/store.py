@@ -22,7 +22,7 @@ import sqlite3
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
@@ -211,6 +211,27 @@ class ResponseStore:
             (name,) = reader.execute("SELECT name FROM identifiers").fetchone()
         return str(name)
 
+    def copy(self, other: Path) -> None:
+        """Add the answers of another store that this one lacks.
+
+        Their lengths go along where none of them was here: others would count twice.
+
+        Raises:
+            StoreError: the other can't be read, or this one written.
+        """
+        with (
+            closing(_connect_read_only(other, self._busy_timeout_s)) as source,
+            self._use_reader() as here,
+            _write_all(here),
+        ):
+            added = here.executemany(
+                "INSERT OR IGNORE INTO completions (key, value, checksum) VALUES (?, ?, ?)",
+                source.execute("SELECT key, value, checksum FROM completions"),
+            )
+            (count,) = source.execute("SELECT count(*) FROM completions").fetchone()
+            if added.rowcount == count:
+                here.executemany(_ADD_LENGTHS, source.execute("SELECT * FROM lengths"))
+
     def lengths(self, scope: Scope) -> Lengths:
         """How long the answers of a scope are that came with a token count."""
         with self._use_reader() as reader:
@@ -355,20 +376,25 @@ def select_by_key(
 
 
 def _commit(connection: sqlite3.Connection, writes: Iterable[_Write]) -> None:
-    try:
-        connection.execute("BEGIN IMMEDIATE")
+    with _write_all(connection):
         new = [write for write in writes if _insert(connection, write)]
         connection.executemany(
-            "INSERT INTO lengths VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
-            "count = count + excluded.count, total = total + excluded.total, "
-            "squares = squares + excluded.squares",
+            _ADD_LENGTHS,
             [
                 (*astuple(scope), 1, tokens, tokens**2)
                 for scope, tokens in (write.length for write in new if write.length is not None)
             ],
         )
+
+
+@contextmanager
+def _write_all(connection: sqlite3.Connection) -> Iterator[None]:
+    """All that is written within stays, or nothing of it."""
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
         connection.execute("COMMIT")
-    except BaseException:  # passed on; but what the group wrote by then must not stay
+    except BaseException:  # passed on; but what was written by then must not stay
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
@@ -545,6 +571,13 @@ _LENGTHS = (
     "IF NOT EXISTS lengths (prompt_config TEXT, type TEXT, model TEXT, max_tokens INTEGER, "
     "count INTEGER, total INTEGER, squares INTEGER, "
     "PRIMARY KEY (prompt_config, type, model, max_tokens)) WITHOUT ROWID"
+)
+
+
+_ADD_LENGTHS = (
+    "INSERT INTO lengths VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+    "count = count + excluded.count, total = total + excluded.total, "
+    "squares = squares + excluded.squares"
 )
 
 

@@ -39,7 +39,7 @@ _LIMIT = re.compile(
 _LICENCE = re.compile(r"licen[cs]|(?<!in )\bterms\b|agreement", re.IGNORECASE)
 _MAKING = (
     r"\b(?:based|build|built|trained|training|fine-?\s?tun\w+|finetun\w+|tuned?|tuning|distill\w*|"
-    r"derived|derivative|deriving|initiali[sz]\w+|adapt(?:ed|er)\b|convert\w*|conversion|creat\w+|"
+    r"deriv\w*|initiali[sz]\w+|adapt(?:ed|er)\b|convert\w*|conversion|creat\w+|"
     r"made|merg\w+|quanti[sz]\w*|start(?:s|ed|ing)|develop\w+|upcycl\w+|prun\w+|generated|"
     r"(?:base|original|parent|source|teacher|foundation) models?|backbone|weights|checkpoints?|"
     r"(?:its|our|the) (?:base|parent|teacher|original|predecessor)|"
@@ -47,10 +47,10 @@ _MAKING = (
 )
 _FROM = r"(?:from|on|upon|of|with|using|by|via|to)"
 _COMPARING = (
-    r"\b(?:(?:\w+er|more \w+|less \w+|rather) than|outperform\w*|surpass\w*|exceed\w*|"
-    r"beat(?:s|ing)?|rival\w*|compar(?:ed|able|es|ing) (?:to|with)|competitive with|on par with|"
-    r"versus|vs|unlike|like|(?:close|equal|similar|superior|inferior) to|ahead of|"
-    r"as \w+ as|same (?:\w+ ){0,3}(?:as|of)|match(?:es|ing)?)\b"
+    r"\b(?:(?:better|stronger|faster|slower|smaller|larger|bigger|higher|lower|greater|cheaper|"
+    r"more \w+|less \w+) than|outperform\w*|surpass\w*|exceed\w*|beat(?:s|ing)?|rival\w*|"
+    r"compar(?:ed|able|es|ing) (?:to|with)|competitive with|on par with|versus|vs|"
+    r"unlike|ahead of)\b"
 )
 # What is compared with goes on to the sentence's end, or to what it was really made from.
 _COMPARED = re.compile(

@@ -13,7 +13,6 @@ import msgspec
 from mminstruct import sources, splits
 from mminstruct.benchmarks import image_key
 from mminstruct.checks import Checker, Vocabulary
-from mminstruct.checks.vocabulary import name_of
 from mminstruct.config import InstructConfig, read_arguments
 from mminstruct.errors import SourceError
 from mminstruct.recipe import Recipe
@@ -60,7 +59,7 @@ class Contexts:
         context = self.find(row)
         if context is None:
             return Judged(row, is_lost=True)
-        boxes = frozenset(name_of(label) for label in {box.label for box in context.boxes})
+        boxes = frozenset(self._checker.know(context).boxes)
         return Judged(row, self._checker.check(context, row.turns), boxes)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from random import Random
 from typing import Any, NamedTuple
 
@@ -63,13 +63,6 @@ class Judged(NamedTuple):
         return cls(row, row.checks)
 
 
-class Checked(msgspec.Struct, frozen=True):
-    """How often something was said that annotations can judge, and how often it was wrong."""
-
-    judged: int = 0
-    wrong: int = 0
-
-
 class Measures(msgspec.Struct, frozen=True, kw_only=True):
     """What some rows are like.
 
@@ -90,10 +83,9 @@ class Measures(msgspec.Struct, frozen=True, kw_only=True):
         on_the_image: answers that begin with "The image", "In this picture" or the like.
         flaws: rows by what a filter finds in them.
         checked_rows: those that were checked; all that follows is of these.
-        objects: things that are named, by verdict.
+        verdicts: kind of a finding -> verdict -> how many.
         unknown_rows: with one that annotations don't have, known to be wrong or only supposed.
         contradicted_rows: with anything that annotations contradict.
-        checks: ``presence``, ``count``, ``side``, ``size`` -> how often judged, and wrong.
         named: labels that are named most, with how often.
         boxed: names of things with boxes, summed over rows, or None if boxes aren't known.
         unmentioned: of these, those that no turn names.
@@ -114,10 +106,9 @@ class Measures(msgspec.Struct, frozen=True, kw_only=True):
     on_the_image: int = 0
     flaws: dict[str, int] = {}
     checked_rows: int = 0
-    objects: dict[str, int] = {}
+    verdicts: dict[str, dict[str, int]] = {}
     unknown_rows: int = 0
     contradicted_rows: int = 0
-    checks: dict[str, Checked] = {}
     named: dict[str, int] = {}
     boxed: int | None = None
     unmentioned: int = 0
@@ -244,7 +235,10 @@ def _share_of_distinct_pairs(rows: Iterable[Sequence[Turn]]) -> float | None:
 
 @dataclass(slots=True)
 class _Tally:
-    """Counts of rows; those of several are added up, and share what was ``seen`` before."""
+    """What is counted of rows; of several it is added up, and they share what was ``seen`` before.
+
+    ``counts`` are fields of `Measures`.
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
     words: Counter[int] = field(default_factory=Counter)
@@ -289,63 +283,47 @@ class _Tally:
             self.questions[kind] += 1
             self.asked.add(hash(tuple(_WORD.findall(question))))
             if kind == "yes or no" and first and first[0] in ("yes", "no"):
-                self.counts[first[0]] += 1
+                self.counts[first[0]] += 1  # yes, no
 
     def _add_findings(self, findings: Sequence[Finding], boxes: frozenset[str] | None) -> None:
-        self.counts["checked"] += 1
+        self.counts["checked_rows"] += 1
         self.verdicts.update((found.kind, found.verdict) for found in findings)
         named = [found.label for found in findings if found.kind == "object"]
         self.named.update(named)
-        self.counts["unknown"] += any(
+        self.counts["unknown_rows"] += any(
             found.kind == "object" and found.verdict != "supported" for found in findings
         )
-        self.counts["contradicted"] += any(f.verdict == "contradicted" for f in findings)
+        self.counts["contradicted_rows"] += any(f.verdict == "contradicted" for f in findings)
         if boxes is not None:
             self.counts["boxed"] += len(boxes)
             self.counts["unmentioned"] += len(boxes.difference(f.label for f in findings))
 
     def add_all(self, other: _Tally) -> None:
-        """Add up the counts of both; the sample is its own."""
-        for name in ("counts", "words", "questions", "answers", "openings", "flaws", "verdicts"):
+        """Add up all of both but the sample."""
+        for name in (one.name for one in fields(self) if one.name != "sample"):
             getattr(self, name).update(getattr(other, name))
-        self.named.update(other.named)
-        self.asked |= other.asked
-        self.repeated |= other.repeated
 
     def measures(self) -> Measures:
         """What the rows are like."""
-        counts = self.counts
         repeated = [said for said in self.repeated if self.answers[said] > 1]
         most = max(repeated, key=lambda said: self.answers[said], default=None)
-        kinds = {kind for kind, _ in self.verdicts} - {"object"}
+        verdicts: dict[str, dict[str, int]] = {}
+        for (kind, verdict), number in self.verdicts.most_common():
+            verdicts.setdefault(kind, {})[verdict] = number
         return Measures(
-            rows=counts["rows"],
-            turns=counts["turns"],
+            **self.counts,
             words=_percentiles(self.words),
             questions=dict(self.questions.most_common()),
-            yes=counts["yes"],
-            no=counts["no"],
             asked=self.questions.total(),
             distinct_questions=len(self.asked),
-            repeated_rows=counts["rows"] - len(self.answers),
+            repeated_rows=self.counts["rows"] - len(self.answers),
             most_repeated=(self.repeated[most], self.answers[most]) if most else ("", 0),
             distinct_2=self.sample.distinct_2(),
             openings=dict(self.openings.most_common(_SHOWN)),
-            on_the_image=counts["on_the_image"],
             flaws=dict(self.flaws.most_common()),
-            checked_rows=counts["checked"],
-            objects={v: n for (kind, v), n in self.verdicts.most_common() if kind == "object"},
-            unknown_rows=counts["unknown"],
-            contradicted_rows=counts["contradicted"],
-            checks={kind: self._checked(kind) for kind in sorted(kinds)},
+            verdicts=verdicts,
             named=dict(self.named.most_common(_SHOWN)),
-            boxed=counts.get("boxed"),
-            unmentioned=counts["unmentioned"],
         )
-
-    def _checked(self, kind: str) -> Checked:
-        wrong = self.verdicts[kind, "contradicted"]
-        return Checked(wrong + self.verdicts[kind, "supported"], wrong)
 
 
 def kind_of(question: str) -> str:

@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from mminstruct.reports.quality import Checked, Measures, Quality
+from mminstruct.reports.quality import Measures, Quality
 
 REFERENCE_TITLE = "GPT-4 with LLaVA's recipe, 111 published rows, ± 5 points"
 ALL = "all"
@@ -24,11 +24,12 @@ _SHOWN = 5  # of what is most frequent
 
 
 class Measure(NamedTuple):
-    """A line of the table.
+    """A line of the table: a part of a whole.
 
     Attributes:
         label: what it is.
-        value: of some rows; None where it isn't known, or there is nothing to measure.
+        part: of some rows.
+        whole: in which the part is; where that is nothing, there is nothing to measure.
         unit: ``%``, or nothing.
         reference: what GPT-4 has, by type; `ALL` is all of them.
         tolerable: all that is above is to be looked at, the more so the higher; None for what has
@@ -36,26 +37,16 @@ class Measure(NamedTuple):
     """
 
     label: str
-    value: Callable[[Measures], float | None]
+    part: Callable[[Measures], float]
+    whole: Callable[[Measures], float | None]
     unit: str = ""
     reference: Mapping[str, float] = {}
     tolerable: float | None = None
 
-
-def _percent(part: float, whole: float | None) -> float | None:
-    return 100 * part / whole if whole else None
-
-
-def _wrong(kind: str) -> Callable[[Measures], float | None]:
-    def value(measures: Measures) -> float | None:
-        checked = measures.checks.get(kind, Checked())
-        return _percent(checked.wrong, checked.judged)
-
-    return value
-
-
-def _objects(*verdicts: str) -> Callable[[Measures], float | None]:
-    return lambda m: _percent(sum(m.objects.get(v, 0) for v in verdicts), sum(m.objects.values()))
+    def value(self, measures: Measures) -> float | None:
+        """That of some rows; None where it isn't known, or there is nothing to measure."""
+        whole = self.whole(measures)
+        return (100 if self.unit else 1) * self.part(measures) / whole if whole else None
 
 
 def _reference(*values: float) -> dict[str, float]:
@@ -63,83 +54,91 @@ def _reference(*values: float) -> dict[str, float]:
     return dict(zip(_BY_TYPE[-len(values) :], values, strict=True))
 
 
+def _count(kind: str, *verdicts: str) -> Callable[[Measures], float]:
+    return lambda m: sum(m.verdicts.get(kind, {}).get(verdict, 0) for verdict in verdicts)
+
+
+def _wrong(label: str, kind: str, tolerable: float) -> Measure:
+    judged = _count(kind, "supported", "contradicted")
+    return Measure(label, _count(kind, "contradicted"), judged, "%", {}, tolerable)
+
+
+def _rows(m: Measures) -> int:
+    return m.rows
+
+
+def _turns(m: Measures) -> int:
+    return m.turns
+
+
+def _checked(m: Measures) -> int:
+    return m.checked_rows
+
+
+_named = _count("object", "supported", "unknown", "contradicted", "supposed")
+
 MEASURES = (
-    Measure("rows", lambda m: m.rows),
-    Measure("turns a row", lambda m: m.turns / m.rows if m.rows else None),
+    Measure("rows", _rows, lambda m: 1),
+    Measure("turns a row", _turns, _rows),
     Measure(
         "words of an answer",
-        lambda m: m.words[1] if m.turns else None,
+        lambda m: m.words[1],
+        lambda m: m.turns > 0,
         reference=dict(zip(_BY_TYPE, (16, 78, 109), strict=False)),
     ),
-    Measure("  5 % have at most", lambda m: m.words[0] if m.turns else None),
-    Measure("  95 % have at most", lambda m: m.words[2] if m.turns else None),
+    Measure("  5 % have at most", lambda m: m.words[0], lambda m: m.turns > 0),
+    Measure("  95 % have at most", lambda m: m.words[2], lambda m: m.turns > 0),
     Measure(
         "distinct questions",
-        lambda m: _percent(m.distinct_questions, m.asked),
+        lambda m: m.distinct_questions,
+        lambda m: m.asked,
         "%",
         _reference(73.0),
     ),
     Measure(
         "yes or no questions",
-        lambda m: _percent(m.questions.get("yes or no", 0), m.asked),
+        lambda m: m.questions.get("yes or no", 0),
+        lambda m: m.asked,
         "%",
         _reference(1.8),
     ),
-    Measure("  answered with no", lambda m: _percent(m.no, m.yes + m.no), "%", _reference(0.0)),
+    Measure("  answered with no", lambda m: m.no, lambda m: m.yes + m.no, "%", _reference(0.0)),
     Measure(
         "distinct word pairs",
-        lambda m: None if m.distinct_2 is None else 100 * m.distinct_2,
+        lambda m: m.distinct_2 or 0,
+        lambda m: m.distinct_2 is not None,
         "%",
         _reference(66.5),
     ),
-    Measure(_REPEATED, lambda m: _percent(m.repeated_rows, m.rows), "%", {}, 5.0),
-    Measure(
-        "open with the image",
-        lambda m: _percent(m.on_the_image, m.turns),
-        "%",
-        _reference(32.0),
-        32.0,
-    ),
-    Measure(
-        "rows with a leak",
-        lambda m: _percent(m.flaws.get("leak", 0), m.rows),
-        "%",
-        _reference(0.9),
-        0.9,
-    ),
-    Measure("rows checked", lambda m: _percent(m.checked_rows, m.rows), "%"),
-    Measure(
-        "objects a row",
-        lambda m: sum(m.objects.values()) / m.checked_rows if m.checked_rows else None,
-    ),
+    Measure(_REPEATED, lambda m: m.repeated_rows, _rows, "%", {}, 5.0),
+    Measure("open with the image", lambda m: m.on_the_image, _turns, "%", _reference(32.0), 32.0),
+    Measure("rows with a leak", lambda m: m.flaws.get("leak", 0), _rows, "%", _reference(0.9), 0.9),
+    Measure("rows checked", _checked, _rows, "%"),
+    Measure("objects a row", _named, _checked),
     Measure(
         "  not annotated",
-        _objects("unknown", "contradicted", "supposed"),
+        _count("object", "unknown", "contradicted", "supposed"),
+        _named,
         "%",
         _reference(1.9, 1.9, 10.5, 5.1),
         5.1,
     ),
-    Measure("  supposed", _objects("supposed"), "%"),
-    Measure("  contradicted", _objects("contradicted"), "%", {}, 1.0),
+    Measure("  supposed", _count("object", "supposed"), _named, "%"),
+    Measure("  contradicted", _count("object", "contradicted"), _named, "%", {}, 1.0),
     Measure(
         "rows with unannotated",
-        lambda m: _percent(m.unknown_rows, m.checked_rows),
+        lambda m: m.unknown_rows,
+        _checked,
         "%",
         _reference(2.7, 5.4, 24.3, 10.8),
         10.8,
     ),
-    Measure(
-        "rows contradicted",
-        lambda m: _percent(m.contradicted_rows, m.checked_rows),
-        "%",
-        {},
-        2.0,
-    ),
-    Measure("said absent, wrongly", _wrong("presence"), "%", {}, 5.0),
-    Measure("counts wrong", _wrong("count"), "%", {}, 5.0),
-    Measure("sides wrong", _wrong("side"), "%", {}, 10.0),
-    Measure("sizes wrong", _wrong("size"), "%", {}, 10.0),
-    Measure("boxes never mentioned", lambda m: _percent(m.unmentioned, m.boxed), "%"),
+    Measure("rows contradicted", lambda m: m.contradicted_rows, _checked, "%", {}, 2.0),
+    _wrong("said absent, wrongly", "presence", 5.0),
+    _wrong("counts wrong", "count", 5.0),
+    _wrong("sides wrong", "side", 10.0),
+    _wrong("sizes wrong", "size", 10.0),
+    Measure("boxes never mentioned", lambda m: m.unmentioned, lambda m: m.boxed, "%"),
 )
 """The lines of the table, in their order."""
 
@@ -209,16 +208,18 @@ def in_short(quality: Quality, more: str) -> list[str]:
     ]
 
 
+_LEAST = 3  # so often, or it is chance
 _IN_SHORT = ("  not annotated", "  contradicted", "counts wrong", "sides wrong")
 
 
 def find_worst(quality: Quality) -> str | None:
-    """What is furthest above what is tolerable, in words, or None."""
+    """What is furthest above what is tolerable, in words, or None; a few cases are nothing yet."""
     found = [
         (value / measure.tolerable, measure, value, kind)
         for kind, measures in {ALL: quality.all, **quality.types}.items()
         for measure in MEASURES
-        if measure.tolerable and (value := measure.value(measures)) is not None
+        if measure.tolerable and measure.part(measures) >= _LEAST
+        if (value := measure.value(measures)) is not None
     ]
     far, measure, value, kind = max(found, key=lambda one: one[0], default=(0.0, None, 0.0, ""))
     if measure is None or far <= 1:
@@ -308,9 +309,9 @@ def details(quality: Quality) -> Iterator[str]:
     if times:
         yield f"said most often: {times:,} x {said!r}"
     wrong = [
-        f"{kind} {checked.wrong:,} of {checked.judged:,}"
-        for kind, checked in whole.checks.items()
-        if checked.judged
+        f"{kind} {_count(kind, 'contradicted')(whole):,} of {judged:,}"
+        for kind in sorted(whole.verdicts.keys() - {"object"})
+        if (judged := _count(kind, "supported", "contradicted")(whole))
     ]
     if wrong:
         yield f"checked and wrong: {', '.join(wrong)}"

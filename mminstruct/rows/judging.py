@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import dropwhile
 
-import msgspec
-
 from mminstruct import prompts
 from mminstruct.answers.flaws import Rejected
 from mminstruct.answers.parse import Parsed, parse
@@ -31,7 +29,7 @@ class Judged:
         answered: with the completion.
         parsed: the turns.
         findings: about them, in their order.
-        left_out: turns that were left out, as the annotations contradict them.
+        left_out: turns that were left out: the first that the annotations contradict, and on.
     """
 
     answered: Answered
@@ -90,22 +88,16 @@ def _judge(
 
 
 def _drop_wrong(one: Judged | Useless | Failed) -> Judged | Useless | Failed:
-    """The same without the turns that the annotations contradict."""
+    """The turns before the first that the annotations contradict: others may refer to it."""
     if not isinstance(one, Judged) or not one.wrong:
         return one
-    lost = {finding.turn for finding in one.wrong}
-    kept = [turn for turn in range(len(one.parsed.turns)) if turn not in lost]
+    turns, notes = one.parsed.turns, one.parsed.notes
+    kept = min(finding.turn for finding in one.wrong)
     if not kept:
         return Useless(one.answered, Rejected(CONTRADICTED, "; ".join(_describe(one))))
-    parsed = Parsed(
-        tuple(one.parsed.turns[turn] for turn in kept), (*one.parsed.notes, CONTRADICTED)
-    )
-    findings = (
-        msgspec.structs.replace(finding, turn=kept.index(finding.turn))
-        for finding in one.findings
-        if finding.turn in kept
-    )
-    return Judged(one.answered, parsed, tuple(findings), len(lost))
+    findings = tuple(finding for finding in one.findings if finding.turn < kept)
+    parsed = Parsed(turns[:kept], (*notes, CONTRADICTED))
+    return Judged(one.answered, parsed, findings, len(turns) - kept)
 
 
 def _ask_again(job: Job, one: Judged) -> Job:

@@ -2,9 +2,9 @@
 
 The contexts of a split become one Arrow file, written once. The requests of a run are that file's
 rows, once for each instruction type and ordered by type, so that few-shot prefixes stay hot in
-engines that cache them. An async `Dataset.map` turns chunks of requests into rows; chunks
-overlap, and a slow answer holds up nobody. The fingerprint of the result is computed from what the
-rows depend on, never from pickled functions.
+engines that cache them. Chunks of requests become rows on the client's event loop; they overlap,
+and a slow answer holds up nobody. `Dataset.map` writes them in their order. The fingerprint of the
+result is computed from what the rows depend on, never from pickled functions.
 """
 
 from __future__ import annotations
@@ -12,20 +12,25 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
+from datasets.iterable_dataset import ExamplesIterable
 
-from mminstruct.completions.client import Client, close_loop
+from mminstruct.completions.client import Client
+from mminstruct.errors import UsageError
 from mminstruct.rows.assembly import make_results
 from mminstruct.rows.columns import RESULT
 from mminstruct.rows.judging import ask
@@ -38,6 +43,10 @@ _MAX_CHUNK = 32
 _STORED_CHUNK = 1000
 _SAMPLE = 64
 _MIN_WINDOW = 8
+# Requests for each that the backend takes at once. A few slow answers keep it no less busy...
+_UNDER_WAY = 8
+# ... until so many later ones wait in memory to be written in order, 3 kB each.
+_UNWRITTEN = 64
 
 
 def chunk_size(requests: datasets.Dataset, plan: Plan, client: Client) -> int:
@@ -61,9 +70,9 @@ def _announce(requests: datasets.Dataset, client: Client) -> None:
     )
 
 
-def window(parallel: int, size: int) -> int:
-    """Chunks under way at once: enough to keep the backend busy behind a few slow answers."""
-    return max(_MIN_WINDOW, math.ceil(8 * parallel / size))
+def window(requests: int, size: int) -> int:
+    """Chunks that hold so many requests."""
+    return max(_MIN_WINDOW, math.ceil(requests / size))
 
 
 def map_requests(
@@ -74,19 +83,11 @@ def map_requests(
     A result is a row, or the reason why there is none (column ``reason``).
     """
     cache_file.parent.mkdir(parents=True, exist_ok=True)
-    _announce(requests, client)
     size = chunk_size(requests, plan, client)
-    under_way = asyncio.Semaphore(window(client.backend.parallel, size))
-    loops: set[asyncio.AbstractEventLoop] = set()
-
-    async def complete_here(table: pa.Table) -> pa.Table:
-        loops.add(asyncio.get_running_loop())
-        async with under_way:
-            return await complete(table, plan, client)
-
+    results = _answer(requests, plan, client, size, _UNWRITTEN)
     map_all = partial(
         requests.with_format("arrow").map,
-        complete_here,
+        lambda _: next(results),  # `map` asks chunk by chunk, in their order
         batched=True,
         batch_size=size,
         features=RESULT,
@@ -94,53 +95,47 @@ def map_requests(
         cache_file_name=str(cache_file),
         new_fingerprint=fingerprint,
     )
-    # What is there now will stay. Looking through it for garbage, again and again while requests
-    # come and go, would take a fifth of a rerun from the store.
-    gc.freeze()
-    try:
-        with _allow_tasks(len(requests) // size + 2):
-            mapped = run_in_thread(map_all, client.stop)
-    finally:
-        gc.unfreeze()
-        for loop in loops:
-            close_loop(loop)  # `map` makes one and leaves it open
+    with _look_for_garbage_less_often():
+        mapped = run_in_thread(map_all, client.stop)
     return mapped.with_format(None)
 
 
-# `_allow_tasks` alone writes these, in the threads of all maps that run, and holds the lock.
-_bounds: list[int] = []
-_usual_bound = 0
-_bounding = threading.Lock()
+# `_look_for_garbage_less_often` alone writes these, and holds the lock.
+_maps = 0
+_usual = (0, 0, 0)
+_counting = threading.Lock()
+# Objects that are made before the youngest are looked through.
+_MADE_BETWEEN = 5_000  # more takes memory: 140 MB at 50,000
 
 
 @contextmanager
-def _allow_tasks(tasks: int) -> Iterator[None]:
-    """Let `map` have so many tasks at once, in whichever threads it runs.
+def _look_for_garbage_less_often() -> Iterator[None]:
+    """Leave out what is there now, in whichever threads maps run: it will stay.
 
-    At its own bound it spins: it waits for the first of all its tasks, done ones included. So the
-    bound is ours, and a task that waits for it holds a slice of a memory-mapped table.
+    Requests come and go without a cycle. To look through all that as often as usual takes a fifth
+    of a rerun from the store.
     """
-    global _usual_bound
-    config = datasets.config
-    with _bounding:
-        if not _bounds:
-            _usual_bound = config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL
-        _bounds.append(tasks)
-        config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL = max(_bounds)
+    global _maps, _usual
+    with _counting:
+        _maps += 1
+        if _maps == 1:
+            _usual = gc.get_threshold()
+            gc.freeze()
+            gc.set_threshold(_MADE_BETWEEN, *_usual[1:])
     try:
         yield
     finally:
-        with _bounding:
-            _bounds.remove(tasks)
-            most = max(_bounds, default=_usual_bound)
-            config.MAX_NUM_RUNNING_ASYNC_MAP_FUNCTIONS_IN_PARALLEL = most
+        with _counting:
+            _maps -= 1
+            if _maps == 0:
+                gc.unfreeze()
+                gc.set_threshold(*_usual)
 
 
 def run_in_thread(work: Callable[[], _T], stop: Callable[[], None]) -> _T:
     """The result of some work in a thread of its own; whatever ends the wait stops the work.
 
-    `map` runs an event loop. In this thread a notebook may run one already, and a KeyboardInterrupt
-    would hit it between any two of its steps, after which `map` may wait for a task forever.
+    In this thread a KeyboardInterrupt would hit `map` between any two of its steps.
     """
     thread = ThreadPoolExecutor(1, thread_name_prefix="map")
     future = thread.submit(work)
@@ -166,23 +161,74 @@ def _join(thread: ThreadPoolExecutor) -> None:
         raise interrupt
 
 
+class WholeStream(ExamplesIterable):
+    """The rows of a stream, which nobody takes a part of.
+
+    Of what can't be dealt out `split_dataset_by_node` has each node take all, and keep one row of
+    so many. It asks how many pieces there are when the first row is wanted.
+    """
+
+    @property
+    def num_shards(self) -> int:
+        """One.
+
+        Raises:
+            UsageError: several nodes would ask for all rows.
+        """
+        frame: FrameType | None = sys._getframe()
+        while frame is not None:
+            nodes = getattr(frame.f_locals.get("self"), "_distributed", None)
+            if nodes is not None and nodes.world_size > 1:
+                raise UsageError(
+                    f"split_dataset_by_node: each of {nodes.world_size} nodes would ask for all "
+                    f"rows, and pay for them; give load_dataset shard=(rank, {nodes.world_size}) "
+                    "instead"
+                )
+            frame = frame.f_back
+        return 1
+
+    def shuffle_data_sources(self, generator: Any) -> WholeStream:
+        """The same: a single piece has no other order."""
+        return self
+
+
 def stream_requests(
     requests: datasets.Dataset, plan: Plan, client: Client
 ) -> Iterator[dict[str, Any]]:
     """The results of all requests, in their order, each as soon as those before it are there."""
-    _announce(requests, client)
     size = chunk_size(requests, plan, client)
-    ahead = window(client.backend.parallel, size)
-    under_way: deque[Future[pa.Table]] = deque()
-    for table in requests.with_format("arrow").iter(size):
-        under_way.append(client.start(complete(table, plan, client)))
-        while under_way and (len(under_way) >= ahead or under_way[0].done()):
-            yield from under_way.popleft().result().to_pylist()
-    while under_way:
-        yield from under_way.popleft().result().to_pylist()
+    for table in _answer(requests, plan, client, size, _UNDER_WAY):
+        yield from table.to_pylist()
 
 
-async def complete(table: pa.Table, plan: Plan, client: Client) -> pa.Table:
-    """The results of some requests."""
-    chunk = read_chunk(table, plan)
-    return make_results(chunk, await ask(chunk, plan, client), plan, client)
+def _answer(
+    requests: datasets.Dataset, plan: Plan, client: Client, size: int, ahead: int
+) -> Iterator[pa.Table]:
+    """The results of all requests in their order, chunk by chunk.
+
+    Args:
+        requests: what to ask.
+        plan: how.
+        client: whom.
+        size: of a chunk, requests.
+        ahead: chunks that are begun before what was answered is taken, in requests for each that
+            the backend takes at once.
+    """
+    _announce(requests, client)
+    parallel = client.backend.parallel
+    under_way = asyncio.Semaphore(window(_UNDER_WAY * parallel, size))
+    reading = asyncio.Lock()
+
+    async def complete(table: pa.Table) -> pa.Table:
+        async with under_way:
+            async with reading:  # one by one, so that requests are sent meanwhile
+                await asyncio.sleep(0)
+                chunk = read_chunk(table, plan)
+            return make_results(chunk, await ask(chunk, plan, client), plan, client)
+
+    begun = (client.start(complete(table)) for table in requests.with_format("arrow").iter(size))
+    chunks = deque(islice(begun, window(ahead * parallel, size)))
+    while chunks:
+        results = chunks.popleft().result()
+        chunks.extend(islice(begun, 1))
+        yield results

@@ -20,7 +20,11 @@ Made = Mapping[str, Any]
 ``prompt_names`` has what the prompt configs are called, by hash.
 """
 
-_SAME = ("backend", "model", "sampling", "image_licenses", "max_size")
+# Each with what it is where nothing is noted.
+_SAME: dict[str, Any] = {
+    **dict.fromkeys(("backend", "model", "sampling", "image_licenses", "max_size")),
+    "check": "report",
+}
 _NO_LESS = ("sources", "prompt_configs", "types", "splits")
 _SPLIT = re.compile(r".*/([^/]+)-\d{5}-of-\d{5}")
 # The stand-in's rows are of no use to anybody, whoever's output they would replace.
@@ -42,6 +46,7 @@ def made(noted: Mapping[str, Any]) -> Made:
                 for config in noted["prompt_configs"]
             },
             "sampling": sampling(noted["generation"], seed),
+            "check": noted["settings"].get("check", "report"),
             "types": sorted({*noted["rows"], *(kind for counts in counted for kind in counts)}),
             "splits": sorted({found[1] for f in noted["files"] if (found := _SPLIT.match(f))}),
             "requests": sum(noted["rows"].values())
@@ -84,9 +89,10 @@ def _find_missed(there: Made, new: Made) -> str | None:
     """What would be lost, in words, or None."""
     if not there:
         return "nothing beside it tells how it was made"
-    for name in _SAME:
-        if there.get(name) != new.get(name):
-            return f"its {name} {_describe(there.get(name))}, got {_describe(new.get(name))}"
+    for name, usual in _SAME.items():
+        before, now = there.get(name, usual), new.get(name, usual)
+        if before != now:
+            return f"its {name} {_describe(before)}, got {_describe(now)}"
     for name in _NO_LESS:
         lost = [one for one in there.get(name, ()) if one not in new.get(name, ())]
         if lost and name == "prompt_configs":

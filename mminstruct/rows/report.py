@@ -36,7 +36,7 @@ class Report:
     Attributes:
         rows: by instruction type.
         truncated: rows whose last turn was cut off and left out.
-        contradicted: turns of rows that were left out, as the annotations contradict them.
+        contradicted: turns left out of rows: one that the annotations contradict, and all after.
         rejected: answers that gave no row, by type and reason.
         failed: requests without an answer, by type and cause.
         repeated: rows with another row's "answers" or "questions", all of them word for word, by
@@ -189,7 +189,7 @@ def summary(report: Report, rows: str | None = None) -> str:
     """Rows, rejections and failures in a line; ``rows`` are the words about the first."""
     parts = [rows or f"{report.rows.total()} rows"]
     if report.contradicted:
-        parts.append(f"{report.contradicted} contradicted turns left out")
+        parts.append(f"{report.contradicted} turns left out from a contradicted one on")
     if report.unsent:
         parts.append(f"{report.unsent} of {report.requests} requests not asked yet")
     failures = Counter({c: n for c, n in report.failures.items() if c != NOT_SENT})

@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from mminstruct import plugins
-from mminstruct.checks import Vocabulary
+from mminstruct.checks.vocabulary import Vocabulary, common_things
 from mminstruct.errors import UsageError, did_you_mean
 from mminstruct.schema import Option
 from mminstruct.sources import own
@@ -136,7 +136,8 @@ def shipped_image(source: str, file: str) -> Path | None:
 def vocabulary_of(source: Source, files: Files) -> Vocabulary:
     """How a source's labels are called; where it doesn't say, by their names and common synonyms.
 
-    A source says so by a method ``vocabulary(files)``, and for a label's own words needs none.
+    A source says so by a method ``vocabulary(files)``, and for a label's own words needs none. In
+    an exhaustive one every object of these labels has a box.
     """
     if isinstance(source, JoinedSource):
         parts = source.parts_with(files)
@@ -145,7 +146,10 @@ def vocabulary_of(source: Source, files: Files) -> Vocabulary:
             found |= vocabulary_of(part, own)
         return found
     say = getattr(source, "vocabulary", None)
-    return say(files) if say else Vocabulary()
+    found = say(files) if say else Vocabulary()
+    if not source.info.exhaustive:
+        return found
+    return found | Vocabulary(exhaustive=frozenset((*found.labels, *common_things())))
 
 
 def chosen_options(source: Source) -> list[tuple[str, dict[str, Any]]]:

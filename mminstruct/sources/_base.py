@@ -193,8 +193,8 @@ class SourceInfo:
         fitted: whether the prompt's words go by what each context has; in sources that are older
             than that they don't, as what was answered is found by its prompt.
         declared: licences that a user declared, each of which has to be known.
-        exhaustive: whether all objects of COCO's 80 classes have a box, alone or in a group, so
-            that what has none isn't in the image.
+        exhaustive: whether all objects of COCO's 80 classes and of its vocabulary's labels have a
+            box, alone or in a group, so that what has none isn't in the image.
     """
 
     name: str

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
 
-from mminstruct.checks.vocabulary import Vocabulary, common_things
 from mminstruct.errors import SourceError
 from mminstruct.late import Late
 from mminstruct.schema import Box, Context
@@ -119,10 +118,6 @@ class CocoSource:
             fitted=False,
             exhaustive=True,
         )
-
-    def vocabulary(self, files: Files) -> Vocabulary:
-        """The 80 categories, of which every object has a box."""
-        return Vocabulary(exhaustive=frozenset(common_things()))
 
     def downloads(self, split: str) -> tuple[Download, ...]:
         """The published zip; it holds both splits."""

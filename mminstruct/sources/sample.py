@@ -12,7 +12,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from mminstruct.checks.vocabulary import Vocabulary, common_things
+from mminstruct.checks.vocabulary import Vocabulary
 from mminstruct.schema import Context
 from mminstruct.sources._annotation_file import files_of
 from mminstruct.sources._base import Download, Files, ReadReport, SourceInfo
@@ -47,9 +47,9 @@ class SampleSource:
     )
 
     def vocabulary(self, files: Files) -> Vocabulary:
-        """The scenes' categories, of which every object has a box."""
+        """The scenes' categories."""
         drawn = {box.label for context in self.read(files, ReadReport()) for box in context.boxes}
-        return Vocabulary.of(dict.fromkeys(drawn, ()), exhaustive={*drawn, *common_things()})
+        return Vocabulary.of(dict.fromkeys(drawn, ()))
 
     def downloads(self, split: str) -> tuple[Download, ...]:
         """None: it ships with the package."""

@@ -272,3 +272,21 @@ def test_the_worst_finding_is_the_verdict_of_a_turn() -> None:
         "contradicted",
         "supported",
     ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        ("Nobody is there.", "contradicted"),
+        ("No one sits at the table.", "contradicted"),
+        ("There is nobody at the table.", "contradicted"),
+        ("No zebra waits in the kitchen.", "supported"),
+        ("Nobody is under the table.", None),
+        ("No one stands at the window.", None),
+        ("No one else is there.", None),
+        ("Nobody might sit at the table.", None),
+    ],
+)
+def test_what_is_denied_of_a_place_is_held_against_texts(answer: str, verdict: str | None) -> None:
+    found = [f.verdict for f in findings(answer) if f.kind == "presence"]
+    assert found == ([verdict] if verdict else [])

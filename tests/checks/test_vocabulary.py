@@ -36,7 +36,7 @@ def test_nouns_have_their_plurals(word: str, plural: str) -> None:
 
 
 def test_the_longest_name_is_the_one_that_is_meant() -> None:
-    found = find_mentions("A hot dog, a teddy bear, cups of coffee and a dog.", Vocabulary())
+    found = find_mentions("A hot dog, a teddy bear, cups of coffee and a dog.", Vocabulary().index)
     assert [(m.label, m.plural) for m in found] == [
         ("hot dog", False),
         ("teddy bear", False),
@@ -47,7 +47,7 @@ def test_the_longest_name_is_the_one_that_is_meant() -> None:
 
 def test_a_mention_says_where_it_is_and_what_is_said_of_it() -> None:
     text = "It rains. Perhaps the two old dogs aren't hungry; there is no cat."
-    dogs, cat = find_mentions(text, Vocabulary())
+    dogs, cat = find_mentions(text, Vocabulary().index)
     assert (dogs.sentence, dogs.number, dogs.definite, dogs.supposed) == (1, 2, True, True)
     assert text[dogs.start : dogs.end] == "the two old dogs"
     assert text[dogs.noun_start : dogs.end] == "dogs"
@@ -56,7 +56,7 @@ def test_a_mention_says_where_it_is_and_what_is_said_of_it() -> None:
 
 def test_names_survive_letters_whose_small_ones_are_longer() -> None:
     text = "\u0130\u0130 a dog"
-    (found,) = find_mentions(text, Vocabulary())
+    (found,) = find_mentions(text, Vocabulary().index)
     assert text[found.start : found.end] == "dog"
 
 
@@ -64,7 +64,7 @@ def test_every_common_thing_is_found_by_all_its_words() -> None:
     vocabulary, missed = Vocabulary(), []
     for label, words in common_things().items():
         for word in (label, *words.same, *words.kinds):
-            found = find_mentions(f"There is one {word}.", vocabulary)
+            found = find_mentions(f"There is one {word}.", vocabulary.index)
             if not any(sense.label == label for m in found for sense in m.senses):
                 missed.append(word)
     assert len(common_things()) == 80
@@ -72,11 +72,11 @@ def test_every_common_thing_is_found_by_all_its_words() -> None:
 
 
 def test_vocabularies_add_up() -> None:
-    one = Vocabulary.of({"Crane": ["derrick"]}, exhaustive=["Crane"])
+    one = Vocabulary.of({"Crane": ["derrick"]}) | Vocabulary(exhaustive=frozenset({"crane"}))
     both = one | Vocabulary.of({"crane": ["hoist"], "Quay": ()}, parents=[("crane", "machine")])
     assert both.labels["crane"].same == ("derrick", "hoist")
     assert (both.parents, both.exhaustive) == ({"crane": ("machine",)}, frozenset({"crane"}))
-    found = find_mentions("Two derricks and a hoist at the quay: a machine.", both)
+    found = find_mentions("Two derricks and a hoist at the quay: a machine.", both.index)
     assert [m.label for m in found] == ["crane", "crane", "quay", "machine"]
 
 

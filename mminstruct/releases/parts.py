@@ -1,0 +1,336 @@
+"""Parts of a release: what shards of a run made, kept until all of them are put together.
+
+A part is a folder beside the release to be, such as ``NAME.parts/2-of-4``:
+
+- ``part.json``: what it is a part of and which images are its own; unfinished until all is there
+- ``origin.json``: how its rows came about, as the release will tell it
+- ``made/0-train/``: rows of the first source and split, as `Dataset.save_to_disk` has them
+- ``made/0-train.json``: what became of its requests; ``made/0-train.TYPE.jsonl`` what gave no row
+- ``responses.sqlite``: the answers, if no other store was given
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import msgspec
+import pyarrow.compute as pc
+from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
+
+from mminstruct.errors import UsageError
+from mminstruct.releases.origin import Origin
+from mminstruct.resources import write_lines
+from mminstruct.rows.report import Report
+from mminstruct.splits import Shard
+
+STORE = "responses.sqlite"
+_NOTE, _ORIGIN, _MADE, _LOCK = "part.json", "origin.json", "made", "lock"
+_FORMAT = 1
+
+
+Plan = Mapping[str, Any]
+"""What the rows of all parts depend on, by name, in words or as JSON has it."""
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """What a part has of a split of a source.
+
+    Attributes:
+        source: its name.
+        split: its name.
+        types: instruction types, in their order.
+        start: the first of the images (motions ...) that it is about, of all that the run is about.
+        stop: the one after the last.
+        total: how many the run is about.
+    """
+
+    source: str
+    split: str
+    types: tuple[str, ...]
+    start: int
+    stop: int
+    total: int
+
+
+class Part(msgspec.Struct, frozen=True):
+    """What a part is a part of, and which.
+
+    Attributes:
+        plan: the same for all.
+        shard: as it was asked for, ``2/4``.
+        pieces: of all sources and splits, in the order of the release; some may be empty.
+        finished: whether all that it says is there.
+        format: version of the folder's form.
+    """
+
+    plan: Plan
+    shard: str
+    pieces: tuple[Piece, ...]
+    finished: bool = False
+    format: int = _FORMAT
+
+
+Made = Sequence[tuple[datasets.Dataset | None, Report]]
+"""The rows of each piece of a part, if there are any, and what became of its requests."""
+Writer = Callable[[Origin, Made], None]
+
+
+class Gathered(msgspec.Struct, frozen=True):
+    """What parts are together.
+
+    Attributes:
+        rows: by split.
+        origin: how they came about.
+        report: what became of the requests.
+        unfinished: shards that have requests without an answer.
+        stores: the answers.
+    """
+
+    rows: datasets.DatasetDict
+    origin: Origin
+    report: Report
+    unfinished: tuple[str, ...]
+    stores: tuple[Path, ...]
+
+
+def find_place(release: Path, shard: Shard) -> Path:
+    """The folder of a part of a release."""
+    return release.with_name(f"{release.name}.parts") / f"{shard.index}-of-{shard.count}"
+
+
+@contextmanager
+def claim(folder: Path, part: Part, *, overwrite: bool) -> Iterator[Writer]:
+    """Make a part alone; what writes it.
+
+    Raises:
+        UsageError: it is being made already; or one of another plan is there, or beside it one that
+            has some of the same images.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        held = FileLock(folder / _LOCK, timeout=0).acquire()
+    except Timeout as error:
+        raise UsageError(
+            f"part {folder}: another run is making it; wait for its end, or give another --shard"
+        ) from error
+    with held:
+        there = {f: read(f) for f in sorted(folder.parent.iterdir()) if (f / _NOTE).is_file()}
+        if not overwrite:
+            _check_beside(folder, part, there)
+        if there.get(folder) is None or find_difference(there[folder].plan, part.plan):
+            _note(folder, part)
+        yield partial(_write, folder, part)
+
+
+def _check_beside(folder: Path, part: Part, there: Mapping[Path, Part]) -> None:
+    for other, before in there.items():
+        differs = find_difference(before.plan, part.plan)
+        if other == folder and differs:
+            raise UsageError(
+                f"part {folder}: one of another run is there: {differs}; give another "
+                "--output_path, or replace it with --overwrite"
+            )
+        for mine, others in zip(part.pieces, before.pieces, strict=False):
+            both = range(max(mine.start, others.start), min(mine.stop, others.stop))
+            if other != folder and not differs and both:
+                raise UsageError(
+                    f"part {folder}: {other.name} beside it has {len(both)} of its "
+                    f"{mine.stop - mine.start} images of {mine.source}, split {mine.split!r}, "
+                    "which would be asked about again; take the same number of shards for all, "
+                    "remove that folder, or give --overwrite"
+                )
+
+
+def to_plan(values: Mapping[str, Any]) -> Plan:
+    """The values as they are when they come back from a file."""
+    plan: Plan = msgspec.json.decode(msgspec.json.encode(values))
+    return plan
+
+
+def find_difference(one: Plan, other: Plan) -> str | None:
+    """The first thing in which two plans differ, in words, or None."""
+    for name in {**one, **other}:
+        if one.get(name) != other.get(name):
+            return f"its {name} {_show(one.get(name))}, against {_show(other.get(name))}"
+    return None
+
+
+def _show(value: Any) -> str:
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def _write(folder: Path, part: Part, origin: Origin, made: Made) -> None:
+    _note(folder, part)
+    shutil.rmtree(folder / _MADE, ignore_errors=True)
+    (folder / _MADE).mkdir()
+    for number, (piece, (rows, report)) in enumerate(zip(part.pieces, made, strict=True)):
+        place = _place(folder, number, piece)
+        if rows is not None:
+            rows.save_to_disk(place)
+        report.write(place.with_suffix(".json"))
+        for kind in piece.types:
+            entries = (entry for entry in report.entries() if entry["type"] == kind)
+            write_lines(_lines(place, kind), entries)
+    # Of what is known about licences, a release looks up those of images alone.
+    registry = replace(origin.registry, models={}, repacks={})
+    text = TypeAdapter(Origin).dump_json(replace(origin, registry=registry))
+    (folder / _ORIGIN).write_bytes(text)
+    _note(folder, msgspec.structs.replace(part, finished=True))
+
+
+def _place(folder: Path, number: int, piece: Piece) -> Path:
+    return folder / _MADE / f"{number}-{piece.split}"
+
+
+def _lines(place: Path, kind: str) -> Path:
+    return place.with_name(f"{place.name}.{kind}.jsonl")
+
+
+def _note(folder: Path, part: Part) -> None:
+    begun = folder / f"{_NOTE}.partial"
+    begun.write_bytes(msgspec.json.encode(part))
+    begun.replace(folder / _NOTE)
+
+
+def read(folder: Path) -> Part:
+    """What a part says of itself.
+
+    Raises:
+        UsageError: it is none, or one of another version.
+    """
+    try:
+        part = msgspec.json.decode((folder / _NOTE).read_bytes(), type=Part)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(
+            f"part {folder}: expected the folder of a shard, got no {_NOTE} of one: {reason}; "
+            "generate --shard writes NAME.parts/I-of-N"
+        ) from error
+    if part.format != _FORMAT:
+        raise UsageError(
+            f"part {folder}: expected format {_FORMAT}, got {part.format}; merge with the version "
+            "of mminstruct that made it"
+        )
+    return part
+
+
+def gather(folders: Sequence[Path]) -> Gathered:
+    """What parts are together: what the run in one piece would have given, in its order.
+
+    Raises:
+        UsageError: they are of different runs, are not finished, lack images or have some twice.
+    """
+    found = {folder: read(folder) for folder in folders}
+    first = next(iter(found.values()))
+    _check_alike(found)
+    splits: dict[str, list[datasets.Dataset]] = {}
+    whole, unfinished = Report(), set()
+    for number, piece in enumerate(first.pieces):
+        in_order = _sort(found, number)
+        _check_covered(found, number, in_order)
+        places = [_place(folder, number, piece) for folder in in_order]
+        counts = [Report.read(place.with_suffix(".json")) for place in places]
+        unfinished |= {
+            found[f].shard for f, told in zip(in_order, counts, strict=True) if told.failures
+        }
+        whole.add(_add_up(places, counts, piece.types))
+        if rows := _read_rows(places, piece.types):
+            splits.setdefault(piece.split, []).extend(rows)
+    return Gathered(
+        datasets.DatasetDict({s: datasets.concatenate_datasets(p) for s, p in splits.items()}),
+        TypeAdapter(Origin).validate_json((folders[0] / _ORIGIN).read_bytes()),
+        whole,
+        tuple(sorted(unfinished)),
+        tuple(store for folder in found if (store := folder / STORE).is_file()),
+    )
+
+
+def _sort(found: Mapping[Path, Part], number: int) -> list[Path]:
+    """The folders in the order of what they have of a piece."""
+
+    def place(folder: Path) -> tuple[int, int]:
+        piece = found[folder].pieces[number]
+        return piece.start, piece.stop
+
+    return sorted(found, key=place)
+
+
+def _check_alike(found: Mapping[Path, Part]) -> None:
+    if begun := [str(folder) for folder, part in found.items() if not part.finished]:
+        raise UsageError(f"parts that are not finished: {', '.join(begun)}; run their shards again")
+    first, *others = found
+    for folder in others:
+        if differs := find_difference(found[folder].plan, found[first].plan):
+            raise UsageError(
+                f"part {folder}: expected one of the same run as {first}, got another: {differs}; "
+                "leave out the one or the other"
+            )
+
+
+def _check_covered(found: Mapping[Path, Part], number: int, in_order: Sequence[Path]) -> None:
+    """Raise UsageError if a piece has images in no part, or in two."""
+    reached, before, lacking = 0, in_order[0], []
+    for folder in in_order:
+        piece = found[folder].pieces[number]
+        where = f"{piece.source}, split {piece.split!r}"
+        if piece.start < min(reached, piece.stop):
+            raise UsageError(
+                f"parts {before} and {folder} both have images {piece.start} to "
+                f"{min(reached, piece.stop)} of {where}; leave out one of them"
+            )
+        if piece.start > reached:
+            lacking.append(f"{reached} to {piece.start}")
+        if piece.stop > reached:
+            reached, before = piece.stop, folder
+    if reached < piece.total:
+        lacking.append(f"{reached} to {piece.total}")
+    if lacking:
+        raise UsageError(
+            f"parts of {where}: images {', '.join(lacking)} of {piece.total} are in none of them"
+            f"{_name_missing(found.values())}; merge them all"
+        )
+
+
+def _name_missing(parts: Collection[Part]) -> str:
+    """Which shards lack, if all others are of the same number."""
+    shards = [Shard.of(part.shard) for part in parts]
+    all_of_them = {Shard(index, shards[0].count) for index in range(shards[0].count)}
+    lacking = sorted(all_of_them.difference(shards)) if all_of_them.issuperset(shards) else []
+    return f": shard {', '.join(map(str, lacking))} lacks" if lacking else ""
+
+
+def _add_up(places: Sequence[Path], counts: Sequence[Report], types: Sequence[str]) -> Report:
+    """The sum of reports, in the order of types as one run would have met them."""
+    whole = Report()
+    for told in counts:
+        whole.add(told)
+    counted: tuple[dict[str, Any], ...] = (whole.rows, whole.rejected, whole.failed)
+    for by_type in counted:
+        in_order = {kind: by_type[kind] for kind in types if kind in by_type}
+        by_type.clear()
+        by_type.update(in_order)
+    lines = (_lines(place, kind) for kind in types for place in places)
+    whole.files = [file for file in lines if file.is_file()]
+    return whole
+
+
+def _read_rows(places: Sequence[Path], types: Sequence[str]) -> list[datasets.Dataset]:
+    """The rows of each type, one after the other as the run in one piece has them."""
+    by_type: dict[str, list[datasets.Dataset]] = {kind: [] for kind in types}
+    for place in places:
+        if not place.is_dir():
+            continue
+        rows, start = datasets.load_from_disk(str(place)), 0
+        for kind in pc.value_counts(rows.data.column("type")).to_pylist():
+            stop = start + kind["counts"]
+            by_type[kind["values"]].append(rows.select(range(start, stop)))
+            start = stop
+    return [some for kind in types for some in by_type[kind]]

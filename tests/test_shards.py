@@ -1,0 +1,365 @@
+"""Shards of a run, and the release that their parts make together."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from conftest import coco_files
+from datasets.distributed import split_dataset_by_node
+from instruct_rows import row
+from loopback import LoopbackServer, chat_completion, turns_for
+from origins import origin
+from running import Place, finish
+from test_kill import mark, wait_until
+
+import mminstruct
+from mminstruct import cli
+from mminstruct.cli.arguments import USAGE
+from mminstruct.cli.console import DONE, INCOMPLETE
+from mminstruct.cli.runs import find_shard
+from mminstruct.completions.store import ResponseStore
+from mminstruct.errors import NoRows, RunStopped, UsageError
+from mminstruct.releases import repository
+from mminstruct.rows.columns import FEATURES
+
+SMALL = 3 * (4 + 2 + 4)  # requests to two splits of COCO and one of SAMPLE
+
+
+def answer(server: LoopbackServer, body: dict[str, Any]) -> Any:
+    """Most answers are good; some give no row, and some requests are refused."""
+    kind = sum(mark(body).encode()) % 8
+    if kind == 1:
+        return chat_completion("I'm sorry, but I can't help with that.")
+    if kind == 2:
+        return (400, {}, {"error": {"message": "not this one"}})
+    return chat_completion(turns_for(body), finish_reason="length" if kind == 3 else "stop")
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[LoopbackServer]:
+    """One server for all, as its address is in the keys of answers."""
+    with LoopbackServer(answer) as server:
+        yield server
+
+
+@pytest.fixture
+def server(running: LoopbackServer, monkeypatch: pytest.MonkeyPatch) -> LoopbackServer:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1767225600")
+    running.answer = answer
+    running.bodies.clear()
+    return running
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "coco"
+    coco_files(folder, 5)
+
+    def edit(captions: Any, instances: Any) -> None:
+        for entry in captions["annotations"]:
+            entry["caption"] = f"Once more: {entry['caption']}"
+
+    return coco_files(folder, 2, split="val", edit=edit)
+
+
+def generate(folder: Path, server: LoopbackServer, data: Path, **more: Any) -> Any:
+    """A run of two sources, one of which has two splits, with nothing to reuse but in a folder."""
+    return mminstruct.generate(
+        ["COCO2017", "SAMPLE"],
+        splits=["all"],
+        **{
+            "limit": 4,
+            "seed": 5,
+            "backend": "openai",
+            "model": "m",
+            "base_url": server.url,
+            "data_dir": str(data),
+            "cache_dir": str(folder / "cache"),
+            "output_path": folder / "out",
+            "command": lambda recipe: "as before",
+            **more,
+        },
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def in_one_piece(
+    tmp_path_factory: pytest.TempPathFactory, running: LoopbackServer, data: Path
+) -> dict[str, bytes]:
+    """The release of the run without shards."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch, pytest.warns(match="Load again"):
+        patch.setenv("SOURCE_DATE_EPOCH", "1767225600")
+        generate(folder, running, data, response_store=str(folder / "r.sqlite"))
+    assert len(running.bodies) == SMALL
+    return contents(folder / "out")
+
+
+@pytest.mark.filterwarnings("ignore:.*Load again")
+@pytest.mark.parametrize("count", [1, 3, 7, 64])
+def test_merged_parts_are_the_release_of_the_run_in_one_piece_and_nothing_is_asked_twice(
+    count: int,
+    in_one_piece: dict[str, bytes],
+    tmp_path: Path,
+    server: LoopbackServer,
+    data: Path,
+) -> None:
+    lines = in_one_piece["rejected.jsonl"].decode()
+    assert '"rejected"' in lines and '"failed"' in lines
+    for index in reversed(range(count)):
+        part = generate(tmp_path, server, data, shard=(index, count))
+        assert part.written.path == tmp_path / "out.parts" / f"{index}-of-{count}"
+    assert Counter(map(mark, server.bodies)).most_common(1)[0][1] == 1
+    assert len(server.bodies) == SMALL
+    server.bodies.clear()
+
+    folders = list((tmp_path / "out.parts").iterdir())
+    merged = mminstruct.merge(folders, tmp_path / "out", response_store=tmp_path / "all.sqlite")
+    assert merged.report.requests == SMALL
+    assert contents(tmp_path / "out") == in_one_piece
+
+    if count != 3:
+        return
+    # Another run with the answers of all parts asks for those alone that were refused.
+    whole = generate(tmp_path, server, data, response_store=str(tmp_path / "all.sqlite"))
+    assert len(server.bodies) == whole.report.failures["refused"] > 0
+    assert contents(tmp_path / "out") == in_one_piece
+
+
+def test_a_release_is_the_same_in_whichever_pieces_its_rows_were_made(tmp_path: Path) -> None:
+    rows = [row(n, image_url=None if n % 400 == 7 else f"http://{n}.org") for n in range(900)]
+    for some in rows[::3]:
+        some["messages"][1]["content"] = f"{some['id']} " * 200  # pages of over a megabyte
+    whole = datasets.Dataset.from_list(rows, features=FEATURES)
+    pieces = [
+        datasets.Dataset.from_list(rows[start:stop], features=FEATURES)
+        for start, stop in ((0, 8), (8, 401), (401, 402), (402, 900))
+    ]
+    for name, made in (("a", whole), ("b", datasets.concatenate_datasets(pieces))):
+        repository.write({"train": made}, tmp_path / name / "out", origin())
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+@pytest.fixture
+def dry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The command line in a folder, with a stand-in for a model."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1767225600")
+
+    def run(line: str) -> int:
+        more = "" if line.startswith("merge") else " --dry_run --types conversation"
+        return cli.run((line + more).split())
+
+    return run
+
+
+def test_merge_says_which_parts_lack_overlap_are_unfinished_or_of_another_run(
+    dry: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refused(line: str) -> str:
+        capfd.readouterr()
+        assert dry(line) == USAGE
+        assert not (tmp_path / "out").exists()
+        return capfd.readouterr().err
+
+    for index in (0, 2):
+        line = f"generate SAMPLE --limit 8 --shard {index}/3 --output_path out"
+        assert dry(line) == DONE
+        said = capfd.readouterr().err
+        assert "when all shards are there: mminstruct merge out.parts/*-of-* out" in said
+    lacking = refused("merge out.parts/0-of-3 out.parts/2-of-3 out")
+    assert "images 2 to 5 of 8 are in none of them: shard 1/3 lacks; merge them all" in lacking
+
+    # Another number of shards, of which one would ask about the same images again.
+    beside = refused("generate SAMPLE --limit 8 --shard 3/4 --output_path out")
+    assert "2-of-3 beside it has 2 of its 2 images of SAMPLE, split 'train', which" in beside
+    other = refused("generate SAMPLE --limit 8 --shard 2/3 --output_path out --seed 7")
+    assert "one of another run is there: its sampling {" in other
+    assert dry("generate SAMPLE --limit 8 --shard 1/2 --output_path out --overwrite") == DONE
+    twice = refused("merge out.parts/0-of-3 out.parts/1-of-2 out.parts/2-of-3 out")
+    assert "1-of-2 and out.parts/2-of-3 both have images 5 to 8 of SAMPLE" in twice
+    shutil.rmtree(tmp_path / "out.parts" / "1-of-2")
+
+    # Shards of different sizes are fine where they are next to each other.
+    assert dry("generate SAMPLE --limit 8 --shard 3/8 --output_path out") == DONE
+    assert dry("generate SAMPLE --limit 8 --shard 4/8 --output_path out") == DONE
+    assert dry("generate SAMPLE --limit 8 --shard 2/8 --output_path out --seed 7") == DONE
+    those = "out.parts/0-of-3 out.parts/2-of-3 out.parts/3-of-8 out.parts/4-of-8"
+    lacking = refused(f"merge {those} out")
+    assert "images 2 to 3 of 8 are in none of them; merge them all" in lacking
+    other = refused(f"merge {those} out.parts/2-of-8 out")
+    assert "part out.parts/2-of-8: expected one of the same run as out.parts/0-of-3, got" in other
+    assert (
+        'another: its sampling {"temperature":0.7,"top_p":1.0,"max_tokens":1024,"seed":7}' in other
+    )
+    again = "generate SAMPLE --limit 8 --shard 2/8 --output_path out"
+    assert "--overwrite" in refused(again)
+    assert dry(f"{again} --overwrite") == DONE
+
+    note = tmp_path / "out.parts" / "2-of-8" / "part.json"
+    whole = note.read_text("utf-8")
+    note.write_text(whole.replace('"finished":true', '"finished":false'), "utf-8")
+    unfinished = refused(f"merge {those} out.parts/2-of-8 out")
+    assert "parts that are not finished: out.parts/2-of-8; run their shards again" in unfinished
+    note.write_text(whole[:50], "utf-8")
+    assert "part out.parts/2-of-8: expected the folder of a shard, got" in refused(
+        f"merge {those} out.parts/2-of-8 out"
+    )
+    note.write_text(whole, "utf-8")
+    assert dry(f"merge out.parts/2-of-8 {those} out") == DONE
+    merged = datasets.load_dataset("parquet", data_dir=str(tmp_path / "out"), split="train")
+    assert len(merged["id"]) == len(set(merged["id"])) == 8
+
+
+def test_a_killed_shard_goes_on_two_share_a_store_and_one_is_not_made_twice_at_once(
+    tmp_path: Path, server: LoopbackServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    place = Place(tmp_path / "place", coco_files(tmp_path / "coco", 40))
+    store = str(tmp_path / "shared.sqlite")
+    flags = ("--max_concurrency", "10", "--response_store", store)
+    there = ("--dataset_storage_path", str(place.data), "--output_path", str(place.output))
+    model = ("--model_source", "openai", "--model", "m", "--openai_base_url", server.url)
+
+    def run(*more: str) -> int:
+        """What `Place.run` does, in this process."""
+        return cli.run(["generate", "COCO2017", *model, *there, *flags, *more])
+
+    async def answer_some(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        if len(server.bodies) > 15:
+            await asyncio.Event().wait()
+        return chat_completion(turns_for(body))
+
+    server.answer = answer_some
+    process = place.start(server.url, *flags, "--shard", "1/4")
+    wait_until(lambda: len(server.bodies) == 25, process)
+    assert run("--shard", "1/4") == USAGE
+    assert "1-of-4: another run is making it; wait for its end" in capfd.readouterr().err
+    process.kill()
+    finish(process)
+    with ResponseStore(Path(store), read_only=True) as answers:
+        stored = len(answers)
+    assert 5 <= stored <= 15  # others were on their way to the disk
+
+    server.answer = lambda server, body: chat_completion(turns_for(body))
+    server.bodies.clear()
+    process = place.start(server.url, *flags, "--shard", "1/4")
+    assert run("--shard", "0/4") == DONE
+    assert finish(process).code == DONE
+    assert len(server.bodies) == 30 + 30 - stored
+    assert run("--shard", "2/4") == run("--shard", "3/4") == DONE
+    assert Counter(map(mark, server.bodies)).most_common(1)[0][1] == 1
+    assert len(server.bodies) == 120 - stored
+    folders = [tmp_path / "place" / "out.parts" / f"{index}-of-4" for index in range(4)]
+    merged = mminstruct.merge(folders, place.output)
+    digests = place.output_digest()
+    server.bodies.clear()
+
+    # The run in one piece finds all answers in the store, and writes the same.
+    shutil.rmtree(place.output)
+    assert run() == DONE
+    assert server.bodies == []
+    assert len(merged) == 120
+    assert place.output_digest() == digests
+
+
+@pytest.mark.filterwarnings("ignore:.*Load again")
+def test_a_shard_may_have_no_row_but_not_no_answer(
+    tmp_path: Path, server: LoopbackServer, data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.answer = lambda server, body: (400, {}, {"error": {"message": "no"}})
+    with pytest.raises(RunStopped):
+        generate(tmp_path, server, data, shard="0/2")
+    folders = [tmp_path / "out.parts" / f"{index}-of-2" for index in (0, 1)]
+    with pytest.raises(UsageError, match="not finished: .*0-of-2; run their shards again"):
+        mminstruct.merge(folders[:1], tmp_path / "out")
+
+    server.answer = lambda server, body: chat_completion("I'm sorry, but I can't help with that.")
+    none = generate(tmp_path, server, data, shard="0/2")
+    assert (len(none), dict(none.rows)) == (0, {})
+    generate(tmp_path, server, data, shard="1/2", response_store=str(tmp_path / "bad.sqlite"))
+    with pytest.raises(NoRows, match="30 rejected"):
+        mminstruct.merge(folders, tmp_path / "out")
+    assert not (tmp_path / "out" / "README.md").exists()
+
+    server.answer = answer
+    generate(tmp_path, server, data, shard="1/2")
+    words = ["merge", *map(str, folders), str(tmp_path / "out")]
+    assert cli.run([*words, "--response_store", str(tmp_path / "all.sqlite")]) == INCOMPLETE
+    said = capfd.readouterr().err
+    assert "some requests have no answer; run again shard 1/2, and merge again" in said
+
+
+def test_a_stream_is_split_by_shards_and_not_so_that_each_node_pays_for_all(
+    server: LoopbackServer, tmp_path: Path
+) -> None:
+    def load(**more: Any) -> Any:
+        return datasets.load_dataset(
+            "builders/sample_llava",
+            split="train",
+            limit=5,
+            cache_dir=str(tmp_path / "cache"),
+            response_store=str(tmp_path / "r.sqlite"),
+            types=["conversation"],
+            base_url=server.url,
+            model="m",
+            streaming=True,
+            **more,
+        )
+
+    server.answer = lambda server, body: chat_completion(turns_for(body))
+    for dealt in (load(), load().shuffle(seed=1, buffer_size=2)):
+        with pytest.raises(UsageError, match=r"give load_dataset shard=\(rank, 2\) instead"):
+            next(iter(split_dataset_by_node(dealt, rank=0, world_size=2)))
+    assert server.bodies == []
+
+    ids = [[row["id"] for row in load(shard=(rank, 2))] for rank in range(2)]
+    assert [len(some) for some in ids] == [2, 3]
+    assert len(server.bodies) == 5
+    assert sum(ids, []) == [row["id"] for row in load()]
+    assert len(server.bodies) == 5
+    with pytest.raises(UsageError, match="shard: 0/7 of 5 images is none; take fewer"):
+        load(shard=(0, 7))
+
+
+def test_a_shard_is_found_in_a_slurm_array_and_among_ranks() -> None:
+    def array(**values: int) -> dict[str, str]:
+        return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in values.items()}
+
+    assert find_shard(array(ID=2, COUNT=4, MIN=0, MAX=3, STEP=1)) == "2/4"
+    assert find_shard(array(ID=4, COUNT=4, MIN=1, MAX=4)) == "3/4"
+    assert find_shard(array(ID=4, COUNT=3, MIN=0, MAX=4, STEP=2)) == "2/3"
+    assert find_shard({"RANK": "7", "WORLD_SIZE": "8"}) == "7/8"
+    assert find_shard({**array(ID=0, COUNT=2, MIN=0, MAX=1), "RANK": "0", "WORLD_SIZE": "1"})
+    for environment, found in (
+        ({}, "got neither"),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, "got neither"),
+        ({**array(ID=0, COUNT=2, MIN=0, MAX=1), "RANK": "0", "WORLD_SIZE": "2"}, "array's and"),
+        (array(ID=2, COUNT=1, MIN=2, MAX=2), "got 1 of them, 2 to 2"),  # run again by itself
+        (array(ID=2, COUNT=2, MIN=2, MAX=5), "got 2 of them, 2 to 5"),
+    ):
+        with pytest.raises(UsageError, match=found):
+            find_shard(environment)
+
+
+@pytest.mark.parametrize("given", ["4/4", "1", "a/b", (1, 2, 3), 5, "-1/4", "auto"])
+def test_what_is_no_shard_is_refused_before_anything_is_sent(
+    given: Any, tmp_path: Path, server: LoopbackServer, data: Path
+) -> None:
+    with pytest.raises(UsageError, match="shard: expected I/N"):
+        generate(tmp_path, server, data, shard=given)
+    assert server.bodies == []

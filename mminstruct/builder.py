@@ -273,7 +273,6 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         downloads = Path(
             dl_manager.download_config.cache_dir or datasets.config.DOWNLOADED_DATASETS_PATH
         )
-        in_one_piece = self.config.engine == "ray"
         generators = []
         read = self._read_once(downloads, sending=not self.config.partial)
         for split, found in read.items():
@@ -291,7 +290,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
                         "vocabulary": found.vocabulary,
                         "requests": found.requests,
                         # A list is what `datasets` deals out to processes.
-                        "ranges": tuple(shards) if in_one_piece else shards,
+                        "ranges": tuple(shards) if self.config.engine == "ray" else shards,
                         "total": len(shards),
                         "streaming": dl_manager.is_streaming,
                     },
@@ -351,7 +350,7 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         key: str,
         vocabulary: Vocabulary,
         requests: datasets.Dataset,
-        ranges: list[tuple[int, int]] | tuple[tuple[int, int], ...],
+        ranges: Sequence[tuple[int, int]],
         total: int,
         streaming: bool,
     ) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -209,8 +209,8 @@ class _Asker:
         try:
             if not self._is_over:
                 chunk = read_chunk(requests, self._plan)
-                outcomes = await ask(chunk, self._plan, self._client)
-                return make_results(chunk, outcomes, self._plan, self._client)
+                work = self._client.start(complete(chunk, self._plan, self._client))
+                return await asyncio.wrap_future(work)
         except MMInstructError as error:
             self._is_over = True
             await self._desk.end.remote(to_tell(error))

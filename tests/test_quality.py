@@ -86,10 +86,10 @@ def test_rows_that_were_said_before_are_counted_and_the_most_frequent_named() ->
 
 def test_what_is_said_before_in_a_row_of_another_type_is_named_too() -> None:
     meter = Meter()
-    for kind in ("conversation", "complex_reasoning"):
+    for kind in ("conversation", "detail", "complex_reasoning", "more"):
         meter.add(Judged.of(row(("What is it?", "A cat."), kind=kind)))
     found = meter.read({})
-    assert quality_text.find_worst(found) == "rows said before: 50.0 % (2 x 'A cat.')"
+    assert quality_text.find_worst(found) == "rows said before: 75.0 % (4 x 'A cat.')"
     assert {m.most_repeated for m in found.types.values()} == {("", 0)}
 
 

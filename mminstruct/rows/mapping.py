@@ -35,7 +35,7 @@ from mminstruct.rows.assembly import make_results
 from mminstruct.rows.columns import RESULT
 from mminstruct.rows.judging import ask
 from mminstruct.rows.plan import Plan
-from mminstruct.rows.requests import jobs, read_chunk
+from mminstruct.rows.requests import Chunk, jobs, read_chunk
 
 _T = TypeVar("_T")
 
@@ -219,16 +219,23 @@ def _answer(
     under_way = asyncio.Semaphore(window(_UNDER_WAY * parallel, size))
     reading = asyncio.Lock()
 
-    async def complete(table: pa.Table) -> pa.Table:
+    async def complete_in_turn(table: pa.Table) -> pa.Table:
         async with under_way:
             async with reading:  # one by one, so that requests are sent meanwhile
                 await asyncio.sleep(0)
                 chunk = read_chunk(table, plan)
-            return make_results(chunk, await ask(chunk, plan, client), plan, client)
+            return await complete(chunk, plan, client)
 
-    begun = (client.start(complete(table)) for table in requests.with_format("arrow").iter(size))
+    begun = (
+        client.start(complete_in_turn(table)) for table in requests.with_format("arrow").iter(size)
+    )
     chunks = deque(islice(begun, window(ahead * parallel, size)))
     while chunks:
         results = chunks.popleft().result()
         chunks.extend(islice(begun, 1))
         yield results
+
+
+async def complete(chunk: Chunk, plan: Plan, client: Client) -> pa.Table:
+    """The results of some requests; on the client's loop."""
+    return make_results(chunk, await ask(chunk, plan, client), plan, client)

@@ -35,10 +35,8 @@ from mminstruct.completions.stats import Stats
 from mminstruct.completions.store import ResponseStore
 from mminstruct.errors import MMInstructError, RunStopped, StoreError, to_tell
 from mminstruct.recipe import Recipe
-from mminstruct.rows.assembly import make_results
 from mminstruct.rows.columns import RESULT_SCHEMA
-from mminstruct.rows.judging import ask
-from mminstruct.rows.mapping import run_in_thread
+from mminstruct.rows.mapping import complete, run_in_thread
 from mminstruct.rows.plan import Plan
 from mminstruct.rows.requests import read_chunk
 from mminstruct.transport import RetryPolicy

@@ -66,7 +66,11 @@ def test_a_verdict_needs_none_of_what_makes_rows(question: list[str]) -> None:
     assert python(code, *question) == "[]"
 
 
-def test_images_are_counted_where_datasets_has_its_cache_without_importing_it() -> None:
+def test_images_are_counted_where_datasets_has_its_cache_without_importing_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     code = (
         "import sys; from mminstruct import cli; from mminstruct.cli.license import _find_cache;"
         "cli.run('license SAMPLE --model Qwen/Qwen3-8B'.split());"

@@ -403,6 +403,23 @@ def test_a_client_that_is_closed_in_its_own_thread_does_not_wait_for_itself(
     assert stored(store_path) == len(script.texts) > 0
 
 
+def test_what_is_asked_after_the_end_reads_no_store(store_path: Path) -> None:
+    # It is closed by another thread then, and SQLite takes the process along.
+    class Store(ResponseStore):
+        read = 0
+
+        def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Completion]:
+            self.read += 1
+            return super().get_many(keys)
+
+    store = Store(store_path)
+    with pytest.raises(RunStopped), Client(Backend(Asked()), store) as client:
+        assert len(ask(client, [job("before")])) == store.read == 1
+        client.stop()
+        ask(client, [job("after")])
+    assert store.read == 1
+
+
 def test_a_stream_in_a_cycle_is_closed_when_the_garbage_collector_finds_it(
     store_path: Path,
 ) -> None:
@@ -498,7 +515,8 @@ def test_a_hundred_failures_in_a_row_stop_the_run(store_path: Path) -> None:
         pytest.raises(RunStopped, match=r"100 requests in a row failed; the last: .*no credit"),
         Client(Backend(script, parallel=4), ResponseStore(store_path)) as client,
     ):
-        ask(client, [job(f"{n}") for n in range(1000)])
+        ask(client, [job(f"{n}") for n in range(20)])
+        ask(client, [job(f"{n}") for n in range(20, 1000)])
     assert 120 <= len(script.texts) <= 124
     assert stored(store_path) == 20
 

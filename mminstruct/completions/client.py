@@ -261,14 +261,18 @@ class Client:
         self._loop.loop.call_soon_threadsafe(self._ending.stop, error)
 
     async def _shield(self, jobs: Sequence[Job]) -> list[Outcome]:
+        self._check()  # once it has ended, the store may be closed at any moment
         work = self._loop.spawn(self._complete_many(jobs))
         ends: list[asyncio.Future[Any]] = [work, self._ending.come]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
-            if isinstance(self._ending.reason, StoreError):
-                raise self._ending.reason
-            self._ending.check()
+            self._check()
         return work.result()
+
+    def _check(self) -> None:
+        if isinstance(self._ending.reason, StoreError):
+            raise self._ending.reason
+        self._ending.check()
 
     async def _complete_many(self, jobs: Sequence[Job]) -> list[Outcome]:
         if self.stats.started_s is None:

@@ -15,7 +15,7 @@ server (put its address and model in):
 endef
 export NEXT
 
-.PHONY: demo test check bench rehearse compat clean
+.PHONY: demo test check bench rehearse compat uvloop clean
 
 demo: $(DEMO)  ## four drawn scenes, three instruction types, SmolLM2-135M on the CPU
 	$(BIN)/mminstruct generate SAMPLE --limit 4 --max_tokens 320 --seed 1 --show 3 --output_path demo_out
@@ -47,8 +47,12 @@ bench: $(STAMP)  ## start-up, requests/s, stored reruns, annotation reading, eac
 rehearse: $(STAMP)  ## a full release of COCO train2017 against stand-ins, which may take an hour
 	$(BIN)/python benchmarks/rehearse.py
 
-compat: $(STAMP)  ## supported lines of datasets and the extra tgi, each by itself; the network on uvloop
-	$(BIN)/nox -s compat uvloop
+compat: $(STAMP)  ## supported lines of datasets and the extra tgi, each by itself; the client on uvloop
+	$(BIN)/nox -s compat
+	$(BIN)/nox -s uvloop -- tests/test_client.py tests/test_faults.py
+
+uvloop: $(STAMP)  ## all tests of the network on uvloop, which take some minutes
+	$(BIN)/nox -s uvloop
 
 clean:
 	rm -rf $(VENV) demo_out bench_out dist

@@ -55,8 +55,11 @@ def compat(session: nox.Session, requirements: tuple[str, ...], tests: tuple[str
 
 @nox.session(python=False)
 def uvloop(session: nox.Session) -> None:
-    """Run all tests of what is sent, fetched and stopped, here, on the event loop that Ray has."""
+    """Run the tests of what is sent, fetched and stopped, here, on the event loop that Ray has.
+
+    All of them, or the files that are given: `nox -s uvloop -- tests/test_client.py`.
+    """
+    files = session.posargs or _ON_THE_NETWORK
     session.run(
-        sys.executable, "-m", "pytest", "-q", "-n", "2", "--uvloop", *_ON_THE_NETWORK,
-        external=True,
+        sys.executable, "-m", "pytest", "-q", "-n", "2", "--uvloop", *files, external=True
     )  # fmt: skip

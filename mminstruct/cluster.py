@@ -72,10 +72,13 @@ class _Desk:
         found = found(*args) if callable(found) else found
         return await found if inspect.isawaitable(found) else found
 
-    async def begin(self, actor: str) -> None:
-        """Take all for paid that an actor had in flight when it died; a new one has its id."""
-        for most_usd in self._reserved.pop(actor, ()):
-            self.budget.settle(most_usd, most_usd)
+    async def begin(self, actor: str, parallel: int) -> None:
+        """Take for paid what an actor had in flight when it died; a new one has its id.
+
+        Of what it had reserved that is no more than what it sends at once; the rest waited.
+        """
+        for number, most_usd in enumerate(sorted(self._reserved.pop(actor, ()), reverse=True)):
+            self.budget.settle(most_usd, most_usd if number < parallel else None)
 
     async def admit(self, actor: str, most_usd: float) -> bool:
         is_in = self.budget.admit(most_usd)
@@ -180,7 +183,6 @@ class _Asker:
         bound = (budget.max_requests, budget.max_cost_usd)
         mine = _Budget(*bound, budget.usd_per_prompt_token, budget.usd_per_completion_token)
         mine.desk, mine.actor = desk, ray.get_runtime_context().get_actor_id()
-        _ask(desk, "begin", mine.actor)
         # Whoever opens a client has to close it.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="client")
 
@@ -193,6 +195,7 @@ class _Asker:
                 self._is_over = True
                 _ask(desk, "end", to_tell(error))
             else:
+                _ask(desk, "begin", mine.actor, self._client.backend.parallel)
                 self._client.row_rules.expect(types)
                 self._client.start(self._listen())
 

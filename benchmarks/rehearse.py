@@ -79,7 +79,7 @@ class Place(NamedTuple):
             )  # fmt: skip
             while not (waited := os.wait4(process.pid, os.WNOHANG))[0]:
                 if kill_when is not None and kill_when():
-                    process.kill()
+                    os.kill(process.pid, signal.SIGKILL)  # Popen's own might wait for its end
                 time.sleep(0.05)
             process.returncode = os.waitstatus_to_exitcode(waited[1])
             out.seek(0)

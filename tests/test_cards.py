@@ -738,7 +738,7 @@ def told(words: list[str]) -> tuple[Origin, Contents, Report]:
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     credit = dict.fromkeys(columns.CREDITS, "x") | {
         "media": f"m {media}", "title": f"t {title}", "author": f"a {author}",
-        "landing_url": url, "author_url": url, "license": f"l {license}", "license_url": url,
+        "landing_url": url, "author_url": url, "image_license": f"l {license}", "license_url": url,
     }  # fmt: skip
     contents = contents_of(
         examples={"conversation": row(1, media=f"m {media}", messages=messages)},

@@ -178,4 +178,4 @@ def _credit(image: Mapping[str, str | None]) -> str:
     shown = link(title or name, image["landing_url"] or image["image_url"])
     shown += f" ({to_markdown(name)})" if title else ""
     shown += f" by {link(author, image['author_url'])}" if author else ""
-    return f"{shown}, {link(image['license'] or 'licence not known', image['license_url'])}"
+    return f"{shown}, {link(image['image_license'] or 'licence not known', image['license_url'])}"

@@ -114,7 +114,7 @@ CREDITS = {
     **{name: name for name in ("source", "image_id", "media")},
     **{name: f"image_credit.{name}" for name in ("title", "author", "author_url", "landing_url")},
     "image_url": "image_url",
-    "license": "image_license",
+    "image_license": "image_license",
     "license_url": "image_credit.license_url",
 }
 """What is said of an image that has to be credited -> where a row has it, as a text or None."""

@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -174,15 +175,21 @@ def read_data_set(path: Path) -> DataSet:
     found = DataSet(path.name)
     id = cached_id(str(path))
     found.hints |= dict.fromkeys([path.name, *([id] if id else [])], "the folder's name")
+    wanted: list[str] = []
     with as_usage_errors(path):
         for file in _list_files(path):
             found.hints[file.name.partition(".")[0]] = "the file's name"
             add_facts = partial(found.add_facts, where=file.name)
             if file.suffix == ".md":
                 text = file.read_text("utf-8")
-                add_facts(front_matter(text, file.name))
+                front = front_matter(text, file.name)
+                add_facts(front)
                 found.hints |= dict.fromkeys(list_claims(text, WRITES), file.name)
+                wanted = _list_data_files(front)
                 continue
+            name = file.relative_to(path).as_posix() if wanted else ""
+            if wanted and not any(fnmatchcase(name, pattern) for pattern in wanted):
+                continue  # such as a list of images
             for row in read_file(file, add_facts, _is_telling):
                 found.add_row(row)
     return found
@@ -286,6 +293,24 @@ def _list_files(path: Path) -> list[Path]:
             f"{path}: expected a data set: rows ({', '.join(SUFFIXES)}), a README.md, or a folder "
             "with these; a model is given with --model"
         )
+    return found
+
+
+def _list_data_files(front: Mapping[str, Any]) -> list[str]:
+    """Patterns of the files that a card calls the data; none where it leaves that open."""
+    configs = front.get("configs")
+    found: list[str] = []
+    for config in configs if isinstance(configs, list) else ():
+        inside = [config.get("data_files")] if isinstance(config, dict) else [None]
+        for value in inside:  # grows
+            if isinstance(value, str):
+                found.append(value)
+            elif isinstance(value, list):
+                inside += value
+            elif isinstance(value, dict):
+                inside += [inner for key, inner in value.items() if key != "split"]
+            else:
+                return []
     return found
 
 

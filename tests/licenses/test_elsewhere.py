@@ -243,6 +243,34 @@ def test_our_own_release_is_judged_as_when_it_was_made(tmp_path: Path) -> None:
     assert {p.role for p in verdict.parts} == {"annotations", "service"}
 
 
+DATA = [{"split": "train", "path": ["data/a.parquet"]}]
+
+
+@pytest.mark.parametrize(
+    ("configs", "commercial"),
+    [
+        ([{"config_name": "x", "data_files": DATA}], True),
+        ([{"config_name": "x", "data_files": "data/*.parquet"}], True),
+        ([{"config_name": "x", "data_files": {"train": "data/a.parquet"}}], True),
+        ([{"config_name": "x", "data_files": DATA}, {"config_name": "y"}], False),
+        ([{"config_name": "x", "data_files": DATA}, {"data_files": ["b.parquet"]}], False),
+        ([{"config_name": "x", "data_files": "none.parquet"}], None),
+        ([{"config_name": "x", "data_dir": "data"}], False),
+        (None, False),
+        ("data", False),
+    ],
+)
+def test_rows_are_in_the_files_that_a_card_calls_the_data(
+    tmp_path: Path, configs: Any, commercial: bool | None
+) -> None:
+    """Beside them may be a list of images with licences of their own."""
+    folder = card(tmp_path / "r", license="cc-by-4.0", configs=configs)
+    (folder / "data").mkdir()
+    write(folder / "data" / "a.parquet", [FREE])
+    write(folder / "b.parquet", [{"image": "1.jpg", "license": "CC-BY-NC-2.0"}])
+    assert judged(folder).commercial is commercial
+
+
 def test_of_a_table_only_the_columns_are_read_that_tell_something(tmp_path: Path) -> None:
     rows = [{"text": "x" * 50, "messages": [{"role": "user", "model": "gpt-4"}]}]
     write(tmp_path / "a.parquet", rows)

@@ -59,7 +59,7 @@ def check_output(path: Path) -> None:
     if found - {_PARTIAL} and _MARKER not in found:
         raise UsageError(
             f"output path {path}: the folder is not empty and was not written by mminstruct; "
-            "give another one with --output_path"
+            "give another one"
         )
     resources.check_writable(path, path)
 

@@ -159,6 +159,9 @@ class _Budget(Budget):
     def admit(self, most_usd: float) -> bool:
         return bool(_ask(self.desk, "admit", self.actor, most_usd))
 
+    def is_used_up(self, most_usd: float) -> bool:
+        return bool(_ask(self.desk, "budget.is_used_up", most_usd))
+
     def settle(self, most_usd: float, paid_usd: float | None) -> None:
         _ask(self.desk, "settle", self.actor, most_usd, paid_usd)
 

@@ -869,6 +869,24 @@ def test_a_budget_of_requests_counts_answers_and_not_failed_attempts(store_path:
     assert stored(store_path) == 10
 
 
+class Crowded(Budget):
+    """One that another process has used up, whose request is refused a moment later."""
+
+    def admit(self, most_usd: float) -> bool:
+        is_in = super().admit(most_usd)
+        if not is_in:
+            self.settle(0.0, None)
+        return is_in
+
+
+def test_what_another_process_gives_back_is_not_taken_for_used_up(store_path: Path) -> None:
+    budget = Crowded(max_requests=1)
+    budget.count(0.0)
+    with Client(Backend(Asked()), ResponseStore(store_path), budget=budget) as client:
+        ask(client, [job("a scene")])
+    assert stored(store_path) == 1
+
+
 @pytest.mark.parametrize(("waits_s", "tries"), [(0.0, 3), (60.0, 5)])
 def test_a_gateway_that_waits_in_vain_is_asked_no_more_often_than_one_that_times_out(
     store_path: Path, waits_s: float, tries: int

@@ -751,15 +751,16 @@ def test_a_budget_of_requests_counts_those_that_were_paid_for() -> None:
     budget.settle(0.0, None)
     assert budget.admit(0.0)
     budget.settle(0.0, 0.0)
+    assert not budget.admit(0.0) and not budget.is_used_up(0.0)
     budget.settle(0.0, 0.0)
-    assert not budget.admit(0.0)
+    assert not budget.admit(0.0) and budget.is_used_up(0.0)
 
 
 def test_several_processes_share_a_budget_through_its_ledger(tmp_path: Path) -> None:
     budget = Budget(max_requests=3, ledger=tmp_path / "spent.json")
     other = pickle.loads(pickle.dumps(budget))
     assert budget.admit(0.0) and other.admit(0.0) and budget.admit(0.0)
-    assert not other.admit(0.0)
+    assert not other.admit(0.0) and not other.is_used_up(0.0)
     other.settle(0.0, 0.0)
     assert budget.spent.requests == 1
     assert not budget.admit(0.0)

@@ -108,16 +108,21 @@ class Budget:
     def admit(self, most_usd: float) -> bool:
         """Whether one more attempt of at most this price fits; if so, it is in flight now."""
         with self._totals() as totals:
-            if self.max_requests is not None and (
-                totals.requests + totals.in_flight >= self.max_requests
-            ):
-                return False
-            most = totals.usd + totals.reserved_usd + most_usd
-            # Sums of prices are exact to the picodollar at best.
-            if self.max_cost_usd is not None and most > self.max_cost_usd + 1e-12:
-                return False
-            totals.add(most_usd)
-        return True
+            if is_in := self._fits(totals, most_usd):
+                totals.add(most_usd)
+        return is_in
+
+    def is_used_up(self, most_usd: float) -> bool:
+        """Whether one more attempt doesn't fit, and nothing is in flight that may leave room."""
+        with self._totals() as totals:
+            return not totals.in_flight and not self._fits(totals, most_usd)
+
+    def _fits(self, totals: Spent, most_usd: float) -> bool:
+        requests, most = totals.requests + totals.in_flight, totals.usd + totals.reserved_usd
+        if self.max_requests is not None and requests >= self.max_requests:
+            return False
+        # Sums of prices are exact to the picodollar at best.
+        return self.max_cost_usd is None or most + most_usd <= self.max_cost_usd + 1e-12
 
     def count(self, most_usd: float) -> None:
         """One more attempt is in flight, whether it fits or not: it was sent before."""

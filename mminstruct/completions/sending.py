@@ -327,7 +327,7 @@ class Sender:
         async with self._paying:
             while not self._admits(budget, most_usd):
                 self.ending.check()
-                if not budget.spent.in_flight:
+                if budget.is_used_up(most_usd):
                     raise self.ending.stop(RunStopped(budget.reached()))
                 await self.ending.pause(_BUDGET_POLL_S)
         return most_usd

@@ -261,7 +261,7 @@ def merge(
     The release is the one that the run in one piece would have written, and of this day.
 
     Args:
-        folders: of all parts, in any order.
+        folders: of all parts, in any order; addresses as `fsspec` takes them are copied first.
         output_path: of the release.
         response_store: gets the answers that are in the parts' folders, so that no run that has it
             asks for them again; None is the usual one.
@@ -274,15 +274,16 @@ def merge(
     """
     _, path = choose_output(output_path, "dataset")
     repository.check_output(path)
-    gathered = parts.gather([Path(folder) for folder in folders])
     store = Path(response_store).expanduser() if response_store else default_path()
-    report, origin = gathered.report, replace(gathered.origin, written_on=_read_day())
-    if not gathered.rows:
-        raise report.stop(f"no row: {summary(report)}", "")
-    with ResponseStore(store) as answers:
-        for other in gathered.stores:
-            answers.copy(other)
-    quality = repository.write(gathered.rows, path, origin, report, overwrite=overwrite)
+    with parts.fetch(folders) as here:
+        gathered = parts.gather(here)
+        report, origin = gathered.report, replace(gathered.origin, written_on=_read_day())
+        if not gathered.rows:
+            raise report.stop(f"no row: {summary(report)}", "")
+        with ResponseStore(store) as answers:
+            for other in gathered.stores:
+                answers.copy(other)
+        quality = repository.write(gathered.rows, path, origin, report, overwrite=overwrite)
     return Generated(
         gathered.rows,
         report,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import fsspec
 import pytest
 from conftest import coco_files
 from datasets.distributed import split_dataset_by_node
@@ -224,6 +225,25 @@ def test_merge_says_which_parts_lack_overlap_are_unfinished_or_of_another_run(
     assert dry(f"merge out.parts/2-of-8 {those} out") == DONE
     merged = datasets.load_dataset("parquet", data_dir=str(tmp_path / "out"), split="train")
     assert len(merged["id"]) == len(set(merged["id"])) == 8
+
+
+def test_parts_are_copied_from_where_fsspec_finds_them(
+    dry: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for index in range(2):
+        assert dry(f"generate SAMPLE --limit 4 --shard {index}/2 --output_path out") == DONE
+    assert dry("merge out.parts/0-of-2 out.parts/1-of-2 here") == DONE
+    away = fsspec.filesystem("memory")
+    away.put(f"{tmp_path / 'out.parts'}/", "/bucket/out.parts/", recursive=True)
+    assert dry("merge memory://bucket/out.parts/*-of-2 there") == DONE
+    assert dry("merge out.parts/0-of-2 memory://bucket/out.parts/1-of-2 both") == DONE
+    here, there, both = (contents(tmp_path / name / "data") for name in ("here", "there", "both"))
+    assert there == both == here != {}
+    capfd.readouterr()
+    for address in ("memory://bucket/none", "nowhere://bucket/out.parts/0-of-2"):
+        assert dry(f"merge {address} out") == USAGE
+        assert f"part {address}: can't be copied from there: " in capfd.readouterr().err
+    away.rm("/bucket", recursive=True)
 
 
 def test_a_killed_shard_goes_on_two_share_a_store_and_one_is_not_made_twice_at_once(

@@ -22,7 +22,12 @@ def add_arguments(parser: Parser) -> None:
         "go to the response store, so that no run asks for them again."
     )
     parser.set_defaults(command=_merge, kept="The parts are as they were")
-    parser.add_argument("parts", nargs="+", metavar="PART", help="OUT.parts/I-of-N, of all shards")
+    parser.add_argument(
+        "parts",
+        nargs="+",
+        metavar="PART",
+        help="OUT.parts/I-of-N of all shards; or an address of such, s3://bucket/OUT.parts/*-of-N",
+    )
     parser.add_argument("output_path", metavar="OUT", help="folder of the release")
     add_flags(parser, _MERGE_FLAGS)
 

@@ -12,7 +12,8 @@ A part is a folder beside the release to be, such as ``NAME.parts/2-of-4``:
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import fsspec
 import msgspec
 import pyarrow.compute as pc
 from filelock import FileLock, Timeout
@@ -220,6 +222,33 @@ def read(folder: Path) -> Part:
             "of mminstruct that made it"
         )
     return part
+
+
+@contextmanager
+def fetch(folders: Iterable[str | Path]) -> Iterator[list[Path]]:
+    """The folders, with a copy of each that isn't on this machine, for as long as this is open.
+
+    Args:
+        folders: paths, or addresses and patterns of such as `fsspec` takes them:
+            ``s3://bucket/NAME.parts/*-of-4``.
+
+    Raises:
+        UsageError: one can't be copied.
+    """
+    found: list[Path] = []
+    with tempfile.TemporaryDirectory(prefix="mminstruct-") as place:
+        for folder in folders:
+            if "://" not in str(folder):
+                found.append(Path(folder))
+                continue
+            try:
+                files, path = fsspec.url_to_fs(str(folder))
+                for number, part in enumerate(files.glob(path) or [path], len(found)):
+                    found.append(Path(place, str(number), Path(part).name))
+                    files.get(f"{part}/", f"{found[-1]}/", recursive=True)
+            except (OSError, ValueError, ImportError) as error:
+                raise UsageError(f"part {folder}: can't be copied from there: {error}") from error
+        yield found
 
 
 def gather(folders: Sequence[Path]) -> Gathered:

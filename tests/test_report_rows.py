@@ -132,6 +132,14 @@ def test_files_without_conversations_are_refused(text: str, words: str, tmp_path
         list(read_rows(tmp_path / "a.json"))
 
 
+def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(f"\n \n{json.dumps(LLAVA)}\n\n", "utf-8")
+    assert len(list(read_rows(tmp_path / "a.jsonl"))) == 1
+    (tmp_path / "a.jsonl").write_text("\n \n", "utf-8")
+    with pytest.raises(UsageError, match="got none"):
+        list(read_rows(tmp_path / "a.jsonl"))
+
+
 def test_a_row_that_is_none_among_rows_is_never_the_end_of_them(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(f'{json.dumps(LLAVA)}\n{{"text": 1}}\n', "utf-8")
     (tmp_path / "b.jsonl").write_text(json.dumps(LLAVA), "utf-8")

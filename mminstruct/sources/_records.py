@@ -208,8 +208,10 @@ class Columns(Strict):
         found: dict[str, Any] = {}
         four = next((four for four in _FOUR if free.keys() >= set(four)), ())
         for role, usual in _USUAL.items():
-            if own := [free.pop(name) for name in usual if name in free and name not in four][:1]:
-                found[role] = own[0]
+            if own := [free.pop(name) for name in usual if name in free and name not in four]:
+                # Some rows may have several captions, and others one.
+                has_both = [name.casefold() for name in own[:2]] == ["captions", "caption"]
+                found[role] = tuple(own[:2]) if has_both else own[0]
         if four and not {"boxes", "bbox"} & {**found, **stated}.keys():
             found["bbox"] = tuple(free[name] for name in four)
         found |= stated
@@ -260,6 +262,11 @@ def read_tables(
 
     for where, rows in tables:
         head = list(islice(rows, _HEAD))
+        if not head:
+            raise SourceError(
+                f"{where}: got no row against one for each image expected. Leave it out, or give "
+                "another file."
+            )
         names = dict.fromkeys(n for row in head for n in row)
         columns = stated.found_in(list(names), where)
         bbox = columns.get("bbox")

@@ -626,7 +626,8 @@ def test_a_table_that_contradicts_itself_is_told(photos: list[dict[str, Any]], w
     [
         (b"image,text\na.jpg,caf\xe9\n", "photos.csv: not readable, got .*utf-8"),
         (b'image,text\r\na.jpg,"a\r\nb"\r\n', None),
-        (b"", "no column with the image's name"),
+        (b"", "photos.csv: got no row against one for each image expected"),
+        (b"image,text\n", "photos.csv: got no row against"),
         (b"image,text,text\na.jpg,x,y\n", "photos.csv: not readable, got .*column 'text' twice"),
         (b",image,text,\n0,a.jpg,a b,\n", None),
     ],
@@ -638,6 +639,17 @@ def test_a_table_that_cannot_be_read_is_told(content: bytes, words: str | None) 
         return
     with pytest.raises(SourceError, match=words):
         read("photos.csv")
+
+
+def test_some_rows_may_have_several_captions_and_others_one() -> None:
+    photos = [
+        {"image": "a.jpg", "captions": ["A dog.", "A wet dog."]},
+        {"image": "b.jpg", "Caption": "A cat."},
+        {"image": "c.jpg", "captions": ["A cow."], "Caption": "Two cows.", "text": "Acme"},
+    ]
+    lines("photos.jsonl", photos)
+    captions = [context.captions for context in read("photos.jsonl")]
+    assert captions == [("A dog.", "A wet dog."), ("A cat.",), ("A cow.", "Two cows.")]
 
 
 def test_a_column_that_is_there_twice_is_told_in_parquet_too() -> None:

@@ -25,9 +25,10 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,7 +109,8 @@ def main() -> None:
 def rehearse(folder: Path, share: float, speed: float) -> dict[str, str]:
     """Name -> figure, of a rehearsal in an empty folder."""
     begun = time.monotonic()
-    coco_files.write(folder / "coco", 2017, share)
+    with ProcessPoolExecutor(1, get_context("spawn")) as apart:  # its memory is nobody's else
+        apart.submit(coco_files.write, folder / "coco", 2017, share).result()
     needed = 3 * round(coco_files.SIZES[2017].images * share)
     env = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "OPENAI_"))}
     place = Place(folder, {**env, "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1"}, [])

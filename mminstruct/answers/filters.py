@@ -42,8 +42,9 @@ _SAYS = (
 )
 _FRACTION = r"(?<![\d.:$\u20ac\u00a3])0?\.\d{2,}"
 _DIGITS = "0 1 2 3 4 5 6 7 8 9"
+_DECIMALS = ".0 .1 .2 .3 .4 .5 .6 .7 .8 .9"
 # To find these costs a tenth of what it takes to try all patterns.
-_TOKEN = re.compile(r"[a-z]+|[0-9<\[#@%`|]")
+_TOKEN = re.compile(r"[a-z]+|\.[0-9]|[0-9<\[#@%`|]")
 # Name of a filter -> tokens of which a text has at least one, and the pattern tried in such a text.
 _PATTERNS: dict[str, tuple[tuple[str, str], ...]] = {
     "refusal": (
@@ -94,7 +95,7 @@ _PATTERNS: dict[str, tuple[tuple[str, str], ...]] = {
             r"\b[xy](?:_?(?:min|max|cent(?:er|re)))? ?[=:] ?-?\d*\.\d+",
         ),
         (
-            _DIGITS,
+            _DECIMALS,
             rf"{_FRACTION}\s*(?:,|and|to|by|-|\u2013|x|\u00d7)\s*(?:[xy]\s*)?0?\.\d{{2,}}",
         ),
         (
@@ -155,7 +156,8 @@ _PATTERNS: dict[str, tuple[tuple[str, str], ...]] = {
         ("set split", r"\b(?:(?:training|validation) set|(?:train|validation|test) split)\b"),
         (
             _DIGITS,
-            r"\bimage(?: id)? #?\d{2,}\b",
+            # To begin with a letter is three times as fast.
+            r"(?-i:[Ii])(?<!\w.)mage(?: id)? #?\d{2,}\b",
         ),
     ),
     "markup": (
@@ -178,7 +180,7 @@ _PATTERNS: dict[str, tuple[tuple[str, str], ...]] = {
             r"\d(?<![\d.,]\d)\d{1,3}(?:\)[ .-]?|[ .-])\d{3,4}[ .-]\d{3,4}(?![\d.,]\d)",
         ),
         (
-            _DIGITS,
+            "street avenue road lane drive boulevard st ave rd",
             r"\d(?<!\w\d)\d{0,4} (?-i:[A-Z])[\w.]+ (?:(?-i:[A-Z])\w+ )?(?:street|avenue|road|lane"
             r"|drive|boulevard|st\.|ave\.|rd\.),? (?-i:[A-Z])\w+",
         ),
@@ -224,6 +226,7 @@ _MEANT = re.compile(r"[\w\s]+")
 _PLAIN = f"{string.ascii_letters}{string.digits}{string.whitespace}".encode()
 _MARKS = string.punctuation + string.whitespace
 _LETTERS = re.compile(r"\w+")
+_OF_BEGINNINGS = "unanswerable"
 _FIRST_SENTENCE = re.compile(r"[^.!?\n]*[.!?\n]?")
 # Of a hundred: how alike a copy is, and a question that is only repeated.
 _COPY = 85
@@ -333,16 +336,28 @@ FILTERS = (*_PATTERNS, *_CHECKS)
 def find_suspects(turns: Iterable[Turn], names: Iterable[str]) -> tuple[str, ...]:
     """The filters that have to look at each of some turns: most find nothing in all of them."""
     found = _search("\n".join([f"{turn.answer}\n{turn.question}" for turn in turns]))
+    found |= _search("\n".join(map(_first_sentence, turns)), of_beginnings=True)
     return tuple(name for name in names if name in _CHECKS or name in found)
 
 
-def _search(text: str) -> dict[str, str]:
-    """The names of the filters whose patterns find something in a text, and what."""
+def _first_sentence(turn: Turn) -> str:
+    return turn.answer[: _FIRST_SENTENCE.match(turn.answer).end()]  # type: ignore[union-attr]
+
+
+def _search(text: str, *, of_beginnings: bool = False) -> dict[str, str]:
+    """The names of the filters whose patterns find something in a text, and what.
+
+    Args:
+        text: all of some turns, or how their answers begin.
+        of_beginnings: look for what matters there alone, and else for all the rest.
+    """
     found: dict[str, str] = {}
     tokens = _BY_TOKEN.keys() & set(_TOKEN.findall(text.lower()))
     for number in sorted({number for token in tokens for number in _BY_TOKEN[token]}):
         name, _, pattern = _RULES[number]
-        if name not in found and (match := pattern.search(text)):
+        if name in found or (name == _OF_BEGINNINGS) is not of_beginnings:
+            continue
+        if match := pattern.search(text):
             found[name] = repr(match.group())
     return found
 
@@ -354,9 +369,8 @@ def reject_form(turn: Turn, names: Iterable[str], examples: Examples) -> Rejecte
         detail: str | None
         if name in _CHECKS:
             detail = _CHECKS[name](turn, examples)
-        elif name == "unanswerable":
-            first = _FIRST_SENTENCE.match(turn.answer)
-            detail = _search(first.group()).get(name) if first else None
+        elif name == _OF_BEGINNINGS:
+            detail = _search(_first_sentence(turn), of_beginnings=True).get(name)
         else:
             if patterns is None:
                 patterns = _search(f"{turn.answer}\n{turn.question}")

@@ -363,6 +363,7 @@ class Client:
         """One answer, stored; whoever needs the same one meanwhile waits for it, too."""
         under_way = self._asking.get(key)
         if under_way is not None:
+            self._start.pass_on(attempt)  # whoever asks for it may wait for this one's turn
             completion = await asyncio.shield(under_way)
             self.stats.stored += 1
             return completion

@@ -222,6 +222,24 @@ def test_merge_says_which_parts_lack_overlap_are_unfinished_or_of_another_run(
         f"merge {those} out.parts/2-of-8 out"
     )
     note.write_text(whole, "utf-8")
+
+    # A copy that is still under way, or was broken off.
+    for name in ("made/0-train/dataset_info.json", "made/0-train.json", "origin.json"):
+        file = tmp_path / "out.parts" / "2-of-8" / name
+        content = file.read_bytes()
+        file.write_bytes(content[:-1])
+        lacking = refused(f"merge {those} out.parts/2-of-8 out")
+        assert f"got 1 of them cut short or not at all, such as {name}; copy" in lacking
+        file.unlink()
+        assert f"such as {name}; copy the part again, or run shard 2/8 again" in refused(
+            f"merge {those} out.parts/2-of-8 out"
+        )
+        file.write_bytes(content)
+    shutil.move(tmp_path / "out.parts" / "2-of-8" / "made" / "0-train", tmp_path / "rows")
+    assert "files as they were made, got 3 of them" in refused(
+        f"merge {those} out.parts/2-of-8 out"
+    )
+    shutil.move(tmp_path / "rows", tmp_path / "out.parts" / "2-of-8" / "made" / "0-train")
     assert dry(f"merge out.parts/2-of-8 {those} out") == DONE
     merged = datasets.load_dataset("parquet", data_dir=str(tmp_path / "out"), split="train")
     assert len(merged["id"]) == len(set(merged["id"])) == 8

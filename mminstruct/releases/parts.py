@@ -70,6 +70,7 @@ class Part(msgspec.Struct, frozen=True):
         shard: as it was asked for, ``2/4``.
         pieces: of all sources and splits, in the order of the release; some may be empty.
         finished: whether all that it says is there.
+        files: of what was made, by path in the folder, with their sizes in bytes.
         format: version of the folder's form.
     """
 
@@ -77,6 +78,7 @@ class Part(msgspec.Struct, frozen=True):
     shard: str
     pieces: tuple[Piece, ...]
     finished: bool = False
+    files: Mapping[str, int] = {}
     format: int = _FORMAT
 
 
@@ -146,8 +148,8 @@ def _check_beside(folder: Path, part: Part, there: Mapping[Path, Part]) -> None:
                 raise UsageError(
                     f"part {folder}: {other.name} beside it has {len(both)} of its "
                     f"{mine.stop - mine.start} images of {mine.source}, split {mine.split!r}, "
-                    "which would be asked about again; take the same number of shards for all, "
-                    "remove that folder, or give --overwrite"
+                    "which would be asked about again; take the same number of shards for all, or, "
+                    "to ask again, give --overwrite"
                 )
 
 
@@ -185,7 +187,12 @@ def _write(folder: Path, part: Part, origin: Origin, made: Made) -> None:
     registry = replace(origin.registry, models={}, repacks={})
     text = TypeAdapter(Origin).dump_json(replace(origin, registry=registry))
     (folder / _ORIGIN).write_bytes(text)
-    _note(folder, msgspec.structs.replace(part, finished=True))
+    made_files = (file for file in (folder / _MADE).rglob("*") if file.is_file())
+    sizes = {
+        file.relative_to(folder).as_posix(): file.stat().st_size
+        for file in (folder / _ORIGIN, *made_files)
+    }
+    _note(folder, msgspec.structs.replace(part, finished=True, files=sizes))
 
 
 def _place(folder: Path, number: int, piece: Piece) -> Path:
@@ -295,6 +302,13 @@ def _sort(found: Mapping[Path, Part], number: int) -> list[Path]:
 def _check_alike(found: Mapping[Path, Part]) -> None:
     if begun := [str(folder) for folder, part in found.items() if not part.finished]:
         raise UsageError(f"parts that are not finished: {', '.join(begun)}; run their shards again")
+    for folder, part in found.items():
+        if lacking := [name for name, size in part.files.items() if _size(folder / name) != size]:
+            raise UsageError(
+                f"part {folder}: expected {len(part.files)} files as they were made, got "
+                f"{len(lacking)} of them cut short or not at all, such as {lacking[0]}; copy the "
+                f"part again, or run shard {part.shard} again"
+            )
     first, *others = found
     for folder in others:
         if differs := find_difference(found[folder].plan, found[first].plan):
@@ -302,6 +316,11 @@ def _check_alike(found: Mapping[Path, Part]) -> None:
                 f"part {folder}: expected one of the same run as {first}, got another: {differs}; "
                 "leave out the one or the other"
             )
+
+
+def _size(file: Path) -> int | None:
+    """Bytes of a file, or None if it isn't there."""
+    return file.stat().st_size if file.is_file() else None
 
 
 def _check_covered(found: Mapping[Path, Part], number: int, in_order: Sequence[Path]) -> None:

@@ -243,6 +243,9 @@ def _describe_part(recipes: Sequence[Recipe], asked: Sequence[Mapping[str, Read]
         for recipe, found in zip(recipes, asked, strict=True)
         for name, value in {
             **recipe.describe(),
+            f"number of {recipe.source.info.modality}s": {
+                s: read.total for s, read in found.items()
+            },
             "annotations": {split: read.whole_key for split, read in found.items()},
         }.items()
     }

@@ -189,6 +189,8 @@ def test_merge_says_which_parts_lack_overlap_are_unfinished_or_of_another_run(
     # Another number of shards, of which one would ask about the same images again.
     beside = refused("generate SAMPLE --limit 8 --shard 3/4 --output_path out")
     assert "2-of-3 beside it has 2 of its 2 images of SAMPLE, split 'train', which" in beside
+    other = refused("generate SAMPLE --limit 7 --shard 2/3 --output_path out")
+    assert 'its number of images {"train":8}, against {"train":7}; give another' in other
     other = refused("generate SAMPLE --limit 8 --shard 2/3 --output_path out --seed 7")
     assert "one of another run is there: its sampling {" in other
     assert dry("generate SAMPLE --limit 8 --shard 1/2 --output_path out --overwrite") == DONE
@@ -385,8 +387,12 @@ def test_a_shard_is_found_in_a_slurm_array_and_among_ranks() -> None:
     assert find_shard({**array(ID=0, COUNT=2, MIN=0, MAX=1), "RANK": "0", "WORLD_SIZE": "1"})
     for environment, found in (
         ({}, "got neither"),
-        ({"RANK": "0", "WORLD_SIZE": "1"}, "got neither"),
-        ({**array(ID=0, COUNT=2, MIN=0, MAX=1), "RANK": "0", "WORLD_SIZE": "2"}, "array's and"),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, "of several, got RANK=0, WORLD_SIZE=1; give"),
+        ({"RANK": "3"}, "got RANK=3; give"),
+        (
+            {**array(ID=0, COUNT=2, MIN=0, MAX=1), "RANK": "0", "WORLD_SIZE": "2"},
+            "TASK_ID=0, RANK=0, WORLD_",
+        ),
         (array(ID=2, COUNT=1, MIN=2, MAX=2), "got 1 of them, 2 to 2"),  # run again by itself
         (array(ID=2, COUNT=2, MIN=2, MAX=5), "got 2 of them, 2 to 5"),
     ):

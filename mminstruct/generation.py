@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -34,7 +35,7 @@ from mminstruct.reports.estimate import Estimate
 from mminstruct.reports.quality import Quality
 from mminstruct.rows import columns, replacing
 from mminstruct.rows.plan import Plan
-from mminstruct.rows.report import Report, summary
+from mminstruct.rows.report import REJECTED, Report, summary
 from mminstruct.schema import Context
 from mminstruct.sources import SourceInfo, find_infos
 from mminstruct.sources.own import of_rows
@@ -54,7 +55,8 @@ class Generated(MadeRows):
         builders: one for each source; their counters say what was sent and paid.
         written: what was written, or None.
         quality: what the rows are like; None where none were written, or a part.
-        unfinished: of merged parts the shards that have requests without an answer.
+        unfinished: of merged parts the shards that have requests without an answer, and more than
+            refused ones.
     """
 
     builders: tuple[InstructBuilder, ...]
@@ -280,13 +282,16 @@ def merge(
     store = Path(response_store).expanduser() if response_store else default_path()
     with parts.fetch(folders) as here:
         gathered = parts.gather(here)
-        report, origin = gathered.report, replace(gathered.origin, written_on=_read_day())
+        report, command = gathered.report, _name_output(gathered.origin.command, path)
+        origin = replace(gathered.origin, command=command, written_on=_read_day())
         if not gathered.rows:
             raise report.stop(f"no row: {summary(report)}", "")
         with ResponseStore(store) as answers:
             for other in gathered.stores:
                 answers.copy(other)
         quality = repository.write(gathered.rows, path, origin, report, overwrite=overwrite)
+        # Those of the parts may be in copies.
+        report.files = [file for file in (path / REJECTED,) if file.is_file()]
     return Generated(
         gathered.rows,
         report,
@@ -297,6 +302,17 @@ def merge(
         quality,
         gathered.unfinished,
     )
+
+
+def _name_output(command: str | None, path: Path) -> str | None:
+    """A command of ours as it would write there; another one as it is."""
+    words, flag, name = shlex.split(command or ""), "--output_path", path.resolve().name
+    at = words.index(flag) if flag in words else len(words)
+    _, written = choose_output(next(iter(words[at + 1 :]), None), "dataset")
+    if words[:2] != ["mminstruct", "generate"] or written.name == name:
+        return command
+    words[at : at + 2] = [flag, name]
+    return shlex.join(words)
 
 
 def _origin_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -133,6 +134,8 @@ def test_merged_parts_are_the_release_of_the_run_in_one_piece_and_nothing_is_ask
     merged = mminstruct.merge(folders, tmp_path / "out", response_store=tmp_path / "all.sqlite")
     assert merged.report.requests == SMALL
     assert contents(tmp_path / "out") == in_one_piece
+    shutil.rmtree(tmp_path / "out.parts")
+    assert len(list(merged.report.entries())) == SMALL - len(merged)
 
     if count != 3:
         return
@@ -247,6 +250,24 @@ def test_merge_says_which_parts_lack_overlap_are_unfinished_or_of_another_run(
     assert len(merged["id"]) == len(set(merged["id"])) == 8
 
 
+def test_a_merged_release_says_the_command_that_writes_it_under_its_name(
+    dry: Any, tmp_path: Path
+) -> None:
+    run = "generate SAMPLE --limit 2 --shard 0/1"
+    assert dry(run) == dry(f"{run} --output_path a") == DONE
+    for parts, name, end in (
+        ("instruct.parts", "instruct", "--limit 2"),
+        ("instruct.parts", "in/b", "--limit 2 --output_path b"),
+        ("a.parts", "a", "--limit 2 --output_path a"),
+        ("a.parts", "in/instruct", "--limit 2 --output_path instruct"),
+    ):
+        assert dry(f"merge {parts}/0-of-1 {name}") == DONE
+        noted = json.loads((tmp_path / name / "provenance.json").read_text("utf-8"))
+        assert noted["command"].endswith(f" {end}")
+        card = (tmp_path / name / "README.md").read_text("utf-8")
+        assert end.removeprefix("--limit 2 ") in card
+
+
 def test_parts_are_copied_from_where_fsspec_finds_them(
     dry: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -340,8 +361,15 @@ def test_a_shard_may_have_no_row_but_not_no_answer(
     generate(tmp_path, server, data, shard="1/2")
     words = ["merge", *map(str, folders), str(tmp_path / "out")]
     assert cli.run([*words, "--response_store", str(tmp_path / "all.sqlite")]) == INCOMPLETE
-    said = capfd.readouterr().err
-    assert "some requests have no answer; run again shard 1/2, and merge again" in said
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert said.endswith(" requests were refused, as they would be again")
+    assert "run again" not in said
+
+    server.answer = lambda server, body: chat_completion("")
+    generate(tmp_path, server, data, shard="1/2")
+    assert cli.run([*words, "--response_store", str(tmp_path / "all.sqlite")]) == INCOMPLETE
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert said.endswith(" requests got no answer; run again shard 1/2, and merge again")
 
 
 def test_a_stream_is_split_by_shards_and_not_so_that_each_node_pays_for_all(

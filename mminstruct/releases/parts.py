@@ -94,7 +94,7 @@ class Gathered(msgspec.Struct, frozen=True):
         rows: by split.
         origin: how they came about.
         report: what became of the requests.
-        unfinished: shards that have requests without an answer.
+        unfinished: shards that have requests without an answer, and more than refused ones.
         stores: the answers.
     """
 
@@ -275,7 +275,9 @@ def gather(folders: Sequence[Path]) -> Gathered:
         places = [_place(folder, number, piece) for folder in in_order]
         counts = [Report.read(place.with_suffix(".json")) for place in places]
         unfinished |= {
-            found[f].shard for f, told in zip(in_order, counts, strict=True) if told.failures
+            found[folder].shard
+            for folder, told in zip(in_order, counts, strict=True)
+            if told.failures.keys() - {"refused"}
         }
         whole.add(_add_up(places, counts, piece.types))
         if rows := _read_rows(places, piece.types):

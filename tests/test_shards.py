@@ -404,6 +404,24 @@ def test_a_stream_is_split_by_shards_and_not_so_that_each_node_pays_for_all(
         load(shard=(0, 7))
 
 
+def test_an_estimate_of_a_shard_counts_the_answers_in_its_part(
+    server: LoopbackServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    server.answer = lambda server, body: chat_completion(turns_for(body))
+    model = f"--model_source openai --model m --openai_base_url {server.url}"
+    run = f"SAMPLE --limit 5 --types conversation {model} --output_path out"
+    assert cli.run(f"generate {run} --shard 0/2".split()) == DONE
+    for shard, stored in (("0/2", 2), ("1/2", 0)):
+        capsys.readouterr()
+        assert cli.run(f"estimate {run} --shard {shard} --json".split()) == DONE
+        assert json.loads(capsys.readouterr().out)["stored"] == stored
+    assert not (tmp_path / "out.parts" / "1-of-2").exists()
+
+
 def test_a_shard_is_found_in_a_slurm_array_and_among_ranks() -> None:
     def array(**values: int) -> dict[str, str]:
         return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in values.items()}

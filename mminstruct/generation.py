@@ -219,7 +219,7 @@ def _choose_part(path: Path, output_format: str, shard: Shard) -> Path:
     if output_format != "dataset":
         raise UsageError(
             f"shard: a part of a release, which 'mminstruct merge' puts together, is no "
-            f"{output_format}; leave out the format, and export the release"
+            f"{output_format}; give a folder and no format, and export the release"
         )
     place = parts.find_place(path, shard)
     resources.check_writable(place, place)
@@ -255,7 +255,7 @@ def _describe_part(recipes: Sequence[Recipe], asked: Sequence[Mapping[str, Read]
 
 
 def merge(
-    folders: Sequence[str | Path],
+    folders: str | Path | Iterable[str | Path],
     output_path: str | Path,
     *,
     response_store: str | Path | None = None,
@@ -266,7 +266,8 @@ def merge(
     The release is the one that the run in one piece would have written, and of this day.
 
     Args:
-        folders: of all parts, in any order; addresses as `fsspec` takes them are copied first.
+        folders: of all parts, in any order; addresses as `fsspec` takes them are copied first, one
+            of which may be that of all.
         output_path: of the release.
         response_store: gets the answers that are in the parts' folders, so that no run that has it
             asks for them again; None is the usual one.
@@ -280,7 +281,7 @@ def merge(
     _, path = choose_output(output_path, "dataset")
     repository.check_output(path)
     store = Path(response_store).expanduser() if response_store else default_path()
-    with parts.fetch(folders) as here:
+    with parts.fetch([folders] if isinstance(folders, str | Path) else folders) as here:
         gathered = parts.gather(here)
         report, command = gathered.report, _name_output(gathered.origin.command, path)
         origin = replace(gathered.origin, command=command, written_on=_read_day())

@@ -281,6 +281,10 @@ def test_parts_are_copied_from_where_fsspec_finds_them(
     here, there, both = (contents(tmp_path / name / "data") for name in ("here", "there", "both"))
     assert there == both == here != {}
     capfd.readouterr()
+    mminstruct.merge("memory://bucket/out.parts/*-of-2", tmp_path / "alone")
+    assert contents(tmp_path / "alone" / "data") == here
+    with pytest.raises(UsageError, match="parts: expected the folders of all shards, got none"):
+        mminstruct.merge((tmp_path / "none.parts").glob("*"), tmp_path / "none")
     for address in ("memory://bucket/none", "nowhere://bucket/out.parts/0-of-2"):
         assert dry(f"merge {address} out") == USAGE
         assert f"part {address}: can't be copied from there: " in capfd.readouterr().err

@@ -264,6 +264,8 @@ def gather(folders: Sequence[Path]) -> Gathered:
     Raises:
         UsageError: they are of different runs, are not finished, lack images or have some twice.
     """
+    if not folders:
+        raise UsageError("parts: expected the folders of all shards, got none")
     found = {folder: read(folder) for folder in folders}
     first = next(iter(found.values()))
     _check_alike(found)

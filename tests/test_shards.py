@@ -356,6 +356,9 @@ def test_a_shard_may_have_no_row_but_not_no_answer(
     server.answer = lambda server, body: chat_completion("I'm sorry, but I can't help with that.")
     none = generate(tmp_path, server, data, shard="0/2")
     assert (len(none), dict(none.rows)) == (0, {})
+    with pytest.raises(NoRows, match="no row in split 'train': 0 rows, 6 rejected"):
+        store = str(folders[0] / "responses.sqlite")
+        generate(tmp_path, server, data, shard="0/2", output_path=None, response_store=store)
     generate(tmp_path, server, data, shard="1/2", response_store=str(tmp_path / "bad.sqlite"))
     with pytest.raises(NoRows, match="30 rejected"):
         mminstruct.merge(folders, tmp_path / "out")
@@ -406,6 +409,28 @@ def test_a_stream_is_split_by_shards_and_not_so_that_each_node_pays_for_all(
     assert len(server.bodies) == 5
     with pytest.raises(UsageError, match="shard: 0/7 of 5 images is none; take fewer"):
         load(shard=(0, 7))
+
+
+@pytest.mark.filterwarnings("ignore:.*Load again")
+def test_parts_of_what_is_complete_by_now_are_merged_though_a_shard_has_none_of_it(
+    server: LoopbackServer, tmp_path: Path, data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.answer = lambda server, body: chat_completion(turns_for(body))
+    more: dict[str, Any] = {"limit": 3, "response_store": str(tmp_path / "r.sqlite")}
+    generate(tmp_path, server, data, **more | {"limit": 1})
+    server.bodies.clear()
+    more["partial"] = True
+    generate(tmp_path, server, data, **more, overwrite=True)
+    for index in range(3):
+        generate(tmp_path, server, data, **more, shard=(index, 3))
+    assert server.bodies == []
+    whole = contents(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    folders = [str(folder) for folder in (tmp_path / "out.parts").iterdir()]
+    assert cli.run(["merge", *folders, str(tmp_path / "out")]) == INCOMPLETE
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert "got no answer; run again shard 1/3, 2/3 without --partial, and merge again" in said
+    assert contents(tmp_path / "out") == whole
 
 
 def test_an_estimate_of_a_shard_counts_the_answers_in_its_part(

@@ -307,12 +307,13 @@ def merge(
 
 def _name_output(command: str | None, path: Path) -> str | None:
     """A command of ours as it would write there; another one as it is."""
-    words, flag, name = shlex.split(command or ""), "--output_path", path.resolve().name
-    at = words.index(flag) if flag in words else len(words)
-    _, written = choose_output(next(iter(words[at + 1 :]), None), "dataset")
-    if words[:2] != ["mminstruct", "generate"] or written.name == name:
+    if command is None or not command.startswith("mminstruct generate "):
         return command
-    words[at : at + 2] = [flag, name]
+    words, flag, name = shlex.split(command), "--output_path", path.resolve().name
+    at = words.index(flag) if flag in words else len(words)
+    _, before = choose_output(next(iter(words[at + 1 :]), None))
+    if before.name != name:
+        words[at : at + 2] = [flag, name]
     return shlex.join(words)
 
 

@@ -234,14 +234,14 @@ def test_merge_says_which_parts_lack_overlap_are_unfinished_or_of_another_run(
         content = file.read_bytes()
         file.write_bytes(content[:-1])
         lacking = refused(f"merge {those} out.parts/2-of-8 out")
-        assert f"got 1 of them cut short or not at all, such as {name}; copy" in lacking
+        assert f"got 1 cut short or not at all, such as {name}; copy" in lacking
         file.unlink()
         assert f"such as {name}; copy the part again, or run shard 2/8 again" in refused(
             f"merge {those} out.parts/2-of-8 out"
         )
         file.write_bytes(content)
     shutil.move(tmp_path / "out.parts" / "2-of-8" / "made" / "0-train", tmp_path / "rows")
-    assert "files as they were made, got 3 of them" in refused(
+    assert "files as they were made, got 3 cut short" in refused(
         f"merge {those} out.parts/2-of-8 out"
     )
     shutil.move(tmp_path / "rows", tmp_path / "out.parts" / "2-of-8" / "made" / "0-train")

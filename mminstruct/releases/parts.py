@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -187,12 +188,13 @@ def _write(folder: Path, part: Part, origin: Origin, made: Made) -> None:
     registry = replace(origin.registry, models={}, repacks={})
     text = TypeAdapter(Origin).dump_json(replace(origin, registry=registry))
     (folder / _ORIGIN).write_bytes(text)
-    made_files = (file for file in (folder / _MADE).rglob("*") if file.is_file())
-    sizes = {
-        file.relative_to(folder).as_posix(): file.stat().st_size
-        for file in (folder / _ORIGIN, *made_files)
-    }
-    _note(folder, msgspec.structs.replace(part, finished=True, files=sizes))
+    _note(folder, msgspec.structs.replace(part, finished=True, files=_measure(folder)))
+
+
+def _measure(folder: Path) -> dict[str, int]:
+    """The bytes of each file that was made, by its path in the folder."""
+    files = (folder / _ORIGIN, *(folder / _MADE).rglob("*"))
+    return {f.relative_to(folder).as_posix(): f.stat().st_size for f in files if f.is_file()}
 
 
 def _place(folder: Path, number: int, piece: Piece) -> Path:
@@ -276,11 +278,8 @@ def gather(folders: Sequence[Path]) -> Gathered:
         _check_covered(found, number, in_order)
         places = [_place(folder, number, piece) for folder in in_order]
         counts = [Report.read(place.with_suffix(".json")) for place in places]
-        unfinished |= {
-            found[folder].shard
-            for folder, told in zip(in_order, counts, strict=True)
-            if told.failures.keys() - {"refused"}
-        }
+        may_ask = [bool(told.failures.keys() - {"refused"}) for told in counts]
+        unfinished |= {found[folder].shard for folder in compress(in_order, may_ask)}
         whole.add(_add_up(places, counts, piece.types))
         if rows := _read_rows(places, piece.types):
             splits.setdefault(piece.split, []).extend(rows)
@@ -307,11 +306,11 @@ def _check_alike(found: Mapping[Path, Part]) -> None:
     if begun := [str(folder) for folder, part in found.items() if not part.finished]:
         raise UsageError(f"parts that are not finished: {', '.join(begun)}; run their shards again")
     for folder, part in found.items():
-        if lacking := [name for name, size in part.files.items() if _size(folder / name) != size]:
+        if lacking := part.files.items() - _measure(folder).items():
             raise UsageError(
                 f"part {folder}: expected {len(part.files)} files as they were made, got "
-                f"{len(lacking)} of them cut short or not at all, such as {lacking[0]}; copy the "
-                f"part again, or run shard {part.shard} again"
+                f"{len(lacking)} cut short or not at all, such as {min(lacking)[0]}; copy the part "
+                f"again, or run shard {part.shard} again"
             )
     first, *others = found
     for folder in others:
@@ -320,11 +319,6 @@ def _check_alike(found: Mapping[Path, Part]) -> None:
                 f"part {folder}: expected one of the same run as {first}, got another: {differs}; "
                 "leave out the one or the other"
             )
-
-
-def _size(file: Path) -> int | None:
-    """Bytes of a file, or None if it isn't there."""
-    return file.stat().st_size if file.is_file() else None
 
 
 def _check_covered(found: Mapping[Path, Part], number: int, in_order: Sequence[Path]) -> None:

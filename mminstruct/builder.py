@@ -246,7 +246,8 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
         if not self.report.rows.total():
             where = f" The answers are in {shown(rejected)}." if self.tells else ""
             stop = self.report.stop("; ".join(empty.values()), where)
-            if self.recipe.shard is None or not isinstance(stop, NoRows):  # others may have rows
+            is_part = self.recipe.shard is not None and not self.tells  # others may have rows
+            if not is_part or not isinstance(stop, NoRows | UsageError):
                 raise stop
         for split, words in empty.items():
             _log.warning(f"{words}; the split is left out")

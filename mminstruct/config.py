@@ -123,7 +123,7 @@ class InstructConfig:
             rest.
         shard: only images of part I of N of each split, counted from 0, such as 2/4; on the command
             line a part of a release, which merge puts together, and auto takes both from a Slurm
-            array or from RANK and WORLD_SIZE.
+            array or from RANK and WORLD_SIZE; rates and budget are each part's own.
         response_store: finished answers (default: mminstruct/responses.sqlite in the Hugging Face
             cache).
         max_requests: stop after N paid answers.

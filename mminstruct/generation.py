@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -34,7 +35,7 @@ from mminstruct.reports.estimate import Estimate
 from mminstruct.reports.quality import Quality
 from mminstruct.rows import columns, replacing
 from mminstruct.rows.plan import Plan
-from mminstruct.rows.report import Report, summary
+from mminstruct.rows.report import REJECTED, Report, summary
 from mminstruct.schema import Context
 from mminstruct.sources import SourceInfo, find_infos
 from mminstruct.sources.own import of_rows
@@ -54,7 +55,8 @@ class Generated(MadeRows):
         builders: one for each source; their counters say what was sent and paid.
         written: what was written, or None.
         quality: what the rows are like; None where none were written, or a part.
-        unfinished: of merged parts the shards that have requests without an answer.
+        unfinished: of merged parts the shards that have requests without an answer, and more than
+            refused ones.
     """
 
     builders: tuple[InstructBuilder, ...]
@@ -217,7 +219,7 @@ def _choose_part(path: Path, output_format: str, shard: Shard) -> Path:
     if output_format != "dataset":
         raise UsageError(
             f"shard: a part of a release, which 'mminstruct merge' puts together, is no "
-            f"{output_format}; leave out the format, and export the release"
+            f"{output_format}; give a folder and no format, and export the release"
         )
     place = parts.find_place(path, shard)
     resources.check_writable(place, place)
@@ -243,6 +245,9 @@ def _describe_part(recipes: Sequence[Recipe], asked: Sequence[Mapping[str, Read]
         for recipe, found in zip(recipes, asked, strict=True)
         for name, value in {
             **recipe.describe(),
+            f"number of {recipe.source.info.modality}s": {
+                s: read.total for s, read in found.items()
+            },
             "annotations": {split: read.whole_key for split, read in found.items()},
         }.items()
     }
@@ -250,7 +255,7 @@ def _describe_part(recipes: Sequence[Recipe], asked: Sequence[Mapping[str, Read]
 
 
 def merge(
-    folders: Sequence[str | Path],
+    folders: str | Path | Iterable[str | Path],
     output_path: str | Path,
     *,
     response_store: str | Path | None = None,
@@ -261,7 +266,8 @@ def merge(
     The release is the one that the run in one piece would have written, and of this day.
 
     Args:
-        folders: of all parts, in any order; addresses as `fsspec` takes them are copied first.
+        folders: of all parts, in any order; addresses as `fsspec` takes them are copied first, one
+            of which may be that of all.
         output_path: of the release.
         response_store: gets the answers that are in the parts' folders, so that no run that has it
             asks for them again; None is the usual one.
@@ -275,15 +281,18 @@ def merge(
     _, path = choose_output(output_path, "dataset")
     repository.check_output(path)
     store = Path(response_store).expanduser() if response_store else default_path()
-    with parts.fetch(folders) as here:
+    with parts.fetch([folders] if isinstance(folders, str | Path) else folders) as here:
         gathered = parts.gather(here)
-        report, origin = gathered.report, replace(gathered.origin, written_on=_read_day())
+        report, command = gathered.report, _name_output(gathered.origin.command, path)
+        origin = replace(gathered.origin, command=command, written_on=_read_day())
         if not gathered.rows:
             raise report.stop(f"no row: {summary(report)}", "")
         with ResponseStore(store) as answers:
             for other in gathered.stores:
                 answers.copy(other)
         quality = repository.write(gathered.rows, path, origin, report, overwrite=overwrite)
+        # Those of the parts may be in copies.
+        report.files = [file for file in (path / REJECTED,) if file.is_file()]
     return Generated(
         gathered.rows,
         report,
@@ -294,6 +303,18 @@ def merge(
         quality,
         gathered.unfinished,
     )
+
+
+def _name_output(command: str | None, path: Path) -> str | None:
+    """A command of ours as it would write there; another one as it is."""
+    if command is None or not command.startswith("mminstruct generate "):
+        return command
+    words, flag, name = shlex.split(command), "--output_path", path.resolve().name
+    at = words.index(flag) if flag in words else len(words)
+    _, before = choose_output(next(iter(words[at + 1 :]), None))
+    if before.name != name:
+        words[at : at + 2] = [flag, name]
+    return shlex.join(words)
 
 
 def _origin_of(

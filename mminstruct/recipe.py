@@ -288,7 +288,7 @@ class Recipe:
             "splits": self.splits,
             "options": [sources.chosen_options(self.source), self.config.context_window],
             "check": plan.check,
-            "rest": plan.digest(),
+            "source or licences": plan.digest(),
         }
 
     def digest(self, custom_features: datasets.Features | None = None) -> str:

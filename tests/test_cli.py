@@ -666,7 +666,7 @@ def test_a_dry_run_replaces_what_a_dry_run_wrote_and_nothing_else(
         assert generate("COCO2017", *arguments, *more, "--dry_run") == USAGE
         error = capsys.readouterr().err
         assert f"output path {output}: a dry run would replace " in error
-        assert "give another path with --output_path" in error
+        assert "; give another path" in error
         assert contents() == before
     dry = ["--output_path", f"dry-{output}", "--dry_run"]
     for source in ("COCO2017", "COCO2014"):

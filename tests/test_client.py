@@ -869,6 +869,21 @@ def test_a_budget_of_requests_counts_answers_and_not_failed_attempts(store_path:
     assert stored(store_path) == 10
 
 
+def test_a_shorter_prompt_that_another_request_waits_to_ask_for_holds_up_neither(
+    store_path: Path,
+) -> None:
+    def refuse_long(text: str, before: int) -> str:
+        if text == "long":
+            raise ContextTooLong("too long")
+        return f"re {text}"
+
+    asked = Asked(refuse_long)
+    with Client(Backend(asked, latency_s=0.01), ResponseStore(store_path)) as client:
+        outcomes = ask(client, [job("long", "short"), job("short")])
+    assert [answer_text(outcome) for outcome in outcomes] == ["re short"] * 2
+    assert asked.texts == ["long", "short"]
+
+
 class Crowded(Budget):
     """One that another process has used up, whose request is refused a moment later."""
 

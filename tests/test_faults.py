@@ -8,6 +8,7 @@ import json
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -1219,6 +1220,21 @@ def test_an_empty_answer_is_asked_for_again_by_the_next_run(
     server.answer = lambda server, body: well(body)
     assert Run([job("first")], server.url, store_path).texts == ["re first"]
     assert len(server.bodies) == 2
+
+
+def test_a_rerun_asks_for_all_that_are_always_empty_where_most_are_answered(
+    server: LoopbackServer, store_path: Path
+) -> None:
+    def answer(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        empty = asked(body).endswith(("07", "27", "47", "67", "87"))
+        return chat_completion("") if empty else well(body)
+
+    server.answer = answer
+    for sent in (700, 34):
+        server.bodies.clear()
+        run = Run(scenes(700), server.url, store_path)
+        assert Counter(failure.cause for failure in run.failures) == {"empty": 34}
+        assert len(server.bodies) == sent
 
 
 def test_a_window_is_learnt_once_for_prompts_that_are_clearly_longer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -133,6 +134,8 @@ def test_merged_parts_are_the_release_of_the_run_in_one_piece_and_nothing_is_ask
     merged = mminstruct.merge(folders, tmp_path / "out", response_store=tmp_path / "all.sqlite")
     assert merged.report.requests == SMALL
     assert contents(tmp_path / "out") == in_one_piece
+    shutil.rmtree(tmp_path / "out.parts")
+    assert len(list(merged.report.entries())) == SMALL - len(merged)
 
     if count != 3:
         return
@@ -189,6 +192,8 @@ def test_merge_says_which_parts_lack_overlap_are_unfinished_or_of_another_run(
     # Another number of shards, of which one would ask about the same images again.
     beside = refused("generate SAMPLE --limit 8 --shard 3/4 --output_path out")
     assert "2-of-3 beside it has 2 of its 2 images of SAMPLE, split 'train', which" in beside
+    other = refused("generate SAMPLE --limit 7 --shard 2/3 --output_path out")
+    assert 'its number of images {"train":8}, against {"train":7}; give another' in other
     other = refused("generate SAMPLE --limit 8 --shard 2/3 --output_path out --seed 7")
     assert "one of another run is there: its sampling {" in other
     assert dry("generate SAMPLE --limit 8 --shard 1/2 --output_path out --overwrite") == DONE
@@ -222,9 +227,45 @@ def test_merge_says_which_parts_lack_overlap_are_unfinished_or_of_another_run(
         f"merge {those} out.parts/2-of-8 out"
     )
     note.write_text(whole, "utf-8")
+
+    # A copy that is still under way, or was broken off.
+    for name in ("made/0-train/dataset_info.json", "made/0-train.json", "origin.json"):
+        file = tmp_path / "out.parts" / "2-of-8" / name
+        content = file.read_bytes()
+        file.write_bytes(content[:-1])
+        lacking = refused(f"merge {those} out.parts/2-of-8 out")
+        assert f"got 1 cut short or not at all, such as {name}; copy" in lacking
+        file.unlink()
+        assert f"such as {name}; copy the part again, or run shard 2/8 again" in refused(
+            f"merge {those} out.parts/2-of-8 out"
+        )
+        file.write_bytes(content)
+    shutil.move(tmp_path / "out.parts" / "2-of-8" / "made" / "0-train", tmp_path / "rows")
+    assert "files as they were made, got 3 cut short" in refused(
+        f"merge {those} out.parts/2-of-8 out"
+    )
+    shutil.move(tmp_path / "rows", tmp_path / "out.parts" / "2-of-8" / "made" / "0-train")
     assert dry(f"merge out.parts/2-of-8 {those} out") == DONE
     merged = datasets.load_dataset("parquet", data_dir=str(tmp_path / "out"), split="train")
     assert len(merged["id"]) == len(set(merged["id"])) == 8
+
+
+def test_a_merged_release_says_the_command_that_writes_it_under_its_name(
+    dry: Any, tmp_path: Path
+) -> None:
+    run = "generate SAMPLE --limit 2 --shard 0/1"
+    assert dry(run) == dry(f"{run} --output_path a") == DONE
+    for parts, name, end in (
+        ("instruct.parts", "instruct", "--limit 2"),
+        ("instruct.parts", "in/b", "--limit 2 --output_path b"),
+        ("a.parts", "a", "--limit 2 --output_path a"),
+        ("a.parts", "in/instruct", "--limit 2 --output_path instruct"),
+    ):
+        assert dry(f"merge {parts}/0-of-1 {name}") == DONE
+        noted = json.loads((tmp_path / name / "provenance.json").read_text("utf-8"))
+        assert noted["command"].endswith(f" {end}")
+        card = (tmp_path / name / "README.md").read_text("utf-8")
+        assert end.removeprefix("--limit 2 ") in card
 
 
 def test_parts_are_copied_from_where_fsspec_finds_them(
@@ -240,6 +281,10 @@ def test_parts_are_copied_from_where_fsspec_finds_them(
     here, there, both = (contents(tmp_path / name / "data") for name in ("here", "there", "both"))
     assert there == both == here != {}
     capfd.readouterr()
+    mminstruct.merge("memory://bucket/out.parts/*-of-2", tmp_path / "alone")
+    assert contents(tmp_path / "alone" / "data") == here
+    with pytest.raises(UsageError, match="parts: expected the folders of all shards, got none"):
+        mminstruct.merge((tmp_path / "none.parts").glob("*"), tmp_path / "none")
     for address in ("memory://bucket/none", "nowhere://bucket/out.parts/0-of-2"):
         assert dry(f"merge {address} out") == USAGE
         assert f"part {address}: can't be copied from there: " in capfd.readouterr().err
@@ -311,6 +356,9 @@ def test_a_shard_may_have_no_row_but_not_no_answer(
     server.answer = lambda server, body: chat_completion("I'm sorry, but I can't help with that.")
     none = generate(tmp_path, server, data, shard="0/2")
     assert (len(none), dict(none.rows)) == (0, {})
+    with pytest.raises(NoRows, match="no row in split 'train': 0 rows, 6 rejected"):
+        store = str(folders[0] / "responses.sqlite")
+        generate(tmp_path, server, data, shard="0/2", output_path=None, response_store=store)
     generate(tmp_path, server, data, shard="1/2", response_store=str(tmp_path / "bad.sqlite"))
     with pytest.raises(NoRows, match="30 rejected"):
         mminstruct.merge(folders, tmp_path / "out")
@@ -320,8 +368,15 @@ def test_a_shard_may_have_no_row_but_not_no_answer(
     generate(tmp_path, server, data, shard="1/2")
     words = ["merge", *map(str, folders), str(tmp_path / "out")]
     assert cli.run([*words, "--response_store", str(tmp_path / "all.sqlite")]) == INCOMPLETE
-    said = capfd.readouterr().err
-    assert "some requests have no answer; run again shard 1/2, and merge again" in said
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert said.endswith(" requests were refused, as they would be again")
+    assert "run again" not in said
+
+    server.answer = lambda server, body: chat_completion("")
+    generate(tmp_path, server, data, shard="1/2")
+    assert cli.run([*words, "--response_store", str(tmp_path / "all.sqlite")]) == INCOMPLETE
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert said.endswith(" requests got no answer; run again shard 1/2, and merge again")
 
 
 def test_a_stream_is_split_by_shards_and_not_so_that_each_node_pays_for_all(
@@ -356,6 +411,46 @@ def test_a_stream_is_split_by_shards_and_not_so_that_each_node_pays_for_all(
         load(shard=(0, 7))
 
 
+@pytest.mark.filterwarnings("ignore:.*Load again")
+def test_parts_of_what_is_complete_by_now_are_merged_though_a_shard_has_none_of_it(
+    server: LoopbackServer, tmp_path: Path, data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.answer = lambda server, body: chat_completion(turns_for(body))
+    more: dict[str, Any] = {"limit": 3, "response_store": str(tmp_path / "r.sqlite")}
+    generate(tmp_path, server, data, **more | {"limit": 1})
+    server.bodies.clear()
+    more["partial"] = True
+    generate(tmp_path, server, data, **more, overwrite=True)
+    for index in range(3):
+        generate(tmp_path, server, data, **more, shard=(index, 3))
+    assert server.bodies == []
+    whole = contents(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    folders = [str(folder) for folder in (tmp_path / "out.parts").iterdir()]
+    assert cli.run(["merge", *folders, str(tmp_path / "out")]) == INCOMPLETE
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert "got no answer; run again shard 1/3, 2/3 without --partial, and merge again" in said
+    assert contents(tmp_path / "out") == whole
+
+
+def test_an_estimate_of_a_shard_counts_the_answers_in_its_part(
+    server: LoopbackServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    server.answer = lambda server, body: chat_completion(turns_for(body))
+    model = f"--model_source openai --model m --openai_base_url {server.url}"
+    run = f"SAMPLE --limit 5 --types conversation {model} --output_path out"
+    assert cli.run(f"generate {run} --shard 0/2".split()) == DONE
+    for shard, stored in (("0/2", 2), ("1/2", 0)):
+        capsys.readouterr()
+        assert cli.run(f"estimate {run} --shard {shard} --json".split()) == DONE
+        assert json.loads(capsys.readouterr().out)["stored"] == stored
+    assert not (tmp_path / "out.parts" / "1-of-2").exists()
+
+
 def test_a_shard_is_found_in_a_slurm_array_and_among_ranks() -> None:
     def array(**values: int) -> dict[str, str]:
         return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in values.items()}
@@ -367,8 +462,12 @@ def test_a_shard_is_found_in_a_slurm_array_and_among_ranks() -> None:
     assert find_shard({**array(ID=0, COUNT=2, MIN=0, MAX=1), "RANK": "0", "WORLD_SIZE": "1"})
     for environment, found in (
         ({}, "got neither"),
-        ({"RANK": "0", "WORLD_SIZE": "1"}, "got neither"),
-        ({**array(ID=0, COUNT=2, MIN=0, MAX=1), "RANK": "0", "WORLD_SIZE": "2"}, "array's and"),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, "of several, got RANK=0, WORLD_SIZE=1; give"),
+        ({"RANK": "3"}, "got RANK=3; give"),
+        (
+            {**array(ID=0, COUNT=2, MIN=0, MAX=1), "RANK": "0", "WORLD_SIZE": "2"},
+            "TASK_ID=0, RANK=0, WORLD_",
+        ),
         (array(ID=2, COUNT=1, MIN=2, MAX=2), "got 1 of them, 2 to 2"),  # run again by itself
         (array(ID=2, COUNT=2, MIN=2, MAX=5), "got 2 of them, 2 to 5"),
     ):

@@ -80,6 +80,10 @@ def test_thirty_empty_answers_in_a_row_end_a_run(answer: Completion, words: str)
     end = rules.look_for_text(answer, 1234)
     assert isinstance(end, NoRows)
     assert words in str(end)
+    rules = StopRules()
+    assert [rules.look_for_text(answer, 1234, 999) is None for _ in range(99)] == [True] * 98 + [
+        False
+    ]
 
 
 def test_a_server_that_counts_the_same_for_all_long_prompts_cuts_them(

@@ -11,10 +11,12 @@ from mminstruct.cli.arguments import Parser
 from mminstruct.cli.console import print_text, quiet_libraries, say
 from mminstruct.cli.flags import add_flags, add_run_arguments
 from mminstruct.cli.runs import config_arguments
-from mminstruct.generation import make_builders
+from mminstruct.generation import choose_output, make_builders
 from mminstruct.recipe import introduce
+from mminstruct.releases.parts import STORE, find_place
 from mminstruct.reports import estimate, estimate_text
 from mminstruct.sources import find_infos
+from mminstruct.splits import Shard
 
 
 def add_arguments(parser: Parser) -> None:
@@ -43,6 +45,9 @@ def _estimate(args: argparse.Namespace) -> int:
     quiet_libraries()
     with tempfile.TemporaryDirectory() as scratch:
         given = config_arguments(args, scratch)
+        if shard := given.get("shard"):  # has its answers in its part
+            _, path = choose_output(args.output_path, args.output_format)
+            given.setdefault("response_store", str(find_place(path, Shard.of(shard)) / STORE))
         builders = make_builders(find_infos(args.sources, given), given)
         asked = [(builder.recipe, list(builder.requests().values())) for builder in builders]
         for line in introduce(asked):

@@ -33,7 +33,7 @@ from mminstruct.generation import Generated
 from mminstruct.recipe import Recipe
 from mminstruct.reports import quality_text
 from mminstruct.reports.estimate import Estimate
-from mminstruct.rows.report import summary
+from mminstruct.rows.report import explain_failures, summary
 from mminstruct.sources.own import is_own
 
 
@@ -120,12 +120,8 @@ def _tell(args: argparse.Namespace, generated: Generated, readable: str) -> int:
         return INCOMPLETE
     if report.failures:
         first = next(entry for entry in report.entries() if entry["outcome"] == "failed")
-        refused = report.failures["refused"]
-        left = report.failures.total() - refused
-        told = [f"{left} requests got no answer; run the same command again to ask for those"]
-        told = told if left else []
-        told += [f"{refused} requests were refused, as they would be again"] if refused else []
-        say(f"{'. '.join(told)}. The first: {first['detail']}")
+        told = explain_failures(report, "run the same command again to ask for those")
+        say(f"{told}. The first: {first['detail']}")
         return INCOMPLETE
     return code
 

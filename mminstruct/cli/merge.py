@@ -11,7 +11,7 @@ from mminstruct.cli.arguments import Parser
 from mminstruct.cli.console import DONE, INCOMPLETE, quiet_libraries, say
 from mminstruct.cli.flags import add_flags
 from mminstruct.reports import quality_text
-from mminstruct.rows.report import summary
+from mminstruct.rows.report import explain_failures, summary
 
 
 def add_arguments(parser: Parser) -> None:
@@ -59,10 +59,9 @@ def _merge(args: argparse.Namespace) -> int:
     for line in quality_text.in_short(merged.quality, f"mminstruct report {path}"):
         say(line)
     say(f"look: mminstruct view {path}")
-    if merged.unfinished:
-        say(
-            f"some requests have no answer; run again shard {', '.join(merged.unfinished)}, and "
-            "merge again"
-        )
+    if merged.report.failures:
+        without = " without --partial" if merged.report.unsent else ""
+        shards = ", ".join(merged.unfinished)
+        say(explain_failures(merged.report, f"run again shard {shards}{without}, and merge again"))
         return INCOMPLETE
     return DONE

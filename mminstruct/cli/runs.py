@@ -58,10 +58,11 @@ def find_shard(environment: Mapping[str, str]) -> str:
     rank, world = environment.get("RANK"), environment.get("WORLD_SIZE")
     is_array, is_ranked = of_array["ID"] is not None, rank is not None and world not in (None, "1")
     if is_array == is_ranked:
-        found = "a Slurm array's and RANK" if is_array else "neither"
+        given = ("SLURM_ARRAY_TASK_ID", "RANK", "WORLD_SIZE")
+        found = [f"{name}={environment[name]}" for name in given if name in environment]
         raise UsageError(
-            "--shard auto: expected the variables of a Slurm array (SLURM_ARRAY_TASK_ID) or RANK "
-            f"and WORLD_SIZE, got {found}; give --shard I/N"
+            "--shard auto: expected the variables of a Slurm array (SLURM_ARRAY_TASK_ID), or RANK "
+            f"and WORLD_SIZE of several, got {', '.join(found) or 'neither'}; give --shard I/N"
         )
     if is_ranked:
         return f"{rank}/{world}"

@@ -363,6 +363,7 @@ class Client:
         """One answer, stored; whoever needs the same one meanwhile waits for it, too."""
         under_way = self._asking.get(key)
         if under_way is not None:
+            self._start.pass_on(attempt)  # whoever asks for it may wait for this one's turn
             completion = await asyncio.shield(under_way)
             self.stats.stored += 1
             return completion
@@ -372,8 +373,10 @@ class Client:
                 completion = await self._start.send(request, attempt)
             self.stats.prompt_tokens += completion.prompt_tokens or 0
             self.stats.completion_tokens += completion.completion_tokens or 0
-            self._stop_if(self._rules.look_for_text(completion, request.sampling.max_tokens))
-            if self._remotes and _is_void(completion):
+            is_void, most = self._remotes and _is_void(completion), request.sampling.max_tokens
+            stored = self.stats.stored if is_void else 0
+            self._stop_if(self._rules.look_for_text(completion, most, stored))
+            if is_void:
                 raise TransientError("the server's answer is empty", cause="empty")
             with self._sender.saving(), self._stop_at_store_errors():
                 scope = attempt.scope if completion.completion_tokens else None

@@ -126,10 +126,15 @@ class StopRules:
             return None
         return RunStopped(f"{self._failed_in_a_row} requests in a row failed; the last: {error}")
 
-    def look_for_text(self, completion: Completion, max_tokens: int) -> NoRows | None:
-        """Whether one answer after another is empty: they are paid for, and give no row."""
+    def look_for_text(
+        self, completion: Completion, max_tokens: int, stored: int = 0
+    ) -> NoRows | None:
+        """Whether one answer after another is empty: they are paid for, and give no row.
+
+        What counts as none a rerun asks for again, so the more is ``stored``, the more of that.
+        """
         self._empty_in_a_row = 0 if completion.text.strip() else self._empty_in_a_row + 1
-        if self._empty_in_a_row < _EMPTY_IN_A_ROW:
+        if self._empty_in_a_row < max(_EMPTY_IN_A_ROW, stored // 10):
             return None
         words = f"{self._empty_in_a_row} answers in a row were empty"
         if completion.finish_reason == "length":

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ class Part(msgspec.Struct, frozen=True):
         shard: as it was asked for, ``2/4``.
         pieces: of all sources and splits, in the order of the release; some may be empty.
         finished: whether all that it says is there.
+        files: of what was made, by path in the folder, with their sizes in bytes.
         format: version of the folder's form.
     """
 
@@ -77,6 +79,7 @@ class Part(msgspec.Struct, frozen=True):
     shard: str
     pieces: tuple[Piece, ...]
     finished: bool = False
+    files: Mapping[str, int] = {}
     format: int = _FORMAT
 
 
@@ -92,7 +95,7 @@ class Gathered(msgspec.Struct, frozen=True):
         rows: by split.
         origin: how they came about.
         report: what became of the requests.
-        unfinished: shards that have requests without an answer.
+        unfinished: shards that have requests without an answer, and more than refused ones.
         stores: the answers.
     """
 
@@ -146,8 +149,8 @@ def _check_beside(folder: Path, part: Part, there: Mapping[Path, Part]) -> None:
                 raise UsageError(
                     f"part {folder}: {other.name} beside it has {len(both)} of its "
                     f"{mine.stop - mine.start} images of {mine.source}, split {mine.split!r}, "
-                    "which would be asked about again; take the same number of shards for all, "
-                    "remove that folder, or give --overwrite"
+                    "which would be asked about again; take the same number of shards for all, or, "
+                    "to ask again, give --overwrite"
                 )
 
 
@@ -185,7 +188,13 @@ def _write(folder: Path, part: Part, origin: Origin, made: Made) -> None:
     registry = replace(origin.registry, models={}, repacks={})
     text = TypeAdapter(Origin).dump_json(replace(origin, registry=registry))
     (folder / _ORIGIN).write_bytes(text)
-    _note(folder, msgspec.structs.replace(part, finished=True))
+    _note(folder, msgspec.structs.replace(part, finished=True, files=_measure(folder)))
+
+
+def _measure(folder: Path) -> dict[str, int]:
+    """The bytes of each file that was made, by its path in the folder."""
+    files = (folder / _ORIGIN, *(folder / _MADE).rglob("*"))
+    return {f.relative_to(folder).as_posix(): f.stat().st_size for f in files if f.is_file()}
 
 
 def _place(folder: Path, number: int, piece: Piece) -> Path:
@@ -257,6 +266,8 @@ def gather(folders: Sequence[Path]) -> Gathered:
     Raises:
         UsageError: they are of different runs, are not finished, lack images or have some twice.
     """
+    if not folders:
+        raise UsageError("parts: expected the folders of all shards, got none")
     found = {folder: read(folder) for folder in folders}
     first = next(iter(found.values()))
     _check_alike(found)
@@ -267,9 +278,8 @@ def gather(folders: Sequence[Path]) -> Gathered:
         _check_covered(found, number, in_order)
         places = [_place(folder, number, piece) for folder in in_order]
         counts = [Report.read(place.with_suffix(".json")) for place in places]
-        unfinished |= {
-            found[f].shard for f, told in zip(in_order, counts, strict=True) if told.failures
-        }
+        may_ask = [bool(told.failures.keys() - {"refused"}) for told in counts]
+        unfinished |= {found[folder].shard for folder in compress(in_order, may_ask)}
         whole.add(_add_up(places, counts, piece.types))
         if rows := _read_rows(places, piece.types):
             splits.setdefault(piece.split, []).extend(rows)
@@ -295,6 +305,13 @@ def _sort(found: Mapping[Path, Part], number: int) -> list[Path]:
 def _check_alike(found: Mapping[Path, Part]) -> None:
     if begun := [str(folder) for folder, part in found.items() if not part.finished]:
         raise UsageError(f"parts that are not finished: {', '.join(begun)}; run their shards again")
+    for folder, part in found.items():
+        if lacking := part.files.items() - _measure(folder).items():
+            raise UsageError(
+                f"part {folder}: expected {len(part.files)} files as they were made, got "
+                f"{len(lacking)} cut short or not at all, such as {min(lacking)[0]}; copy the part "
+                f"again, or run shard {part.shard} again"
+            )
     first, *others = found
     for folder in others:
         if differs := find_difference(found[folder].plan, found[first].plan):

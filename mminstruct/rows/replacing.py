@@ -75,13 +75,13 @@ def check(path: Path, there: Made | None, new: Made, *, overwrite: bool) -> None
     if new.get("backend") == _STAND_IN:
         raise UsageError(
             f"output path {path}: a dry run would replace rows of {there.get('model', 'a model')}; "
-            "give another path with --output_path"
+            "give another path"
         )
     missed = None if overwrite else _find_missed(there, new)
     if missed:
         raise UsageError(
-            f"output path {path}: something else is there: {missed}; give another path with "
-            "--output_path, or replace it with --overwrite (from Python, overwrite=True)"
+            f"output path {path}: something else is there: {missed}; give another path, or "
+            "replace it with --overwrite (from Python, overwrite=True)"
         )
 
 

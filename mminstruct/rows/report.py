@@ -204,6 +204,15 @@ def summary(report: Report, rows: str | None = None) -> str:
     return ", ".join(parts)
 
 
+def explain_failures(report: Report, again: str) -> str:
+    """How many requests have no answer, and what to do, which ``again`` says of some of them."""
+    refused = report.failures["refused"]
+    left = report.failures.total() - refused
+    told = [f"{left} requests got no answer; {again}"] if left else []
+    told += [f"{refused} requests were refused, as they would be again"] if refused else []
+    return ". ".join(told)
+
+
 def is_unfinished(report: Report) -> bool:
     """Whether the same command again would make more rows."""
     return bool(report.failures) or not report.rows.total()

@@ -311,7 +311,8 @@ class OwnSource:
 
         def find(boxes: Any, area: Any, size: Any, where: str) -> BoxFormat:
             found = find_format(boxes, area, size, where, own.box_format or order, own.box_unit)
-            self.found.update(box_format=found.order, box_unit=found.unit)
+            if len(boxes):
+                self.found.update(box_format=found.order, box_unit=found.unit)
             is_usual = own.format == "coco" and found == COCOS
             if len(boxes) and not is_usual and not own.box_format:
                 _log.warning(f"{where}: boxes are read as {found} (box_format, box_unit: others)")

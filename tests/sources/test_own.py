@@ -548,6 +548,26 @@ def test_rows_are_pushed_with_what_they_were_generated_from() -> None:
     ]
 
 
+def test_describe_says_nothing_of_boxes_that_are_not_there(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines("said.jsonl", [{"image": "a.jpg", "caption": "A dog."}])
+    assert cli.run(["describe", "said.jsonl"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == {
+        "name": "said",
+        "format": "table",
+        "files": {"train": "said.jsonl"},
+        "columns": {"image": "image", "captions": "caption"},
+    }
+
+
+def test_a_known_source_needs_no_description(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["describe", "sample"]) == 2
+    assert "sample: expected a path of your own data, got a source" in capsys.readouterr().err
+    lines("sample/said.jsonl", [{"image": "a.jpg", "caption": "A dog."}])
+    assert cli.run(["describe", "sample"]) == 0
+
+
 def test_describe_prints_what_generate_would_use(capsys: pytest.CaptureFixture[str]) -> None:
     lines("export/photos.jsonl", PHOTOS)
     assert cli.run(["describe", "./export", "--source_license", "mit"]) == 0

@@ -15,7 +15,7 @@ server (put its address and model in):
 endef
 export NEXT
 
-.PHONY: demo test check bench rehearse compat uvloop ray clean
+.PHONY: demo test check bench rehearse compat uvloop clean
 
 demo: $(DEMO)  ## four drawn scenes, three instruction types, SmolLM2-135M on the CPU
 	$(BIN)/mminstruct generate SAMPLE --limit 4 --max_tokens 320 --seed 1 --show 3 --output_path demo_out
@@ -53,9 +53,6 @@ compat: $(STAMP)  ## supported lines of datasets and the extra tgi, each by itse
 
 uvloop: $(STAMP)  ## all tests of the network on uvloop, which take some minutes
 	$(BIN)/nox -s uvloop
-
-ray: $(STAMP)  ## workers and drivers of a Ray cluster, killed
-	TESTS_KILL_RAY=1 $(BIN)/python -m pytest -q tests/test_cluster.py
 
 clean:
 	rm -rf $(VENV) demo_out bench_out dist

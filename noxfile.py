@@ -6,7 +6,7 @@ import nox
 
 nox.options.default_venv_backend = "venv"
 
-_TEST_TOOLS = ("bpe-openai>=0.1.4,<0.2", "pytest>=8", "pytest-socket>=0.7")
+_TEST_TOOLS = ("bpe-openai>=0.1.4,<0.2", "pytest>=8", "pytest-socket>=0.7", "pytest-xdist>=3")
 # What depends on the versions of datasets and huggingface-hub.
 _BY_VERSION = ("tests/test_builders.py", "tests/test_hub.py", "tests/test_release.py")
 # What has servers, answers and images come by way of an event loop.
@@ -50,7 +50,7 @@ def compat(session: nox.Session, requirements: tuple[str, ...], tests: tuple[str
         *_TEST_TOOLS, external=True,
     )  # fmt: skip
     session.run(python, "-m", "pip", "check", external=True)
-    session.run(python, "-m", "pytest", "-q", *tests, external=True)
+    session.run(python, "-m", "pytest", "-q", "-n", "2", *tests, external=True)
 
 
 @nox.session(python=False)

@@ -178,7 +178,8 @@ class _Reader:
         follows = after not in self.english.function and after not in self.english.shown
         if name.plural is not True:
             if follows:
-                if name.plural is None and self.numbers.get(first - 1, 0) > 1:
+                are_many = said in self.english.several or self.numbers.get(first - 1, 0) > 1
+                if name.plural is None and are_many:
                     return not after.endswith("s")  # "five sheep graze", not "five sheep farmers"
                 is_verb = after.endswith(("ing", "ed", "s", "ly"))
                 begins = said == "." or said in self.english.nots  # "not anyone sitting"

@@ -50,6 +50,7 @@ class English(Strict):
     phrases: tuple[str, ...]
     numbers: dict[str, int]
     articles: _Set
+    several: _Set
     definite: _Set
     prepositions: _Set
     verbs: _Set

@@ -57,6 +57,7 @@ def verdicts(answer: str, question: str = "What is there?") -> list[tuple[str, s
         ("They sit next to a cow.", ("object", "cow", "contradicted")),
         ("As a cat passes, they talk.", ("object", "cat", "contradicted")),
         ("Five sheep graze.", ("object", "sheep", "contradicted")),
+        ("Several sheep graze.", ("object", "sheep", "contradicted")),
     ],
 )
 def test_a_thing_is_held_against_boxes_and_captions(
@@ -82,6 +83,7 @@ def test_a_thing_is_held_against_boxes_and_captions(
         "The wall is as red as a fire truck.",
         "The table is set for six people.",
         "Two sheep farmers talk.",
+        "Some sheep dogs run.",
     ],
 )
 def test_what_only_sounds_like_a_thing_is_no_contradiction(answer: str) -> None:

@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -242,7 +242,8 @@ def _write_parquet(
             for number in range(count):
                 file = folder / "data" / kind / f"{split}-{number:05d}-of-{count:05d}.parquet"
                 shard = some.shard(count, number, contiguous=True)
-                num_bytes = _join(shard).to_parquet(str(file), batch_size=_ROWS_PER_GROUP)
+                with _join(shard, file.with_suffix(".arrow")) as joined:
+                    num_bytes = joined.to_parquet(str(file), batch_size=_ROWS_PER_GROUP)
                 sha256 = _digest(file)
                 file = file.rename(file.with_stem(f"{file.stem}-{sha256[:16]}"))
                 path = file.relative_to(folder).as_posix()
@@ -252,14 +253,18 @@ def _write_parquet(
     return tuple(sorted(files, key=lambda file: order.get(file.type, len(order))))
 
 
-def _join(rows: datasets.Dataset) -> datasets.Dataset:
-    """The rows with nothing left of the pieces in which they were made, which a file would show."""
-    batches = [
-        pa.ipc.read_record_batch(batch.serialize(), table.schema)  # without masks of no nulls
-        for table in rows.with_format("arrow").iter(_ROWS_PER_GROUP)
-        for batch in table.combine_chunks().to_batches()
-    ]
-    return datasets.Dataset(pa.Table.from_batches(batches), info=rows.info)
+@contextlib.contextmanager
+def _join(rows: datasets.Dataset, path: Path) -> Iterator[datasets.Dataset]:
+    """The rows with nothing left of the pieces in which they were made, which a file would show.
+
+    They are in a file meanwhile, as they may be too many for the memory.
+    """
+    schema = rows.features.arrow_schema
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as to:
+        for table in rows.with_format("arrow").iter(_ROWS_PER_GROUP):
+            to.write_table(table.combine_chunks())
+    yield datasets.Dataset.from_file(str(path), info=rows.info)
+    path.unlink()
 
 
 def _check_text_alone(split: str, schema: pa.Schema) -> None:

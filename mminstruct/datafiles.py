@@ -92,7 +92,7 @@ def _read_json(
     text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     text.seek(3 if text[:3] == _MARK else 0)
     rows = [memoryview(text)[text.tell() :]]
-    if _start_of(rows[0])[:1] in (b"{", b""):
+    if _start_of(rows[0])[:1] != b"[":
         if path.suffix != ".json" or _OBJECTS.match(text, text.tell()):
             yield from _decode_lines(iter(text.readline, b""))
             return

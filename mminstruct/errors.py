@@ -174,11 +174,14 @@ def to_tell(error: BaseException) -> Exception | None:
 def did_you_mean(got: str, choices: Iterable[str]) -> str:
     """The tail of an error about an unknown name: the nearest choice, else all of them.
 
+    One that begins so is nearer than any other.
+
     >>> did_you_mean("lava", ["llava", "motion"])
     " (did you mean 'llava'?)"
     """
     known = sorted(choices)
-    near = difflib.get_close_matches(got, known, n=1)
+    begun = [name for name in known if got and name.startswith(got)]
+    near = begun or difflib.get_close_matches(got, known, n=1)
     if near:
         return f" (did you mean {near[0]!r}?)"
     return f"; choose from: {', '.join(known)}" if known else ""

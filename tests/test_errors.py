@@ -14,6 +14,7 @@ from mminstruct.errors import MMInstructError, TransientError, did_you_mean
         ("lava", ["motion", "llava"], " (did you mean 'llava'?)"),
         ("COCO2015", ["COCO2014", "SAMPLE"], " (did you mean 'COCO2014'?)"),
         ("stop_words", {"stopwords": 1}, " (did you mean 'stopwords'?)"),
+        ("llava", ["lavin", "llava-instruct"], " (did you mean 'llava-instruct'?)"),
         ("zzz", ["b", "a"], "; choose from: a, b"),
         ("", ["a"], "; choose from: a"),
         ("anything", [], ""),

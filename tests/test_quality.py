@@ -194,6 +194,18 @@ def test_files_are_shown_side_by_side_in_80_columns(
     assert "said most often: 2 x 'A cat.'" in told
 
 
+def test_a_number_and_its_percent_sign_are_on_one_line() -> None:
+    for length in range(1, 20):
+        said = [f"{word * length} here now" for word in "abcde"]
+        meter = Meter()
+        for text in said:
+            meter.add(Judged.of(row(("What?", text))))
+        lines = quality_text.as_text({"x": meter.read({})}).splitlines()
+        assert max(map(len, lines)) <= 80
+        assert [line for line in lines if line.lstrip().startswith("%")] == []
+        assert "20.0 %" in lines[-1]
+
+
 def test_json_has_the_same_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(write_rows(tmp_path / "one.json"))
     assert cli.run(["report", path, "--json"]) == 0

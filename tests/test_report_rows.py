@@ -132,6 +132,14 @@ def test_files_without_conversations_are_refused(text: str, words: str, tmp_path
         list(read_rows(tmp_path / "a.json"))
 
 
+@pytest.mark.parametrize(("text", "kind"), [('"a"', "str"), ("5\n{}", "int"), ("null", "NoneType")])
+def test_a_first_line_that_is_no_object_is_told(text: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(text, "utf-8")
+    words = f"row 1: expected messages or conversations with a list of messages, got {kind}"
+    with pytest.raises(UsageError, match=words):
+        list(read_rows(tmp_path / "a.jsonl"))
+
+
 def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(f"\n \n{json.dumps(LLAVA)}\n\n", "utf-8")
     assert len(list(read_rows(tmp_path / "a.jsonl"))) == 1

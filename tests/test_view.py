@@ -214,7 +214,8 @@ def test_a_page_runs_its_own_script_and_loads_images_alone() -> None:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
 def test_a_browser_shows_it_without_an_error_and_runs_nothing_of_the_text(tmp_path: Path) -> None:
-    view(write_rows(sample_row(answer=f"Nine boats. {HOSTILE}"), sample_row(2, HOSTILE)))
+    answer = f"Nine boats. Nine boats. {HOSTILE}"
+    view(write_rows(sample_row(answer=answer), sample_row(2, HOSTILE)))
     done = subprocess.run(
         [
             *(str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
@@ -233,6 +234,7 @@ def test_a_browser_shows_it_without_an_error_and_runs_nothing_of_the_text(tmp_pa
     assert "2 answers on 2 images" in shown
     assert 'class="mark' not in shown
     assert '<mark class="contradicted"' in shown
+    assert shown.count("(count):") == 1  # what is found twice is told once
     assert '<option value="contradicted">contradicted (1)</option>' in shown
 
 

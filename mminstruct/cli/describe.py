@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from pathlib import Path
 
 import yaml
 
@@ -11,6 +12,7 @@ from mminstruct import sources
 from mminstruct.cli.arguments import Parser
 from mminstruct.cli.console import print_text, quiet_libraries
 from mminstruct.cli.flags import add_flags, flags_of_options
+from mminstruct.errors import UsageError
 from mminstruct.sources import ReadReport, own
 
 
@@ -29,6 +31,11 @@ def add_arguments(parser: Parser) -> None:
 def _describe(args: argparse.Namespace) -> int:
     quiet_libraries()
     logging.getLogger("mminstruct").setLevel(logging.ERROR)  # what it finds is in what it prints
+    if args.path.upper() in sources.names() and not Path(args.path).exists():
+        raise UsageError(
+            f"{args.path}: expected a path of your own data, got a source that needs no "
+            f"description; see mminstruct show {args.path}"
+        )
     given = {option: getattr(args, option) for option in own.OPTIONS}
     chosen = {option: value for option, value in given.items() if value is not None}
     source = own.open_source(args.path, chosen)

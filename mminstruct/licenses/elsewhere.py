@@ -190,6 +190,9 @@ def read_data_set(path: Path) -> DataSet:
             name = file.relative_to(path).as_posix() if wanted else ""
             if wanted and not any(fnmatchcase(name, pattern) for pattern in wanted):
                 continue  # such as a list of images
+            noted = file.with_name(f"{file.name}.provenance.json")  # of an export
+            if noted.is_file():
+                found.add_facts(decode(noted.read_bytes(), type=dict[str, Any]), noted.name)
             for row in read_file(file, add_facts, _is_telling):
                 found.add_row(row)
     return found

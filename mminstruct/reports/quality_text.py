@@ -326,4 +326,6 @@ def details(quality: Quality) -> Iterator[str]:
 
 
 def _wrap(text: str) -> list[str]:
-    return textwrap.wrap(text, _WIDTH, subsequent_indent="    ", break_on_hyphens=False)
+    text = text.replace(" %", "\xa0%")  # a number and its unit stay together
+    lines = textwrap.wrap(text, _WIDTH, subsequent_indent="    ", break_on_hyphens=False)
+    return [line.replace("\xa0%", " %") for line in lines]

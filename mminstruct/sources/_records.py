@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import codecs
 import csv
+import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -53,9 +54,11 @@ _SIDES = (
     "bbox_x bbox_y bbox_width bbox_height, x y w h, x y width height, xmin ymin width height, "
     "left top width height"
 )
+_CENTRES = "x_center y_center width height, cx cy w h, xc yc w h"
 _FOUR: dict[tuple[str, ...], Order] = {
     **{tuple(names.split()): "xyxy" for names in _CORNERS.split(",")},
     **{tuple(names.split()): "xywh" for names in _SIDES.split(",")},
+    **{tuple(names.split()): "cxcywh" for names in _CENTRES.split(",")},
 }
 _LABEL = (
     *("label", "category", "class", "name", "category_name", "class_name", "label_name"),
@@ -269,8 +272,6 @@ def read_tables(
             )
         names = dict.fromkeys(n for row in head for n in row)
         columns = stated.found_in(list(names), where)
-        bbox = columns.get("bbox")
-        order = _FOUR.get(tuple(map(str.casefold, bbox))) if isinstance(bbox, tuple) else None
         of_image = {role: columns[role] for role in _OF_IMAGE if role in columns}
         captions = columns.get("captions", ())
         captions = [captions] if isinstance(captions, str) else captions
@@ -297,7 +298,12 @@ def read_tables(
             texts = [text for column in captions for text in _texts(row.get(column))]
             said.image_ids.extend([number] * len(texts))
             said.texts.extend(texts)
-            for label, numbers in _boxes(row, columns):
+            for label, numbers, told in _boxes(row, columns):
+                if told and (order := order or told) != told:
+                    raise SourceError(
+                        f"{where}: boxes of {id_of(number)}, got {told} by the names of their "
+                        f"numbers against {order} as before expected. Write all in one form."
+                    )
                 label = None if isinstance(label, list | Mapping) else label
                 if (kind := labels.get(label, _NEW)) is _NEW:
                     name = "" if label is None else " ".join(str(label).split())
@@ -341,20 +347,26 @@ def _image(cells: Mapping[str, Any], licenses: Any, ids: Numbers, report: ReadRe
     return convert(entry, AnyImage, "image", report, published_name(name))
 
 
-def _boxes(row: Mapping[str, Any], columns: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
-    """Label and numbers of each box of a row: a list, lists side by side, or a single one."""
+def _boxes(
+    row: Mapping[str, Any], columns: Mapping[str, Any]
+) -> Iterator[tuple[Any, Any, Order | None]]:
+    """Label, numbers and what their names say of them, of each box of a row.
+
+    It has a list of boxes, lists side by side, or a single one.
+    """
     bbox = columns.get("bbox")
     boxes = _opened(row.get(columns.get("boxes", "")))
     if "boxes" not in columns and isinstance(bbox, tuple):
         four = [row.get(column) for column in bbox]
         if any(four):
-            yield row.get(columns.get("label", "")), four
+            yield row.get(columns.get("label", "")), four, _FOUR.get(tuple(map(str.casefold, bbox)))
         return
     if isinstance(boxes, list) and boxes and isinstance(boxes[0], Mapping):
         names: Any = next((names for names in _FOUR if boxes[0].keys() >= set(names)), ())
         for one in boxes:
             label, box = _keys_of(one)
-            yield one.get(label), one.get(box) if box else [one.get(name) for name in names]
+            numbers = one.get(box) if box else [one.get(name) for name in names]
+            yield one.get(label), numbers, None if box else _FOUR.get(names)
         return
     if not isinstance(boxes, Mapping):
         cells = {role: _opened(row.get(columns.get(role, ""))) for role in ("label", "bbox")}
@@ -363,9 +375,9 @@ def _boxes(row: Mapping[str, Any], columns: Mapping[str, Any]) -> Iterator[tuple
     labels, numbers = boxes.get(label), boxes.get(box) if box or not boxes else "none known"
     if isinstance(numbers, list) and numbers and isinstance(numbers[0], list):
         of_each = labels if isinstance(labels, list) else [labels] * len(numbers)
-        yield from zip_longest(of_each, numbers)
+        yield from ((label, box, None) for label, box in zip_longest(of_each, numbers))
     elif numbers not in (None, "", []) and numbers == numbers:  # NaN is none
-        yield labels, numbers
+        yield labels, numbers, None
 
 
 def _keys_of(box: Mapping[str, Any]) -> tuple[str, str]:
@@ -421,7 +433,7 @@ def rows_in(path: Path, report: ReadReport) -> Iterator[Mapping[str, Any]]:
                     else:
                         yield dict(zip_longest(header, row[: len(header)], fillvalue=""))
             else:
-                yield from _json_rows(file, report)
+                yield from _json_rows(file, report, is_json=name.endswith(".json"))
     except (pa.ArrowException, ValueError, csv.Error, RecursionError) as error:
         raise SourceError(
             f"{path.name}: not readable, got {str(error)!r:.200} against a table in UTF-8 "
@@ -435,11 +447,26 @@ def _check_names(columns: Sequence[str]) -> None:
         raise ValueError(f"the column {twice[0]!r} twice")
 
 
-def _json_rows(file: IO[bytes], report: ReadReport) -> Iterator[Mapping[str, Any]]:
-    """The objects of a JSON list, or of lines; lines that aren't any are counted."""
-    if cast(Any, file).peek(1).lstrip()[:1] == b"[":
-        yield from (row for row in loads(file.read()) if isinstance(row, dict))
-        return
+def _json_rows(
+    file: IO[bytes], report: ReadReport, *, is_json: bool
+) -> Iterator[Mapping[str, Any]]:
+    """The objects of a JSON list or of lines, or a single one; what is none is counted."""
+    is_list = cast(Any, file).peek(1).lstrip()[:1] == b"["
+    if is_list or is_json:
+        content = file.read()
+        try:
+            found = loads(content)
+        except (ValueError, RecursionError):
+            if is_list:
+                raise
+            file = io.BytesIO(content)  # of lines, which are often called .json
+        else:
+            for number, row in enumerate(found if is_list else [found], 1):
+                if isinstance(row, dict):
+                    yield row
+                else:
+                    report.skip("image in a row that is no object", example=f"row {number}")
+            return
     decode = msgspec.json.Decoder(dict[str, Any]).decode
     for number, line in enumerate(file, 1):
         try:

@@ -42,6 +42,7 @@ from mminstruct.sources._tolerance import (
     Order,
     Unit,
     find_format,
+    loads,
     published_name,
 )
 from mminstruct.strict_yaml import Strict
@@ -310,7 +311,8 @@ class OwnSource:
 
         def find(boxes: Any, area: Any, size: Any, where: str) -> BoxFormat:
             found = find_format(boxes, area, size, where, own.box_format or order, own.box_unit)
-            self.found.update(box_format=found.order, box_unit=found.unit)
+            if len(boxes):
+                self.found.update(box_format=found.order, box_unit=found.unit)
             is_usual = own.format == "coco" and found == COCOS
             if len(boxes) and not is_usual and not own.box_format:
                 _log.warning(f"{where}: boxes are read as {found} (box_format, box_unit: others)")
@@ -345,7 +347,8 @@ class OwnSource:
             found[number] = image
         if names and not found:
             raise SourceError(
-                f"{where}: got none of its images in {shown(folders[0]) if folders else given} "
+                f"{where}: got none of its images in {shown(folders[0]) if folders else given}"
+                f"{lacking(folders[0] / '*') if folders else ''} "
                 f"against {next(iter(names))} and {len(names) - 1} others expected. "
                 "Give the folder that they are in (image_folder), or none."
             )
@@ -496,7 +499,12 @@ def _format_of(path: Path) -> str:
         )
     # JSON lines are often called .json.
     is_lines = re.match(rb"\{[^\n]*\}\s*\n\s*\{", start)
-    return "table" if start[:1] == b"[" or is_lines else "coco"
+    if start[:1] == b"[" or is_lines:
+        return "table"
+    with suppress(ValueError, RecursionError, SourceError):  # a single row, or more of COCO's
+        Columns().found_in(list(loads(start)), path.name)
+        return "table"
+    return "coco"
 
 
 def of_rows(

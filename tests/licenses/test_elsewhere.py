@@ -14,6 +14,7 @@ import pytest
 
 from mminstruct import cli, licenses
 from mminstruct.errors import UsageError
+from mminstruct.export.output import note_beside
 from mminstruct.licenses import Verdict, elsewhere, services
 
 REGISTRY = licenses.load()
@@ -241,6 +242,19 @@ def test_our_own_release_is_judged_as_when_it_was_made(tmp_path: Path) -> None:
     verdict = judged(folder)
     assert (verdict.license_name, verdict.commercial) == ("cc-by-4.0-and-openai-terms", False)
     assert {p.role for p in verdict.parts} == {"annotations", "service"}
+
+
+def test_the_note_beside_an_export_tells_who_wrote_its_rows(tmp_path: Path) -> None:
+    rows = [{"conversations": TURNS, "license": "cc-by-4.0"}]
+    file = write(tmp_path / "export.json", rows)
+    assert judged(file).commercial is None
+    note_beside(file).write_text(json.dumps({"model": QWEN3, "sources": ["SAMPLE"]}), "utf-8")
+    assert judged(file).commercial is True
+    note_beside(file).write_text(json.dumps({"model": "gpt-4"}), "utf-8")
+    assert judged(file).commercial is False
+    note_beside(file).write_text("[]", "utf-8")
+    with pytest.raises(UsageError, match=r"export.json: can't be read"):
+        judged(file)
 
 
 DATA = [{"split": "train", "path": ["data/a.parquet"]}]

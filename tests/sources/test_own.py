@@ -548,6 +548,26 @@ def test_rows_are_pushed_with_what_they_were_generated_from() -> None:
     ]
 
 
+def test_describe_says_nothing_of_boxes_that_are_not_there(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines("said.jsonl", [{"image": "a.jpg", "caption": "A dog."}])
+    assert cli.run(["describe", "said.jsonl"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == {
+        "name": "said",
+        "format": "table",
+        "files": {"train": "said.jsonl"},
+        "columns": {"image": "image", "captions": "caption"},
+    }
+
+
+def test_a_known_source_needs_no_description(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["describe", "sample"]) == 2
+    assert "sample: expected a path of your own data, got a source" in capsys.readouterr().err
+    lines("sample/said.jsonl", [{"image": "a.jpg", "caption": "A dog."}])
+    assert cli.run(["describe", "sample"]) == 0
+
+
 def test_describe_prints_what_generate_would_use(capsys: pytest.CaptureFixture[str]) -> None:
     lines("export/photos.jsonl", PHOTOS)
     assert cli.run(["describe", "./export", "--source_license", "mit"]) == 0
@@ -577,7 +597,10 @@ def test_describe_prints_what_generate_would_use(capsys: pytest.CaptureFixture[s
         ({"files": "nowhere.jsonl"}, r"photos, split 'train': got no file .*nowhere.jsonl"),
         ({"box_format": "cxcywh"}, r"photos.jsonl: 100% of the boxes leave .*cxcywh .* xywh"),
         ({"box_unit": "fractions"}, r"100% of the boxes leave .*fractions.*xywh.*pixels"),
-        ({"image_folder": "nowhere"}, r"photos.jsonl: got none of its images in .*nowhere against"),
+        (
+            {"image_folder": "nowhere"},
+            r"got none of its images in (.*nowhere) \(there is no folder \1\) against",
+        ),
         ({"license": "cc-by-9.0"}, r"photos: got the licence 'cc-by-9.0' against .*mean 'cc-by-"),
         ({"image_license": "own"}, r"photos: got the licence 'own' against one that is known"),
         ({"name": "COCO2017"}, r"got the name 'COCO2017' against one of its own expected"),
@@ -699,6 +722,46 @@ SIZES = {"width": 640, "height": 480}
 def test_a_box_is_where_it_is_whatever_its_columns_are_called(columns: dict[str, Any]) -> None:
     [context] = read(lines("photos.jsonl", [{"image": "a.jpg", **columns}]), box_format="xywh")
     assert (context.media.width, context.boxes) == (640, (DOG,))
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        {"xmin": 64, "ymin": 48, "xmax": 384, "ymax": 288},
+        {"x": 64, "y": 48, "w": 320, "h": 240},
+        {"cx": 224, "cy": 168, "w": 320, "h": 240},
+        {"x_center": 0.35, "y_center": 0.35, "width": 0.5, "height": 0.5},
+    ],
+)
+def test_names_of_numbers_say_what_they_are_in_cells_and_in_lists(box: dict[str, float]) -> None:
+    named = {"label": "dog", **box}
+    size = {"image_width": 640, "image_height": 480}
+    for row in (named, {"objects": [named]}):
+        (context,) = read(lines("photos.jsonl", [{"image": "a.jpg", **size, **row}]))
+        assert context.boxes[0].bbox_xyxy_norm == pytest.approx(DOG.bbox_xyxy_norm)
+
+
+def test_names_that_contradict_each_other_are_refused() -> None:
+    named = ({"xmin": 1, "ymin": 2, "xmax": 3, "ymax": 4}, {"x": 1, "y": 2, "w": 3, "h": 4})
+    rows = [{"image": "a.jpg", **SIZES, "objects": [{"label": "dog", **one}]} for one in named]
+    lines("photos.jsonl", rows)
+    with pytest.raises(SourceError, match=r"boxes of a.jpg, got xywh by the names .* xyxy as"):
+        read("photos.jsonl")
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_file_of_one_object_is_one_row(indent: int | None) -> None:
+    photo = {"image": "a.jpg", "caption": "A dog."}
+    Path("photo.json").write_text(json.dumps(photo, indent=indent))
+    assert [(c.id, c.captions) for c in read("photo.json")] == [("a.jpg", ("A dog.",))]
+
+
+def test_entries_of_a_list_that_are_no_objects_are_counted() -> None:
+    photo = {"image": "a.jpg", "caption": "A dog."}
+    Path("photos.json").write_text(json.dumps([photo, 5, {**photo, "image": "b.jpg"}]))
+    contexts, report = report_of("photos.json")
+    assert len(contexts) == 2
+    assert dict(report.skipped) == {"image in a row that is no object": 1}
 
 
 @pytest.mark.parametrize(

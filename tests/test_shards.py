@@ -245,7 +245,9 @@ def test_merge_says_which_parts_lack_overlap_are_unfinished_or_of_another_run(
         f"merge {those} out.parts/2-of-8 out"
     )
     shutil.move(tmp_path / "rows", tmp_path / "out.parts" / "2-of-8" / "made" / "0-train")
+    capfd.readouterr()
     assert dry(f"merge out.parts/2-of-8 {those} out") == DONE
+    assert "a dry run: the text is a stand-in's" in capfd.readouterr().err
     merged = datasets.load_dataset("parquet", data_dir=str(tmp_path / "out"), split="train")
     assert len(merged["id"]) == len(set(merged["id"])) == 8
 

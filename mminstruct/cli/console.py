@@ -13,6 +13,7 @@ from mminstruct.reports.notes import say as say
 from mminstruct.resources import printable
 
 DONE, INCOMPLETE, STOPPED, INTERRUPTED, TERMINATED, HUNG_UP = 0, 1, 3, 130, 143, 129
+DRY_RUN = "a dry run: the text is a stand-in's, to look at the form and not to train on"
 # As a shell has it for what a broken pipe ends.
 UNREAD = 141
 

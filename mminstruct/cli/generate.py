@@ -19,7 +19,7 @@ import datasets
 from mminstruct import backends, datafiles, export, generation, licenses, sources
 from mminstruct.builder import InstructBuilder, tell_cost
 from mminstruct.cli.arguments import USAGE, Parser
-from mminstruct.cli.console import DONE, INCOMPLETE, print_text, quiet_libraries, say
+from mminstruct.cli.console import DONE, DRY_RUN, INCOMPLETE, print_text, quiet_libraries, say
 from mminstruct.cli.export import tell_left_out
 from mminstruct.cli.flags import (
     CONTENT_FLAGS,
@@ -113,7 +113,7 @@ def _tell(args: argparse.Namespace, generated: Generated, readable: str) -> int:
         for line in quality_text.in_short(generated.quality, more):
             say(line)
     if args.dry_run:
-        say("a dry run: the text is a stand-in's, to look at the form and not to train on")
+        say(DRY_RUN)
     code = tell_left_out(outcome)
     if report.unsent:
         say("partial: the same command without --partial makes the rest")

@@ -8,7 +8,7 @@ from typing import Any
 
 from mminstruct import export, generation
 from mminstruct.cli.arguments import Parser
-from mminstruct.cli.console import DONE, INCOMPLETE, quiet_libraries, say
+from mminstruct.cli.console import DONE, DRY_RUN, INCOMPLETE, quiet_libraries, say
 from mminstruct.cli.flags import add_flags
 from mminstruct.reports import quality_text
 from mminstruct.rows.report import explain_failures, summary
@@ -56,7 +56,8 @@ def _merge(args: argparse.Namespace) -> int:
         shlex.quote(args.output_path),
     )
     say(f"{rows}; written to {merged.written.path}")
-    for line in quality_text.in_short(merged.quality, f"mminstruct report {path}"):
+    in_short = quality_text.in_short(merged.quality, f"mminstruct report {path}")
+    for line in [DRY_RUN] if merged.origin.is_dry_run else in_short:
         say(line)
     say(f"look: mminstruct view {path}")
     if merged.report.failures:

@@ -81,7 +81,7 @@ def test_thirty_empty_answers_in_a_row_end_a_run(answer: Completion, words: str)
     assert isinstance(end, NoRows)
     assert words in str(end)
     rules = StopRules()
-    assert [rules.look_for_text(answer, 1234, 999) is None for _ in range(99)] == [True] * 98 + [
+    assert [rules.look_for_text(answer, 1234, 9999) is None for _ in range(99)] == [True] * 98 + [
         False
     ]
 

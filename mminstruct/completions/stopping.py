@@ -132,9 +132,10 @@ class StopRules:
         """Whether one answer after another is empty: they are paid for, and give no row.
 
         What counts as none a rerun asks for again, so the more is ``stored``, the more of that.
+        It is paid for each time, unlike failures, so no more than one in a hundred.
         """
         self._empty_in_a_row = 0 if completion.text.strip() else self._empty_in_a_row + 1
-        if self._empty_in_a_row < max(_EMPTY_IN_A_ROW, stored // 10):
+        if self._empty_in_a_row < max(_EMPTY_IN_A_ROW, stored // 100):
             return None
         words = f"{self._empty_in_a_row} answers in a row were empty"
         if completion.finish_reason == "length":

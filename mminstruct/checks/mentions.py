@@ -180,7 +180,8 @@ class _Reader:
             if follows:
                 are_many = said in self.english.several or self.numbers.get(first - 1, 0) > 1
                 if name.plural is None and are_many:
-                    return not after.endswith("s")  # "five sheep graze", not "five sheep farmers"
+                    # "five sheep graze" or "pass", not "five sheep farmers"
+                    return not after.endswith("s") or after.endswith("ss")
                 is_verb = after.endswith(("ing", "ed", "s", "ly"))
                 begins = said == "." or said in self.english.nots  # "not anyone sitting"
                 return is_verb and not name.doubtful and (has_article or begins)
@@ -261,12 +262,15 @@ class _Reader:
         offsets = self.offsets
         likeness = self.text.endswith("'s", 0, offsets[2 * stop - 1])  # "a child's room"
         if self.words[article - 1] == "as":  # "as red as a fire truck"
-            likeness = likeness or self.words[article - 3 : article - 2] == ["as"]
+            by = self.words[article - 3 : article - 1]
+            likeness = likeness or (by[:1] == ["as"] and by[1] not in ("well", "many", "soon"))
         # "for visitors", "for a dog", "to read a book", where "to" stands before no noun
-        is_aim = article < start and self.words[article - 2 : article - 1] == ["to"]
-        supposed = self.words[article - 1] == "for" or (
-            is_aim and self.words[article - 1] not in self.english.function
-        )
+        verb, by = self.words[article - 1], self.words[max(0, article - 3) : article - 1]
+        if verb == "for":
+            supposed = by[-1:] != ["except"]
+        else:
+            is_aim = article < start and by[-1:] == ["to"] and verb not in self.english.function
+            supposed = is_aim and self.english.real.isdisjoint(by)
         if not is_plain:
             joined = self.words[last:first]
             if before and before[0].sentence == number_of and before[0].negated and joined:
@@ -329,8 +333,9 @@ class _Reader:
             return True, bare and not local, bare and local
         if before[-1:] == ["without"] or (before[-2:-1] == ["without"] and said == ""):
             return True, bare and not local and said == "any", False
-        is_lacking = before[-1:] == ["of"] and self.english.lacking.intersection(before[-3:])
-        if is_lacking or self._is_gone(stop, closed):
+        is_part = before[-1:] == ["of"]  # of which something else may be said
+        is_lacking = is_part and self.english.lacking.intersection(before[-3:])
+        if is_lacking or (not is_part and self._is_gone(stop, closed)):
             return True, bare, False
         nots = [
             n for n, w in enumerate(before) if w in ("not", "cannot", "never") or w.endswith("n't")
@@ -349,8 +354,11 @@ class _Reader:
         after = self.words[stop : min(closed, stop + _FAR)]
         if not after or after[0] not in self.english.verbs:
             return False
-        if any(word in ("absent", "missing", "out") for word in after[1:3]):
-            return "out" not in after or not self.english.scene.isdisjoint(after[2:5])
+        if any(word in ("absent", "missing") for word in after[1:3]):
+            return True
+        if after[1:3] == ["out", "of"]:
+            seen = [word for word in after[3:5] if word not in self.english.articles][:1]
+            return after[0] in self.english.shown and self.english.view.issuperset(seen)
         is_not = not self.english.nots.isdisjoint(after[:2])
         shown = after[1 : self._clause_end(stop, stop + 4) - stop]
         return is_not and any(

@@ -58,11 +58,13 @@ class English(Strict):
     clauses: _Set
     bare: _Set
     scene: _Set
+    view: _Set
     shown: _Set
     see: _Set
     watchers: _Set
     supposing: _Set
     inferring: _Set
+    real: _Set
     nots: _Set
     denying: _Set
     lacking: _Set

@@ -265,12 +265,11 @@ class _Reader:
             by = self.words[article - 3 : article - 1]
             likeness = likeness or (by[:1] == ["as"] and by[1] not in ("well", "many", "soon"))
         # "for visitors", "for a dog", "to read a book", where "to" stands before no noun
-        verb, by = self.words[article - 1], self.words[max(0, article - 3) : article - 1]
-        if verb == "for":
-            supposed = by[-1:] != ["except"]
-        else:
-            is_aim = article < start and by[-1:] == ["to"] and verb not in self.english.function
-            supposed = is_aim and self.english.real.isdisjoint(by)
+        verb = self.words[article - 1]
+        supposed = verb == "for" and self.words[article - 2] != "except"
+        if article < start and self.words[article - 2] == "to":
+            is_done = self.words[article - 3] in self.english.real
+            supposed = supposed or not (is_done or verb in self.english.function)
         if not is_plain:
             joined = self.words[last:first]
             if before and before[0].sentence == number_of and before[0].negated and joined:

@@ -13,7 +13,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -116,12 +115,24 @@ class DataSet:
         for name in names:
             self.licenses[name if len(self.licenses) < _MOST_NAMES else "unknown"] += 1
 
-    def add_facts(self, data: Mapping[str, Any], where: str) -> None:
-        """Take what the top of a file, or of a card, says of all rows."""
+    def add_facts(self, data: Mapping[str, Any], where: str, before: DataSet | None = None) -> None:
+        """Take what the top of a file, or of a card, says of all rows.
+
+        Args:
+            data: what it says.
+            where: its name.
+            before: what was known before the rows that it is about; None if it is about all.
+        """
         writers, names = self._find(dict(data), f"{where}: ")
-        self.writers.update(dict.fromkeys(writers, 0))
-        self.licenses.update(dict.fromkeys(names, 0))
-        self.is_licensed |= bool(names)
+        rows = self.rows - before.rows if before else 0
+        if before is None or rows:
+            self.writers.update(dict.fromkeys(writers, rows))
+            self.licenses.update(dict.fromkeys(names, rows))
+        if before is None:
+            self.is_licensed |= bool(names)
+        else:
+            self.unnamed = before.unnamed if writers else self.unnamed
+            self.unlicensed = before.unlicensed if names else self.unlicensed
         for key, value in data.items():
             if nearest_key(str(key), ("source_datasets", "datasets", "dataset")):
                 self.sources += [text for text in _list_texts(value) if "/" in text]
@@ -175,26 +186,25 @@ def read_data_set(path: Path) -> DataSet:
     found = DataSet(path.name)
     id = cached_id(str(path))
     found.hints |= dict.fromkeys([path.name, *([id] if id else [])], "the folder's name")
-    wanted: list[str] = []
     with as_usage_errors(path):
-        for file in _list_files(path):
+        card, files = _list_files(path)
+        if card:
+            text = card.read_text("utf-8")
+            front = front_matter(text, card.name)
+            found.add_facts(front, card.name)
+            found.hints |= dict.fromkeys(list_claims(text, WRITES), card.name)
+            files = (_find_data(path, front) if card != path else []) or files
+        for file in files:
             found.hints[file.name.partition(".")[0]] = "the file's name"
-            add_facts = partial(found.add_facts, where=file.name)
-            if file.suffix == ".md":
-                text = file.read_text("utf-8")
-                front = front_matter(text, file.name)
-                add_facts(front)
-                found.hints |= dict.fromkeys(list_claims(text, WRITES), file.name)
-                wanted = _list_data_files(front)
-                continue
-            name = file.relative_to(path).as_posix() if wanted else ""
-            if wanted and not any(fnmatchcase(name, pattern) for pattern in wanted):
-                continue  # such as a list of images
+            tops = dict[str, Mapping[str, Any]]()
+            before = replace(found)
+            for row in read_file(file, partial(tops.__setitem__, file.name), _is_telling):
+                found.add_row(row)
             noted = file.with_name(f"{file.name}.provenance.json")  # of an export
             if noted.is_file():
-                found.add_facts(decode(noted.read_bytes(), type=dict[str, Any]), noted.name)
-            for row in read_file(file, add_facts, _is_telling):
-                found.add_row(row)
+                tops[noted.name] = decode(noted.read_bytes(), type=dict[str, Any])
+            for where, top in tops.items():
+                found.add_facts(top, where, None if len(files) == 1 else before)
     return found
 
 
@@ -287,16 +297,31 @@ def _look_up(registry: Registry, what: str, name: str, said: str) -> Iterator[Pa
     yield Part("annotations", what, by, missing + said)
 
 
-def _list_files(path: Path) -> list[Path]:
+def _list_files(path: Path) -> tuple[Path | None, list[Path]]:
     """The card, and files with rows, as `list_files` gives them."""
     card = path if path.suffix == ".md" else path / "README.md"
-    found = [*([card] if card.is_file() else []), *list_files(path)]
-    if not found:
+    files = list_files(path)
+    if not (card.is_file() or files):
         raise UsageError(
             f"{path}: expected a data set: rows ({', '.join(SUFFIXES)}), a README.md, or a folder "
             "with these; a model is given with --model"
         )
-    return found
+    return card if card.is_file() else None, files
+
+
+def _find_data(folder: Path, front: Mapping[str, Any]) -> list[Path]:
+    """The files that a card calls the data; none where that isn't clear.
+
+    Others may be there, such as a list of images with their licences.
+    """
+    found: dict[Path, None] = {}
+    for pattern in _list_data_files(front):
+        is_inside = ".." not in pattern and "://" not in pattern and not pattern.startswith("/")
+        files = sorted(folder.glob(pattern)) if is_inside and pattern else []
+        if not files or not all(f.is_file() and f.name.endswith(SUFFIXES) for f in files):
+            return []
+        found |= dict.fromkeys(files)
+    return list(found)
 
 
 def _list_data_files(front: Mapping[str, Any]) -> list[str]:
@@ -304,13 +329,14 @@ def _list_data_files(front: Mapping[str, Any]) -> list[str]:
     configs = front.get("configs")
     found: list[str] = []
     for config in configs if isinstance(configs, list) else ():
-        inside = [config.get("data_files")] if isinstance(config, dict) else [None]
+        is_clear = isinstance(config, dict) and "data_dir" not in config
+        inside = [config.get("data_files") if is_clear else None]
         for value in inside:  # grows
             if isinstance(value, str):
                 found.append(value)
-            elif isinstance(value, list):
+            elif value and isinstance(value, list):
                 inside += value
-            elif isinstance(value, dict):
+            elif value and isinstance(value, dict):
                 inside += [inner for key, inner in value.items() if key != "split"]
             else:
                 return []

@@ -257,6 +257,26 @@ def test_the_note_beside_an_export_tells_who_wrote_its_rows(tmp_path: Path) -> N
         judged(file)
 
 
+@pytest.mark.parametrize("is_noted", [False, True])
+def test_what_one_file_says_of_its_rows_is_not_said_of_anothers(
+    tmp_path: Path, is_noted: bool
+) -> None:
+    said = {"model": QWEN3, "license": "cc-by-4.0"}
+    rows = [{"conversations": TURNS}] * 2
+    first = write(tmp_path / "a.parquet", rows)
+    if is_noted:
+        (tmp_path / "a.parquet.provenance.json").write_text(json.dumps(said), "utf-8")
+    else:
+        pq.write_table(pa.Table.from_pylist(rows).replace_schema_metadata(said), first)
+    assert judged(first).commercial is True
+    assert judged(tmp_path).commercial is True
+    write(tmp_path / "b.parquet", rows[:1])
+    found = licenses.read_data_set(tmp_path)
+    assert (found.rows, found.unnamed, found.unlicensed) == (3, 1, 1)
+    assert set(found.writers.values()) == {2}
+    assert judged(tmp_path).commercial is None
+
+
 DATA = [{"split": "train", "path": ["data/a.parquet"]}]
 
 
@@ -268,17 +288,22 @@ DATA = [{"split": "train", "path": ["data/a.parquet"]}]
         ([{"config_name": "x", "data_files": {"train": "data/a.parquet"}}], True),
         ([{"config_name": "x", "data_files": DATA}, {"config_name": "y"}], False),
         ([{"config_name": "x", "data_files": DATA}, {"data_files": ["b.parquet"]}], False),
-        ([{"config_name": "x", "data_files": "none.parquet"}], None),
+        ([{"config_name": "x", "data_files": ["data/a.parquet", "none.parquet"]}], False),
+        ([{"config_name": "x", "data_files": DATA}, {"data_files": []}], False),
+        ([{"config_name": "x", "data_files": "data"}], False),
+        ([{"config_name": "x", "data_files": "https://example.org/a.parquet"}], False),
+        ([{"config_name": "x", "data_files": "/data/a.parquet"}], False),
+        ([{"config_name": "x", "data_files": "../r/data/a.parquet"}], False),
         ([{"config_name": "x", "data_dir": "data"}], False),
         (None, False),
         ("data", False),
     ],
 )
 def test_rows_are_in_the_files_that_a_card_calls_the_data(
-    tmp_path: Path, configs: Any, commercial: bool | None
+    tmp_path: Path, configs: Any, commercial: bool
 ) -> None:
     """Beside them may be a list of images with licences of their own."""
-    folder = card(tmp_path / "r", license="cc-by-4.0", configs=configs)
+    folder = card(tmp_path / "r", license="cc-by-4.0", generator=QWEN3, configs=configs)
     (folder / "data").mkdir()
     write(folder / "data" / "a.parquet", [FREE])
     write(folder / "b.parquet", [{"image": "1.jpg", "license": "CC-BY-NC-2.0"}])

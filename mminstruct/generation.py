@@ -281,18 +281,18 @@ def merge(
     _, path = choose_output(output_path, "dataset")
     repository.check_output(path)
     store = Path(response_store).expanduser() if response_store else default_path()
-    with parts.fetch([folders] if isinstance(folders, str | Path) else folders) as here:
-        gathered = parts.gather(here)
-        report, command = gathered.report, _name_output(gathered.origin.command, path)
-        origin = replace(gathered.origin, command=command, written_on=_read_day())
-        if not gathered.rows:
-            raise report.stop(f"no row: {summary(report)}", "")
-        with ResponseStore(store) as answers:
-            for other in gathered.stores:
-                answers.copy(other)
-        quality = repository.write(gathered.rows, path, origin, report, overwrite=overwrite)
-        # Those of the parts may be in copies.
-        report.files = [file for file in (path / REJECTED,) if file.is_file()]
+    here = parts.fetch([folders] if isinstance(folders, str | Path) else folders)
+    gathered = parts.gather(here)
+    report, command = gathered.report, _name_output(gathered.origin.command, path)
+    origin = replace(gathered.origin, command=command, written_on=_read_day())
+    if not gathered.rows:
+        raise report.stop(f"no row: {summary(report)}", "")
+    with ResponseStore(store) as answers:
+        for other in gathered.stores:
+            answers.copy(other)
+    quality = repository.write(gathered.rows, path, origin, report, overwrite=overwrite)
+    # Those of the parts may be in copies.
+    report.files = [file for file in (path / REJECTED,) if file.is_file()]
     return Generated(
         gathered.rows,
         report,

@@ -11,6 +11,7 @@ A part is a folder beside the release to be, such as ``NAME.parts/2-of-4``:
 
 from __future__ import annotations
 
+import atexit
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -233,9 +234,8 @@ def read(folder: Path) -> Part:
     return part
 
 
-@contextmanager
-def fetch(folders: Iterable[str | Path]) -> Iterator[list[Path]]:
-    """The folders, with a copy of each that isn't on this machine, for as long as this is open.
+def fetch(folders: Iterable[str | Path]) -> list[Path]:
+    """The folders, with a copy of each that isn't on this machine, until this process ends.
 
     Args:
         folders: paths, or addresses and patterns of such as `fsspec` takes them:
@@ -245,19 +245,24 @@ def fetch(folders: Iterable[str | Path]) -> Iterator[list[Path]]:
         UsageError: one can't be copied.
     """
     found: list[Path] = []
-    with tempfile.TemporaryDirectory(prefix="mminstruct-") as place:
-        for folder in folders:
-            if "://" not in str(folder):
-                found.append(Path(folder))
-                continue
-            try:
-                files, path = fsspec.url_to_fs(str(folder))
-                for number, part in enumerate(files.glob(path) or [path], len(found)):
-                    found.append(Path(place, str(number), Path(part).name))
-                    files.get(f"{part}/", f"{found[-1]}/", recursive=True)
-            except (OSError, ValueError, ImportError) as error:
-                raise UsageError(f"part {folder}: can't be copied from there: {error}") from error
-        yield found
+    for folder in folders:
+        if "://" not in str(folder):
+            found.append(Path(folder))
+            continue
+        place = tempfile.mkdtemp(prefix="mminstruct-")
+        # Rows are read from there as they are wanted.
+        atexit.register(shutil.rmtree, place, ignore_errors=True)
+        try:
+            files, path = fsspec.url_to_fs(str(folder))
+            there = [part for part in files.glob(path) if files.isdir(part)]
+            for number, part in enumerate(there):
+                found.append(Path(place, str(number), Path(part).name))
+                files.get(f"{part}/", f"{found[-1]}/", recursive=True)
+        except (OSError, ValueError, ImportError) as error:
+            raise UsageError(f"part {folder}: can't be copied from there: {error}") from error
+        if not there:
+            raise UsageError(f"part {folder}: can't be copied from there: there is no such folder")
+    return found
 
 
 def gather(folders: Sequence[Path]) -> Gathered:

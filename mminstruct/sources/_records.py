@@ -54,12 +54,13 @@ _SIDES = (
     "bbox_x bbox_y bbox_width bbox_height, x y w h, x y width height, xmin ymin width height, "
     "left top width height"
 )
-_CENTRES = "x_center y_center width height, cx cy w h, xc yc w h"
+_CENTRES = "x_center y_center w h, x_center y_center width height, cx cy w h, xc yc w h"
 _FOUR: dict[tuple[str, ...], Order] = {
     **{tuple(names.split()): "xyxy" for names in _CORNERS.split(",")},
     **{tuple(names.split()): "xywh" for names in _SIDES.split(",")},
     **{tuple(names.split()): "cxcywh" for names in _CENTRES.split(",")},
 }
+_EITHER = "xywh or cxcywh"  # of x and y in a list, as some call the centre, too: the numbers tell
 _LABEL = (
     *("label", "category", "class", "name", "category_name", "class_name", "label_name"),
     *("labels", "categories"),
@@ -251,7 +252,7 @@ def read_tables(
         SourceError: a column isn't there, or rows contradict each other.
     """
     ids, said, boxes = Numbers(), Captions(), Instances()
-    order: Order | None = None
+    order: str | None = None
     columns: dict[str, Any] = {}
     images: dict[int, Any] = {}
     contradicting: list[Any] = []
@@ -302,7 +303,8 @@ def read_tables(
                 if told and (order := order or told) != told:
                     raise SourceError(
                         f"{where}: boxes of {id_of(number)}, got {told} by the names of their "
-                        f"numbers against {order} as before expected. Write all in one form."
+                        f"numbers against {order} as before expected. Write all in one form, or "
+                        "say which it is (box_format)."
                     )
                 label = None if isinstance(label, list | Mapping) else label
                 if (kind := labels.get(label, _NEW)) is _NEW:
@@ -329,7 +331,8 @@ def read_tables(
         )
     known = usable_images(list(images.values()), where, report, any_size=True)
     named = {n: " ".join(str(label).split()) for label, n in labels.items() if n is not None}
-    return Parts(known, said, boxes, named, Licenses(licenses), id_of), order, columns
+    parts = Parts(known, said, boxes, named, Licenses(licenses), id_of)
+    return parts, None if order == _EITHER else cast(Order, order), columns
 
 
 def _image(cells: Mapping[str, Any], licenses: Any, ids: Numbers, report: ReadReport) -> Any:
@@ -349,7 +352,7 @@ def _image(cells: Mapping[str, Any], licenses: Any, ids: Numbers, report: ReadRe
 
 def _boxes(
     row: Mapping[str, Any], columns: Mapping[str, Any]
-) -> Iterator[tuple[Any, Any, Order | None]]:
+) -> Iterator[tuple[Any, Any, str | None]]:
     """Label, numbers and what their names say of them, of each box of a row.
 
     It has a list of boxes, lists side by side, or a single one.
@@ -366,7 +369,8 @@ def _boxes(
         for one in boxes:
             label, box = _keys_of(one)
             numbers = one.get(box) if box else [one.get(name) for name in names]
-            yield one.get(label), numbers, None if box else _FOUR.get(names)
+            told = _EITHER if "x" in names else _FOUR.get(names)
+            yield one.get(label), numbers, None if box else told
         return
     if not isinstance(boxes, Mapping):
         cells = {role: _opened(row.get(columns.get(role, ""))) for role in ("label", "bbox")}

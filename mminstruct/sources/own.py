@@ -502,8 +502,10 @@ def _format_of(path: Path) -> str:
     if start[:1] == b"[" or is_lines:
         return "table"
     with suppress(ValueError, RecursionError, SourceError):  # a single row, or more of COCO's
-        Columns().found_in(list(loads(start)), path.name)
-        return "table"
+        found = loads(start)
+        if "images" not in found:
+            Columns().found_in(list(found), path.name)
+            return "table"
     return "coco"
 
 

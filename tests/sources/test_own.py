@@ -664,6 +664,30 @@ def test_a_table_that_cannot_be_read_is_told(content: bytes, words: str | None) 
         read("photos.csv")
 
 
+def test_an_x_in_a_list_of_boxes_may_be_a_corner_or_the_centre() -> None:
+    photos = [
+        {
+            "image": f"{n}.jpg", "width": 100, "height": 100,
+            "boxes": [{"class": "dog", "x": 90, "y": 90, "width": 20, "height": 20}],
+        }
+        for n in range(4)
+    ]  # fmt: skip
+    lines("photos.jsonl", photos)
+    (box,) = read("photos.jsonl")[0].boxes
+    assert box.bbox_xyxy_norm == pytest.approx((0.8, 0.8, 1.0, 1.0))
+
+
+def test_a_file_in_cocos_format_may_have_more_at_its_top() -> None:
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 100, "height": 100}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 30, 40]}],
+        "categories": [{"id": 1, "name": "dog"}],
+    }
+    Path("set.json").write_text(json.dumps({"path": "x", "caption": "y", **content}), "utf-8")
+    (context,) = read("set.json")
+    assert [box.label for box in context.boxes] == ["dog"]
+
+
 def test_some_rows_may_have_several_captions_and_others_one() -> None:
     photos = [
         {"image": "a.jpg", "captions": ["A dog.", "A wet dog."]},
@@ -745,7 +769,9 @@ def test_names_that_contradict_each_other_are_refused() -> None:
     named = ({"xmin": 1, "ymin": 2, "xmax": 3, "ymax": 4}, {"x": 1, "y": 2, "w": 3, "h": 4})
     rows = [{"image": "a.jpg", **SIZES, "objects": [{"label": "dog", **one}]} for one in named]
     lines("photos.jsonl", rows)
-    with pytest.raises(SourceError, match=r"boxes of a.jpg, got xywh by the names .* xyxy as"):
+    with pytest.raises(
+        SourceError, match=r"boxes of a.jpg, got xywh or cxcywh by the names .* xyxy as"
+    ):
         read("photos.jsonl")
 
 

@@ -23,7 +23,7 @@ import datasets
 from mminstruct import export, loading, prompts, resources, sources
 from mminstruct.builder import InstructBuilder, announce, count_together, make
 from mminstruct.completions.store import ResponseStore, default_path
-from mminstruct.errors import NoRows, UsageError, did_you_mean
+from mminstruct.errors import NoRows, StoreUnusable, UsageError, did_you_mean
 from mminstruct.licenses import Verdict
 from mminstruct.recipe import Read, Recipe, compose_verdict
 from mminstruct.releases import parts, repository
@@ -35,7 +35,7 @@ from mminstruct.reports.estimate import Estimate
 from mminstruct.reports.quality import Quality
 from mminstruct.rows import columns, replacing
 from mminstruct.rows.plan import Plan
-from mminstruct.rows.report import REJECTED, Report, summary
+from mminstruct.rows.report import REJECTED, Report
 from mminstruct.schema import Context
 from mminstruct.sources import SourceInfo, find_infos
 from mminstruct.sources.own import of_rows
@@ -274,9 +274,11 @@ def merge(
         overwrite: replace what another run made there, or has more.
 
     Raises:
-        UsageError: they are of different runs, are not finished, lack images or have some twice.
-        RunStopped: the store or the folder can't be written; or no part has an answer.
-        NoRows: no answer gave a row.
+        UsageError: they are of different runs, are not finished, lack images or have some twice;
+            or no answer about a source is there yet.
+        RunStopped: the folder can't be written.
+        StoreError: the store can't be written, or a part's can't be read.
+        NoRows: no answer about a source gave a row.
     """
     _, path = choose_output(output_path, "dataset")
     repository.check_output(path)
@@ -285,11 +287,15 @@ def merge(
     gathered = parts.gather(here)
     report, command = gathered.report, _name_output(gathered.origin.command, path)
     origin = replace(gathered.origin, command=command, written_on=_read_day())
-    if not gathered.rows:
-        raise report.stop(f"no row: {summary(report)}", "")
     with ResponseStore(store) as answers:
-        for other in gathered.stores:
-            answers.copy(other)
+        for folder in gathered.with_answers:
+            try:
+                answers.copy(folder.path / parts.STORE)
+            except StoreUnusable as error:
+                raise StoreUnusable(
+                    f"part {folder}: its answers can't be read: {error.__cause__ or error}; copy "
+                    "the part again, or run its shard again"
+                ) from error
     quality = repository.write(gathered.rows, path, origin, report, overwrite=overwrite)
     # Those of the parts may be in copies.
     report.files = [file for file in (path / REJECTED,) if file.is_file()]

@@ -271,6 +271,17 @@ def test_a_merged_release_says_the_command_that_writes_it_under_its_name(
         assert end.removeprefix("--limit 2 ") in card
 
 
+class NoCredentials(Exception):
+    """As of a backend whose errors are of its own kind."""
+
+
+class Closed(fsspec.AbstractFileSystem):  # type: ignore[misc]
+    protocol = "closed"
+
+    def info(self, path: str, **kwargs: Any) -> Any:
+        raise NoCredentials("no key was found")
+
+
 def test_parts_are_copied_from_where_fsspec_finds_them(
     dry: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -288,10 +299,27 @@ def test_parts_are_copied_from_where_fsspec_finds_them(
     assert contents(tmp_path / "alone" / "data") == here
     with pytest.raises(UsageError, match="parts: expected the folders of all shards, got none"):
         mminstruct.merge((tmp_path / "none.parts").glob("*"), tmp_path / "none")
-    for address in ("memory://bucket/none", "nowhere://bucket/out.parts/0-of-2"):
+    fsspec.register_implementation("closed", Closed, clobber=True)
+    for address, why in (
+        ("memory://bucket/none", "FileNotFoundError: /bucket/none; check the address"),
+        ("memory://bucket/out.parts/0-of-2/*.json", "NotADirectoryError: there is no such folder"),
+        ("nowhere://bucket/out.parts/0-of-2", "ValueError: Protocol not known: nowhere"),
+        ("closed://bucket/out.parts/0-of-2", "NoCredentials: no key was found; check the address"),
+    ):
         assert dry(f"merge {address} out") == USAGE
-        assert f"part {address}: can't be copied from there: " in capfd.readouterr().err
+        said = " ".join(capfd.readouterr().err.split())
+        assert f"error: part {address}: can't be copied from there: {why}" in said
+        assert "copy the folder to this machine and give its path" in said
     merged = mminstruct.merge(["memory://bucket/out.parts/*-of-2"], tmp_path / "kept")
+    for name, problem in (
+        ("responses.sqlite", "its answers can't be read: file is not a database; copy"),
+        ("origin.json", "expected 5 files as they were made, got 1 cut short"),
+        ("part.json", "expected the folder of a shard, got no part.json of one"),
+    ):
+        away.pipe(f"/bucket/out.parts/1-of-2/{name}", b"no" * 100)
+        assert dry("merge memory://bucket/out.parts/*-of-2 bad --response_store s.sqlite") == USAGE
+        said = " ".join(capfd.readouterr().err.split())
+        assert f"error: part memory:///bucket/out.parts/1-of-2: {problem}" in said
     away.rm("/bucket", recursive=True)
     rows = pickle.loads(pickle.dumps(merged.rows["train"]))  # as workers get them
     assert len(rows) == 4
@@ -366,9 +394,8 @@ def test_a_shard_may_have_no_row_but_not_no_answer(
         store = str(folders[0] / "responses.sqlite")
         generate(tmp_path, server, data, shard="0/2", output_path=None, response_store=store)
     generate(tmp_path, server, data, shard="1/2", response_store=str(tmp_path / "bad.sqlite"))
-    with pytest.raises(NoRows, match="30 rejected"):
+    with pytest.raises(NoRows, match=r"COCO2017: no row in split 'train': 0 rows, 12 rejected"):
         mminstruct.merge(folders, tmp_path / "out")
-    assert not (tmp_path / "out" / "README.md").exists()
 
     server.answer = answer
     generate(tmp_path, server, data, shard="1/2")
@@ -437,6 +464,56 @@ def test_parts_of_what_is_complete_by_now_are_merged_though_a_shard_has_none_of_
     said = capfd.readouterr().err.splitlines()[-1]
     assert "got no answer; run again shard 1/3, 2/3 without --partial, and merge again" in said
     assert contents(tmp_path / "out") == whole
+
+
+@pytest.mark.filterwarnings("ignore:.*Load again")
+def test_a_source_without_a_row_ends_a_merge_as_it_ends_the_run_in_one_piece(
+    server: LoopbackServer, tmp_path: Path, data: Path
+) -> None:
+    refuse = chat_completion("I'm sorry, but I can't help with that.")
+
+    def answer_one_split(server: LoopbackServer, body: dict[str, Any]) -> Any:
+        is_val = "Once more" in body["messages"][-1]["content"]
+        return chat_completion(turns_for(body)) if is_val else refuse
+
+    server.answer = answer_one_split
+    more: dict[str, Any] = {"response_store": str(tmp_path / "r.sqlite")}
+    with pytest.raises(NoRows) as in_one_piece:
+        generate(tmp_path, server, data, **more)
+    folders = [tmp_path / "out.parts" / f"{index}-of-2" for index in range(2)]
+    made = [generate(tmp_path, server, data, **more, shard=(index, 2)) for index in range(2)]
+    assert all(len(part) for part in made)
+    with pytest.raises(NoRows) as merged:
+        mminstruct.merge(folders, tmp_path / "out")
+    said, before = (str(error.value).partition(" The ")[0] for error in (merged, in_one_piece))
+    assert said == f"SAMPLE: {before}"
+    assert (
+        "no row in split 'train': 0 rows, 12 rejected (no_labels 8, too_short 4); the first: "
+        in said
+    )
+    assert "The answers are in made/*.jsonl of the parts. The same run" in str(merged.value)
+    texts = [file.read_text("utf-8") for f in folders for file in f.glob("made/*.jsonl")]
+    answers = [json.loads(line)["answer"] for text in texts for line in text.splitlines()]
+    assert [said[:9] for said in answers] == ["I'm sorry"] * 24  # a split of COCO's among them
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*Load again")
+def test_parts_without_an_answer_say_which_shards_to_run_again(
+    server: LoopbackServer, tmp_path: Path, data: Path
+) -> None:
+    more = {"partial": True, "response_store": str(tmp_path / "r.sqlite")}
+    for index in range(2):
+        generate(tmp_path, server, data, **more, shard=(index, 2))
+    folders = (tmp_path / "out.parts").iterdir()
+    with pytest.raises(UsageError) as error:
+        mminstruct.merge(folders, tmp_path / "out")
+    assert str(error.value) == (
+        "COCO2017: no row in split 'train': 0 rows, 12 of 12 requests not asked yet; no row in "
+        "split 'validation': 0 rows, 6 of 6 requests not asked yet; run again shard 0/2, 1/2 "
+        "without --partial, and merge again"
+    )
+    assert server.bodies == []
 
 
 def test_an_estimate_of_a_shard_counts_the_answers_in_its_part(

@@ -20,7 +20,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import fsspec
@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
-from mminstruct.errors import UsageError
+from mminstruct.errors import UsageError, fault_of
 from mminstruct.releases.origin import Origin
 from mminstruct.resources import write_lines
 from mminstruct.rows.report import Report
@@ -89,6 +89,16 @@ Made = Sequence[tuple[datasets.Dataset | None, Report]]
 Writer = Callable[[Origin, Made], None]
 
 
+class Folder(NamedTuple):
+    """The folder of a part on this machine, and what it is called in messages."""
+
+    path: Path
+    address: str
+
+    def __str__(self) -> str:
+        return self.address
+
+
 class Gathered(msgspec.Struct, frozen=True):
     """What parts are together.
 
@@ -97,14 +107,14 @@ class Gathered(msgspec.Struct, frozen=True):
         origin: how they came about.
         report: what became of the requests.
         unfinished: shards that have requests without an answer, and more than refused ones.
-        stores: the answers.
+        with_answers: folders that have a store.
     """
 
     rows: datasets.DatasetDict
     origin: Origin
     report: Report
     unfinished: tuple[str, ...]
-    stores: tuple[Path, ...]
+    with_answers: tuple[Folder, ...]
 
 
 def find_place(release: Path, shard: Shard) -> Path:
@@ -128,7 +138,8 @@ def claim(folder: Path, part: Part, *, overwrite: bool) -> Iterator[Writer]:
             f"part {folder}: another run is making it; wait for its end, or give another --shard"
         ) from error
     with held:
-        there = {f: read(f) for f in sorted(folder.parent.iterdir()) if (f / _NOTE).is_file()}
+        beside = (f for f in sorted(folder.parent.iterdir()) if (f / _NOTE).is_file())
+        there = {f: read(Folder(f, str(f))) for f in beside}
         if not overwrite:
             _check_beside(folder, part, there)
         if there.get(folder) is None or find_difference(there[folder].plan, part.plan):
@@ -212,14 +223,14 @@ def _note(folder: Path, part: Part) -> None:
     begun.replace(folder / _NOTE)
 
 
-def read(folder: Path) -> Part:
+def read(folder: Folder) -> Part:
     """What a part says of itself.
 
     Raises:
         UsageError: it is none, or one of another version.
     """
     try:
-        part = msgspec.json.decode((folder / _NOTE).read_bytes(), type=Part)
+        part = msgspec.json.decode((folder.path / _NOTE).read_bytes(), type=Part)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(
@@ -234,7 +245,7 @@ def read(folder: Path) -> Part:
     return part
 
 
-def fetch(folders: Iterable[str | Path]) -> list[Path]:
+def fetch(folders: Iterable[str | Path]) -> list[Folder]:
     """The folders, with a copy of each that isn't on this machine, until this process ends.
 
     Args:
@@ -244,32 +255,45 @@ def fetch(folders: Iterable[str | Path]) -> list[Path]:
     Raises:
         UsageError: one can't be copied.
     """
-    found: list[Path] = []
-    for folder in folders:
-        if "://" not in str(folder):
-            found.append(Path(folder))
+    found: list[Folder] = []
+    for address in map(str, folders):
+        if "://" not in address:
+            found.append(Folder(Path(address), address))
             continue
-        place = tempfile.mkdtemp(prefix="mminstruct-")
+        place = Path(tempfile.mkdtemp(prefix="mminstruct-"))
         # Rows are read from there as they are wanted.
         atexit.register(shutil.rmtree, place, ignore_errors=True)
-        try:
-            files, path = fsspec.url_to_fs(str(folder))
-            there = [part for part in files.glob(path) if files.isdir(part)]
-            for number, part in enumerate(there):
-                found.append(Path(place, str(number), Path(part).name))
-                files.get(f"{part}/", f"{found[-1]}/", recursive=True)
-        except (OSError, ValueError, ImportError) as error:
-            raise UsageError(f"part {folder}: can't be copied from there: {error}") from error
-        if not there:
-            raise UsageError(f"part {folder}: can't be copied from there: there is no such folder")
+        fault = fault_of(partial(_copy, address, place, found))
+        if fault is not None:
+            raise UsageError(
+                f"part {address}: can't be copied from there: {type(fault).__name__}: {fault}; "
+                "check the address and your access to it, or copy the folder to this machine and "
+                "give its path"
+            ) from fault
     return found
 
 
-def gather(folders: Sequence[Path]) -> Gathered:
+def _copy(address: str, place: Path, found: list[Folder]) -> None:
+    """Copy the folders that an address or a pattern stands for, and add them to those found."""
+    files, path = fsspec.url_to_fs(address)
+    # `glob` and `isdir` take any fault for an empty place.
+    names = files.expand_path(path)
+    parts = [name for name in names if files.info(name)["type"] == "directory"]
+    if not parts:
+        raise NotADirectoryError("there is no such folder")
+    for number, part in enumerate(parts):
+        copy = place / str(number)
+        files.get(f"{part}/", f"{copy}/", recursive=True)
+        found.append(Folder(copy, files.unstrip_protocol(part)))
+
+
+def gather(folders: Sequence[Folder]) -> Gathered:
     """What parts are together: what the run in one piece would have given, in its order.
 
     Raises:
-        UsageError: they are of different runs, are not finished, lack images or have some twice.
+        UsageError: they are of different runs, are not finished, lack images or have some twice;
+            or no answer about a source is there yet.
+        NoRows: none of those about a source gave a row.
     """
     if not folders:
         raise UsageError("parts: expected the folders of all shards, got none")
@@ -277,41 +301,60 @@ def gather(folders: Sequence[Path]) -> Gathered:
     first = next(iter(found.values()))
     _check_alike(found)
     splits: dict[str, list[datasets.Dataset]] = {}
+    reports: dict[str, dict[str, Report]] = {}
     whole, unfinished = Report(), set()
     for number, piece in enumerate(first.pieces):
         in_order = _sort(found, number)
         _check_covered(found, number, in_order)
-        places = [_place(folder, number, piece) for folder in in_order]
+        places = [_place(folder.path, number, piece) for folder in in_order]
         counts = [Report.read(place.with_suffix(".json")) for place in places]
         may_ask = [bool(told.failures.keys() - {"refused"}) for told in counts]
         unfinished |= {found[folder].shard for folder in compress(in_order, may_ask)}
-        whole.add(_add_up(places, counts, piece.types))
+        report = _add_up(places, counts, piece.types)
+        reports.setdefault(piece.source, {})[piece.split] = report
+        whole.add(report)
         if rows := _read_rows(places, piece.types):
             splits.setdefault(piece.split, []).extend(rows)
+    for source in reports:
+        _check_rows(source, reports[source], sorted(unfinished))
     return Gathered(
         datasets.DatasetDict({s: datasets.concatenate_datasets(p) for s, p in splits.items()}),
-        TypeAdapter(Origin).validate_json((folders[0] / _ORIGIN).read_bytes()),
+        TypeAdapter(Origin).validate_json((folders[0].path / _ORIGIN).read_bytes()),
         whole,
         tuple(sorted(unfinished)),
-        tuple(store for folder in found if (store := folder / STORE).is_file()),
+        tuple(folder for folder in found if (folder.path / STORE).is_file()),
     )
 
 
-def _sort(found: Mapping[Path, Part], number: int) -> list[Path]:
+def _check_rows(source: str, reports: Mapping[str, Report], unfinished: Sequence[str]) -> None:
+    """Raise what the run in one piece ends with, if no split of a source has a row."""
+    if any(report.rows for report in reports.values()):
+        return
+    whole = Report()
+    for report in reports.values():
+        whole.add(report)
+    raise whole.stop(
+        f"{source}: {'; '.join(map(Report.explain_no_row, reports.values(), reports))}",
+        " The answers are in made/*.jsonl of the parts.",
+        f"run again shard {', '.join(unfinished)} without --partial, and merge again",
+    )
+
+
+def _sort(found: Mapping[Folder, Part], number: int) -> list[Folder]:
     """The folders in the order of what they have of a piece."""
 
-    def place(folder: Path) -> tuple[int, int]:
+    def place(folder: Folder) -> tuple[int, int]:
         piece = found[folder].pieces[number]
         return piece.start, piece.stop
 
     return sorted(found, key=place)
 
 
-def _check_alike(found: Mapping[Path, Part]) -> None:
+def _check_alike(found: Mapping[Folder, Part]) -> None:
     if begun := [str(folder) for folder, part in found.items() if not part.finished]:
         raise UsageError(f"parts that are not finished: {', '.join(begun)}; run their shards again")
     for folder, part in found.items():
-        if lacking := part.files.items() - _measure(folder).items():
+        if lacking := part.files.items() - _measure(folder.path).items():
             raise UsageError(
                 f"part {folder}: expected {len(part.files)} files as they were made, got "
                 f"{len(lacking)} cut short or not at all, such as {min(lacking)[0]}; copy the part "
@@ -326,7 +369,7 @@ def _check_alike(found: Mapping[Path, Part]) -> None:
             )
 
 
-def _check_covered(found: Mapping[Path, Part], number: int, in_order: Sequence[Path]) -> None:
+def _check_covered(found: Mapping[Folder, Part], number: int, in_order: Sequence[Folder]) -> None:
     """Raise UsageError if a piece has images in no part, or in two."""
     reached, before, lacking = 0, in_order[0], []
     for folder in in_order:

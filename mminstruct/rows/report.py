@@ -167,17 +167,20 @@ class Report:
         first = next((f"; the first: {entry['detail']}" for entry in self.entries()), "")
         return f"no row in split {split!r}: {summary(self)}{first}"
 
-    def stop(self, words: str, where: str) -> Exception:
+    def stop(
+        self, words: str, where: str, ask: str = "leave out partial (--partial) to ask for them"
+    ) -> Exception:
         """What to raise where no split has a row.
 
         Args:
             words: what became of the requests.
             where: where the answers are, as a sentence after a space; or nothing.
+            ask: what to do where none was asked yet.
         """
         if self.failures.total() > self.unsent:
             return RunStopped(words)
         if not self.rejections:
-            return UsageError(f"{words}; leave out partial (--partial) to ask for them")
+            return UsageError(f"{words}; {ask}")
         return NoRows(
             f"{words}.{where} The same run gives the same again: take another model, context "
             "window, prompt config or sampling; or, if the server was at fault and is repaired, "

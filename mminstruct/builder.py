@@ -42,7 +42,7 @@ from mminstruct.errors import (
 from mminstruct.recipe import Read, Recipe, introduce
 from mminstruct.reports import estimate, notes
 from mminstruct.reports.estimate import Estimate
-from mminstruct.resources import shown, write_lines
+from mminstruct.resources import count_of, shown, write_lines
 from mminstruct.rows.assembly import has_failures, row_from, rows_from
 from mminstruct.rows.columns import FEATURES
 from mminstruct.rows.mapping import WholeStream, map_requests, stream_requests
@@ -233,7 +233,9 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
 
     def _read_reports(self, folder: Path) -> None:
         parts = {split: Report.read_all(folder, split) for split in self.recipe.splits}
-        empty = {s: part.explain_no_row(s) for s, part in parts.items() if not part.rows.total()}
+        empty = {
+            s: p.explain_no_row(f"split {s!r}") for s, p in parts.items() if not p.rows.total()
+        }
         self.report, self.reports = Report(), parts
         for split, part in parts.items():
             self.report.add(part)
@@ -538,7 +540,7 @@ def tell_cost(builders: Sequence[InstructBuilder]) -> str:
         for stats in (builder.stats for builder in builders):
             usd += stats.prompt_tokens * in_usd + stats.completion_tokens * out_usd
             answers += stats.answered
-    return f"; {answers:,} answers cost about ${usd:.2g}" if usd else ""
+    return f"; {count_of(answers, 'answer')} cost about ${usd:.2g}" if usd else ""
 
 
 if hasattr(os, "register_at_fork"):

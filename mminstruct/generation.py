@@ -288,9 +288,9 @@ def merge(
     report, command = gathered.report, _name_output(gathered.origin.command, path)
     origin = replace(gathered.origin, command=command, written_on=_read_day())
     with ResponseStore(store) as answers:
-        for folder in gathered.with_answers:
+        for folder, other in gathered.stores.items():
             try:
-                answers.copy(folder.path / parts.STORE)
+                answers.copy(other)
             except StoreUnusable as error:
                 raise StoreUnusable(
                     f"part {folder}: its answers can't be read: {error.__cause__ or error}; copy "
@@ -313,9 +313,10 @@ def merge(
 
 def _name_output(command: str | None, path: Path) -> str | None:
     """A command of ours as it would write there; another one as it is."""
-    if command is None or not command.startswith("mminstruct generate "):
+    words = resources.split_command(command or "")
+    if words[:2] != ["mminstruct", "generate"]:
         return command
-    words, flag, name = shlex.split(command), "--output_path", path.resolve().name
+    flag, name = "--output_path", path.resolve().name
     at = words.index(flag) if flag in words else len(words)
     _, before = choose_output(next(iter(words[at + 1 :]), None))
     if before.name != name:

@@ -24,7 +24,7 @@ from mminstruct.config import InstructConfig
 from mminstruct.errors import UsageError, did_you_mean
 from mminstruct.licenses import Part, Registry, Tally, Verdict
 from mminstruct.prompts.config import PromptConfig
-from mminstruct.resources import shown
+from mminstruct.resources import count_of, shown
 from mminstruct.rows.contexts import (
     Contexts,
     NamedMedia,
@@ -463,7 +463,7 @@ def _leave_out(
         contexts.report.skip(f"{kind} {reason}", count, harmless=True)
         said.append(f"{count} {reason}")
     outcome = (
-        f"{where}: {len(kept)} of {len(reasons)} {kind}s {condition}; left out: "
+        f"{where}: {len(kept):,} of {count_of(len(reasons), kind)} {condition}; left out: "
         f"{', '.join(said) or 'none'}"
     )
     if not kept:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import tempfile
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -75,6 +76,21 @@ def shown(path: Path) -> str:
     text = os.path.abspath(path)  # noqa: PTH100 (resolve() would follow links)
     home = os.path.expanduser("~")  # noqa: PTH111
     return "~" + text[len(home) :] if home != "/" and text.startswith(home + os.sep) else text
+
+
+def count_of(number: int, one: str, many: str | None = None) -> str:
+    """A number of things, as ``1 row`` or ``2,000 boxes``; ``many`` is for what takes no ``s``."""
+    more = many or f"{one}{'es' if one.endswith('x') else 's'}"
+    return f"{number:,} {one if number == 1 else more}"
+
+
+def split_command(command: str) -> list[str]:
+    """The words of a command that is no more than these; none of one that a shell has to read."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a quote without its pair
+        return []
+    return words if shlex.join(words) == command else []
 
 
 def fit(text: str, width: int | None, name: str = "mminstruct: ") -> str:

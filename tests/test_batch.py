@@ -533,7 +533,7 @@ def test_answers_that_cannot_be_read_in_a_run_are_read_in_the_next(
         pytest.raises(RunStopped),
     ):
         prepared(builder(server, tmp_path, data, quick))
-    assert "18 requests have no answer: answers of batch batch_1" in caplog.text
+    assert "18 requests got no answer: answers of batch batch_1" in caplog.text
     assert "run the same command again for them" in caplog.text
     assert "batch_1_output.jsonl" in server.left
     server.event = lambda step, number: None
@@ -578,7 +578,7 @@ def test_answers_that_are_gone_are_asked_for_again_by_the_next_run(
         made = builder(server, tmp_path, data, quick)
         assert len(incomplete(made)) == REQUESTS - 7
     assert made.report.failures == {"unread": 7}
-    assert "7 requests have no answer: answers of batch batch_1" in caplog.text
+    assert "7 requests got no answer: answers of batch batch_1" in caplog.text
     assert "they are gone" in caplog.text
     assert len(prepared(builder(server, tmp_path, data, quick))) == REQUESTS
     assert [len(ids) for ids in server.submitted] == [7, 7, 4, 7]
@@ -1057,7 +1057,7 @@ def test_a_line_longer_than_any_answer_is_that_requests_failure_alone(
         assert len(incomplete(made)) == REQUESTS - 1
     assert made.report.failures == {"bad_body": 1}
     assert (
-        "1 answers can't be read, the first: the answer is longer than 33,554,432 bytes"
+        "1 answer can't be read, the first: the answer is longer than 33,554,432 bytes"
         in caplog.text
     )
     assert made.budget.spent.requests == REQUESTS, "it is paid for"

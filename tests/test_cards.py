@@ -368,6 +368,16 @@ def test_the_command_is_shown_as_it_has_to_be_typed() -> None:
     assert "in the place of" not in card_of(origin(command="mminstruct generate COCO2017"))
 
 
+@pytest.mark.parametrize("flag", ["", " --a_flag with --another one" * 4])
+@pytest.mark.parametrize(
+    "command", ["python it's.py", 'make "rows', "", "make && push", "one line\nand `another`"]
+)
+def test_a_command_that_only_a_shell_can_read_is_shown_as_it_is(command: str, flag: str) -> None:
+    assert f"rows again:\n\n```bash\n{command}{flag}\n```" in card_of(
+        origin(command=command + flag)
+    )
+
+
 def test_a_release_for_the_hub_is_read_from_there() -> None:
     by = origin(repo_id="somebody/something")
     assert 'load_dataset("somebody/something", "conversation")' in card_of(by)

@@ -523,7 +523,7 @@ def test_rows_that_a_file_for_trainers_lacks_are_not_counted_as_written(
     for path in ("o.json", "o.json"):
         assert generate(*arguments, "--output_path", path, server=server) == INCOMPLETE
         said = capsys.readouterr().err
-        assert "1 rows, 1 left out (an empty message 1); written to o.json" in said
+        assert "1 row, 1 left out (an empty message 1); written to o.json" in said
         assert "what was left out, and why, is in o.json.missing.jsonl" in said
         assert len(json.loads((folder / path).read_text())) == 1
     assert generate(*arguments, "--output_path", "o.jsonl", server=server) == DONE

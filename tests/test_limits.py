@@ -742,7 +742,7 @@ def test_a_budget_has_room_for_the_worst_case_of_all_in_flight() -> None:
     assert budget.spent.in_flight == 2
     assert budget.spent.usd == pytest.approx(0.12)
     assert "max_cost $1" in budget.reached()
-    assert "1 requests for $0.1200" in budget.reached()
+    assert "1 request for $0.1200" in budget.reached()
 
 
 def test_a_budget_of_requests_counts_those_that_were_paid_for() -> None:

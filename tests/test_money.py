@@ -162,14 +162,14 @@ def test_a_load_says_once_what_it_will_ask_for(
     manner: dict[str, Any], folder: Path, server: LoopbackServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     def told() -> list[str]:
-        said = [r.getMessage() for r in caplog.records if "requests to" in r.getMessage()]
+        said = [r.getMessage() for r in caplog.records if " to m, " in r.getMessage()]
         caplog.clear()
         return said
 
     load(server, split="train", limit=1, **manner)
-    assert told() == ["1 requests to m, 0 stored, cost unknown"]
+    assert told() == ["1 request to m, 0 stored, cost unknown"]
     load(server, split="train", limit=1, cache="another", **manner)
-    assert told() == ["1 requests to m, 1 stored: none is left to send"]
+    assert told() == ["1 request to m, 1 stored: none is left to send"]
 
 
 def test_a_load_is_heard_by_who_has_set_up_no_logging(folder: Path, server: LoopbackServer) -> None:
@@ -187,9 +187,9 @@ load_dataset(%r, **given)
         capture_output=True, text=True, timeout=PATIENCE_S,
         env={**os.environ, "HF_HOME": str(folder / "home")},
     )  # fmt: skip
-    said = [line for line in done.stderr.splitlines() if "requests to m" in line]
+    said = [line for line in done.stderr.splitlines() if " to m, " in line]
     assert said == [
-        "mminstruct: 1 requests to m, 0 stored, cost unknown",
+        "mminstruct: 1 request to m, 0 stored, cost unknown",
         "theirs: 3 requests to m, 1 stored, cost unknown",
     ]
 
@@ -206,7 +206,7 @@ def test_a_run_says_first_what_it_will_ask_for(
     server.answer = answer
     priced = ["--price_in", "1", "--price_out", "2"]
     assert generate(server, "--limit", "1", *priced, "--max_concurrency", "1") == DONE
-    line = "mminstruct: 1 requests to m, 0 stored, cost $0.00"
+    line = "mminstruct: 1 request to m, 0 stored, cost $0.00"
     assert line in before[0].splitlines()[2]
     assert generate(server, *priced, "--max_requests", "1") == STOPPED
     assert "3 requests to m, 1 stored, cost $0.00" in before[1]

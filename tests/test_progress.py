@@ -120,7 +120,7 @@ def test_a_long_pause_is_shown_with_its_end() -> None:
     stats = Stats(total=12, answered=5, retries=1, held_by="paused 60s")
     stats.paused_until_s = time.monotonic() + pause_s
     line = describe(stats, rate=None)
-    assert re.fullmatch(r"5/12  paused until (\d{4}-\d\d-\d\d )?\d\d:\d\d, 6h12m, 1 retries", line)
+    assert re.fullmatch(r"5/12  paused until (\d{4}-\d\d-\d\d )?\d\d:\d\d, 6h12m, 1 retry", line)
 
 
 def test_a_line_without_news_is_short() -> None:

@@ -460,7 +460,7 @@ def test_a_damaged_answer_counts_as_not_stored_is_told_and_replaced(
         assert store.get_many([key(n) for n in range(6)]) == {}
         assert store.get_many([key(0)]) == {}
         (told,) = caplog.messages
-        assert "r.sqlite: 5 answers are damaged and count as not stored" in told
+        assert "r.sqlite: 5 damaged answers, taken for not stored" in told
 
         put_scoped(store, [(n, 20, scope) for n in range(6)])
         assert set(store.get_many([key(n) for n in range(6)])) == {key(n) for n in range(6)}
@@ -601,7 +601,7 @@ def test_a_file_that_stays_locked_does_not_keep_a_store_from_closing(tmp_path: P
         await asyncio.sleep(0.05)
         gone.cancel()
         await asyncio.sleep(0)
-        with pytest.raises(StoreError, match="locked.*; 1 answers were not stored"):
+        with pytest.raises(StoreError, match="locked.*; 1 answer was not stored"):
             await asyncio.to_thread(store.__exit__, None, None, None)
         with pytest.raises(StoreError, match="locked"):
             await putting

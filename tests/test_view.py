@@ -123,7 +123,7 @@ def test_without_annotations_and_images_the_page_says_what_would_show_them(
     told = capsys.readouterr().err
     for words in (
         "of COCO2017: --annotations SOURCE --dataset_storage_path DIR",
-        "1 images are not at hand: --images DIR says where they are.",
+        "1 image is not at hand: --images DIR says where.",
     ):
         assert words in told
         assert words in Path("page.html").read_text()

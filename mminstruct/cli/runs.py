@@ -18,6 +18,7 @@ from mminstruct.cli.console import say
 from mminstruct.cli.flags import DEFAULT_DIR, SERVER_FLAGS, config_of
 from mminstruct.errors import UsageError
 from mminstruct.reports.progress import ProgressLine
+from mminstruct.resources import count_of
 
 if TYPE_CHECKING:
     from mminstruct.builder import InstructBuilder
@@ -127,13 +128,15 @@ def prepare_builder(builder: InstructBuilder) -> None:
 
     def interrupted(number: int, frame: FrameType | None) -> NoReturn:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        in_flight = builder.stats.in_flight
-        if in_flight:
+        stats = builder.stats
+        if stats.in_flight:
             with contextlib.suppress(OSError):
                 sys.stderr.write("\n")
-            say(f"stopping; {in_flight} answers are on their way (Ctrl-C again: leave now)")
-        if builder.stats.retries:
-            say(f"{builder.stats.retries:,} retries, the last for: {builder.stats.retried_for}")
+            on_their_way = count_of(stats.in_flight, "answer is on its", "answers are on their")
+            say(f"stopping; {on_their_way} way (Ctrl-C again: leave now)")
+        if stats.retries:
+            retries = count_of(stats.retries, "retry", "retries")
+            say(f"{retries}, the last for: {stats.retried_for}")
         raise KeyboardInterrupt
 
     is_heard = before is not signal.SIG_IGN  # a shell has jobs in its background ignore it

@@ -19,7 +19,7 @@ from mminstruct.errors import UsageError, lacking
 from mminstruct.reports import page
 from mminstruct.reports.contexts import Contexts, find_contexts, open_contexts
 from mminstruct.reports.rows import read_rows
-from mminstruct.resources import check_writable
+from mminstruct.resources import check_writable, count_of
 from mminstruct.rows.report import REJECTED, VIEW
 
 _FLAGS: dict[str, dict[str, Any]] = {
@@ -114,11 +114,11 @@ def _draw(path: Path, limit: int) -> tuple[page.Sample, str]:
             sample.add(row)
     shown = sample.rows
     with_turns = sum(1 for row in shown if row.turns)
-    told = f"{with_turns:,} of {rows:,} rows"
+    told = f"{with_turns:,} of {count_of(rows, 'row')}"
     if sample.seen > rows:
         told += (
-            f", and {len(shown) - with_turns:,} of {sample.seen - rows:,} answers that gave none: "
-            "nobody has looked at those, so keep the page to yourself"
+            f", and {len(shown) - with_turns:,} of {count_of(sample.seen - rows, 'answer')} that "
+            "gave none: nobody has looked at those, so keep the page to yourself"
         )
     drawn = f"; drawn evenly, --limit {sample.seen} shows all" if len(shown) < sample.seen else ""
     return sample, f"{told}{drawn}."

@@ -16,7 +16,7 @@ from mminstruct.backends import Backend, most_tokens
 from mminstruct.errors import (
     RunStopped,
 )
-from mminstruct.resources import shown
+from mminstruct.resources import count_of, shown
 from mminstruct.schema import Completion, Request
 
 
@@ -146,7 +146,7 @@ class Budget:
         if self.max_cost_usd is not None:
             bounds.append(f"max_cost ${self.max_cost_usd:,.4g}")
         spent = self.spent
-        paid = f"{spent.requests:,} requests"
+        paid = count_of(spent.requests, "request")
         if self.max_cost_usd is not None or spent.usd:
             paid += f" for ${spent.usd:,.4f}"
         return (

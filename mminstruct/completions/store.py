@@ -34,7 +34,7 @@ import xxhash
 from filelock import FileLock, Timeout
 
 from mminstruct.errors import StoreError, StoreUnusable, fault_of
-from mminstruct.resources import shown
+from mminstruct.resources import count_of, shown
 from mminstruct.schema import Completion, Message, Request, canonical_json
 
 _log = logging.getLogger(__name__)
@@ -179,7 +179,8 @@ class ResponseStore:
             self._reader.close()
         self._thread = self._reader = None
         if self._unheard and not isinstance(error, StoreError):
-            raise StoreError(f"{self._failure}; {self._unheard:,} answers were not stored")
+            lost = count_of(self._unheard, "answer was", "answers were")
+            raise StoreError(f"{self._failure}; {lost} not stored")
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Completion]:
         """The completions that are there and whole, by key.
@@ -193,8 +194,8 @@ class ResponseStore:
         if new := entries.keys() - found.keys() - self._damaged:
             self._damaged |= new
             _log.warning(
-                f"response store {shown(self.path)}: {len(new)} answers are damaged and count as "
-                "not stored; has the disk a fault?"
+                f"response store {shown(self.path)}: {count_of(len(new), 'damaged answer')}, "
+                "taken for not stored; has the disk a fault?"
             )
         return found
 
@@ -324,7 +325,7 @@ class ResponseStore:
                     raise
                 _log.warning(
                     f"response store {shown(self.path)}: locked by another program for "
-                    f"{self._busy_timeout_s:g} s; {len(writes)} answers wait for it"
+                    f"{self._busy_timeout_s:g} s; {count_of(len(writes), 'answer')} to be stored"
                 )
             else:
                 return

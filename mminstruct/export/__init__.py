@@ -283,7 +283,7 @@ def _write(
 
 def summary(outcome: Outcome) -> str:
     """Rows written and left out, in a line."""
-    parts = [f"{outcome.rows} rows"]
+    parts = [resources.count_of(outcome.rows, "row")]
     for counts, what in (
         (outcome.missing, "left out"),
         (outcome.excluded, "left out for their images' licences"),

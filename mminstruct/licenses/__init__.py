@@ -34,6 +34,7 @@ from mminstruct.licenses.lineage import model_parts, named_model
 from mminstruct.licenses.names import hub_id
 from mminstruct.licenses.registry import ENDPOINTS_JOINT, Registry, load, text_of, together, usable
 from mminstruct.licenses.use import Tally, Use
+from mminstruct.resources import count_of
 
 __all__ = [
     "ENDPOINTS_JOINT",
@@ -107,7 +108,7 @@ def prompt_part(registry: Registry, *, name: str, license: str) -> Part:
 
 def image_part(registry: Registry, *, license: str | None, count: int | None = None) -> Part:
     """Shipped images under one licence, as rows name it; None is unknown."""
-    what = "images" if count is None else f"{count:,} image{'s' * (count != 1)}"
+    what = "images" if count is None else count_of(count, "image")
     return _look_up(registry, "images", f"{what} under {license or 'unknown licences'}", license)
 
 

@@ -29,6 +29,7 @@ from mminstruct.licenses.names import bare_address, cached_id, nearest_key, plai
 from mminstruct.licenses.prose import WRITES, drop_comparisons, find_limit, list_claims
 from mminstruct.licenses.registry import ENDPOINTS_JOINT, Registry
 from mminstruct.licenses.services import find_family
+from mminstruct.resources import count_of
 
 # The last word of a field that names a writer, and words of those that name another kind of model.
 _WRITERS = {"model", "generator", "teacher", "llm", "captioner"}
@@ -86,12 +87,13 @@ class DataSet:
 
     def told(self) -> list[str]:
         """Who wrote how many rows, a line each."""
+        rows = count_of(self.rows, "row")
         lines = [
-            f"{who.name}: {f'{count:,} of {self.rows:,}' if count else 'all'} rows ({who.field})"
+            f"{who.name}: {f'{count:,} of {rows}' if count else 'all rows'} ({who.field})"
             for who, count in self.writers.most_common()
         ]
         if self.silent:
-            lines.append(f"no field names a generator: {self.silent:,} of {self.rows:,} rows")
+            lines.append(f"no field names a generator: {self.silent:,} of {rows}")
         return lines or [f"no field of {self.name} names a generator"]
 
     def as_json(self) -> dict[str, Any]:
@@ -205,6 +207,8 @@ def read_data_set(path: Path) -> DataSet:
                 tops[noted.name] = decode(noted.read_bytes(), type=dict[str, Any])
             for where, top in tops.items():
                 found.add_facts(top, where, None if len(files) == 1 else before)
+        if not (card or found.rows):
+            raise UsageError(f"{path}: expected rows, got none; give what has some, or a card")
     return found
 
 
@@ -218,7 +222,8 @@ def parts_of(registry: Registry, found: DataSet) -> Iterator[Part]:
     is_free = True
     for name in sorted(names):
         count = found.licenses[name]
-        for part in _look_up(registry, what, name, f"; so {count:,} rows say" if count else ""):
+        rows = f"; so {count_of(count, 'row says', 'rows say')}" if count else ""
+        for part in _look_up(registry, what, name, rows):
             is_free &= part.commercial is not False
             yield part
     for source in found.sources:
@@ -229,13 +234,13 @@ def parts_of(registry: Registry, found: DataSet) -> Iterator[Part]:
             yield Part("annotations", f"data set {source}", None, f"; {found.name} is made of it")
     is_known = found.sources == [found.name]
     if not (found.is_licensed or is_known or (names and not found.unlicensed)):
-        rows = f" by {found.unlicensed:,} rows" if found.unlicensed else ""
+        rows = f" by {count_of(found.unlicensed, 'row')}" if found.unlicensed else ""
         yield Part("annotations", what, None, f"; no licence is named{rows}")
     for who, count in found.writers.items():
-        rows = f"{count:,} of {found.rows:,} rows name it" if count else "named"
+        rows = f"{count:,} of {count_of(found.rows, 'row')} name it" if count else "named"
         yield from _trace(registry, who, f"; {rows} in {who.field}")
     if found.silent or not (found.writers or is_known):
-        rows = f"{found.silent:,} rows" if found.silent else "rows"
+        rows = count_of(found.silent, "row") if found.silent else "rows"
         yield Part("model", f"{rows} of {found.name}", None, "; no generator is named")
     for text, where in found.hints.items():
         said = f"; {where} says {text}"

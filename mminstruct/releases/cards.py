@@ -29,6 +29,7 @@ from mminstruct.releases.markdown import fence, link, link_urls, list_items, to_
 from mminstruct.releases.origin import Contents, DataFile, Origin, all_sources, types_of
 from mminstruct.releases.pages import Page, prose_of
 from mminstruct.reports import quality_text
+from mminstruct.resources import split_command
 from mminstruct.rows.columns import ROW
 from mminstruct.rows.report import Report
 
@@ -300,8 +301,10 @@ def _rebuild_text(origin: Origin) -> str:
 
 
 def _break_lines(command: str) -> str:
-    """A command in lines that a shell takes for one; they end before flags."""
-    words = [shlex.quote(word) for word in shlex.split(command)]
+    """Words in lines that a shell takes for one, ended before flags; all else as it is."""
+    words = [shlex.quote(word) for word in split_command(command)]
+    if not words:
+        return command
     lines = [words[0]]
     flags = [number for number, word in enumerate(words) if word.startswith("--")]
     edges = [1, *flags, len(words)]

@@ -16,6 +16,7 @@ from mminstruct.releases.markdown import to_line
 from mminstruct.releases.notices import use_line
 from mminstruct.releases.origin import Contents, Origin, all_sources
 from mminstruct.releases.pages import Page
+from mminstruct.resources import count_of
 from mminstruct.rows.columns import ROW
 
 _PARQUET = "application/x-parquet"
@@ -130,7 +131,7 @@ def _distribution(contents: Contents) -> list[dict[str, Any]]:
             "@type": "cr:FileObject",
             "@id": file.path,
             "name": file.path.rpartition("/")[2],
-            "description": f"{file.rows} rows of type {file.type}, split {file.split}",
+            "description": f"{count_of(file.rows, 'row')} of type {file.type}, split {file.split}",
             "contentUrl": file.path,
             "contentSize": f"{file.size_bytes} B",
             "encodingFormat": _PARQUET,

@@ -20,7 +20,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import compress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
 import fsspec
@@ -31,7 +31,7 @@ from pydantic import TypeAdapter
 
 from mminstruct.errors import UsageError, fault_of
 from mminstruct.releases.origin import Origin
-from mminstruct.resources import write_lines
+from mminstruct.resources import count_of, write_lines
 from mminstruct.rows.report import Report
 from mminstruct.splits import Shard
 
@@ -89,16 +89,6 @@ Made = Sequence[tuple[datasets.Dataset | None, Report]]
 Writer = Callable[[Origin, Made], None]
 
 
-class Folder(NamedTuple):
-    """The folder of a part on this machine, and what it is called in messages."""
-
-    path: Path
-    address: str
-
-    def __str__(self) -> str:
-        return self.address
-
-
 class Gathered(msgspec.Struct, frozen=True):
     """What parts are together.
 
@@ -107,14 +97,14 @@ class Gathered(msgspec.Struct, frozen=True):
         origin: how they came about.
         report: what became of the requests.
         unfinished: shards that have requests without an answer, and more than refused ones.
-        with_answers: folders that have a store.
+        stores: the answers, by the folder's address.
     """
 
     rows: datasets.DatasetDict
     origin: Origin
     report: Report
     unfinished: tuple[str, ...]
-    with_answers: tuple[Folder, ...]
+    stores: Mapping[str, Path]
 
 
 def find_place(release: Path, shard: Shard) -> Path:
@@ -139,7 +129,7 @@ def claim(folder: Path, part: Part, *, overwrite: bool) -> Iterator[Writer]:
         ) from error
     with held:
         beside = (f for f in sorted(folder.parent.iterdir()) if (f / _NOTE).is_file())
-        there = {f: read(Folder(f, str(f))) for f in beside}
+        there = {f: read(f, str(f)) for f in beside}
         if not overwrite:
             _check_beside(folder, part, there)
         if there.get(folder) is None or find_difference(there[folder].plan, part.plan):
@@ -159,10 +149,10 @@ def _check_beside(folder: Path, part: Part, there: Mapping[Path, Part]) -> None:
             both = range(max(mine.start, others.start), min(mine.stop, others.stop))
             if other != folder and not differs and both:
                 raise UsageError(
-                    f"part {folder}: {other.name} beside it has {len(both)} of its "
-                    f"{mine.stop - mine.start} images of {mine.source}, split {mine.split!r}, "
-                    "which would be asked about again; take the same number of shards for all, or, "
-                    "to ask again, give --overwrite"
+                    f"part {folder}: {other.name} beside it has {len(both):,} of its "
+                    f"{count_of(mine.stop - mine.start, 'image')} of {mine.source}, split "
+                    f"{mine.split!r}, which would be asked about again; take the same number of "
+                    "shards for all, or, to ask again, give --overwrite"
                 )
 
 
@@ -223,30 +213,30 @@ def _note(folder: Path, part: Part) -> None:
     begun.replace(folder / _NOTE)
 
 
-def read(folder: Folder) -> Part:
-    """What a part says of itself.
+def read(folder: Path, address: str) -> Part:
+    """What a part says of itself; an error names it by its address.
 
     Raises:
         UsageError: it is none, or one of another version.
     """
     try:
-        part = msgspec.json.decode((folder.path / _NOTE).read_bytes(), type=Part)
+        part = msgspec.json.decode((folder / _NOTE).read_bytes(), type=Part)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(
-            f"part {folder}: expected the folder of a shard, got no {_NOTE} of one: {reason}; "
+            f"part {address}: expected the folder of a shard, got no {_NOTE} of one: {reason}; "
             "generate --shard writes NAME.parts/I-of-N"
         ) from error
     if part.format != _FORMAT:
         raise UsageError(
-            f"part {folder}: expected format {_FORMAT}, got {part.format}; merge with the version "
+            f"part {address}: expected format {_FORMAT}, got {part.format}; merge with the version "
             "of mminstruct that made it"
         )
     return part
 
 
-def fetch(folders: Iterable[str | Path]) -> list[Folder]:
-    """The folders, with a copy of each that isn't on this machine, until this process ends.
+def fetch(folders: Iterable[str | Path]) -> dict[str, Path]:
+    """Folders by their addresses: copies of those that aren't here, until this process ends.
 
     Args:
         folders: paths, or addresses and patterns of such as `fsspec` takes them:
@@ -255,10 +245,10 @@ def fetch(folders: Iterable[str | Path]) -> list[Folder]:
     Raises:
         UsageError: one can't be copied.
     """
-    found: list[Folder] = []
+    found: dict[str, Path] = {}
     for address in map(str, folders):
         if "://" not in address:
-            found.append(Folder(Path(address), address))
+            found[address] = Path(address)
             continue
         place = Path(tempfile.mkdtemp(prefix="mminstruct-"))
         # Rows are read from there as they are wanted.
@@ -273,7 +263,7 @@ def fetch(folders: Iterable[str | Path]) -> list[Folder]:
     return found
 
 
-def _copy(address: str, place: Path, found: list[Folder]) -> None:
+def _copy(address: str, place: Path, found: dict[str, Path]) -> None:
     """Copy the folders that an address or a pattern stands for, and add them to those found."""
     files, path = fsspec.url_to_fs(address)
     # `glob` and `isdir` take any fault for an empty place.
@@ -282,13 +272,15 @@ def _copy(address: str, place: Path, found: list[Folder]) -> None:
     if not parts:
         raise NotADirectoryError("there is no such folder")
     for number, part in enumerate(parts):
-        copy = place / str(number)
-        files.get(f"{part}/", f"{copy}/", recursive=True)
-        found.append(Folder(copy, files.unstrip_protocol(part)))
+        files.get(f"{part}/", f"{place / str(number)}/", recursive=True)
+        found[files.unstrip_protocol(part)] = place / str(number)
 
 
-def gather(folders: Sequence[Folder]) -> Gathered:
+def gather(folders: Mapping[str, Path]) -> Gathered:
     """What parts are together: what the run in one piece would have given, in its order.
+
+    Args:
+        folders: by their addresses, which errors name.
 
     Raises:
         UsageError: they are of different runs, are not finished, lack images or have some twice;
@@ -297,64 +289,56 @@ def gather(folders: Sequence[Folder]) -> Gathered:
     """
     if not folders:
         raise UsageError("parts: expected the folders of all shards, got none")
-    found = {folder: read(folder) for folder in folders}
+    found = {address: read(folder, address) for address, folder in folders.items()}
     first = next(iter(found.values()))
-    _check_alike(found)
+    _check_alike(found, folders)
     splits: dict[str, list[datasets.Dataset]] = {}
-    reports: dict[str, dict[str, Report]] = {}
-    whole, unfinished = Report(), set()
+    by_source: dict[str, Report] = {}
+    whole, may_ask = Report(), set()
     for number, piece in enumerate(first.pieces):
         in_order = _sort(found, number)
         _check_covered(found, number, in_order)
-        places = [_place(folder.path, number, piece) for folder in in_order]
+        places = [_place(folders[address], number, piece) for address in in_order]
         counts = [Report.read(place.with_suffix(".json")) for place in places]
-        may_ask = [bool(told.failures.keys() - {"refused"}) for told in counts]
-        unfinished |= {found[folder].shard for folder in compress(in_order, may_ask)}
+        lacking = [bool(told.failures.keys() - {"refused"}) for told in counts]
+        may_ask |= {found[address].shard for address in compress(in_order, lacking)}
         report = _add_up(places, counts, piece.types)
-        reports.setdefault(piece.source, {})[piece.split] = report
+        by_source.setdefault(piece.source, Report()).add(report)
         whole.add(report)
         if rows := _read_rows(places, piece.types):
             splits.setdefault(piece.split, []).extend(rows)
-    for source in reports:
-        _check_rows(source, reports[source], sorted(unfinished))
+    unfinished = tuple(sorted(may_ask))
+    for source, told in by_source.items():
+        if not told.rows.total():  # which ends the run in one piece, too
+            raise told.stop(
+                told.explain_no_row(source),
+                " The answers are in made/*.jsonl of the parts.",
+                f"run again shard {', '.join(unfinished)} without --partial, and merge again",
+            )
     return Gathered(
         datasets.DatasetDict({s: datasets.concatenate_datasets(p) for s, p in splits.items()}),
-        TypeAdapter(Origin).validate_json((folders[0].path / _ORIGIN).read_bytes()),
+        TypeAdapter(Origin).validate_json((next(iter(folders.values())) / _ORIGIN).read_bytes()),
         whole,
-        tuple(sorted(unfinished)),
-        tuple(folder for folder in found if (folder.path / STORE).is_file()),
+        unfinished,
+        {a: store for a, folder in folders.items() if (store := folder / STORE).is_file()},
     )
 
 
-def _check_rows(source: str, reports: Mapping[str, Report], unfinished: Sequence[str]) -> None:
-    """Raise what the run in one piece ends with, if no split of a source has a row."""
-    if any(report.rows for report in reports.values()):
-        return
-    whole = Report()
-    for report in reports.values():
-        whole.add(report)
-    raise whole.stop(
-        f"{source}: {'; '.join(map(Report.explain_no_row, reports.values(), reports))}",
-        " The answers are in made/*.jsonl of the parts.",
-        f"run again shard {', '.join(unfinished)} without --partial, and merge again",
-    )
+def _sort(found: Mapping[str, Part], number: int) -> list[str]:
+    """The parts in the order of what they have of a piece."""
 
-
-def _sort(found: Mapping[Folder, Part], number: int) -> list[Folder]:
-    """The folders in the order of what they have of a piece."""
-
-    def place(folder: Folder) -> tuple[int, int]:
-        piece = found[folder].pieces[number]
+    def place(address: str) -> tuple[int, int]:
+        piece = found[address].pieces[number]
         return piece.start, piece.stop
 
     return sorted(found, key=place)
 
 
-def _check_alike(found: Mapping[Folder, Part]) -> None:
-    if begun := [str(folder) for folder, part in found.items() if not part.finished]:
+def _check_alike(found: Mapping[str, Part], folders: Mapping[str, Path]) -> None:
+    if begun := [folder for folder, part in found.items() if not part.finished]:
         raise UsageError(f"parts that are not finished: {', '.join(begun)}; run their shards again")
     for folder, part in found.items():
-        if lacking := part.files.items() - _measure(folder.path).items():
+        if lacking := part.files.items() - _measure(folders[folder]).items():
             raise UsageError(
                 f"part {folder}: expected {len(part.files)} files as they were made, got "
                 f"{len(lacking)} cut short or not at all, such as {min(lacking)[0]}; copy the part "
@@ -369,7 +353,7 @@ def _check_alike(found: Mapping[Folder, Part]) -> None:
             )
 
 
-def _check_covered(found: Mapping[Folder, Part], number: int, in_order: Sequence[Folder]) -> None:
+def _check_covered(found: Mapping[str, Part], number: int, in_order: Sequence[str]) -> None:
     """Raise UsageError if a piece has images in no part, or in two."""
     reached, before, lacking = 0, in_order[0], []
     for folder in in_order:

@@ -309,7 +309,7 @@ def _describe(noted: Mapping[str, Any]) -> str | None:
     """How many rows a release has, what of and who wrote them; None if that isn't noted."""
     try:
         rows, sources = sum(noted["rows"].values()), ", ".join(noted["sources"])
-        return f"{rows} rows of {sources} (model {noted['model']})"
+        return f"{resources.count_of(rows, 'row')} of {sources} (model {noted['model']})"
     except (KeyError, TypeError, AttributeError):
         return None
 

@@ -42,6 +42,7 @@ from mminstruct.reports.intervals import (
     spread_sample,
     t_quantile,
 )
+from mminstruct.resources import count_of
 from mminstruct.rows.plan import Plan
 from mminstruct.rows.requests import jobs
 from mminstruct.schema import Completion, Message
@@ -218,7 +219,7 @@ class Estimate:
     def line(self) -> str:
         """How many requests, what is stored of them, and what the rest costs, in one line."""
         stored, cost = self.total("stored"), self.own_cost_usd
-        to = f"{self.requests:,} requests to {self.recipe.backend.model}"
+        to = f"{count_of(self.requests, 'request')} to {self.recipe.backend.model}"
         said = [f"{to}, {format_whole(stored)} stored"]
         if not self.total("left").high:
             return f"{said[0]}: none is left to send"

@@ -24,7 +24,7 @@ from mminstruct import datafiles, sources
 from mminstruct.checks import verdict_of
 from mminstruct.reports.contexts import Contexts
 from mminstruct.reports.rows import Row
-from mminstruct.resources import is_inside
+from mminstruct.resources import count_of, is_inside
 from mminstruct.rows.columns import ROW
 from mminstruct.rows.report import VIEW
 from mminstruct.schema import Box, Media
@@ -127,9 +127,8 @@ class Images:
 
     def tell_lost(self) -> list[str]:
         """A sentence, if any are lost."""
-        count = len(self.lost)
-        told = f"{count:,} images are not at hand: --images DIR says where they are."
-        return [told] if count else []
+        lost = count_of(len(self.lost), "image is", "images are")
+        return [f"{lost} not at hand: --images DIR says where."] if self.lost else []
 
     def address(self, media: Media, source: str) -> str | None:
         """What the page asks for, or None."""

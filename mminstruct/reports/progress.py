@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TextIO
 
 from mminstruct.completions.stats import Stats
-from mminstruct.resources import printable
+from mminstruct.resources import count_of, printable
 from mminstruct.transport import until
 
 _REFRESH_S = 0.2
@@ -95,14 +95,15 @@ def describe(
         parts.insert(1, f"paused until {until(paused_s)}, {duration(paused_s)}")
     elif stats.held_by:
         parts.append(stats.held_by)
-    for count, word in (
-        (stats.failed.total(), "failed"),
-        (stats.rejected.total(), "rejected"),
-        (stats.stored, "stored"),
-        (stats.retries, f"retries: {stats.retried_for}" if stats.retried_for else "retries"),
+    why = f": {stats.retried_for}" if stats.retried_for else ""
+    for count, *words in (
+        (stats.failed.total(), "failed", "failed"),
+        (stats.rejected.total(), "rejected", "rejected"),
+        (stats.stored, "stored", "stored"),
+        (stats.retries, f"retry{why}", f"retries{why}"),
     ):
         if count:
-            parts.append(f"{count:,} {word}")
+            parts.append(count_of(count, *words))
     if stats.completion_tokens:
         parts.append(f"{short(stats.prompt_tokens)}+{short(stats.completion_tokens)} tokens")
     line = parts[0]

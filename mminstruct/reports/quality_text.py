@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from mminstruct.reports.quality import Measures, Quality
+from mminstruct.resources import count_of
 
 REFERENCE_TITLE = "GPT-4 with LLaVA's recipe, 111 published rows, ± 5 points"
 ALL = "all"
@@ -235,10 +236,10 @@ def _of(quality: Quality, kind: str) -> Measures:
 
 
 def _facts(quality: Quality) -> str:
-    about = f" about {quality.images:,} images" if quality.images else ""
+    about = f" about {count_of(quality.images, 'image')}" if quality.images else ""
     lost = quality.without_context
-    left = f"; of {lost:,} rows the image has no annotations here" if lost else ""
-    return f"{quality.all.rows:,} rows{about}{left}"
+    left = f"; of {count_of(lost, 'row')} the image has no annotations here" if lost else ""
+    return f"{count_of(quality.all.rows, 'row')}{about}{left}"
 
 
 def _table(columns: Sequence[tuple[str, str, Measures]]) -> Iterator[str]:

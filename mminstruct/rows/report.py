@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from mminstruct.answers.repeats import Repeats, are_many
 from mminstruct.completions.client import NOT_SENT
 from mminstruct.errors import NoRows, RunStopped, UsageError
+from mminstruct.resources import count_of
 
 REJECTED = "rejected.jsonl"
 """What gave no row, and why; with the answers, which stay on this machine."""
@@ -162,10 +163,10 @@ class Report:
             found.add(cls.read(path))
         return found
 
-    def explain_no_row(self, split: str) -> str:
-        """What became of the requests of a split instead."""
+    def explain_no_row(self, where: str) -> str:
+        """What became of the requests of a split or a source instead."""
         first = next((f"; the first: {entry['detail']}" for entry in self.entries()), "")
-        return f"no row in split {split!r}: {summary(self)}{first}"
+        return f"no row in {where}: {summary(self)}{first}"
 
     def stop(
         self, words: str, where: str, ask: str = "leave out partial (--partial) to ask for them"
@@ -190,11 +191,11 @@ class Report:
 
 def summary(report: Report, rows: str | None = None) -> str:
     """Rows, rejections and failures in a line; ``rows`` are the words about the first."""
-    parts = [rows or f"{report.rows.total()} rows"]
+    parts = [rows or count_of(report.rows.total(), "row")]
     if report.contradicted:
-        parts.append(f"{report.contradicted} turns left out from a contradicted one on")
+        parts.append(f"{count_of(report.contradicted, 'turn')} left out from a contradicted one on")
     if report.unsent:
-        parts.append(f"{report.unsent} of {report.requests} requests not asked yet")
+        parts.append(f"{report.unsent:,} of {count_of(report.requests, 'request')} not asked yet")
     failures = Counter({c: n for c, n in report.failures.items() if c != NOT_SENT})
     for word, counts in (("rejected", report.rejections), ("failed", failures)):
         if counts:
@@ -211,8 +212,9 @@ def explain_failures(report: Report, again: str) -> str:
     """How many requests have no answer, and what to do, which ``again`` says of some of them."""
     refused = report.failures["refused"]
     left = report.failures.total() - refused
-    told = [f"{left} requests got no answer; {again}"] if left else []
-    told += [f"{refused} requests were refused, as they would be again"] if refused else []
+    told = [f"{count_of(left, 'request')} got no answer; {again}"] if left else []
+    one, many = "request was refused, as it would", "requests were refused, as they would"
+    told += [f"{count_of(refused, one, many)} be again"] if refused else []
     return ". ".join(told)
 
 

@@ -13,6 +13,7 @@ import msgspec
 from mminstruct.annotations import labels
 from mminstruct.annotations import names as kinds_of_annotations
 from mminstruct.errors import SourceError, UsageError, did_you_mean
+from mminstruct.resources import count_of
 from mminstruct.schema import Box, Context
 
 _EXAMPLES = 100  # ids that are kept of what is left out for one reason
@@ -126,7 +127,7 @@ class ReadReport:
             words = reason.rpartition(": ")[2].split()[:2]
             lost.update({kind: self.skipped[reason] for kind in words if kind in self.kept})
         gone = [
-            f"{count} of {count + self.kept[kind]} {kind}{'es' if kind.endswith('x') else 's'}"
+            f"{count:,} of {count_of(count + self.kept[kind], kind)}"
             for kind, count in lost.items()
             if count > self.kept[kind]
         ]

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from mminstruct.errors import SourceError
+from mminstruct.resources import count_of
 from mminstruct.schema import Box, Context, Media, digest
 from mminstruct.sources._base import Download, Files, ReadReport, Source, SourceInfo
 
@@ -152,8 +153,8 @@ class JoinedSource:
         for name, count in unmatched.items():
             if not matched[name]:
                 raise SourceError(
-                    f"{names[0]}+{name}: no image in common, got {count} images of {name} "
-                    f"against at least one of {names[0]} expected. Join sources of the same "
+                    f"{names[0]}+{name}: no image in common, got {count_of(count, 'image')} of "
+                    f"{name} against at least one of {names[0]} expected. Join sources of the same "
                     "images."
                 )
             reason = f"{name}: image that is not among those of {names[0]}"

@@ -21,6 +21,7 @@ import msgspec
 
 from mminstruct.errors import SourceError, did_you_mean
 from mminstruct.late import Late
+from mminstruct.resources import count_of
 from mminstruct.sources._annotation_file import AnnotationFile, Layout, decode, open_text
 from mminstruct.sources._base import ReadReport
 from mminstruct.sources._coco import (
@@ -325,9 +326,10 @@ def read_tables(
     boxes.is_group.extend(bytes(len(boxes.image_ids)))
     if contradicting:
         raise SourceError(
-            f"{where}: got {len(contradicting)} rows that tell another size, licence, address or "
-            f"author of an image than one before, such as of {contradicting[0].file_name!r}, "
-            "against the same in all rows of an image expected. Put one of them right."
+            f"{where}: got {count_of(len(contradicting), 'row')} with another size, licence, "
+            f"address or author of an image than one before, such as of "
+            f"{contradicting[0].file_name!r}, against the same in all rows of an image expected. "
+            "Put one of them right."
         )
     known = usable_images(list(images.values()), where, report, any_size=True)
     named = {n: " ".join(str(label).split()) for label, n in labels.items() if n is not None}

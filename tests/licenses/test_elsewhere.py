@@ -338,6 +338,16 @@ def test_a_field_of_ever_new_texts_takes_bounded_memory(tmp_path: Path) -> None:
         ("a.parquet", b"PAR1", "can't be read: "),
         ("a.md", b"---\n- a\n---\n", "expected a mapping as front matter, got list"),
         ("a.gguf", b"GGUF", "a model is given with --model"),
+        *(
+            (f"a.{kind}", content, f"a.{kind}: expected rows, got none; give what has some, or a")
+            for kind, content in (
+                ("jsonl", b""),
+                ("json", b""),
+                ("json", b"[]"),
+                ("json", b'{"license": "mit", "train": []}'),
+                ("jsonl.gz", gzip.compress(b"\n", mtime=0)),
+            )
+        ),
     ],
 )
 def test_what_is_damaged_or_of_another_kind_is_told(
@@ -346,12 +356,6 @@ def test_what_is_damaged_or_of_another_kind_is_told(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError, match=message):
         licenses.read_data_set(tmp_path / name)
-
-
-def test_an_empty_file_names_nobody(tmp_path: Path) -> None:
-    for name in ("a.json", "a.jsonl"):
-        (tmp_path / name).write_bytes(b"")
-        assert judged(tmp_path / name).commercial is None
 
 
 def test_the_command_tells_what_a_file_implies(

@@ -203,7 +203,7 @@ def test_a_join_is_there_when_all_of_it_is(place: Path) -> None:
 def test_sources_without_an_image_in_common_can_not_be_joined(place: Path) -> None:
     (place / "coco_train_captions.jsonl").write_text(narrative_lines(("999", "Elsewhere.")))
     source = sources.get("COCO2017+LN")
-    with pytest.raises(SourceError, match=r"COCO2017\+LN: no image in common, got 1 images of LN"):
+    with pytest.raises(SourceError, match=r"COCO2017\+LN: no image in common, got 1 image of LN"):
         read(source, [place])
 
 

@@ -484,7 +484,7 @@ def test_an_unknown_split_is_an_error() -> None:
         ("narratives", [narrative("137576", "A dog.")], "16 hexadecimal digits .137576"),
         ("boxes", "ImageId,LabelName\nx,y\n", "ImageID"),
         ("boxes", [f"{ONE[:-1]},xclick,{DOG},1,0.1,0.5,0.2,0.9,0,0,0,0,0"], "16 hexadecimal"),
-        ("boxes", [f"{ONE},xclick,{DOG},1,zero,0.5,0.2,0.9,0,0,0,0,0"], "1 of 1 boxes"),
+        ("boxes", [f"{ONE},xclick,{DOG},1,zero,0.5,0.2,0.9,0,0,0,0,0"], "1 of 1 box"),
         ("boxes", [f"{ONE},xclick,{DOG}"], "columns"),
         ("classes", "LabelName,DisplayName\n/m/only\n", "row 2"),
     ],

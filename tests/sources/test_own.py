@@ -628,7 +628,7 @@ def test_a_wrong_description_is_told(
         ),
         (
             [{"image": "a.jpg", "width": 1, "text": "x"}, {"image": "a.jpg", "width": 2}],
-            "1 rows that tell another size.* such as of 'a.jpg'",
+            "1 row with another size.* such as of 'a.jpg'",
         ),
         (
             [{"image": "a.jpg", "boxes": [{"label": 3, "bbox": [0, 0, 1, 1]}]}],

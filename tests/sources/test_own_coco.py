@@ -244,7 +244,7 @@ def panoptic(found: dict[str, Any]) -> None:
         (exchange, "100% of the boxes leave their images.*width and height exchanged"),
         (double, "two images of one name, got 'quay0.jpg' for 000000000000 and 000000000001"),
         (same_id, "image id 0 appears twice"),
-        (panoptic, "1 of 1 boxes can't be used"),
+        (panoptic, "1 of 1 box can't be used"),
     ],
 )
 def test_a_file_that_contradicts_itself_is_told(

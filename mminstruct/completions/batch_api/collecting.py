@@ -27,7 +27,7 @@ from mminstruct.completions.batch_api.server import QUEUE_FULL, find_batch
 from mminstruct.completions.batch_api.state import Run
 from mminstruct.completions.job import Failed
 from mminstruct.errors import RequestRefused, RunStopped, TransientError
-from mminstruct.resources import shown
+from mminstruct.resources import count_of, shown
 
 _log = logging.getLogger(__name__)
 
@@ -214,7 +214,7 @@ class Collector:
         )
         left = results.keys - results.answered
         failure = Failed("unread", f"answers of batch {batch.id}: {why}; {advice}")
-        _log.warning(f"{len(left):,} requests have no answer: {failure.message}")
+        _log.warning(f"{count_of(len(left), 'request')} got no answer: {failure.message}")
         run.failures.update(dict.fromkeys(left, failure))
         for key in left:
             run.costs.charge(key)  # paid for, as it seems
@@ -245,17 +245,17 @@ class Collector:
             run.queue.room += 1
         kept = "its files are kept at the server"
         if without:
-            _log.warning(f"{len(without):,} requests got no answer: {missing.message}")
+            _log.warning(f"{count_of(len(without), 'request')} got no answer: {missing.message}")
         if results.unreadable:
             first = results.failures[min(results.unreadable)].message
-            words = f"{len(results.unreadable):,} answers can't be read, the first: {first}"
-            _log.warning(f"batch {batch.id}: {words}; {kept}")
+            words = f"{count_of(len(results.unreadable), 'answer')} can't be read"
+            _log.warning(f"batch {batch.id}: {words}, the first: {first}; {kept}")
         if results.is_damaged():
             _log.warning(
                 f"batch {batch.id}: left out {results.unknown} lines about unknown requests and "
                 f"{results.damaged} damaged lines; {kept}"
             )
-        _log.info(f"batch {batch.id}: {batch.status}, {len(results.answered):,} answers")
+        _log.info(f"batch {batch.id}: {batch.status}, {count_of(len(results.answered), 'answer')}")
 
     async def clean_up(self) -> None:
         """Delete the files of batches whose answers are stored; what fails is left to later."""

@@ -521,13 +521,20 @@ def test_a_hundred_failures_in_a_row_stop_the_run(store_path: Path) -> None:
     assert stored(store_path) == 20
 
 
-@pytest.mark.parametrize("error", [RequestRefused("no"), TransientError("no", cause="http_500")])
+@pytest.mark.parametrize(
+    ("error", "each"),
+    [
+        (RequestRefused("no"), 20),
+        (RequestRefused("no"), 3),
+        (TransientError("no", cause="http_500"), 20),
+    ],
+)
 def test_what_failed_for_good_does_not_keep_a_rerun_from_its_end(
-    store_path: Path, error: MMInstructError
+    store_path: Path, error: MMInstructError, each: int
 ) -> None:
     # In a rerun nothing but the failures is asked for, so that they come in a row.
     def answer(text: str, before: int) -> str:
-        if int(text) % 20 == 0:
+        if int(text) % each == 0:
             raise error
         return text
 
@@ -539,7 +546,7 @@ def test_what_failed_for_good_does_not_keep_a_rerun_from_its_end(
             futures = [client.submit(batch) for batch in batches]
             outcomes = [o for future in futures for o in future.result(PATIENCE_S)]
         failed = [i for i, o in enumerate(outcomes) if isinstance(o, Failed)]
-        assert failed == list(range(0, 3000, 20))
+        assert failed == list(range(0, 3000, each))
         sent.append(set(script.texts))
     assert sent[1] == {str(n) for n in failed}
 

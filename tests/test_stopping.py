@@ -48,6 +48,15 @@ def test_a_hundred_failures_in_a_row_end_a_run_and_a_tenth_of_a_full_store() -> 
         assert str(ends[-1]) == f"{enough} requests in a row failed; the last: broken"
 
 
+def test_a_rerun_ends_as_the_run_did_unless_more_is_refused_than_was_answered() -> None:
+    for stored, enough in ((0, 100), (70, 100), (900, 900)):
+        rules = StopRules()
+        refused = RequestRefused("not this one", status=400)
+        ends = [rules.count_failure(refused, 0, stored) for _ in range(enough)]
+        assert ends[:-1] == [None] * (enough - 1)
+        assert str(ends[-1]) == f"{enough} requests in a row failed; the last: not this one"
+
+
 def test_failures_between_answers_end_nothing() -> None:
     rules = StopRules()
     for _ in range(99):

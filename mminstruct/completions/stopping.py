@@ -117,12 +117,14 @@ class StopRules:
 
         A failure tells nothing about the server if there are more answers than before its first
         attempt: what fails again and again comes to its end last. And a rerun asks for nothing but
-        what failed before, so the more is stored, the more of that there may be.
+        what failed before, so the more is stored, the more of that there may be: a tenth, or as
+        much of what is refused, which is at once and costs nothing.
         """
         if self.answers > answers_before:
             return None
         self._failed_in_a_row += 1
-        if self._failed_in_a_row < max(_FAILED_IN_A_ROW, stored // 10):
+        most = stored if isinstance(error, RequestRefused) else stored // 10
+        if self._failed_in_a_row < max(_FAILED_IN_A_ROW, most):
             return None
         return RunStopped(f"{self._failed_in_a_row} requests in a row failed; the last: {error}")
 

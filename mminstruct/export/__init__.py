@@ -169,7 +169,7 @@ def export(
     registry = licenses.load(licenses_file, sources.names())
     pictures = Pictures(images, filter_by_license(registry, allowed), commercial)
     if image_folder is not None:
-        pictures.folder = Path(image_folder)
+        pictures.folder = Path(image_folder).expanduser()
     if images == "path" and not pictures.folder.is_dir():
         raise UsageError(
             f"image_folder {pictures.folder}: no such folder{lacking(pictures.folder)}"

@@ -129,8 +129,13 @@ def claim(folder: Path, part: Part, *, overwrite: bool) -> Iterator[Writer]:
         ) from error
     with held:
         there = {f: read(f) for f in sorted(folder.parent.iterdir()) if (f / _NOTE).is_file()}
-        if not overwrite:
-            _check_beside(folder, part, there)
+        try:
+            if not overwrite:
+                _check_beside(folder, part, there)
+        except UsageError:
+            if folder not in there:  # else a merge of all that is there would stumble over it
+                shutil.rmtree(folder)
+            raise
         if there.get(folder) is None or find_difference(there[folder].plan, part.plan):
             _note(folder, part)
         yield partial(_write, folder, part)

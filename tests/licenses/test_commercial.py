@@ -360,3 +360,16 @@ def test_from_python_they_are_checked_too(folder: Path) -> None:
         mminstruct.generate("COCO2017", **given)
     with pytest.raises(ConfigError, match="has the source 'COCO_2017', which is not known"):
         mminstruct.push_to_hub(dataset([row(1)]), "a/b", licenses="own.yaml", token="t")
+
+
+def test_load_dataset_says_at_its_end_of_how_many_rows_text_and_image_are_free(
+    folder: Path, server: LoopbackServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = {"backend": "openai", "model": FREE, "base_url": server.url, "data_dir": "cache"}
+    given |= {"response_store": "responses.sqlite", "cache_dir": "hf", "split": "train"}
+    for _ in range(2):  # the second time nothing is announced
+        caplog.clear()
+        with caplog.at_level("INFO", logger="mminstruct.builder"):
+            datasets.load_dataset("builders/coco2017_llava", "conversation", **given)
+        said = caplog.messages[-1]
+        assert "9 rows; licence of the text: cc-by-4.0; commercial use: 4 of 9 rows" in said

@@ -106,6 +106,7 @@ def test_types_of_ones_own_prompt_config_are_known(tmp_path: Path) -> None:
         ("generate SAMPLE --model --limit 3", "error: --model: expected one argument; see"),
         ("estimate SAMPLE --max-cost $5", "error: --max_cost: invalid float value: '$5'; see"),
         ("show SAMPLE --types conversation no 3", "'no' and '3': can't tell which of them is ID;"),
+        ("list sources", "list: error: unrecognized arguments: sources; see mminstruct list"),
         ("list --json", "list: error: unrecognized arguments: --json (--json is a flag of estim"),
     ],
 )

@@ -11,6 +11,7 @@ from collections import deque
 from types import TracebackType
 from typing import TextIO
 
+from mminstruct.completions.client import NOT_SENT
 from mminstruct.completions.stats import Stats
 from mminstruct.resources import printable
 from mminstruct.transport import until
@@ -96,7 +97,8 @@ def describe(
     elif stats.held_by:
         parts.append(stats.held_by)
     for count, word in (
-        (stats.failed.total(), "failed"),
+        (stats.failed.total() - stats.failed[NOT_SENT], "failed"),
+        (stats.failed[NOT_SENT], "not asked"),
         (stats.rejected.total(), "rejected"),
         (stats.stored, "stored"),
         (stats.retries, f"retries: {stats.retried_for}" if stats.retried_for else "retries"),

@@ -373,3 +373,19 @@ def test_load_dataset_says_at_its_end_of_how_many_rows_text_and_image_are_free(
             datasets.load_dataset("builders/coco2017_llava", "conversation", **given)
         said = caplog.messages[-1]
         assert "9 rows; licence of the text: cc-by-4.0; commercial use: 4 of 9 rows" in said
+
+
+def test_what_is_left_out_of_files_is_said_by_the_command_as_by_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.csv").write_text("image,caption\na.jpg,A heron.\nb.jpg,\n")
+    Path("own.yaml").write_text(
+        "{name: own, license: cc-by-4.0, format: table, files: {train: own.csv}}"
+    )
+    for command in ("license", "estimate"):
+        assert cli.run([command, "own.yaml", "--model", FREE, "--model_source", "openai"]) == 0
+        said = capsys.readouterr().err.splitlines()[0]
+        assert said == (
+            "mminstruct: own, split 'train': left out 1 x image without captions and boxes (b.jpg)"
+        )

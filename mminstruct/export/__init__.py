@@ -253,8 +253,8 @@ def _write(
             except Excluded as excluded:
                 outcome.excluded[str(excluded)] += 1
             except LeftOut as left_out:
-                reason, *file = left_out.args
-                lost = lost or file
+                reason, *about = left_out.args
+                lost = lost or about
                 outcome.missing[reason] += 1
                 named = {name: row[name] for name in ("id", "image", "image_url")}
                 reasons.write(output.encode_line({**named, "reason": reason}))

@@ -317,7 +317,7 @@ def _deal_out(
             budget,
             {kind: count // actors for kind, count in Counter(requests["type"][:]).items()},
         ),
-        batch_size=None,
+        batch_size=size,  # one block; with GPUs Ray wants it said
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(
             size=actors,

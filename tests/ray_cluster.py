@@ -6,7 +6,7 @@ import sys
 
 from ray.cluster_utils import Cluster
 
-NODE = {"num_cpus": 4, "object_store_memory": 100 << 20}
+NODE = {"num_cpus": 4, "num_gpus": 1, "object_store_memory": 100 << 20}
 
 if __name__ == "__main__":
     cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})

@@ -242,6 +242,23 @@ def test_a_bound_holds_for_all_nodes_together_also_where_a_worker_is_killed(
     assert 90 - IN_FLIGHT // 2 <= place.stored() <= 90
 
 
+def test_an_engine_in_the_process_runs_where_ray_has_gpus(
+    tmp_path: Path, cluster: tuple[dict[str, str], psutil.Process]
+) -> None:
+    places = [Place(tmp_path / name, tmp_path) for name in ("without", "with")]
+    for place, more, env in zip(places, ([], ["--engine", "ray"]), ({}, cluster[0]), strict=True):
+        place.folder.mkdir()
+        done = subprocess.run(
+            [*place.command, "generate", "SAMPLE", "--model_source", "fake", *more,
+             "--output_path", str(place.output)],
+            env={**place.environment(), **env}, timeout=PATIENCE_S, check=False,
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+    assert places[1].output_digest() == places[0].output_digest()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

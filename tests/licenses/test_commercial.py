@@ -362,7 +362,7 @@ def test_from_python_they_are_checked_too(folder: Path) -> None:
         mminstruct.push_to_hub(dataset([row(1)]), "a/b", licenses="own.yaml", token="t")
 
 
-def test_load_dataset_says_at_its_end_of_how_many_rows_text_and_image_are_free(
+def test_load_dataset_says_at_its_end_what_its_verdict_is_about(
     folder: Path, server: LoopbackServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     given = {"backend": "openai", "model": FREE, "base_url": server.url, "data_dir": "cache"}
@@ -370,9 +370,12 @@ def test_load_dataset_says_at_its_end_of_how_many_rows_text_and_image_are_free(
     for _ in range(2):  # the second time nothing is announced
         caplog.clear()
         with caplog.at_level("INFO", logger="mminstruct.builder"):
-            datasets.load_dataset("builders/coco2017_llava", "conversation", **given)
-        said = caplog.messages[-1]
-        assert "9 rows; licence of the text: cc-by-4.0; commercial use: 4 of 9 rows" in said
+            made = datasets.load_dataset("builders/coco2017_llava", "conversation", **given)
+        assert caplog.messages[-1] == (
+            "coco2017_llava: 9 rows; licence of the text: cc-by-4.0; commercial use of the text: "
+            "yes; of text and image: column commercial_use"
+        )
+    assert list(made["commercial_use"]).count(True) == 4
 
 
 def test_what_is_left_out_of_files_is_said_by_the_command_as_by_others(

@@ -11,8 +11,7 @@ from collections import deque
 from types import TracebackType
 from typing import TextIO
 
-from mminstruct.completions.client import NOT_SENT
-from mminstruct.completions.stats import Stats
+from mminstruct.completions.stats import NOT_SENT, Stats
 from mminstruct.resources import printable
 from mminstruct.transport import until
 

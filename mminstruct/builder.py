@@ -215,7 +215,8 @@ class InstructBuilder(datasets.GeneratorBasedBuilder):
             listed = ", ".join(shown(file) for file in files if file.is_file())
             _log.info(
                 f"{self.dataset_name}: {summary(self.report)}{tell_cost([self])}; licence of the "
-                f"text: {self.recipe.verdict}{listed and f'; what is missing, and why: {listed}'}"
+                f"text: {self.recipe.verdict}; of text and image: column commercial_use"
+                f"{listed and f'; what is missing, and why: {listed}'}"
             )
 
     def _prepare_split_single(self, *args: Any, **kwargs: Any) -> Iterator[Any]:

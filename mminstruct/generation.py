@@ -410,7 +410,7 @@ def choose_output(
     known = ("dataset", *export.FILE_FORMATS)
     if output_format is not None and output_format not in known:
         raise UsageError(f"format {output_format!r}{did_you_mean(output_format, known)}")
-    given = Path(output_path or "")
+    given = Path(output_path or "").expanduser()
     chosen = output_format or _FORMAT_OF_SUFFIX.get(given.suffix, "dataset")
     if chosen == "dataset":
         export.check_folder_name(given, chosen)

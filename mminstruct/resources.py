@@ -20,6 +20,8 @@ from typing import Any, Literal
 from mminstruct.errors import UsageError
 
 _PACKAGE = Path(__file__).parent
+# What a path makes of s3://bucket; Windows' drives have one letter.
+_ADDRESS = re.compile(r"[A-Za-z][\w+.-]+:/")
 # All but line breaks and tabs; also what turns the direction of text (UAX 9) and other line ends.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
@@ -32,6 +34,11 @@ def folder(name: Literal["builders", "prompt_configs", "cards"]) -> Path:
 
 def check_writable(folder: Path, output: Path) -> None:
     """Raise UsageError about the output if nothing can be written there; the folder isn't made."""
+    if _ADDRESS.match(output.as_posix()):
+        raise UsageError(
+            f"output path {output}: expected one on this machine, got an address; write to a "
+            "folder or file, and copy it there"
+        )
     try:
         there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
         with tempfile.TemporaryFile(dir=there):

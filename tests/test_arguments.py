@@ -106,6 +106,7 @@ def test_types_of_ones_own_prompt_config_are_known(tmp_path: Path) -> None:
         ("generate SAMPLE --model --limit 3", "error: --model: expected one argument; see"),
         ("estimate SAMPLE --max-cost $5", "error: --max_cost: invalid float value: '$5'; see"),
         ("show SAMPLE --types conversation no 3", "'no' and '3': can't tell which of them is ID;"),
+        ("list sources", "list: error: unrecognized arguments: sources; see mminstruct list"),
         ("list --json", "list: error: unrecognized arguments: --json (--json is a flag of estim"),
     ],
 )
@@ -311,6 +312,41 @@ def test_where_an_output_cannot_be_is_named(
     line = "generate SAMPLE --dry_run --output_path notes/mine/out"
     assert cli.run(line.split()) == USAGE
     assert "output path notes/mine/out: Not a directory in notes\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "generate SAMPLE --dry_run --output_path",
+        "generate SAMPLE --dry_run --shard 0/2 --output_path",
+        "merge out.parts/0-of-1",
+        "export out --format jsonl --output_path",
+        "export out --format webdataset --images path --image_folder . --output_path",
+        "view out --output_path",
+    ],
+)
+def test_an_address_is_no_folder_of_that_name(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "out.html" if line.startswith("view") else "out"
+    assert cli.run([*line.split(), f"s3://bucket/{name}"]) == USAGE
+    assert "output path s3:/bucket/out" in (said := capsys.readouterr().err)
+    assert "expected one on this machine, got an address; write to a folder or file" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_home_is_known_where_no_shell_writes_it_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    Path("run.yaml").write_text("{output_path: ~/out, dry_run: true, limit: 1}")
+    assert cli.run(["generate", "SAMPLE", "--config", "run.yaml"]) == DONE
+    Path("form.yaml").write_text("{output_path: ~/rows.jsonl, format: jsonl}")
+    assert cli.run(["export", "home/out", "--config", "form.yaml"]) == DONE
+    assert {f.name for f in Path("home").glob("*")} >= {"out", "rows.jsonl"}
+    assert not Path("~").exists()
 
 
 def builder(tmp_path: Path, **arguments: Any) -> InstructBuilder:

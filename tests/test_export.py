@@ -1493,7 +1493,8 @@ def test_a_missing_image_gives_exit_code_1(
     path = ["--images", "path", "--image-folder", "images"]
     assert cli.run([*arguments, *path]) == USAGE
     error = capsys.readouterr().err
-    assert "no row would be left; 0 rows, 6 left out (no such file 6)" in error
+    first = Path("images", f"{1:012d}.jpg")
+    assert f"would be left; 0 rows, 6 left out (no such file 6); the first is {first}\n" in error
     assert len(as_trl_reads(Path("out.messages.jsonl"), None)) == 3
 
 

@@ -238,7 +238,7 @@ def test_from_python_rejects_licence_and_file_are_told(
             assert len(load(server, tmp_path, price_in=1000, price_out=1000)) == 2
         said = caplog.records[-1].getMessage()
         assert "coco2017_llava: 2 rows, 1 rejected" in said
-        assert "licence of the text: unknown" in said
+        assert "licence of the text: unknown; commercial use of the text: not known; " in said
         rejected, left_out = (Path(path) for path in said.rpartition(": ")[2].split(", "))
         assert [entry["answer"][:4] for entry in json_lines(rejected)] == ["No: "]
         assert [entry["reason"] for entry in json_lines(left_out)] == ["image without captions"]

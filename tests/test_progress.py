@@ -89,13 +89,13 @@ def test_the_line_has_all_that_is_known() -> None:
         retries=4,
         in_flight=64,
         rejected=Counter(leak=2, too_long=1),
-        failed=Counter(http_500=3),
+        failed=Counter(http_500=3, not_sent=1),
         prompt_tokens=95_000,
         completion_tokens=15_000,
     )
     assert describe(stats, rate=2.5, left_s=298.4) == (
-        "254/1,000  2.5/s, 4m58s left, 64 in flight, 3 failed, 3 rejected, 200 stored, 4 retries, "
-        "95.0k+15.0k tokens"
+        "255/1,000  2.5/s, 4m58s left, 64 in flight, 3 failed, 1 not asked, 3 rejected, "
+        "200 stored, 4 retries, 95.0k+15.0k tokens"
     )
 
 

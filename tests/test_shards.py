@@ -193,6 +193,7 @@ def test_merge_says_which_parts_lack_overlap_are_unfinished_or_of_another_run(
     # Another number of shards, of which one would ask about the same images again.
     beside = refused("generate SAMPLE --limit 8 --shard 3/4 --output_path out")
     assert "2-of-3 beside it has 2 of its 2 images of SAMPLE, split 'train', which" in beside
+    assert {part.name for part in (tmp_path / "out.parts").iterdir()} == {"0-of-3", "2-of-3"}
     other = refused("generate SAMPLE --limit 7 --shard 2/3 --output_path out")
     assert 'its number of images {"train":8}, against {"train":7}; give another' in other
     other = refused("generate SAMPLE --limit 8 --shard 2/3 --output_path out --seed 7")

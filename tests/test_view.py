@@ -156,6 +156,14 @@ def test_a_damaged_list_of_rejected_answers_is_refused(capsys: pytest.CaptureFix
     assert "rejected.jsonl: can't be read" in capsys.readouterr().err
 
 
+def test_a_list_of_rejected_answers_that_is_not_there_is_no_empty_page(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.run(["view", "out.rejected.jsonl"]) == 2
+    assert "out.rejected.jsonl: expected a release, or rows in" in capsys.readouterr().err
+    assert not Path("out.rejected.jsonl.html").exists()
+
+
 def test_motions_have_a_timeline() -> None:
     folder = write_all(Path("data"), 2)
     arguments = ["--dataset_storage_path", str(folder)]

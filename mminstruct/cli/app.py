@@ -3,13 +3,18 @@
 Exit codes:
 
     0    everything asked for is there
-    1    done, but some requests got no answer (run the same command again to ask for those), or a
-         trainer's file lacks rows (PATH.missing.jsonl names them)
-    2    a wrong argument, prompt config or annotation file, or a question answered with no: nothing
-         was sent; or an argument by which no answer gives a row
-    3    the run had to stop (server, key, Hub, disk, budget); run the same command again to go on
-    130  Ctrl-C (143: terminated, 129: hung up); run the same command again to go on
-    141  who reads the output of list, show, license or estimate left before its end, as head does
+    1    done, but some requests got no answer (run the same command again to
+         ask for those), or a trainer's file lacks rows (PATH.missing.jsonl
+         names them)
+    2    a wrong argument, prompt config or annotation file, or a question
+         answered with no: nothing was sent; or an argument by which no answer
+         gives a row
+    3    the run had to stop (server, key, Hub, disk, budget); run the same
+         command again to go on
+    130  Ctrl-C (143: terminated, 129: hung up); run the same command again to
+         go on
+    141  who reads the output of list, show, license or estimate left before
+         its end, as head does
 """
 
 from __future__ import annotations
@@ -176,8 +181,8 @@ def make_parser() -> Parser:
     """The parser of the whole command line."""
     parser = Parser(
         prog="mminstruct",
-        description="Multimodal instruction data from annotations, with any LLM. @FILE among words "
-        "stands for the words in the file.",
+        description="Multimodal instruction data from annotations, with any LLM.\n"
+        "@FILE among words stands for the words in the file.",
         epilog="exit codes:" + (__doc__ or "").partition("Exit codes:")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -67,6 +67,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say in a line what is wrong, and where to read on; exit."""
         message = re.sub(r"^argument ([-\w]+)[^:]*: ", r"\1: ", printable(message))
+        message = message.replace("arguments: -- ", "arguments: ")  # which we put before words
         text = f"{self.prog}: error: {message}; see {self.prog} --help"
         width = find_width(sys.stderr) or self.get_default("width")
         self.exit(USAGE, fit(text, width, name="") + "\n")

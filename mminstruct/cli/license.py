@@ -32,6 +32,7 @@ from mminstruct.completions.prices import price_of
 from mminstruct.config import InstructConfig
 from mminstruct.errors import UsageError, lacking
 from mminstruct.recipe import Recipe
+from mminstruct.reports import notes
 from mminstruct.sources import find_infos
 
 
@@ -71,6 +72,7 @@ _FOR_ALL = {"config", "licenses", "json", "why"}
 
 
 def _license(args: argparse.Namespace) -> int:
+    notes.show(alone=True)
     made = [name for name in args.sources if not _is_source(name) and _is_made(name)]
     if made:
         return _judge_made(args, made)

@@ -102,7 +102,7 @@ def _choose_output(given: str | None, rows: Path) -> Path:
 def _draw(path: Path, limit: int) -> tuple[page.Sample, str]:
     """The rows to show, and what they are, as a sentence."""
     sample, known = page.Sample(limit), set(sources.names())
-    is_rejected = path.name.endswith(REJECTED)
+    is_rejected = path.name.endswith(REJECTED) and path.is_file()
     beside = path / REJECTED if path.is_dir() else path.with_name(f"{path.name}.{REJECTED}")
     rejected = path if is_rejected else beside
     for row in () if is_rejected else read_rows(path, lambda names: "bytes" not in names):

@@ -30,7 +30,7 @@ from mminstruct.completions.gate import Gate
 from mminstruct.completions.job import Answered, Attempt, Failed, Job, Outcome
 from mminstruct.completions.limiter import Limiter
 from mminstruct.completions.sending import Sender, Start
-from mminstruct.completions.stats import Stats
+from mminstruct.completions.stats import NOT_SENT, Stats
 from mminstruct.completions.stopping import Ending, RowRules, StopRules
 from mminstruct.completions.store import ResponseStore, Scope, key_of
 from mminstruct.errors import (
@@ -49,9 +49,6 @@ _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 _DRAIN_STREAM_S = 5.0
-
-NOT_SENT = "not_sent"
-"""The cause of a failure where nothing was to be sent and the store lacks the answer."""
 
 
 def close_loop(loop: asyncio.AbstractEventLoop) -> None:

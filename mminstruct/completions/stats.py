@@ -7,6 +7,9 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
+NOT_SENT = "not_sent"
+"""The cause of a failure where nothing was to be sent and the store lacks the answer."""
+
 
 @dataclass(slots=True)
 class Stats:

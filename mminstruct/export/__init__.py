@@ -169,7 +169,7 @@ def export(
     registry = licenses.load(licenses_file, sources.names())
     pictures = Pictures(images, filter_by_license(registry, allowed), commercial)
     if image_folder is not None:
-        pictures.folder = Path(image_folder)
+        pictures.folder = Path(image_folder).expanduser()
     if images == "path" and not pictures.folder.is_dir():
         raise UsageError(
             f"image_folder {pictures.folder}: no such folder{lacking(pictures.folder)}"
@@ -228,7 +228,7 @@ def _write(
     Raises:
         UsageError: all of them would be. What was there before is left as it was.
     """
-    outcome, tally, shipped = Outcome(path), Tally(), pictures.shipped
+    outcome, tally, shipped, lost = Outcome(path), Tally(), pictures.shipped, list[Path]()
     missing, credits = (path.with_name(f"{path.name}.{n}.jsonl") for n in ("missing", "credits"))
     to = output.open_shards if form.is_folder else output.open_file
     with (
@@ -253,11 +253,16 @@ def _write(
             except Excluded as excluded:
                 outcome.excluded[str(excluded)] += 1
             except LeftOut as left_out:
-                outcome.missing[str(left_out)] += 1
+                reason, *about = left_out.args
+                lost = lost or about
+                outcome.missing[reason] += 1
                 named = {name: row[name] for name in ("id", "image", "image_url")}
-                reasons.write(output.encode_line({**named, "reason": str(left_out)}))
+                reasons.write(output.encode_line({**named, "reason": reason}))
         if not outcome.rows and (outcome.missing or outcome.excluded):
-            raise UsageError(f"{path}: not written, as no row would be left; {summary(outcome)}")
+            example = f"; the first is {lost[0]}" if lost else ""
+            raise UsageError(
+                f"{path}: not written, as no row would be left; {summary(outcome)}{example}"
+            )
         # Before the rows: these are never without it, which is how they are known to be ours.
         outcome.use = tally.use(terms.text, terms.allows)
         text = terms.license_text(outcome.use)

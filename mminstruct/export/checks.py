@@ -179,5 +179,5 @@ def _check_entry(path: Path) -> None:
 
 def resolve_name(path: str | Path) -> Path:
     """The path with a name at its end, beside which others can stand; ``.`` has none."""
-    path = Path(path)
+    path = Path(path).expanduser()
     return path.resolve() if path.name in ("", "..") else path

@@ -22,7 +22,7 @@ _TAGS = re.compile("<(?:image|video|audio)>")
 
 
 class LeftOut(Exception):
-    """A row that can't be exported; its text is the reason."""
+    """A row that can't be exported: the reason, and the file that it is about, if any."""
 
 
 @dataclass(frozen=True, slots=True)

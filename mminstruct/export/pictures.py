@@ -231,7 +231,7 @@ class Pictures:
             return row["image_url"]  # type: ignore[no-any-return]
         lost = self.wanted.lost(file, row["image_url"]) if self.wanted is not None else None
         if flaw := lost or self.flaw(file):
-            raise LeftOut(flaw)
+            raise LeftOut(flaw, self.folder / file)
         if form.root == "images":
             return form.name(row["image"])
         if form.root == "output":

@@ -146,7 +146,7 @@ class Verdict:
 
     def __str__(self) -> str:
         use = {True: "yes", False: "no", None: "not known"}[self.commercial]
-        return f"{self.name}; commercial use: {use}"
+        return f"{self.name}; commercial use of the text: {use}"
 
 
 def compose(registry: Registry, parts: Iterable[Part]) -> Verdict:

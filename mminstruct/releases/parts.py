@@ -15,7 +15,7 @@ import atexit
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import compress
@@ -130,8 +130,15 @@ def claim(folder: Path, part: Part, *, overwrite: bool) -> Iterator[Writer]:
     with held:
         beside = (f for f in sorted(folder.parent.iterdir()) if (f / _NOTE).is_file())
         there = {f: read(f, str(f)) for f in beside}
-        if not overwrite:
-            _check_beside(folder, part, there)
+        try:
+            if not overwrite:
+                _check_beside(folder, part, there)
+        except UsageError:
+            with suppress(OSError):  # a folder with anything in it stays
+                if folder not in there:  # or a merge of all that is there would stumble over it
+                    (folder / _LOCK).unlink()
+                    folder.rmdir()
+            raise
         if there.get(folder) is None or find_difference(there[folder].plan, part.plan):
             _note(folder, part)
         yield partial(_write, folder, part)

@@ -11,7 +11,7 @@ from collections import deque
 from types import TracebackType
 from typing import TextIO
 
-from mminstruct.completions.stats import Stats
+from mminstruct.completions.stats import NOT_SENT, Stats
 from mminstruct.resources import count_of, printable
 from mminstruct.transport import until
 
@@ -97,7 +97,8 @@ def describe(
         parts.append(stats.held_by)
     why = f": {stats.retried_for}" if stats.retried_for else ""
     for count, *words in (
-        (stats.failed.total(), "failed", "failed"),
+        (stats.failed.total() - stats.failed[NOT_SENT], "failed", "failed"),
+        (stats.failed[NOT_SENT], "not asked", "not asked"),
         (stats.rejected.total(), "rejected", "rejected"),
         (stats.stored, "stored", "stored"),
         (stats.retries, f"retry{why}", f"retries{why}"),

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mminstruct.answers.repeats import Repeats, are_many
-from mminstruct.completions.client import NOT_SENT
+from mminstruct.completions.stats import NOT_SENT
 from mminstruct.errors import NoRows, RunStopped, UsageError
 from mminstruct.resources import count_of
 

@@ -325,7 +325,7 @@ def _document(path: Path, content: bytes) -> Any:
         raise _not_utf8(path.name, error) from error
     except (ValueError, RecursionError) as error:
         raise SourceError(
-            f"{path.name}: {_json_damage(error, content)} expected. Download "
+            f"{path.name}: {_json_damage(error, content)} expected. Fix it, or download "
             f"the file again and put it at {shown(_archive_of(path) or path)}."
         ) from error
 
@@ -334,7 +334,7 @@ def _mistake(path: Path, got: str, layout: Layout[Any, Any]) -> SourceError:
     return SourceError(
         f"{path.name}: got {got} against an object with the keys "
         f"{', '.join(sorted(layout.required))} and a {layout.own} in each of the "
-        "annotations expected. Give the file that this name belongs to."
+        "annotations expected. Give the file that has them."
     )
 
 

@@ -360,3 +360,35 @@ def test_from_python_they_are_checked_too(folder: Path) -> None:
         mminstruct.generate("COCO2017", **given)
     with pytest.raises(ConfigError, match="has the source 'COCO_2017', which is not known"):
         mminstruct.push_to_hub(dataset([row(1)]), "a/b", licenses="own.yaml", token="t")
+
+
+def test_load_dataset_says_at_its_end_what_its_verdict_is_about(
+    folder: Path, server: LoopbackServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = {"backend": "openai", "model": FREE, "base_url": server.url, "data_dir": "cache"}
+    given |= {"response_store": "responses.sqlite", "cache_dir": "hf", "split": "train"}
+    for _ in range(2):  # the second time nothing is announced
+        caplog.clear()
+        with caplog.at_level("INFO", logger="mminstruct.builder"):
+            made = datasets.load_dataset("builders/coco2017_llava", "conversation", **given)
+        assert caplog.messages[-1] == (
+            "coco2017_llava: 9 rows; licence of the text: cc-by-4.0; commercial use of the text: "
+            "yes; of text and image: column commercial_use"
+        )
+    assert list(made["commercial_use"]).count(True) == 4
+
+
+def test_what_is_left_out_of_files_is_said_by_the_command_as_by_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.csv").write_text("image,caption\na.jpg,A heron.\nb.jpg,\n")
+    Path("own.yaml").write_text(
+        "{name: own, license: cc-by-4.0, format: table, files: {train: own.csv}}"
+    )
+    for command in ("license", "estimate"):
+        assert cli.run([command, "own.yaml", "--model", FREE, "--model_source", "openai"]) == 0
+        said = capsys.readouterr().err.splitlines()[0]
+        assert said == (
+            "mminstruct: own, split 'train': left out 1 x image without captions and boxes (b.jpg)"
+        )

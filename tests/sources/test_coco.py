@@ -535,7 +535,7 @@ def test_truncated_json_is_an_error_that_says_how_much_is_there(tmp_path: Path) 
     message = failure(tmp_path, instances=data)
     assert message == (
         f"{INSTANCES}: the JSON ends early, got 300 bytes against a closing bracket at the end "
-        f"expected. Download the file again and put it at {tmp_path / INSTANCES}."
+        f"expected. Fix it, or download the file again and put it at {tmp_path / INSTANCES}."
     )
 
 

@@ -70,7 +70,10 @@ def create(options: BackendOptions) -> LlamaCppBackend:
             installed; an option is out of range.
     """
     if importlib.util.find_spec("llama_cpp") is None:
-        raise UsageError(f"llama-cpp-python is not installed; {_INSTALL}")
+        raise UsageError(
+            "model_source llama.cpp, which is taken where none is given, needs llama-cpp-python, "
+            f"which is not installed; {_INSTALL}, or give another model_source"
+        )
     path = Path(options.model).expanduser() if options.model else bundled_model()
     check_gguf(path)
     _check(options)

@@ -6,6 +6,7 @@ Rows come one by one, and none is kept: what is remembered of a text is its hash
 from __future__ import annotations
 
 import re
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -13,6 +14,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 
 from mminstruct import benchmarks
 from mminstruct.answers.filters import find_suspects, reject_form
@@ -233,18 +235,23 @@ def _share_of_distinct_pairs(rows: Iterable[Sequence[Turn]]) -> float | None:
     return len(pairs) / pairs.total() if pairs else None
 
 
+def _no_hashes() -> array[int]:
+    return array("q")
+
+
 @dataclass(slots=True)
 class _Tally:
     """What is counted of rows; of several it is added up, and they share what was ``seen`` before.
 
-    ``counts`` are fields of `Measures`.
+    ``counts`` are fields of `Measures`; of questions and answers there are hashes, one after the
+    other: eight bytes each, where a set or a dict takes a hundred.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     words: Counter[int] = field(default_factory=Counter)
     questions: Counter[str] = field(default_factory=Counter)
-    asked: set[int] = field(default_factory=set)
-    answers: Counter[int] = field(default_factory=Counter)
+    asked: array[int] = field(default_factory=_no_hashes)
+    answers: array[int] = field(default_factory=_no_hashes)
     repeated: dict[int, str] = field(default_factory=dict)
     openings: Counter[str] = field(default_factory=Counter)
     flaws: Counter[str] = field(default_factory=Counter)
@@ -261,7 +268,7 @@ class _Tally:
         for turn in turns:
             self._add_turn(turn)
         said = hash(tuple(turn.answer for turn in turns))
-        self.answers[said] += 1
+        self.answers.append(said)
         if said in self.seen and said not in self.repeated:
             self.repeated[said] = " ".join(turn.answer for turn in turns)[:_LONGEST_SHOWN]
         self.seen.add(said)
@@ -281,7 +288,7 @@ class _Tally:
             question = turn.question.lower()
             kind = kind_of(question)
             self.questions[kind] += 1
-            self.asked.add(hash(tuple(_WORD.findall(question))))
+            self.asked.append(hash(tuple(_WORD.findall(question))))
             if kind == "yes or no" and first and first[0] in ("yes", "no"):
                 self.counts[first[0]] += 1  # yes, no
 
@@ -301,12 +308,16 @@ class _Tally:
     def add_all(self, other: _Tally) -> None:
         """Add up all of both but the sample."""
         for name in (one.name for one in fields(self) if one.name != "sample"):
-            getattr(self, name).update(getattr(other, name))
+            mine = getattr(self, name)
+            add = mine.extend if isinstance(mine, array) else mine.update
+            add(getattr(other, name))
 
     def measures(self) -> Measures:
         """What the rows are like."""
-        repeated = [said for said in self.repeated if self.answers[said] > 1]
-        most = max(repeated, key=lambda said: self.answers[said], default=None)
+        answers, times = np.unique(np.array(self.answers), return_counts=True)
+        often = dict(zip(answers[times > 1].tolist(), times[times > 1].tolist(), strict=True))
+        repeated = [said for said in self.repeated if said in often]
+        most = max(repeated, key=often.__getitem__, default=None)
         verdicts: dict[str, dict[str, int]] = {}
         for (kind, verdict), number in self.verdicts.most_common():
             verdicts.setdefault(kind, {})[verdict] = number
@@ -315,9 +326,9 @@ class _Tally:
             words=_percentiles(self.words),
             questions=dict(self.questions.most_common()),
             asked=self.questions.total(),
-            distinct_questions=len(self.asked),
-            repeated_rows=self.counts["rows"] - len(self.answers),
-            most_repeated=(self.repeated[most], self.answers[most]) if most else ("", 0),
+            distinct_questions=len(np.unique(np.array(self.asked))),
+            repeated_rows=self.counts["rows"] - len(answers),
+            most_repeated=(self.repeated[most], often[most]) if most else ("", 0),
             distinct_2=self.sample.distinct_2(),
             openings=dict(self.openings.most_common(_SHOWN)),
             flaws=dict(self.flaws.most_common()),

@@ -237,7 +237,7 @@ def test_the_verdict_on_a_run_within_a_quota_and_through_errors_is_clean(
 
 
 def test_the_verdict_on_a_run_through_an_outage_is_clean(tmp_path: Path, place: Place) -> None:
-    with llmock(tmp_path, "--latency-ms", "200") as mock:
+    with llmock(tmp_path, "--latency-ms", "500") as mock:
         mock.script()
         process = place.start(mock.url, *TYPES, "--max_concurrency", "8")
         while len(mock.requests()) < 5:

@@ -326,7 +326,7 @@ def test_reading_only_refuses_a_file_that_is_no_store_and_takes_an_empty_one(
 
 
 _READER = """
-import os, sys
+import os, sys, urllib.parse  # while Python's own files can be read
 from pathlib import Path
 from mminstruct.completions.store import ResponseStore
 
@@ -525,7 +525,7 @@ def test_a_path_through_a_file_is_a_store_error_in_words(tmp_path: Path) -> None
 
 
 _OPENER = """
-import os, sys
+import os, sys, urllib.parse  # while Python's own files can be read
 from pathlib import Path
 from mminstruct.errors import StoreError
 from mminstruct.completions.store import ResponseStore

@@ -184,7 +184,7 @@ class Meter:
         Args:
             rejected: answers that gave no row, by type and reason.
         """
-        whole = _Tally(sample=self._sample)
+        whole = _Tally(sample=self._sample, seen=self._seen)
         for tally in self._types.values():
             whole.add_all(tally)
         overlaps = {
@@ -237,6 +237,11 @@ def _share_of_distinct_pairs(rows: Iterable[Sequence[Turn]]) -> float | None:
 
 def _no_hashes() -> array[int]:
     return array("q")
+
+
+def _count_each(hashes: array[int]) -> Any:
+    """The distinct ones and how often each is there, by sorting, which takes little memory."""
+    return np.unique(np.array(hashes), return_counts=True)
 
 
 @dataclass(slots=True)
@@ -314,7 +319,7 @@ class _Tally:
 
     def measures(self) -> Measures:
         """What the rows are like."""
-        answers, times = np.unique(np.array(self.answers), return_counts=True)
+        answers, times = _count_each(self.answers)
         often = dict(zip(answers[times > 1].tolist(), times[times > 1].tolist(), strict=True))
         repeated = [said for said in self.repeated if said in often]
         most = max(repeated, key=often.__getitem__, default=None)
@@ -326,7 +331,7 @@ class _Tally:
             words=_percentiles(self.words),
             questions=dict(self.questions.most_common()),
             asked=self.questions.total(),
-            distinct_questions=len(np.unique(np.array(self.asked))),
+            distinct_questions=len(_count_each(self.asked)[0]),
             repeated_rows=self.counts["rows"] - len(answers),
             most_repeated=(self.repeated[most], often[most]) if most else ("", 0),
             distinct_2=self.sample.distinct_2(),

@@ -722,17 +722,6 @@ def test_a_server_that_stays_away_is_given_up_after_as_many_probes_as_a_request_
     assert (limiter.dead, gate.probed, limiter.wait_s(now + 1.0)) == (False, 0, 0.0)
 
 
-def test_a_retry_after_is_kept_through_an_outage() -> None:
-    limiter = Limiter(8, adaptive=False)
-    sent = [limiter.note_sent(0.0) for _ in range(8)]
-    limiter.note_refusal(sent[0], 1.0, 30.0)
-    for one in sent[1:7]:
-        limiter.note_failure(one, 2.0, "dropped")
-    assert limiter.dead
-    limiter.note_answer(sent[7], 2.1)
-    assert (limiter.dead, limiter.wait_s(2.1)) == (False, 28.9)
-
-
 def test_a_server_that_has_only_failed_gets_one_at_a_time() -> None:
     limiter = Limiter(100, spare=True)
     assert limiter.wait_s(0.0) == 0

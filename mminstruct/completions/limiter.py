@@ -136,7 +136,6 @@ class Limiter:
         self.dead = self._has_answered = False
         self._failures_in_a_row = self.probed = 0
         self._probe: Sent | None = None  # under way
-        self._resume_s = -math.inf  # once it answers again, as it asked for before
         self._allowance = Allowance()
         self._tokens_under_way = 0.0
         self._allowed_s = -math.inf
@@ -280,7 +279,6 @@ class Limiter:
             return
         why = f"left out after {failures} failures in a row ({cause})"
         if not self.dead:
-            self._resume_s = self._bounds.resume_s
             self.history.note(now, "window", self._bounds.window.value, 0.0, why)
         # Where none is retried any more, what waits is given up one by one.
         retry = 0 if self.probed >= most and not self._spare else min(self.probed, most)
@@ -309,6 +307,6 @@ class Limiter:
         if self.dead:
             why = "the server answers again"
             self.history.note(now, "window", 0.0, self._bounds.window.value, why)
-            self._bounds.resume_s = self._resume_s
+            self._bounds.resume_s = now
         self.dead, self._probe, self._has_answered = False, None, True
         self._failures_in_a_row = self.probed = 0

@@ -26,7 +26,7 @@ from mminstruct.completions.limiter import Limiter, Sent
 from mminstruct.completions.tuning import Tuning
 from mminstruct.config import InstructConfig
 from mminstruct.errors import UsageError
-from mminstruct.transport import Quota, Quotas, RetryPolicy, read_quotas
+from mminstruct.transport import Quota, Quotas, read_quotas
 
 RTT_S = 0.003
 
@@ -43,7 +43,6 @@ class Server:
         latency_s: of an answer on average, or a function that draws one.
         slots: requests computed at once while others queue; None is all.
         noise: share of refusals that have no reason.
-        away_s: from when to when it drops all connections.
     """
 
     per_s: float | None = None
@@ -53,7 +52,6 @@ class Server:
     latency_s: float | Callable[[random.Random], float] = 0.5
     slots: int | None = None
     noise: float = 0.0
-    away_s: tuple[float, float] = (math.inf, math.inf)
     in_flight: int = 0
     rng: random.Random = field(default_factory=lambda: random.Random(0))
     level: float = math.nan
@@ -100,11 +98,10 @@ class Server:
 
 @dataclass
 class Course:
-    """What happened: when answered, refused or dropped, and latencies, in virtual seconds."""
+    """What happened: times of answers and refusals, and latencies, in virtual seconds."""
 
     answered: list[float] = field(default_factory=list)
     refused: list[float] = field(default_factory=list)
-    dropped: list[float] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
     end_s: float = 0.0
 
@@ -151,9 +148,7 @@ def simulate(
             at(now + RTT_S, lambda then, sent=sent: arrive(then, sent))
 
     def arrive(now: float, sent: Sent) -> None:
-        if is_away(now):
-            at(now + RTT_S, lambda then: drop(then, sent))
-        elif server.takes(now):
+        if server.takes(now):
             server.in_flight += 1
             at(now + server.answer_s(now), lambda then: leave(then, sent))
         else:
@@ -161,9 +156,6 @@ def simulate(
 
     def leave(now: float, sent: Sent) -> None:
         server.in_flight -= 1
-        if is_away(now):
-            drop(now, sent)
-            return
         course.answered.append(now)
         course.latencies.append(now - sent.at_s)
         limiter.note_answer(sent, now)
@@ -175,16 +167,6 @@ def simulate(
         course.refused.append(now)
         limiter.note_refusal(sent, now, server.retry_after_s)
         send(now)
-
-    def drop(now: float, sent: Sent) -> None:
-        nonlocal left
-        left += 1
-        course.dropped.append(now)
-        limiter.note_failure(sent, now, "dropped")
-        send(now)
-
-    def is_away(now: float) -> bool:
-        return server.away_s[0] <= now < server.away_s[1]
 
     for when_s, change in changes:
         at(when_s, lambda now, change=change: change())
@@ -682,44 +664,6 @@ def test_a_dead_server_is_left_out_and_probed_until_it_answers() -> None:
         assert not dead.dead
 
     asyncio.run(run())
-
-
-@pytest.mark.parametrize("seconds", [0.2, 5.0, 60.0])
-@pytest.mark.parametrize("latency_s", [0.5, 6.0])
-def test_an_outage_costs_what_is_in_flight_and_a_probe_now_and_then(
-    seconds: float, latency_s: float
-) -> None:
-    server = Server(latency_s=latency_s, away_s=(60.0, 60.0 + seconds))
-    course = simulate(Limiter(100), server, until_s=240.0)
-    probes = [at for at in course.dropped if at > 60.0 + 1.3 * latency_s + RTT_S]
-    assert len(probes) <= 1 + math.log2(1 + seconds / 0.5)
-    assert len(course.dropped) <= 110  # a hundred were in flight
-    # It is noticed in no more than the time that it took, and then all goes on as before.
-    back_s = 60.0 + 2 * seconds + 0.5 + 2 * latency_s
-    assert course.per_s(back_s, back_s + 30.0) > 0.95 * course.per_s(30.0, 60.0)
-
-
-def test_a_server_that_stays_away_is_given_up_after_as_many_probes_as_a_request_has_retries() -> (
-    None
-):
-    policy = RetryPolicy(max_retries=3, base_s=1.0)
-    limiter = Limiter(8, adaptive=False, policy=policy)
-    gate = Gate([limiter], 8)
-    for sent in [limiter.note_sent(0.0) for _ in range(8)]:
-        limiter.note_failure(sent, 0.0, "dropped")
-    now, waits = 0.0, []
-    for tried in range(5):
-        assert (limiter.dead, gate.probed) == (True, tried)
-        waits.append(limiter.wait_s(now))
-        now += waits[-1]
-        assert limiter.wait_s(now) == 0.0
-        probe = limiter.note_sent(now)
-        assert limiter.wait_s(now) == math.inf
-        limiter.note_failure(probe, now, "unreachable")
-    assert waits == [1.0, 2.0, 4.0, 1.0, 1.0]
-    # Another failure tells that somebody is there.
-    limiter.note_failure(limiter.note_sent(now + 1.0), now + 1.0, "http_500")
-    assert (limiter.dead, gate.probed, limiter.wait_s(now + 1.0)) == (False, 0, 0.0)
 
 
 def test_a_server_that_has_only_failed_gets_one_at_a_time() -> None:

@@ -176,11 +176,7 @@ class Client:
             self._open_servers = opened.pop_all()
         most, adaptive, spare = self.backend.parallel, bool(self._remotes), len(servers) > 1
         names = self.backend.endpoints if spare else ("",)
-        policy = None if spare else self._policy  # others needn't wait for it
-        limiters = [
-            Limiter(most, adaptive=adaptive, spare=spare, server=name, policy=policy)
-            for name in names
-        ]
+        limiters = [Limiter(most, adaptive=adaptive, spare=spare, server=name) for name in names]
         self._sender = Sender(
             servers,
             Gate(limiters, most, self._rates),

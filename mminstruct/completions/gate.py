@@ -65,11 +65,6 @@ class Gate:
         now = self._clock()
         return next(filter(None, (limiter.words(now) for limiter in self._limiters)), "")
 
-    @property
-    def probed(self) -> int:
-        """Probes in vain of every server, while all are left out."""
-        return min(limiter.probed for limiter in self._limiters)
-
     def others(self, avoid: Collection[int]) -> bool:
         """Whether there are servers besides these that are not left out."""
         return any(not x.dead for n, x in enumerate(self._limiters) if n not in avoid)

@@ -19,9 +19,8 @@ from typing import Literal
 from mminstruct.completions.bounds import Bound, Bounds, History
 from mminstruct.completions.buckets import Allowance
 from mminstruct.completions.tuning import Tuning, bounded
-from mminstruct.transport import Quotas, RetryPolicy
+from mminstruct.transport import Quotas
 
-_NOBODY_THERE = ("unreachable", "dropped")
 _OVERLOADED = ("timeout", "http_408", "http_503", "http_504", "http_529")
 
 
@@ -99,16 +98,13 @@ class Limiter:
     Args:
         most: in flight at most.
         adaptive: whether to learn; else only pauses are obeyed.
-        spare: whether there are other servers, so that this one is left out however it fails; else
-            it is while nobody is there.
+        spare: whether there are other servers, so that this one can be left out when it is dead.
         server: its name, for what is logged where there are several.
         tuning: the numbers it goes by.
-        policy: of retries, and of probes, which are those of all that wait.
 
     Attributes:
         in_flight: requests without an end yet.
         dead: whether it is left out, but for a probe now and then.
-        probed: in vain since then.
         history: the last changes, with their reasons.
     """
 
@@ -120,11 +116,9 @@ class Limiter:
         spare: bool = False,
         server: str = "",
         tuning: Tuning | None = None,
-        policy: RetryPolicy | None = None,
     ) -> None:
         self._most, self._adaptive, self._spare = most, adaptive, spare
         self._tuning = tuning = tuning or Tuning()
-        self._policy = policy or RetryPolicy()
         self.in_flight = 0
         self.history = History(server)
         self._bounds = Bounds(tuning.start_in_flight if adaptive else most, tuning, self.history)
@@ -134,8 +128,8 @@ class Limiter:
         self._now_s: float | None = None
         self._strain, self._strained_s = 0.0, -math.inf
         self.dead = self._has_answered = False
-        self._failures_in_a_row = self.probed = 0
-        self._probe: Sent | None = None  # under way
+        self._failures_in_a_row = 0
+        self._probe_s, self._probe_after_s = -math.inf, tuning.probe_s[0]
         self._allowance = Allowance()
         self._tokens_under_way = 0.0
         self._allowed_s = -math.inf
@@ -173,7 +167,7 @@ class Limiter:
         if now < self._bounds.resume_s:
             return self._bounds.resume_s - now
         if self.dead:
-            return math.inf if self._probe else 0.0
+            return math.inf if self.in_flight else max(0.0, self._probe_s - now)
         # One at a time to a server that has only failed, or many are lost to it at the start.
         doubted = self._spare and self._failures_in_a_row and not self._has_answered
         if self.in_flight >= (1 if doubted else self._most):
@@ -219,14 +213,13 @@ class Limiter:
         self._bounds.note_sent(now)
         self._tokens_under_way += tokens
         self._allowance.take(tokens)
-        sent = Sent(now, self.in_flight, tokens, server)
-        self._probe = sent if self.dead else None
-        return sent
+        return Sent(now, self.in_flight, tokens, server)
 
     def note_answer(self, sent: Sent, now: float, *, used: float | None = None) -> None:
         """A request was answered, with so many tokens; one refused for good counts as well."""
         self._end(sent, used)
         self._revive(now)
+        self._probe_after_s = self._tuning.probe_s[0]
         self._strain *= self._tuning.strain_kept
         self._bounds.note_answer(sent.at_s, sent.in_flight)
         if self._adaptive:
@@ -260,30 +253,19 @@ class Limiter:
         tuning = self._tuning
         self._end(sent, None)
         self._failures_in_a_row += 1
-        if self._spare or cause in _NOBODY_THERE:
-            self._leave_out(sent, now, cause)
-        elif sent is self._probe:
-            self._revive(now)  # somebody is there
+        if self._spare and self._failures_in_a_row >= tuning.dead_after:
+            if self.dead:
+                self._probe_after_s = min(tuning.probe_s[1], 2 * self._probe_after_s)
+            else:
+                why = f"left out after {self._failures_in_a_row} failures in a row ({cause})"
+                self.history.note(now, "window", self._bounds.window.value, 0.0, why)
+            self.dead = True
+            self._probe_s = now + self._probe_after_s
         if self._adaptive and cause in _OVERLOADED and sent.at_s > self._strained_s:
             self._strain += 1
             if self._strain >= tuning.strain:
                 self._strain, self._strained_s = 0.0, now
                 self._shrink(now, 0.0, f"failures that tell of too much at once ({cause})")
-
-    def _leave_out(self, sent: Sent, now: float, cause: str) -> None:
-        """Send but a probe now and then, once several failed in a row."""
-        failures, most = self._failures_in_a_row, self._policy.max_retries
-        if sent is self._probe:
-            self.probed += 1
-        elif self.dead or failures < self._tuning.dead_after:
-            return
-        why = f"left out after {failures} failures in a row ({cause})"
-        if not self.dead:
-            self.history.note(now, "window", self._bounds.window.value, 0.0, why)
-        # Where none is retried any more, what waits is given up one by one.
-        retry = 0 if self.probed >= most and not self._spare else min(self.probed, most)
-        self._bounds.pause(now, self._policy.wait_s(retry, None, None), why)
-        self.dead, self._probe = True, None
 
     def note_refusal(self, sent: Sent, now: float, retry_after_s: float | None) -> None:
         """A request was refused for now."""
@@ -307,6 +289,4 @@ class Limiter:
         if self.dead:
             why = "the server answers again"
             self.history.note(now, "window", 0.0, self._bounds.window.value, why)
-            self._bounds.resume_s = now
-        self.dead, self._probe, self._has_answered = False, None, True
-        self._failures_in_a_row = self.probed = 0
+        self.dead, self._failures_in_a_row, self._has_answered = False, 0, True

@@ -198,7 +198,6 @@ class Sender:
         if retry_after_s is not None:
             paused_until_s = time.monotonic() + retry_after_s
             self.stats.paused_until_s = max(self.stats.paused_until_s, paused_until_s)
-        tries.retries = max(tries.retries, self.gate.probed)
         tries.is_over = (
             tries.retries >= self.policy.max_retries
             or tries.timeouts >= _TIMEOUTS

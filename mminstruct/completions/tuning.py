@@ -66,6 +66,7 @@ class Tuning:
 
     # Servers that are left out.
     dead_after: int = 3  # failures in a row
+    probe_s: tuple[float, float] = (1.0, 30.0)  # between probes: at first, doubling, at most
 
 
 def bounded(value: float, bounds: tuple[float, float]) -> float:

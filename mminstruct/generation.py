@@ -294,7 +294,8 @@ def merge(
             except StoreUnusable as error:
                 raise StoreUnusable(
                     f"part {folder}: its answers can't be read: {error.__cause__ or error}; copy "
-                    "the part again, or run its shard again"
+                    f"the part again, or remove its {parts.STORE}: its rows are there, and only "
+                    "another run would ask for those answers again"
                 ) from error
     quality = repository.write(gathered.rows, path, origin, report, overwrite=overwrite)
     # Those of the parts may be in copies.

@@ -35,8 +35,9 @@ def folder(name: Literal["builders", "prompt_configs", "cards"]) -> Path:
 def check_writable(folder: Path, output: Path) -> None:
     """Raise UsageError about the output if nothing can be written there; the folder isn't made."""
     if _ADDRESS.match(output.as_posix()):
+        address = output.as_posix().replace(":/", "://", 1)  # as it was before it became a path
         raise UsageError(
-            f"output path {output}: expected one on this machine, got an address; write to a "
+            f"output path {address}: expected one on this machine, got an address; write to a "
             "folder or file, and copy it there"
         )
     try:

@@ -331,7 +331,7 @@ def test_an_address_is_no_folder_of_that_name(
     monkeypatch.chdir(tmp_path)
     name = "out.html" if line.startswith("view") else "out"
     assert cli.run([*line.split(), f"s3://bucket/{name}"]) == USAGE
-    assert "output path s3:/bucket/out" in (said := capsys.readouterr().err)
+    assert "output path s3://bucket/out" in (said := capsys.readouterr().err)
     assert "expected one on this machine, got an address; write to a folder or file" in said
     assert list(tmp_path.iterdir()) == []
 

@@ -231,6 +231,19 @@ def test_answers_of_other_stores_are_added_once_and_replace_none(tmp_path: Path)
         assert store.lengths(SCOPE) == Lengths(2, 30, 500)
 
 
+def test_another_store_that_is_damaged_inside_is_named_and_not_this_one(tmp_path: Path) -> None:
+    with ResponseStore(tmp_path / "part.sqlite") as store:
+        put_all(store, answers(300))
+    data = bytearray((tmp_path / "part.sqlite").read_bytes())
+    data[3 * 16384 :] = bytes(len(data) - 3 * 16384)
+    (tmp_path / "part.sqlite").write_bytes(data)
+    with ResponseStore(tmp_path / "mine.sqlite") as store:
+        put_all(store, answers(1))
+        with pytest.raises(StoreUnusable, match="part.sqlite: database disk image is malformed"):
+            store.copy(tmp_path / "part.sqlite")
+        assert len(store) == 1
+
+
 def older_version(path: Path, version: int, entries: Iterable[tuple[bytes, Completion]]) -> None:
     """Write a store as an older version of its format has it."""
     connection = sqlite3.connect(path, isolation_level=None)

@@ -300,7 +300,7 @@ def test_parts_are_copied_from_where_fsspec_finds_them(
 ) -> None:
     for index in range(2):
         assert dry(f"generate SAMPLE --limit 4 --shard {index}/2 --output_path out") == DONE
-    assert dry("merge out.parts/0-of-2 out.parts/1-of-2 here") == DONE
+    assert dry("merge out.parts/0-of-2 out.parts/1-of-2 out.parts/0-of-2/ here") == DONE
     away = fsspec.filesystem("memory")
     away.put(f"{tmp_path / 'out.parts'}/", "/bucket/out.parts/", recursive=True)
     assert dry("merge memory://bucket/out.parts/*-of-2 there") == DONE

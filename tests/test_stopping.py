@@ -57,6 +57,17 @@ def test_a_rerun_ends_as_the_run_did_unless_more_is_refused_than_was_answered() 
         assert str(ends[-1]) == f"{enough} requests in a row failed; the last: not this one"
 
 
+def test_what_fails_otherwise_after_many_refusals_is_counted_by_itself() -> None:
+    rules = StopRules()
+    refused = RequestRefused("not this one", status=400)
+    assert not any(rules.count_failure(refused, 0, 20_000) for _ in range(2500))
+    gone = RequestRefused("no such model", unknown_here=True, status=404)
+    late = TransientError("timed out", cause="timeout")
+    ends = [rules.count_failure((gone, late)[n % 2], 0, 20_000) for n in range(2000)]
+    assert ends[:-1] == [None] * 1999
+    assert str(ends[-1]) == "2000 requests in a row failed; the last: timed out"
+
+
 def test_failures_between_answers_end_nothing() -> None:
     rules = StopRules()
     for _ in range(99):

@@ -86,14 +86,14 @@ class StopRules:
         self.started = False
         self.answers = 0
         self._failed_at_start = 0
-        self._failed_in_a_row = 0
+        self._failed_in_a_row = Counter[bool]()  # by whether it is refused by itself
         self._empty_in_a_row = 0
         self._cut_at, self._cut_in_a_row = 0, 0
 
     def count_answer(self) -> None:
         """Note that a request was answered."""
         self.answers += 1
-        self._failed_in_a_row = 0
+        self._failed_in_a_row.clear()
 
     def is_hopeless(self, error: RequestRefused | TransientError, before: bool) -> bool:
         """Count a failure at the start: whether it says that no request can succeed.
@@ -117,16 +117,20 @@ class StopRules:
 
         A failure tells nothing about the server if there are more answers than before its first
         attempt: what fails again and again comes to its end last. And a rerun asks for nothing but
-        what failed before, so the more is stored, the more of that there may be: a tenth, or as
-        much of what is refused, which is at once and costs nothing.
+        what failed before, so the more is stored, the more of that there may be: a tenth, or of
+        what is refused by itself, which is at once and costs nothing, as much. Either is counted
+        apart, as the few that fail otherwise come last.
         """
         if self.answers > answers_before:
             return None
-        self._failed_in_a_row += 1
-        most = stored if isinstance(error, RequestRefused) else stored // 10
-        if self._failed_in_a_row < max(_FAILED_IN_A_ROW, most):
+        refused = isinstance(error, RequestRefused) and (
+            not error.unknown_here or error.status == 403  # see is_hopeless
+        )
+        self._failed_in_a_row[refused] += 1
+        count = self._failed_in_a_row[refused]
+        if count < max(_FAILED_IN_A_ROW, stored if refused else stored // 10):
             return None
-        return RunStopped(f"{self._failed_in_a_row} requests in a row failed; the last: {error}")
+        return RunStopped(f"{count} requests in a row failed; the last: {error}")
 
     def look_for_text(
         self, completion: Completion, max_tokens: int, stored: int = 0

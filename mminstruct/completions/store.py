@@ -220,18 +220,21 @@ class ResponseStore:
         Raises:
             StoreError: the other can't be read, or this one written.
         """
-        with (
-            closing(_connect_read_only(other, self._busy_timeout_s)) as source,
-            self._use_reader() as here,
-            _write_all(here),
-        ):
+
+        def read(query: str) -> Iterator[Any]:
+            try:
+                yield from source.execute(query)
+            except sqlite3.Error as error:
+                raise _explain_refusal(other, error) from error
+
+        source = _connect_read_only(other, self._busy_timeout_s)
+        with closing(source), self._use_reader() as here, _write_all(here):
             added = here.executemany(
                 "INSERT OR IGNORE INTO completions (key, value, checksum) VALUES (?, ?, ?)",
-                source.execute("SELECT key, value, checksum FROM completions"),
+                read("SELECT key, value, checksum FROM completions"),
             )
-            (count,) = source.execute("SELECT count(*) FROM completions").fetchone()
-            if added.rowcount == count:
-                here.executemany(_ADD_LENGTHS, source.execute("SELECT * FROM lengths"))
+            if (added.rowcount,) == next(read("SELECT count(*) FROM completions")):
+                here.executemany(_ADD_LENGTHS, read("SELECT * FROM lengths"))
 
     def lengths(self, scope: Scope) -> Lengths:
         """How long the answers of a scope are that came with a token count."""

@@ -237,7 +237,11 @@ def parts_of(registry: Registry, found: DataSet) -> Iterator[Part]:
         rows = f" by {count_of(found.unlicensed, 'row')}" if found.unlicensed else ""
         yield Part("annotations", what, None, f"; no licence is named{rows}")
     for who, count in found.writers.items():
-        rows = f"{count:,} of {count_of(found.rows, 'row')} name it" if count else "named"
+        rows = (
+            f"{count:,} of {count_of(found.rows, 'row names', 'rows name')} it"
+            if count
+            else "named"
+        )
         yield from _trace(registry, who, f"; {rows} in {who.field}")
     if found.silent or not (found.writers or is_known):
         rows = count_of(found.silent, "row") if found.silent else "rows"

@@ -128,14 +128,15 @@ def claim(folder: Path, part: Part, *, overwrite: bool) -> Iterator[Writer]:
             f"part {folder}: another run is making it; wait for its end, or give another --shard"
         ) from error
     with held:
-        beside = (f for f in sorted(folder.parent.iterdir()) if (f / _NOTE).is_file())
-        there = {f: read(f, str(f)) for f in beside}
         try:
+            beside = (f for f in sorted(folder.parent.iterdir()) if (f / _NOTE).is_file())
+            there = {f: read(f, str(f)) for f in beside}
             if not overwrite:
                 _check_beside(folder, part, there)
         except UsageError:
             with suppress(OSError):  # a folder with anything in it stays
-                if folder not in there:  # or a merge of all that is there would stumble over it
+                # Else a merge of all that is there would stumble over it.
+                if not (folder / _NOTE).is_file():
                     (folder / _LOCK).unlink()
                     folder.rmdir()
             raise
@@ -255,7 +256,7 @@ def fetch(folders: Iterable[str | Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for address in map(str, folders):
         if "://" not in address:
-            found[address] = Path(address)
+            found[str(Path(address))] = Path(address)
             continue
         place = Path(tempfile.mkdtemp(prefix="mminstruct-"))
         # Rows are read from there as they are wanted.
@@ -301,32 +302,35 @@ def gather(folders: Mapping[str, Path]) -> Gathered:
     _check_alike(found, folders)
     splits: dict[str, list[datasets.Dataset]] = {}
     by_source: dict[str, Report] = {}
-    whole, may_ask = Report(), set()
+    whole = Report()
+    may_ask: dict[str, set[str]] = {}
     for number, piece in enumerate(first.pieces):
         in_order = _sort(found, number)
         _check_covered(found, number, in_order)
         places = [_place(folders[address], number, piece) for address in in_order]
         counts = [Report.read(place.with_suffix(".json")) for place in places]
         lacking = [bool(told.failures.keys() - {"refused"}) for told in counts]
-        may_ask |= {found[address].shard for address in compress(in_order, lacking)}
+        may_ask.setdefault(piece.source, set()).update(
+            found[address].shard for address in compress(in_order, lacking)
+        )
         report = _add_up(places, counts, piece.types)
         by_source.setdefault(piece.source, Report()).add(report)
         whole.add(report)
         if rows := _read_rows(places, piece.types):
             splits.setdefault(piece.split, []).extend(rows)
-    unfinished = tuple(sorted(may_ask))
     for source, told in by_source.items():
         if not told.rows.total():  # which ends the run in one piece, too
+            shards = ", ".join(sorted(may_ask[source]))
             raise told.stop(
                 told.explain_no_row(source),
                 " The answers are in made/*.jsonl of the parts.",
-                f"run again shard {', '.join(unfinished)} without --partial, and merge again",
+                f"run again shard {shards} without --partial, and merge again",
             )
     return Gathered(
         datasets.DatasetDict({s: datasets.concatenate_datasets(p) for s, p in splits.items()}),
         TypeAdapter(Origin).validate_json((next(iter(folders.values())) / _ORIGIN).read_bytes()),
         whole,
-        unfinished,
+        tuple(sorted(set().union(*may_ask.values()))),
         {a: store for a, folder in folders.items() if (store := folder / STORE).is_file()},
     )
 

@@ -154,7 +154,7 @@ def test_the_same_holds_where_some_requests_fail_for_good(
     assert len(server.bodies) == REQUESTS
     assert 60 < len(refused) < 140
     assert ended.code == 1
-    rows = f"{REQUESTS - len(refused)} rows, {len(refused)} failed (refused {len(refused)})"
+    rows = f"{REQUESTS - len(refused):,} rows, {len(refused)} failed (refused {len(refused)})"
     assert rows in ended.err
     assert f"{len(refused)} requests were refused, as they would be again" in ended.err
     server.bodies.clear()

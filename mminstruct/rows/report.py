@@ -180,7 +180,7 @@ class Report:
         """
         if self.failures.total() > self.unsent:
             return RunStopped(words)
-        if self.unsent or not self.rejections:
+        if not self.rejections:
             return UsageError(f"{words}; {ask}")
         return NoRows(
             f"{words}.{where} The same run gives the same again: take another model, context "

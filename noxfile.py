@@ -32,8 +32,8 @@ _ON_THE_NETWORK = (
             (
                 *_BY_VERSION,
                 *("tests/backends/test_tgi.py", "tests/backends/test_conformance.py"),
-                "tests/test_readme.py",
-                *("-k", "builders or hub or tgi"),
+                *("tests/test_readme.py", "tests/test_doors.py", "tests/test_servers.py"),
+                *("-k", "builders or hub or tgi or doors"),
             ),
             id="tgi",
         ),

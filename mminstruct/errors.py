@@ -139,7 +139,7 @@ def lacking(path: Path) -> str:
     >>> lacking(Path("/no/such/file.txt"))
     ' (there is no folder /no)'
     """
-    missing = [folder for folder in path.parents if not os.path.exists(folder)]  # noqa: PTH110
+    missing = [folder for folder in path.parents if not os.path.exists(folder)]  # noqa: PTH110 (Path.exists raises where nobody may look)
     return f" (there is no folder {missing[-1]})" if missing else ""
 
 
@@ -154,10 +154,10 @@ def causes(error: BaseException) -> list[BaseException]:
 
 
 def fault_of(work: Callable[[], None]) -> Exception | None:
-    """What ended some work of a thread, if it wasn't its end: who waits for it has to hear."""
+    """What a thread's work or foreign code failed with, if it did: somebody has to hear of it."""
     try:
         work()
-    except Exception as error:  # noqa: BLE001 (a driver, an engine or a model's code raises any)
+    except Exception as error:  # noqa: BLE001 (a driver, an engine, a storage or a plugin raises any)
         return error
     return None
 

@@ -55,7 +55,7 @@ class _Watch:
                 execute(module)
                 _wrap_in(module)
 
-            spec.loader.exec_module = execute_and_wrap  # type: ignore[method-assign]
+            spec.loader.exec_module = execute_and_wrap  # type: ignore[method-assign]  # one loader, not its class
         return spec
 
 
@@ -153,7 +153,7 @@ def _wrap(original: Callable[..., Any]) -> Callable[..., Any]:
             {"base_path": str(script.parent), **given},
         )
 
-    dataset_module_factory._mminstruct = True  # type: ignore[attr-defined]
+    dataset_module_factory._mminstruct = True  # type: ignore[attr-defined]  # a mark by which it is known again
     return dataset_module_factory
 
 

@@ -82,7 +82,7 @@ def keep(file: Path, text: str) -> None:
 def shown(path: Path) -> str:
     """A path for people and logs, with the home folder as ``~``."""
     text = os.path.abspath(path)  # noqa: PTH100 (resolve() would follow links)
-    home = os.path.expanduser("~")  # noqa: PTH111
+    home = os.path.expanduser("~")  # noqa: PTH111 (Path.home raises where nobody is at home)
     return "~" + text[len(home) :] if home != "/" and text.startswith(home + os.sep) else text
 
 

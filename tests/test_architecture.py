@@ -55,7 +55,7 @@ def test_errors_of_any_kind_are_met_at_the_borders_to_foreign_code_alone() -> No
     assert {file: count for file, count in found.items() if count} == {
         "backends/_templates.py": 1,  # what comes with a model
         "cli/app.py": 1,  # what is told without a traceback, and what isn't
-        "errors.py": 1,  # what ends a thread that others wait for
+        "errors.py": 1,  # a thread that others wait for, plugins, storages of fsspec
     }
 
 

@@ -288,7 +288,7 @@ class NoCredentials(Exception):
     """As of a backend whose errors are of its own kind."""
 
 
-class Closed(fsspec.AbstractFileSystem):  # type: ignore[misc]
+class Closed(fsspec.AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
     protocol = "closed"
 
     def info(self, path: str, **kwargs: Any) -> Any:

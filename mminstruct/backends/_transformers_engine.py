@@ -93,7 +93,7 @@ class Engine:
         with self._changed:
             self._changed.notify()
 
-    @torch.inference_mode()  # type: ignore[untyped-decorator]
+    @torch.inference_mode()  # type: ignore[untyped-decorator]  # torch has no types for it
     def serve(self) -> None:
         """Answer what is submitted, until closed."""
         reason = "the model's engine has stopped"

@@ -35,7 +35,7 @@ _WHOLE_ERROR_ROUNDED = 0.25
 _MISFITS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
-@torch.inference_mode()  # type: ignore[untyped-decorator]
+@torch.inference_mode()  # type: ignore[untyped-decorator]  # torch has no types for it
 def batch_for(
     model: Any, closing: threading.Event, window: int
 ) -> tuple[SharedOpeningBatch | PaddedBatch, int, str | None]:
@@ -139,4 +139,4 @@ def _compare(batch: SharedOpeningBatch | PaddedBatch, plain: Tensor, bound: floa
 
 
 def _make_row(prompt: list[int], opening: tuple[int, ...]) -> Row:
-    return Row(prompt, opening, Sampling(), 1, random.Random(0), lambda end: None)  # noqa: S311
+    return Row(prompt, opening, Sampling(), 1, random.Random(0), lambda end: None)  # noqa: S311 (drawn again alike, no secret)

@@ -181,7 +181,7 @@ class TransformersBackend(Opened):
             opening=tokenizer.opening(request.messages),
             sampling=sampling,
             limit=room,
-            rng=random.Random(read_seed(request)),  # noqa: S311
+            rng=random.Random(read_seed(request)),  # noqa: S311 (drawn again alike, no secret)
             finish=lambda end: _tell(loop, ended, end),
         )
         self.engine.submit(row)

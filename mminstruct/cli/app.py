@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else in the background
         signal.signal(signal.SIGINT, _end_in_peace)
     if sys.stderr is None:  # closed from the start: the next file to be opened would become it
-        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 (open for as long as the process runs)
     try:
         sys.exit(run(sys.argv[1:] if arguments is None else arguments))
     finally:
@@ -106,7 +106,7 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt as interrupt:
         say(f"stopped. {_tell_kept(args)}{_how_to_go_on(args, interrupt)}.")
         return _ENDED_BY.get("".join(interrupt.args), INTERRUPTED)
-    except Exception as error:  # noqa: BLE001 (the one place: below here it is a traceback)
+    except Exception as error:  # noqa: BLE001 (what the user can't mend goes on as a traceback)
         known = to_tell(error)
         if known is None:
             raise

@@ -30,5 +30,5 @@ def _completion(args: argparse.Namespace) -> int:
         if action.dest == "sources":
             action.choices = list(sources.names())
         elif action.dest == "model" or action.metavar in ("FILE", "PATH", "DIR", "OUT"):
-            action.complete = shtab.FILE  # type: ignore[attr-defined]
+            action.complete = shtab.FILE  # type: ignore[attr-defined]  # an attribute that shtab reads
     return print_text(shtab.complete(parser, args.shell))

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # not in its __all__
 
 from mminstruct.cli.arguments import Parser
 from mminstruct.cli.console import DONE, quiet_libraries, say

@@ -111,7 +111,7 @@ class Sender:
         self._remotes = [server if isinstance(server, Remote) else None for server in self.servers]
         self._saved = asyncio.Event()
         self._paying = asyncio.Lock()
-        self._rng = random.Random()  # noqa: S311
+        self._rng = random.Random()  # noqa: S311 (spreads retries, keeps no secret)
         self._unknown_at: set[int] = set()
         # Tokens, by our count, from which a prompt is too long for sure, by what its answer needs.
         self._too_long_from: dict[int, float] = {}

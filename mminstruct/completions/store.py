@@ -417,7 +417,7 @@ def _is_locked(error: Exception) -> bool:
 def _insert(connection: sqlite3.Connection, write: _Write) -> bool:
     """Whether the completion is new."""
     inserted = connection.execute(
-        f"INSERT OR {'REPLACE' if write.replaces else 'IGNORE'} INTO completions "  # noqa: S608
+        f"INSERT OR {'REPLACE' if write.replaces else 'IGNORE'} INTO completions "  # noqa: S608 (one of two words of ours)
         "(key, value, checksum) VALUES (?, ?, ?)",
         (write.key, write.value, _checksum(write.key, write.value)),
     )

@@ -137,7 +137,7 @@ class _Tar:
     """A shard for webdataset: an image and its row have names of one stem."""
 
     def __init__(self, stem: Path) -> None:
-        self._tar = tarfile.open(f"{stem}.tar", "w")  # noqa: SIM115
+        self._tar = tarfile.open(f"{stem}.tar", "w")  # noqa: SIM115 (closed by close)
 
     def add(self, record: Row, line: bytes, image: bytes, ending: str) -> None:
         for name, content in ((ending, image), ("json", line)):

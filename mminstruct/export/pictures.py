@@ -221,14 +221,14 @@ class Pictures:
     def path(self, row: Row, form: Format, output: Path) -> str | None:
         """The row's image as the format's reader finds it."""
         if self.images == "none" and form.any_modality:
-            return row["image"]  # type: ignore[no-any-return]
+            return row["image"]  # type: ignore[no-any-return]  # a row is a dict of Any
         file = self.file(row, form)
         if file is None:
             return None
         if self.images == "none":
             return form.name(row["image"])
         if self.images == "url":
-            return row["image_url"]  # type: ignore[no-any-return]
+            return row["image_url"]  # type: ignore[no-any-return]  # a row is a dict of Any
         lost = self.wanted.lost(file, row["image_url"]) if self.wanted is not None else None
         if flaw := lost or self.flaw(file):
             raise LeftOut(flaw, self.folder / file)

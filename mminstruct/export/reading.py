@@ -83,7 +83,7 @@ def _find_splits(builder: datasets.DatasetBuilder) -> Mapping[str, _Rows]:
     files = {str(split): list(map(str, of)) for split, of in named.items()}
     if files and all(file.endswith(".parquet") for of in files.values() for file in of):
         return files
-    return builder.as_streaming_dataset()  # type: ignore[no-any-return]
+    return builder.as_streaming_dataset()  # type: ignore[no-any-return]  # datasets has no types
 
 
 def features_of(rows: _Rows) -> datasets.Features:
@@ -173,7 +173,7 @@ def _read_noted(dataset: str) -> Mapping[str, Any] | None:
             f"{dataset}: provenance.json: expected what mminstruct generate notes there, got "
             "something else; put it back or run mminstruct generate again"
         ) from error
-    return found  # type: ignore[no-any-return]
+    return found  # type: ignore[no-any-return]  # JSON, checked above
 
 
 def made_of(

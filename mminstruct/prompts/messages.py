@@ -46,7 +46,7 @@ class Draw:
 
     def random(self, what: str = "") -> random.Random:
         """A generator for one of the things that are drawn."""
-        return random.Random(f"{self.seed}/{self.sample_id}{what}")  # noqa: S311
+        return random.Random(f"{self.seed}/{self.sample_id}{what}")  # noqa: S311 (drawn again alike, no secret)
 
     def fit(self, context: Context, config: PromptConfig) -> PromptConfig:
         """The config in the words for what a context has, and in one of its draws."""

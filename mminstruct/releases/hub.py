@@ -34,7 +34,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from huggingface_hub.hf_api import DatasetInfo, RepoFile
-from huggingface_hub.utils import (  # type: ignore[attr-defined]
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # not in its __all__
     build_hf_headers,
     get_session,
     validate_repo_id,
@@ -394,7 +394,7 @@ def _is_same(content: Content, there: RepoFile | None) -> bool:
         return False
     if there.lfs:
         return _digest(content, hashlib.sha256()) == there.lfs.sha256
-    return _digest(content, hashlib.sha1(b"blob %d\0" % size)) == there.blob_id  # noqa: S324
+    return _digest(content, hashlib.sha1(b"blob %d\0" % size)) == there.blob_id  # noqa: S324 (the digest of git)
 
 
 def _digest(content: Content, so_far: hashlib._Hash) -> str:

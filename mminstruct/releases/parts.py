@@ -134,7 +134,7 @@ def claim(folder: Path, part: Part, *, overwrite: bool) -> Iterator[Writer]:
             if not overwrite:
                 _check_beside(folder, part, there)
         except UsageError:
-            with suppress(OSError):  # a folder with anything in it stays
+            with suppress(OSError):  # it stays with anything in it, or where a held lock can't go
                 # Else a merge of all that is there would stumble over it.
                 if not (folder / _NOTE).is_file():
                     (folder / _LOCK).unlink()

@@ -29,7 +29,7 @@ class Interval:
         if digits is None:
             low, high = math.floor(self.low + 1e-6), math.ceil(self.high - 1e-6)
         else:
-            low, high = round(self.low, digits), round(self.high, digits)  # type: ignore[assignment]
+            low, high = round(self.low, digits), round(self.high, digits)  # type: ignore[assignment]  # whole numbers above, others here
         return low if low == high else [low, high]
 
 
@@ -42,7 +42,7 @@ def spread_sample(total: int, size: int, *, seed: str) -> list[int]:
     """Indices of a sample: one from each of ``size`` equal stretches, the same in every run."""
     if size >= total:
         return list(range(total))
-    rng = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)  # noqa: S311 (drawn again alike, no secret)
     edges = [total * part // max(1, size) for part in range(size + 1)]
     return [rng.randrange(edges[part], edges[part + 1]) for part in range(size)]
 

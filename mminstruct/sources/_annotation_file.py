@@ -86,7 +86,7 @@ class Layout(Generic[_File, _Columns]):
         fields = msgspec.structs.fields(file_type)
         self.types = {field.name: field.type for field in fields}
         self.required = {field.name for field in fields if field.required}
-        some_keys: Any = TypedDict("_SomeKeys", self.types, total=False)  # type: ignore[misc]
+        some_keys: Any = TypedDict("_SomeKeys", self.types, total=False)  # type: ignore[misc]  # its name and fields are known at run time alone
         self.file_type = file_type
         self.columns_type = columns_type
         self.noun, self.own, self.other = noun, own, other

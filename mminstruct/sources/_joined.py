@@ -137,7 +137,7 @@ class JoinedSource:
             contexts = source.read(own, reports[-1])
             is_sorted = key is _by_id and on[number] is None
             stream = contexts if is_sorted else iter(sorted(contexts, key=key))
-            streams.append(zip(repeat(number), stream))  # noqa: B905
+            streams.append(zip(repeat(number), stream))  # noqa: B905 (repeat has no end)
         names = [source.info.name for source, _ in parts]
         matched, unmatched = Counter[str](), Counter[str]()
         in_step = heapq.merge(*streams, key=lambda pair: (key(pair[1]), pair[0]))

@@ -57,7 +57,7 @@ def test_it_answers_and_counts(named: Named) -> None:
 
 def test_a_token_limit_is_obeyed_and_told(named: Named) -> None:
     if not named[1].obeys_limit:
-        pytest.skip("a script has no limit")
+        pytest.skip("scripted answers are what they are, whatever the limit")
     (answer,) = complete(named, Request(MESSAGES, Sampling(0.0, max_tokens=3)))
     assert answer.finish_reason == "length"
     assert len(answer.text.split()) <= 3
@@ -96,7 +96,7 @@ def test_tokens_are_counted_as_the_engine_counts_them_before_it_is_open_and_afte
 
 def test_a_seed_fixes_the_answer(named: Named) -> None:
     if not named[1].honours_seed:
-        pytest.skip("whether a seed is honoured is the engine's business")
+        pytest.skip("whether a seed is honoured is up to the server")
     asked = [Request(MESSAGES, Sampling(1.0, max_tokens=12, seed=seed)) for seed in (1, 2, 3, 4, 1)]
     one, *others, again = complete(named, *asked)
     assert one == again

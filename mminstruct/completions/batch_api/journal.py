@@ -179,7 +179,7 @@ class Journal:
     @contextlib.contextmanager
     def _explain_errors(self) -> Iterator[sqlite3.Connection]:
         try:
-            yield self._connection  # type: ignore[misc]
+            yield self._connection  # type: ignore[misc]  # open while it is asked
         except sqlite3.Error as error:
             raise StoreError(
                 f"journal of batches {shown(self.path)}: {error}; every batch it knows goes on"

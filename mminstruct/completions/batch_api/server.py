@@ -62,7 +62,7 @@ class Server:
         self._policy = policy
         self._limits = limits
         self._stats = stats
-        self._rng = random.Random()  # noqa: S311
+        self._rng = random.Random()  # noqa: S311 (spreads retries, keeps no secret)
         self._was_reached = False
 
     async def upload(self, draft: Draft) -> str:
